@@ -1,0 +1,1 @@
+"""Accuracy, size, speed and machine, measured."""

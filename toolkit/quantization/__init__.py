@@ -1,0 +1,1 @@
+"""Quantization-aware training behind one door per library."""
