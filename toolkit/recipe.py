@@ -314,9 +314,7 @@ class Export(Section):
     """OpenVINO IR folders."""
 
     variants: tuple[Variant, ...] = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8")
-    tolerance: float = Field(
-        0.05, gt=0, description="largest |IR - torch| of INT8 logits, as a share of their range"
-    )
+    tolerance: float = Field(0.05, gt=0, description="largest |IR - torch| of INT8 logits, as a share of their range")
     metric_tolerance: Fraction = Field(0.01, description="largest |IR - torch| of the metric on the whole dev split")
 
 

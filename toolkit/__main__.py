@@ -1,0 +1,5 @@
+"""`python -m toolkit` is `pruneofa`."""
+
+from toolkit.cli import main
+
+main()

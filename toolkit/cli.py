@@ -1,0 +1,252 @@
+"""`pruneofa`: each command is one function; heavy imports happen inside, so that `--help` and `check` are quick."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toolkit import __version__
+from toolkit.errors import CheckFailed, UserError
+
+if TYPE_CHECKING:
+    from toolkit.recipe import Recipe
+
+app = typer.Typer(
+    help="Prune a BERT-like model once, transfer it to many tasks, ship it as sparse INT8 OpenVINO IR.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+QUICKSTART = "quickstart"
+RecipeFile = Annotated[Path, typer.Argument(help="recipe (YAML); without it: the quickstart", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="changes to the recipe, e.g. pruning.target_sparsity=0.85", show_default=False),
+]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="where run folders lie")]
+
+
+def _shipped(name: str) -> Path:
+    """A recipe that comes with the toolkit, by its name under yaml_configs/ (without .yaml)."""
+    folder = Path(__file__).resolve().parent.parent / "yaml_configs"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+        raise UserError(f"there is no shipped recipe {name!r}", instead=f"one of: {', '.join(known) or '(none found)'}")
+    return path
+
+
+def _load(recipe: Path | None, overrides: list[str] | None) -> "Recipe":
+    from toolkit.recipe_yaml import load_recipe
+
+    changes = list(overrides or [])
+    if recipe is not None and "=" in str(recipe) and not recipe.exists():  # `pruneofa run seed=1`: no recipe given
+        changes.insert(0, str(recipe))
+        recipe = None
+    return load_recipe(recipe or _shipped(QUICKSTART), changes)
+
+
+@app.command()
+def init(
+    target: Annotated[Path, typer.Argument(help="file to write")] = Path("recipe.yaml"),
+    recipe: Annotated[str, typer.Option("--from", help="shipped recipe to copy")] = "template",
+) -> None:
+    """Copy a commented recipe to start from."""
+    source = _shipped(recipe)
+    if target.exists():
+        raise UserError("it is already there", where=str(target), instead="another name; nothing was overwritten")
+    target.write_text(source.read_text())
+    typer.echo(f"Wrote {target}. Edit it, then: pruneofa check {target}")
+
+
+@app.command()
+def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
+    """Validate a recipe: keys, files, columns, matched matrices, reachable sparsity. Loads no torch."""
+    from rich.console import Console
+
+    from toolkit.checking import check_recipe
+
+    console = Console()
+    for what, found in check_recipe(_load(recipe, overrides)):
+        console.print(f"[green]✓[/] {what}: {found}", highlight=False)
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile = None,  # type: ignore[assignment]
+    overrides: Overrides = None,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Show the stages, what is cached, the steps, and rough time and disk."""
+    from rich.console import Console
+
+    from toolkit.estimate import plan_table
+
+    loaded = _load(recipe, overrides)
+    Console().print(plan_table(loaded, runs / loaded.name))
+
+
+@app.command()
+def run(
+    recipe: RecipeFile = None,  # type: ignore[assignment]
+    overrides: Overrides = None,
+    start: Annotated[str | None, typer.Option("--from", help="make this stage and all later ones anew")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="run this stage alone")] = None,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Run a recipe: only what is not there yet; an interrupted stage goes on from its last checkpoint."""
+    from rich.console import Console
+
+    from toolkit import console as shown
+    from toolkit.checking import check_recipe
+    from toolkit.pipeline import Run
+    from toolkit.recipe_yaml import dump_recipe
+
+    if start and only:
+        raise UserError("--from and --only cannot be used together", instead="one of them")
+    loaded = _load(recipe, overrides)
+    check_recipe(loaded)
+    terminal = Console()
+    if loaded.threads:
+        os.environ["OMP_NUM_THREADS"] = str(loaded.threads)
+    folder = runs / loaded.name
+    terminal.print(f"[bold]{loaded.name}[/] {loaded.description}".rstrip(), highlight=False)
+    job = Run(loaded, folder, lambda step: shown.stage_progress(step, terminal))
+    manifests = job(only=only, start=start)
+    (folder / "recipe.yaml").write_text(dump_recipe(loaded))
+    if only is None:
+        _report(manifests, folder)
+
+
+def _report(manifests: list, folder: Path) -> None:
+    from rich.console import Console
+
+    from toolkit import reporting
+
+    page = reporting.build(manifests, folder / "report")
+    terminal = Console()
+    terminal.print(reporting.console(manifests))
+    terminal.print(f"Report: {page}\nIR folders: {folder}/tasks/<task>/export/<variant>", highlight=False)
+    missed = reporting.missed_criteria(manifests)
+    if missed:
+        raise CheckFailed("\n".join(missed))
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="checkpoint, IR or run folder")]) -> None:
+    """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
+    from rich.console import Console
+
+    from toolkit.inspection import describe
+
+    Console().print(describe(path))
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="IR folders, timed side by side; the first is the reference")],
+    batch: Annotated[list[int] | None, typer.Option(help="batch sizes")] = None,
+    length: Annotated[int, typer.Option(help="tokens per example")] = 128,
+    rounds: Annotated[int, typer.Option(help="rounds over all models")] = 5,
+    seconds: Annotated[int, typer.Option(help="length of one benchmark_app run")] = 3,
+    threads: Annotated[int | None, typer.Option(help="-nthreads; default: all cores")] = None,
+    streams: Annotated[int, typer.Option(help="-nstreams")] = 1,
+    texts: Annotated[Path | None, typer.Option(help="text file whose lines are the inputs")] = None,
+) -> None:
+    """Time IR folders with benchmark_app, interleaved in one run, on real tokenised text."""
+    from rich.console import Console
+
+    from toolkit.inspection import bench_table
+
+    Console().print(bench_table(models, tuple(batch or (1, 8)), length, rounds, seconds, threads, streams, texts))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Path | None, typer.Option(help="folder to write; default: <first run>/report")] = None,
+) -> None:
+    """Write the report (HTML, Markdown) of finished runs again, from their manifests alone."""
+    from rich.console import Console
+
+    from toolkit import reporting
+    from toolkit.pipeline import finished
+
+    manifests = [m for folder in runs for m in finished(folder)]
+    page = reporting.build(manifests, out or runs[0] / "report")
+    Console().print(reporting.console(manifests))
+    typer.echo(f"Report: {page}")
+
+
+@app.command()
+def doctor() -> None:
+    """Compare this machine with what the toolkit needs: versions, ISA, cores, memory, disk, NNCF's extension."""
+    from rich.console import Console
+
+    from toolkit.checking import doctor_table
+
+    table, sound = doctor_table()
+    Console().print(table)
+    if not sound:
+        raise CheckFailed("some versions are not the pinned ones: pip install -c constraints.txt -e .")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes (for editors)."""
+    from toolkit.recipe_yaml import schema_json
+
+    typer.echo(schema_json())
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: turns errors into messages and exit codes (2: the user's, 1: a failed check, 130: interrupted)."""
+    _quiet_libraries()
+    try:
+        app()
+    except UserError as error:
+        code = _fail(str(error), 2)
+    except CheckFailed as error:
+        code = _fail(str(error), 1)
+    except KeyboardInterrupt:
+        code = _fail("interrupted; the same command goes on where this one stopped", 130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        code = _fail("the disk is full; make room, then run the same command again: finished stages are kept", 2)
+    else:
+        return
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"pruneofa: {message}", file=sys.stderr)
+    return code
+
+
+def _quiet_libraries() -> None:
+    """No telemetry; no network unless the user has asked for it; before any library reads its environment."""
+    for name, value in {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "NNCF_EXTENSION_LOAD_TIMEOUT": "600",
+        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_ext"),
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    main()

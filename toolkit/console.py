@@ -1,0 +1,80 @@
+"""What a terminal shows while stages run. The only place that draws progress bars."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from toolkit.artifacts import Progress
+
+if TYPE_CHECKING:
+    from toolkit.pipeline import Step
+
+_PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal (CI, a log file)
+
+
+class _Bar:
+    """A `Progress` drawn as one Rich bar; as a line now and then where the output is not a terminal."""
+
+    def __init__(self, label: str, console: Console) -> None:
+        self._label, self._console = label, console
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bars.add_task(f"{label:<22}", total=None, figures="")
+        self._total = 0
+        self._last_line = time.monotonic()
+
+    def start(self, total: int) -> None:
+        self._total = total
+        self._bars.update(self._task, total=total, completed=0)
+
+    def update(self, step: int, **figures: float) -> None:
+        text = "  ".join(f"{_SHORT.get(name, name)} {_figure(name, value)}" for name, value in figures.items())
+        self._bars.update(self._task, completed=step, figures=text)
+        if not self._console.is_terminal and time.monotonic() - self._last_line > _PLAIN_EVERY:
+            self._last_line = time.monotonic()
+            self._console.print(f"  {self._label}: {step}/{self._total}  {text}", highlight=False)
+
+    def say(self, text: str) -> None:
+        self._console.print(f"  {self._label}: {text}", highlight=False, markup=False)
+
+
+_SHORT = {"learning_rate": "lr", "seconds_per_step": "s/step", "task_loss": "task", "kd_loss": "kd"}
+
+
+def _figure(name: str, value: float) -> str:
+    if name == "sparsity":
+        return f"{value:.1%}"
+    return f"{value:.1e}" if name == "learning_rate" else f"{value:.3f}"
+
+
+@contextlib.contextmanager
+def stage_progress(step: "Step", console: Console) -> Iterator[Progress]:
+    """The progress display of one stage, from its start to its end."""
+    bar = _Bar(step.label, console)
+    if not console.is_terminal:
+        console.print(f"{step.label} ...", highlight=False)
+    started = time.monotonic()
+    with bar._bars:
+        yield bar
+    console.print(f"[green]✓[/] {step.label:<24} {time.monotonic() - started:7.1f} s", highlight=False)

@@ -1,0 +1,363 @@
+"""The stage graph: what a recipe amounts to, what of it is already there, and running the rest. Read this file first.
+
+    base ─ teacher ─ student ─┬───────────────┐            once
+             └─ task_teacher ─┴─ transfer ─ quantize ─ export ─ benchmark      for each task
+                                                                  └─ report
+
+A finished stage is `<run>/<stage>/` or `<run>/tasks/<task>/<stage>/` with a `manifest.json`. Its `key` is a hash of
+what it was made from: its recipe sections, its seed, the contents of its data files and the keys of its inputs. A
+stage is run only when no folder with that key is there. It is made in `<stage>.partial/` and renamed when it is whole,
+so a kill at any moment loses at most the work since the last checkpoint in `<stage>.partial/.work/`.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from toolkit import sources
+from toolkit.artifacts import (
+    Artifact,
+    Context,
+    Kind,
+    Manifest,
+    Progress,
+    content_hash,
+    failed,
+    file_hash,
+    json_hash,
+    read_manifest,
+    write_manifest,
+)
+from toolkit.errors import CheckFailed, UserError
+from toolkit.measure import system
+from toolkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of stage. `toolkit/stages/<name>.py` holds its `run(sections, inputs, context)`.
+
+    Attributes:
+        sections: What `run` may see of the recipe, and so what its cache key depends on.
+        needs: Names of the inputs; the first name of a pair `a|b` that the run has is taken.
+        optional: Inputs that are used when the run has them.
+        per_task: Made once for each task, or once for all.
+    """
+
+    name: str
+    kind: Kind
+    sections: tuple[str, ...]
+    needs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    per_task: bool = True
+
+
+STAGES = (
+    Stage("teacher", "dense", ("model", "corpus", "corpus_tasks", "teacher"), ("base",), per_task=False),
+    Stage("student", "sparse", ("model", "corpus", "corpus_tasks", "student"), ("teacher|base",), per_task=False),
+    Stage("task_teacher", "task", ("model", "task", "task_teacher"), ("teacher|base",)),
+    Stage("transfer", "task", ("model", "task", "transfer"), ("student", "task_teacher")),
+    Stage("quantize", "quantized", ("model", "task", "quantize"), ("transfer", "task_teacher")),
+    Stage("export", "ir", ("model", "task", "quantize", "export"), (), ("task_teacher", "transfer", "quantize")),
+    Stage("benchmark", "measurement", ("task", "quantize", "benchmark"), ("export",), ("transfer", "quantize")),
+)
+STAGE_NAMES = tuple(s.name for s in STAGES)
+# Where files lie says nothing about what they hold: the key takes their content hashes instead.
+_PATH_KEYS = {"model": {"source"}, "corpus": {"files"}, "task": {"train", "dev", "ready"}}
+
+
+class Sections:
+    """The recipe sections that a stage declared, as attributes; any other is an AttributeError."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"this stage did not declare the recipe section {name!r} (pipeline.STAGES)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of this recipe, with its place on disk and its cache key.
+
+    Attributes:
+        manifest: The record of the finished stage when `folder` holds exactly this step, else None.
+        inputs: Input name -> the step that makes it, or the ready artifact.
+    """
+
+    stage: Stage
+    task: str | None
+    folder: Path
+    key: str
+    inputs: "dict[str, Step | Artifact]"
+    sections: dict[str, Any]
+    data: dict[str, str]
+    manifest: Manifest | None
+
+    @property
+    def label(self) -> str:
+        """E.g. `sst2/transfer`."""
+        return f"{self.task}/{self.stage.name}" if self.task else self.stage.name
+
+
+def plan(recipe: Recipe, run_folder: Path) -> list[Step]:
+    """The steps of a recipe in the order in which they run, each with what is already there.
+
+    Raises:
+        UserError: A model, checkpoint or data file is missing, or a stage has no input.
+    """
+    made: dict[tuple[str | None, str], Step | Artifact] = {}
+    made[None, "base"] = _ready("dense", recipe.model.source)
+    steps = []
+    for task in (None, *recipe.tasks):
+        ready = recipe.tasks[task].ready if task else recipe.ready
+        for stage in (s for s in STAGES if s.per_task == (task is not None)):
+            if stage.name in ready:
+                made[task, stage.name] = _ready(stage.kind, ready[stage.name])  # type: ignore[index]
+            elif getattr(recipe, stage.name) is not None:
+                step = _step(recipe, stage, task, run_folder, made)
+                made[task, stage.name] = step
+                steps.append(step)
+    return steps
+
+
+def _ready(kind: Kind, source: str) -> Artifact:
+    folder = sources.model_folder(source)
+    return Artifact(kind=kind, path=folder, sha256=content_hash(folder))
+
+
+def _step(
+    recipe: Recipe,
+    stage: Stage,
+    task: str | None,
+    run_folder: Path,
+    made: "dict[tuple[str | None, str], Step | Artifact]",
+) -> Step:
+    inputs: dict[str, Step | Artifact] = {}
+    for need in (*stage.needs, *stage.optional):
+        names = need.split("|")
+        found = next((made[t, n] for n in names for t in (task, None) if (t, n) in made), None)
+        if found is not None:
+            inputs[names[0]] = found
+        elif need in stage.needs:
+            raise UserError(
+                f"stage `{stage.name}`{f' of task {task!r}' if task else ''} needs `{names[0]}`, which nothing makes",
+                where=recipe.name,
+                instead=f"add a `{names[0]}` section, or name a checkpoint under `ready`",
+            )
+    sections = _sections(recipe, stage, task)
+    data = _data_hashes(sections)
+    key = json_hash(
+        {
+            "stage": stage.name,
+            "seed": recipe.seed,
+            "config": {name: _plain(name, value) for name, value in sections.items()},
+            "data": sorted(data.values()),
+            "inputs": {n: i.key if isinstance(i, Step) else i.sha256 for n, i in inputs.items()},
+        }
+    )
+    folder = (run_folder / "tasks" / task if task else run_folder) / stage.name
+    manifest = read_manifest(folder)
+    here = manifest if manifest is not None and manifest.key == key else None
+    return Step(stage, task, folder, key, inputs, sections, data, here)
+
+
+def _sections(recipe: Recipe, stage: Stage, task: str | None) -> dict[str, Any]:
+    """The values behind `stage.sections`; `task` and `corpus_tasks` are picked out of `recipe.tasks`."""
+    special: dict[str, Any] = {
+        "task": recipe.tasks[task] if task else None,
+        "corpus_tasks": {t: recipe.tasks[t] for t in recipe.corpus.tasks} if recipe.corpus else {},
+    }
+    return {name: special[name] if name in special else getattr(recipe, name) for name in stage.sections}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A section as JSON values, without the paths in it."""
+    if value is None:
+        return None
+    if name == "corpus_tasks":
+        return {t: _plain("task", section) for t, section in value.items()}
+    return value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
+
+
+def _data_hashes(sections: dict[str, Any]) -> dict[str, str]:
+    files: list[Path] = []
+    if sections.get("corpus") is not None:
+        files += sources.corpus_files(sections["corpus"], sections["corpus_tasks"])
+    if sections.get("task") is not None:
+        files += sources.task_files(sections["task"])
+    return {str(f): file_hash(f) for f in dict.fromkeys(files)}
+
+
+def select(steps: list[Step], *, only: str | None = None, start: str | None = None) -> list[Step]:
+    """The steps that a run makes anew even when they are there: those of stage `only`, or of `start` and after it.
+
+    Raises:
+        UserError: No such stage in this recipe.
+    """
+    wanted = only or start
+    if wanted is None:
+        return []
+    names = [s.stage.name for s in steps]
+    if wanted not in names:
+        raise UserError(f"this recipe has no stage {wanted!r}", instead=f"one of {', '.join(dict.fromkeys(names))}")
+    later = STAGE_NAMES[STAGE_NAMES.index(wanted) :]
+    return [s for s in steps if s.stage.name == wanted or (start and s.stage.name in later)]
+
+
+@dataclass
+class Run:
+    """Executes a plan. `progress_of` gives the `Progress` of a step."""
+
+    recipe: Recipe
+    folder: Path
+    progress_of: Callable[[Step], contextlib.AbstractContextManager[Progress]]
+    manifests: list[Manifest] = field(default_factory=list)
+
+    def __call__(self, *, only: str | None = None, start: str | None = None) -> list[Manifest]:
+        """Runs every step that is not there; returns the manifests of all of the run's finished steps.
+
+        Raises:
+            UserError: Bad input; every finished step is kept.
+            CheckFailed: A stage's invariant does not hold; its folder stays `<stage>.partial` for a look.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder):
+            steps = plan(self.recipe, self.folder)
+            again = {s.label for s in select(steps, only=only, start=start)}
+            done: dict[str, Manifest] = {}
+            for step in steps:
+                if only and step.stage.name != only:
+                    if step.manifest is not None:
+                        done[step.label] = step.manifest
+                    continue
+                if step.manifest is not None and step.label not in again:
+                    _verify(step)
+                    done[step.label] = step.manifest
+                    continue
+                done[step.label] = self._make(step, done)
+            self.manifests = list(done.values())
+        return self.manifests
+
+    def _make(self, step: Step, done: dict[str, Manifest]) -> Manifest:
+        partial = step.folder.with_name(step.folder.name + ".partial")
+        whole = read_manifest(partial)
+        if whole is not None and whole.key == step.key:  # killed between the last write and the rename
+            _promote(partial, step.folder)
+            return whole
+        work = _fresh_unless_same(partial, step.key)
+        inputs = {name: self._input(step, made, done) for name, made in step.inputs.items()}
+        started, clock = datetime.now(timezone.utc), time.monotonic()
+        with self.progress_of(step) as progress:
+            context = Context(partial, work, self.recipe.seed, step.task, progress)
+            stage_run = importlib.import_module(f"toolkit.stages.{step.stage.name}").run
+            result = stage_run(Sections(step.sections), inputs, context)
+        broken = failed(result.checks)
+        if broken:
+            lines = "\n".join(f"  {c.name}: measured {c.measured}, limit {c.limit}" for c in broken)
+            raise CheckFailed(f"{step.label}: {len(broken)} check(s) do not hold\n{lines}\n  Left in {partial}")
+        shutil.rmtree(work)
+        manifest = Manifest(
+            stage=step.stage.name,
+            task=step.task,
+            key=step.key,
+            config={n: _plain(n, s) for n, s in step.sections.items()},
+            inputs={n: a.sha256 for n, a in inputs.items()},
+            data={Path(f).name: {"sha256": h} for f, h in step.data.items()} | result.data,
+            seed=self.recipe.seed,
+            artifact=Artifact(
+                kind=result.kind,
+                path=step.folder.relative_to(self.folder),
+                sha256=content_hash(partial),
+                parents=tuple(a.sha256 for a in inputs.values()),
+            ),
+            metrics=result.metrics,
+            checks=tuple(result.checks),
+            history=tuple(result.history),
+            versions=system.versions(),
+            machine=system.machine(),
+            commit=system.commit(),
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - clock, 3),
+        )
+        write_manifest(partial, manifest)
+        _promote(partial, step.folder)
+        return manifest
+
+    def _input(self, step: Step, made: "Step | Artifact", done: dict[str, Manifest]) -> Artifact:
+        if isinstance(made, Artifact):
+            return made
+        manifest = done.get(made.label)
+        if manifest is None:
+            raise UserError(
+                f"stage `{step.label}` needs `{made.label}`, which has not run yet",
+                instead="run without --only, or that stage first",
+            )
+        return manifest.artifact.model_copy(update={"path": made.folder.resolve()})
+
+
+def _verify(step: Step) -> None:
+    """A finished stage must still be what its manifest says: catches truncated, edited and half-copied files."""
+    assert step.manifest is not None
+    if content_hash(step.folder) != step.manifest.artifact.sha256:
+        raise UserError(
+            "its files are not the ones that this stage wrote (damaged, or edited since)",
+            where=str(step.folder),
+            instead=f"delete the folder (it is made again), or `ready: {{{step.stage.name}: <your checkpoint>}}`",
+        )
+
+
+def _fresh_unless_same(partial: Path, key: str) -> Path:
+    """The scratch folder of an interrupted attempt at the same step, or a new one."""
+    work = partial / ".work"
+    marker = work / "key.json"
+    if not (marker.is_file() and marker.read_text() == json.dumps(key)):
+        shutil.rmtree(partial, ignore_errors=True)
+        work.mkdir(parents=True)
+        marker.write_text(json.dumps(key))
+    return work
+
+
+def _promote(partial: Path, folder: Path) -> None:
+    """Puts the whole stage in its place; what was there before goes only when the new one is complete."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two processes in one run folder would overwrite each other."""
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError("another process is running in this folder", where=str(folder)) from None
+        stream.write(str(os.getpid()))
+        yield
+
+
+def finished(run_folder: Path) -> list[Manifest]:
+    """Manifests of all finished stages in a run folder, in the order of the data flow.
+
+    Raises:
+        UserError: It is not a run folder, or nothing has finished in it.
+    """
+    folders = [run_folder / name for name in STAGE_NAMES]
+    folders += [t / name for t in sorted(run_folder.glob("tasks/*")) for name in STAGE_NAMES]
+    found = [m for m in map(read_manifest, folders) if m is not None]
+    if not found:
+        raise UserError("no finished stage here", where=str(run_folder), instead="a folder that `pruneofa run` made")
+    return sorted(found, key=lambda m: (m.task or "", STAGE_NAMES.index(m.stage)))
