@@ -115,7 +115,8 @@ def _reachable(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> str:
     _check_pattern(wanted.pattern, wanted.target_sparsity, pruning.backend, shapes, where)
     return (
         f"{wanted.initial_sparsity:.0%} -> {wanted.target_sparsity:.0%} in steps "
-        f"{wanted.start_step}..{wanted.end_step}, every {wanted.update_frequency_on_step}, {wanted.sparsity_decay_type}, {wanted.pattern}, by {pruning.backend}"
+        f"{wanted.start_step}..{wanted.end_step}, every {wanted.update_frequency_on_step}, "
+        f"{wanted.sparsity_decay_type}, {wanted.pattern}, by {pruning.backend}"
     )
 
 

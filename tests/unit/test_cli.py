@@ -1,0 +1,85 @@
+"""What a person sees of the command line when something is wrong: a message, an exit code, no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit import __version__
+
+
+def pruneofa(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "toolkit", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def recipe(folder: Path, text: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_version_is_printed():
+    assert pruneofa("--version").stdout.strip() == __version__
+
+
+def test_init_copies_a_recipe_and_never_overwrites(tmp_path):
+    target = tmp_path / "mine.yaml"
+    assert pruneofa("init", str(target)).returncode == 0
+    text = target.read_text()
+    again = pruneofa("init", str(target))
+    assert again.returncode == 2
+    assert "already there" in again.stderr
+    assert target.read_text() == text
+
+
+def test_schema_is_json_with_the_stage_sections():
+    import json
+
+    assert {"teacher", "student", "transfer", "quantize"} <= set(json.loads(pruneofa("schema").stdout)["properties"])
+
+
+def test_doctor_names_versions_and_isa():
+    shown = pruneofa("doctor").stdout
+    assert "openvino" in shown
+    assert "isa" in shown.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: x\nmodel: {source: nowhere/at/all/}\n", "nowhere/at/all"),
+        ("name: x\nmodel: {sauce: a}\n", "source"),
+        ("name: x\nmodel: {source: a}\n  bad: indent\n", "recipe.yaml:3"),
+    ],
+)
+def test_a_bad_recipe_gets_one_message_and_exit_code_2(tmp_path, text, expected):
+    result = pruneofa("check", recipe(tmp_path, text))
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    result = pruneofa("check", str(tmp_path / "no.yaml"))
+    assert result.returncode == 2
+    assert "no.yaml" in result.stderr
+
+
+def test_from_and_only_together_are_refused(tmp_path):
+    result = pruneofa("run", "--from", "student", "--only", "student")
+    assert result.returncode == 2
+    assert "one of them" in result.stderr
+
+
+def test_inspecting_an_empty_folder_says_what_to_give(tmp_path):
+    result = pruneofa("inspect", str(tmp_path))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,138 @@
+"""Accuracy and latency of IRs, on a tiny model written out with OpenVINO's own operations."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.measure import latency
+from toolkit.measure.accuracy import padded, predict_ir
+from toolkit.recipe import AccuracyCriterion, Performance, PerformanceConfigs
+from toolkit.stages.benchmark import criterion
+
+VOCABULARY, PAD = 50, 0
+TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def ir(tmp_path_factory) -> Path:
+    """A model whose logits are the sum of its tokens' rows in TABLE."""
+    ids = ops.parameter([-1, -1], np.int64, name="input_ids")
+    mask = ops.parameter([-1, -1], np.int64, name="attention_mask")
+    rows = ops.gather(ops.constant(TABLE), ids, ops.constant(0))
+    weights = ops.unsqueeze(ops.convert(mask, "f32"), ops.constant(2))
+    logits = ops.reduce_sum(ops.multiply(rows, weights), ops.constant(1))
+    for node, name in ((ids, "input_ids"), (mask, "attention_mask"), (logits, "logits")):
+        node.output(0).set_names({name})
+    folder = tmp_path_factory.mktemp("ir")
+    ov.save_model(ov.Model([logits], [ids, mask], "tiny"), folder / "openvino_model.xml", compress_to_fp16=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[dict[str, list[int]]]:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 12, 23)
+    ids = [rng.integers(1, VOCABULARY, n).tolist() for n in lengths]
+    return [{"input_ids": i, "attention_mask": [1] * len(i), "labels": 0} for i in ids]  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_ir_answers_all_examples_in_their_order_whatever_the_batch_size(ir, examples, batch_size):
+    expected = np.stack([TABLE[e["input_ids"]].sum(axis=0) for e in examples])
+    np.testing.assert_allclose(predict_ir(ir, examples, PAD, batch_size), expected, atol=1e-5)
+
+
+def test_inputs_are_padded_or_cut_to_the_length_and_missing_features_are_padding():
+    features = [{"input_ids": [5, 6, 7, 8], "attention_mask": [1] * 4}, {"input_ids": [9], "attention_mask": [1]}]
+    arrays = padded(features, ["input_ids", "attention_mask", "token_type_ids"], pad_id=3, length=3)
+    assert arrays["input_ids"].tolist() == [[5, 6, 7], [9, 3, 3]]
+    assert arrays["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert arrays["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert all(a.dtype == np.int64 for a in arrays.values())
+
+
+def test_benchmark_app_gives_samples_and_a_command_that_can_be_run_again(ir, examples, tmp_path):
+    section = Performance(warmup=0, iteration=1, seconds=1, batch_sizes=(2,), sequence_length=8)
+    (stats,) = latency.measure({"tiny": ir}, examples, PAD, section, tmp_path)
+    metrics = stats.as_metrics()
+    assert len(stats.rounds) == 1
+    assert stats.rounds[0].iterations > 1
+    assert stats.rounds[0].max_ms >= stats.rounds[0].median_ms >= stats.rounds[0].min_ms >= 0
+    assert metrics["throughput_median"] > 0
+    assert (metrics["batch"], metrics["streams"]) == (2, 1)
+    assert np.load(tmp_path / "inputs" / "b2_input_ids.npy").shape == (2, 8)
+    assert json.loads((tmp_path / "reports/tiny-b2-r0/benchmark_report.json").read_text())["execution_results"]
+
+    program, *words = shlex.split(stats.command)
+    again = [str(Path(sys.executable).with_name(program)), *words, "-niter", "1"]
+    assert subprocess.run(again, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
+def test_benchmark_app_failing_is_a_message_with_the_command(examples, ir, tmp_path):
+    section = Performance(warmup=0, iteration=1, seconds=1, batch_sizes=(1,), sequence_length=4)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "openvino_model.xml").write_text((ir / "openvino_model.xml").read_text())
+    (broken / "openvino_model.bin").write_bytes((ir / "openvino_model.bin").read_bytes())
+    words = latency._arguments(broken, examples, PAD, 1, 1, section, tmp_path)
+    (broken / "openvino_model.xml").write_text("<net")
+    with pytest.raises(UserError, match=r"benchmark_app failed: \[ ERROR \]") as caught:
+        latency._run(words, tmp_path, "broken", keep=True)
+    assert "-m broken/openvino_model.xml" in caught.value.where
+
+
+def test_rounds_interleave_the_models_and_warm_up_rounds_do_not_count(ir, examples, tmp_path, monkeypatch):
+    started: list[tuple[str, bool]] = []
+
+    def run(arguments, folder, label, *, keep):
+        started.append((label.rpartition("-")[0], keep))
+        value = float(len(started))
+        return latency.Round(value, value, value, value, 1000 / value, 10)
+
+    monkeypatch.setattr(latency, "_run", run)
+    section = Performance(warmup=1, iteration=2, batch_sizes=(1, 8))
+    stats = latency.measure({"a": ir, "b": ir}, examples, PAD, section, tmp_path)
+    order = ["a-b1", "b-b1", "a-b8", "b-b8"]
+    assert [label for label, _ in started] == order * 3
+    assert [keep for _, keep in started] == [False] * 4 + [True] * 8
+    assert len(started) == latency.runs(2, section)
+    first = next(s for s in stats if (s.model, s.batch) == ("a", 1)).as_metrics()
+    assert first["samples_ms"] == [5.0, 9.0]
+    assert (first["latency_ms_median"], first["latency_ms_low"], first["latency_ms_high"]) == (7.0, 5.0, 9.0)
+
+
+def test_several_streams_run_asynchronously_with_a_request_each(ir, examples, tmp_path):
+    section = Performance(configs=PerformanceConfigs(cores_per_instance=3, num_of_instance=2))
+    words = latency._arguments(ir, examples, PAD, 1, 6, section, tmp_path)
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    assert (options["-nstreams"], options["-nthreads"], options["-nireq"]) == ("2", "6", "2")
+    assert (options["-api"], options["-hint"]) == ("async", "none")
+
+
+@pytest.mark.parametrize(
+    ("promise", "after", "met"),
+    [
+        (AccuracyCriterion(absolute=0.01), 0.89, True),
+        (AccuracyCriterion(absolute=0.01), 0.88, False),
+        (AccuracyCriterion(relative=0.01), 0.891, True),
+        (AccuracyCriterion(relative=0.01), 0.89, False),
+        (AccuracyCriterion(relative=0.0), 0.92, True),
+    ],
+)
+def test_criterion_is_met_when_8_bits_cost_no_more_than_promised(promise, after, met):
+    scores = {"sparse-fp32": {"accuracy": 0.90}, "sparse-int8": {"accuracy": after}}
+    result = criterion(promise, "accuracy", scores)
+    assert result is not None
+    assert result["met"] is met
+
+
+def test_criterion_needs_both_sparse_variants():
+    assert criterion(AccuracyCriterion(relative=0.01), "accuracy", {"sparse-fp32": {"accuracy": 0.9}}) is None

@@ -1,0 +1,130 @@
+"""Changes to a recipe from the command line: which key they mean, and what they are refused for."""
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.recipe_yaml import load_recipe
+
+SMALL = """\
+name: small
+model: {source: some/model}
+corpus:
+  files: [text.txt]
+tasks:
+  sst2:
+    train: train.tsv
+    dev: dev.tsv
+student:
+  pruning:
+    approach:
+      weight_compression:
+        target_sparsity: 0.9
+        end_step: 50
+  distillation:
+    train:
+      epoch: 3
+transfer:
+  distillation:
+    train: {steps: 10}
+quantize:
+  distillation:
+    train: {steps: 5}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a recipe and gives its path."""
+
+    def write(text: str, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def complaint(path: Path, *overrides: str) -> UserError:
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    return caught.value
+
+
+def test_override_by_any_part_of_the_path_that_ends_in_the_key(write):
+    path = write(SMALL)
+    for name in ("pruning.target_sparsity", "target_sparsity", "student.target_sparsity"):
+        recipe = load_recipe(path, [f"{name}=0.85"])
+        assert recipe.student.pruning.approach.weight_compression.target_sparsity == 0.85
+    assert load_recipe(
+        path, ["student.learning_rate=1e-4"]
+    ).student.distillation.train.optimizer.AdamW.learning_rate == (1e-4)
+
+
+def test_override_of_a_key_that_is_not_written_is_known(write):
+    recipe = load_recipe(write(SMALL), ["backend=nncf", "pack=false", "sst2.metrics=[accuracy, f1]"])
+    assert recipe.student.pruning.backend == "nncf"
+    assert recipe.corpus.pack is False
+    assert recipe.tasks["sst2"].metrics == ("accuracy", "f1")
+
+
+def test_override_with_the_full_path_wins_over_longer_keys(write):
+    assert load_recipe(write(SMALL), ["name=other"]).name == "other"
+    assert load_recipe(write(SMALL + "ready: {student: x}\n"), ["student=null"]).student is None
+
+
+def test_override_of_steps_takes_the_place_of_epoch_and_back(write):
+    path = write(SMALL)
+    assert load_recipe(path, ["student.steps=10"]).student.distillation.train.epoch is None
+    assert load_recipe(path, ["transfer.epoch=2"]).transfer.distillation.train.steps is None
+    criterion = load_recipe(path, ["relative=0.5", "absolute=0.02"]).quantize.tuning.accuracy_criterion
+    assert (criterion.relative, criterion.absolute) == (None, 0.02)
+
+
+def test_override_wins_over_the_value_of_a_pruner(write):
+    path = write(SMALL.replace("end_step: 50", "end_step: 50\n        pruners: [!Pruner {target_sparsity: 0.5}]"))
+    schedule = load_recipe(path, ["target_sparsity=0.7"]).student.pruning.approach.weight_compression
+    assert schedule.resolved().target_sparsity == 0.7
+
+
+def test_later_override_wins(write):
+    assert load_recipe(write(SMALL), ["seed=1", "seed=2"]).seed == 2
+
+
+def test_ambiguous_override_lists_what_it_can_mean(write):
+    error = complaint(write(SMALL), "steps=10")
+    assert error.where == "override 'steps=10'"
+    for stage in ("student", "transfer", "quantize"):
+        assert f"{stage}.distillation.train.steps" in error.instead
+
+
+def test_unknown_override_names_the_nearest_key(write):
+    error = complaint(write(SMALL), "pruning.target_sparcity=0.8")
+    assert error.instead == "student.pruning.approach.weight_compression.target_sparsity"
+
+
+def test_override_of_a_stage_that_is_not_there_is_refused(write):
+    assert "no key `benchmark.iteration`" in complaint(write(SMALL), "benchmark.iteration=3").what
+
+
+@pytest.mark.parametrize("text", ["seed", "seed=", "=3"])
+def test_override_without_key_or_value_is_refused(write, text):
+    assert "key=value" in complaint(write(SMALL), text).what
+
+
+def test_wrong_value_in_an_override_is_told_as_the_override(write):
+    error = complaint(write(SMALL), "student.steps=many")
+    assert error.where == "override 'student.steps=many'"
+    assert "must be a whole number > 0, not 'many'" in error.what
+    assert complaint(write(SMALL), "note=[").where == "override 'note=['"
+
+
+def test_mistakes_in_the_file_come_before_those_in_overrides(write):
+    message = str(complaint(write(SMALL.replace("source:", "sorce:")), "stps=3"))
+    assert message.index("sorce") < message.index("stps")
+
+
+def test_files_in_overrides_are_left_as_the_shell_has_them(write, tmp_path):
+    (tmp_path / "train.tsv").write_text("x")
+    assert load_recipe(write(SMALL), ["tasks.sst2.train=train.tsv"]).tasks["sst2"].train == "train.tsv"

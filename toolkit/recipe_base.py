@@ -1,0 +1,33 @@
+"""What all sections of a recipe are made of: the base class, the kinds of numbers, and how a validator complains."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _no_truth_value(value: Any) -> Any:
+    """Python counts true as 1; a recipe that says `steps: true` is mistaken."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "not a number")
+    return value
+
+
+_NotBool = BeforeValidator(_no_truth_value)
+Number = Annotated[float, _NotBool]
+Fraction = Annotated[float, Field(ge=0, lt=1), _NotBool]
+Count = Annotated[int, Field(gt=0), _NotBool]
+Position = Annotated[int, Field(ge=0), _NotBool]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # it becomes the name of a folder
+NAME_RULE = "letters, digits, '-', '_' and '.', the first one a letter or digit"
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys are errors, `labels: [0, 1]` are texts, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+def wrong(what: str, *at: str, instead: str = "") -> PydanticCustomError:
+    """What a validator raises: `what` is wrong with the key `at` of its section (no key: with the section)."""
+    return PydanticCustomError("recipe", "{what}", {"what": what, "at": at, "instead": instead})

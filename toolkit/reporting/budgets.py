@@ -1,0 +1,102 @@
+"""What a run spent on training, beside what the paper spent; and what more of it bought, where that was measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.artifacts import Manifest
+from toolkit.reporting.headline import SHIPPED, headline
+
+# The paper's pre-training, for the teacher and again for the student: steps * sequences per step.
+PAPER_STEPS, PAPER_BATCH = 100_000, 256
+# Epochs of the published GLUE recipes (fine-tuning with the pattern locked, 8-bit training).
+_PAPER_EPOCHS = {"transfer": 9.0, "quantize": 3.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Training of one stage.
+
+    Attributes:
+        batch: Sequences per optimizer step.
+        tokens: Those seen in training; None where they were not counted.
+        epochs: Passes over the task's training examples; None for pre-training.
+        paper_sequences: What the paper saw in this stage; None where it gives epochs or nothing.
+        paper_epochs: The same in epochs.
+    """
+
+    stage: str
+    task: str
+    steps: int
+    batch: int
+    tokens: int | None
+    epochs: float | None
+    seconds: float
+    paper_sequences: int | None
+    paper_epochs: float | None
+
+    @property
+    def sequences(self) -> int:
+        """Sequences seen, repeats included."""
+        return self.steps * self.batch
+
+
+def budgets(manifests: Sequence[Manifest]) -> list[Budget]:
+    """One for each stage that trained."""
+    return [_budget(m) for m in manifests if "steps" in m.metrics]
+
+
+def _budget(manifest: Manifest) -> Budget:
+    train = _train_section(manifest)
+    metrics, stage = manifest.metrics, manifest.stage
+    seen, examples = metrics.get("examples_seen"), metrics.get("train_n")
+    return Budget(
+        stage=stage,
+        task=manifest.task or "",
+        steps=int(metrics["steps"]),
+        batch=train.get("batch_size", 1) * train.get("gradient_accumulation_steps", 1),
+        tokens=metrics.get("tokens_seen"),
+        epochs=seen / examples if seen and examples else None,
+        seconds=manifest.seconds,
+        paper_sequences=PAPER_STEPS * PAPER_BATCH if stage in ("teacher", "student") else None,
+        paper_epochs=_PAPER_EPOCHS.get(stage),
+    )
+
+
+def _train_section(manifest: Manifest) -> dict[str, Any]:
+    section = manifest.config.get(manifest.stage) or {}
+    found: dict[str, Any] = section.get("distillation", section).get("train", {})
+    return found
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The same task after two pre-training budgets of the student, all else in the student's recipe alike."""
+
+    task: str
+    metric: str
+    n: int
+    steps: tuple[int, int]
+    scores: tuple[float, float]
+
+
+def gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
+    """What more student steps bought, from runs that differ in them: the least against the most."""
+    found: dict[tuple[str, str], list[tuple[int, Manifest]]] = {}
+    for manifests in runs:
+        student = next((m for m in manifests if m.stage == "student"), None)
+        if student is None:
+            continue
+        alike = repr((student.metrics["target_sparsity"], student.seed, student.inputs))
+        for m in manifests:
+            if m.stage == "benchmark" and SHIPPED in m.metrics["variants"]:
+                found.setdefault((m.task or "", alike), []).append((int(student.metrics["steps"]), m))
+    result = []
+    for (task, _), measured in found.items():
+        (few, first), (many, last) = min(measured, key=lambda x: x[0]), max(measured, key=lambda x: x[0])
+        before, after = headline(first).variant(SHIPPED), headline(last).variant(SHIPPED)
+        if few == many or before is None or after is None or first.metrics["dev_n"] != last.metrics["dev_n"]:
+            continue
+        scores = (before.scores[0].value, after.scores[0].value)
+        result.append(Gain(task, before.scores[0].metric, int(first.metrics["dev_n"]), (few, many), scores))
+    return result

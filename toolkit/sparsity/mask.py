@@ -1,0 +1,94 @@
+"""The sparsity pattern of a model: which weights may differ from zero. One file beside the weights keeps it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from toolkit.errors import UserError
+
+MASK_FILE = "mask.safetensors"
+
+
+@dataclass(frozen=True)
+class SparsityMask:
+    """Parameter name -> bool tensor of the parameter's shape; True where a weight is kept."""
+
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def from_zeros(cls, parameters: Mapping[str, Tensor]) -> "SparsityMask":
+        """The pattern that a sparse checkpoint already has: kept where the weight is not zero."""
+        return cls({name: parameter.detach() != 0 for name, parameter in parameters.items()})
+
+    @torch.no_grad()
+    def apply_(self, parameters: Mapping[str, Tensor]) -> None:
+        """Sets every weight outside the pattern to exactly 0.0, in place."""
+        for name, kept in self.tensors.items():
+            parameters[name].mul_(kept)
+
+    def violations(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
+        """Number of non-zero weights outside the pattern, for the matrices that have any."""
+        counts = {n: int((parameters[n].detach() != 0).logical_and_(~kept).sum()) for n, kept in self.tensors.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def per_matrix(self) -> dict[str, float]:
+        """Share of pruned weights of each matrix."""
+        return {name: 1.0 - float(kept.sum()) / kept.numel() for name, kept in self.tensors.items()}
+
+    def sparsity(self) -> float:
+        """Share of pruned weights of all matrices together."""
+        total = sum(kept.numel() for kept in self.tensors.values())
+        return 1.0 - sum(int(kept.sum()) for kept in self.tensors.values()) / max(1, total)
+
+    def save(self, path: Path) -> None:
+        """Writes one bit a weight."""
+        packed = {name: np.packbits(kept.cpu().numpy().reshape(-1)) for name, kept in self.tensors.items()}
+        shapes = {name: list(kept.shape) for name, kept in self.tensors.items()}
+        save_file(packed, path, metadata={"shapes": json.dumps(shapes)})
+
+    @classmethod
+    def load(cls, path: Path) -> "SparsityMask":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: The file is missing, damaged, or not a mask.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                shapes = json.loads((file.metadata() or {})["shapes"])
+                tensors = {}
+                for name, shape in shapes.items():
+                    bits = np.unpackbits(file.get_tensor(name), count=math.prod(shape))
+                    tensors[name] = torch.from_numpy(bits.astype(bool)).reshape(shape)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"this mask cannot be read ({error})",
+                where=str(path),
+                instead="delete it to take the pattern from the zeros of the weights, or restore it",
+            ) from None
+        return cls(tensors)
+
+    def must_fit(self, parameters: Mapping[str, Tensor], where: str) -> None:
+        """Raises a UserError unless every matrix of the pattern is there, in its shape, with its zeros."""
+        for name, kept in self.tensors.items():
+            if name not in parameters or parameters[name].shape != kept.shape:
+                found = tuple(parameters[name].shape) if name in parameters else "no such matrix"
+                raise UserError(
+                    f"the mask does not fit the model: {name} is {tuple(kept.shape)}, found {found}", where=where
+                )
+        broken = self.violations(parameters)
+        if broken:
+            name, count = next(iter(broken.items()))
+            raise UserError(
+                f"the mask does not fit the weights: {count} weights of {name} should be zero and are not",
+                where=where,
+                instead="the mask that was saved with these weights, or none (it is then read off the zeros)",
+            )

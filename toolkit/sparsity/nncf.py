@@ -1,0 +1,70 @@
+"""NNCF as the one who chooses: `nncf.prune` on stand-ins that share our weights, our schedule and our zeros.
+
+NNCF masks weights in the forward pass of the model that it wraps and leaves the weights themselves dense. It is given
+small stand-in models instead, so that the trained model, its speed and its checkpoints stay plain.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolkit.sparsity.sparsifier import GradualPruner
+
+
+def can_do(pattern: str) -> bool:
+    """NNCF has no blocks and no N:M."""
+    return pattern == "tile_pattern_1x1"
+
+
+class Pruner(GradualPruner):
+    """`local`: a stand-in for each matrix. `global`: one for all, each scaled by its norm, as NNCF does it."""
+
+    def attach(self, matrices: dict[str, nn.Linear]) -> None:
+        super().attach(matrices)
+        names = list(self._parameters)
+        groups = [[name] for name in names] if self.section.prune_domain == "local" else [names]
+        self._groups = [(group, self._wrapped([self._parameters[n] for n in group])) for group in groups]
+
+    def _wrapped(self, weights: list[nn.Parameter]) -> nn.Module:
+        import nncf
+
+        wrapped = nncf.prune(_StandIn(weights), self._mode(), ratio=0.0, examples_inputs=torch.ones(1, 1))
+        for index, weight in enumerate(weights):
+            assert wrapped.weights[index] is weight, "NNCF copied the weights"  # type: ignore[index]
+        return wrapped
+
+    def _mode(self) -> Any:
+        import nncf
+
+        local = self.section.prune_domain == "local"
+        mode = nncf.PruneMode
+        return mode.UNSTRUCTURED_MAGNITUDE_LOCAL if local else mode.UNSTRUCTURED_MAGNITUDE_GLOBAL
+
+    def choose(self, step: int, sparsity: float) -> dict[str, Tensor]:
+        from nncf.torch.function_hook.pruning.magnitude.algo import get_pruned_modules, update_pruning_ratio
+
+        kept = {}
+        for names, wrapped in self._groups:
+            size = sum(self._parameters[n].numel() for n in names)
+            count = int(sparsity * size)
+            if count == 0:  # NNCF always takes at least one weight
+                kept |= {n: torch.ones_like(self._parameters[n], dtype=torch.bool) for n in names}
+                continue
+            # NNCF prunes int((size - 1) * ratio) + 1 weights: the ratio in the middle of those that give `count`.
+            update_pruning_ratio(wrapped, self._mode(), min(1.0, (count - 0.5) / (size - 1)))
+            masks = get_pruned_modules(wrapped)
+            kept |= {n: masks[f"weights.{i}"].binary_mask.clone() for i, n in enumerate(names)}
+        return kept
+
+
+class _StandIn(nn.Module):
+    """A model made of nothing but the given weights, so that NNCF finds exactly them."""
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([F.linear(x.expand(1, w.shape[1]), w).sum() for w in self.weights])

@@ -1,0 +1,69 @@
+"""How much is pruned when: sparsity as a pure function of the optimizer step. Loads no torch."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from toolkit.recipe import WeightCompression
+
+# Share of the way from the initial to the final sparsity at a share `t` of the ramp.
+# `cubic` is Zhu and Gupta's (To prune, or not to prune, 2017, equation 1); the others are INC's shapes of those names.
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "cubic": lambda t: 1 - (1 - t) ** 3,
+    "linear": lambda t: t,
+    "cos": lambda t: 1 - math.cos(t * math.pi / 2),
+    "cube": lambda t: t**3,
+}
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """Sparsity over the steps of a ramp.
+
+    Attributes:
+        start: First step at which weights are pruned.
+        end: Step at which the final sparsity is reached.
+        frequency: Steps between two updates of the mask.
+        initial: Sparsity at `start`.
+        final: Sparsity from `end` on.
+        shape: One of cubic, linear, cos, exp, cube.
+    """
+
+    start: int
+    end: int
+    frequency: int
+    initial: float
+    final: float
+    shape: str = "cubic"
+
+    @classmethod
+    def from_section(cls, section: WeightCompression) -> "PruningSchedule":
+        """The schedule that a recipe's `weight_compression` asks for."""
+        s = section.resolved()
+        return cls(
+            s.start_step,
+            s.end_step,
+            s.update_frequency_on_step,
+            s.initial_sparsity,
+            s.target_sparsity,
+            s.sparsity_decay_type,
+        )
+
+    def sparsity(self, step: int) -> float:
+        """Share of weights that are zero after the update at or before `step`; 0 before `start`."""
+        if step < self.start:
+            return 0.0
+        if step >= self.end:
+            return self.final
+        step -= (step - self.start) % self.frequency
+        t = (step - self.start) / (self.end - self.start)
+        if self.shape == "exp":  # INC's: the density shrinks by the same factor at each step
+            density = (1 - self.initial) * ((1 - self.final) / (1 - self.initial)) ** t
+            return 1 - density
+        return self.initial + (self.final - self.initial) * _SHAPES[self.shape](t)
+
+    def updates_at(self, step: int) -> bool:
+        """Whether the mask changes before `step`: every `frequency` steps from `start`, and at `end`."""
+        if step == self.end:
+            return True
+        return self.start <= step < self.end and (step - self.start) % self.frequency == 0

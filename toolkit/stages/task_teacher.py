@@ -1,0 +1,27 @@
+"""`task_teacher`: the dense model fitted to the task. The reference of all results, and the teacher of the sparse model."""
+
+from typing import Any
+
+from toolkit.artifacts import Artifact, Context, StageResult
+
+
+def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
+    """Ordinary fine-tuning."""
+    from toolkit import models, tasks, training
+    from toolkit.distillation import TaskLoss
+
+    training.seed_everything(context.seed)
+    train = sections.task_teacher.train
+    source = inputs["teacher"].path
+    tokenizer = models.load_tokenizer(source)
+    task = tasks.load_task(context.task or "", sections.task, tokenizer)
+    model = models.load_classifier(source, task.labels)
+    data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
+    fitted = training.fit(model, data, train, TaskLoss(), context)
+    models.save_checkpoint(model, tokenizer, context.folder)
+    return StageResult(
+        kind="task",
+        metrics=fitted.metrics() | training.task_metrics(model, task, tokenizer, data),
+        data={"note": sections.task.note},
+        history=fitted.history,
+    )

@@ -1,0 +1,69 @@
+"""The order of training examples, as a pure function of (seed, position): resuming needs no state, and is exact."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+_WINDOW = 16  # batches that are sorted by length together, so that a batch holds examples of like length
+
+
+class Stream(Dataset):  # type: ignore[type-arg]
+    """A map-style dataset as long as the training run; item k is the k-th example that training sees.
+
+    Every pass over the examples is a fresh permutation. Within windows of a few batches examples are put together
+    by length (little padding), and the batches of a window are shuffled.
+
+    Args:
+        lengths: Tokens of each example, [n].
+        item: Example index and a random generator of its own -> what the collator gets.
+        batch_size: Examples of one forward pass.
+        steps: Optimizer steps.
+        accumulation: Forward passes in one optimizer step.
+        seed: Seed of order and masking.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        item: Callable[[int, np.random.Generator], dict[str, Any]],
+        *,
+        batch_size: int,
+        steps: int,
+        accumulation: int,
+        seed: int,
+    ) -> None:
+        self._lengths, self._item, self._seed = lengths, item, seed
+        self._batch, self._per_step = batch_size, batch_size * accumulation
+        self._total = steps * self._per_step
+        self._window = lru_cache(maxsize=2)(self._make_window)
+        self._epoch = lru_cache(maxsize=2)(lambda e: np.random.default_rng((seed, 0, e)).permutation(len(lengths)))
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, k: int) -> dict[str, Any]:
+        item = self._item(int(self.index(k)), np.random.default_rng((self._seed, 2, k)))
+        return item | {"step": k // self._per_step}
+
+    def index(self, k: int) -> int:
+        """Which example the k-th is."""
+        size = _WINDOW * self._batch
+        return int(self._window(k // size)[k % size])
+
+    def step_lengths(self, step: int) -> np.ndarray:
+        """Lengths of all examples of an optimizer step: what its losses are averaged over, whatever the accumulation."""
+        first = step * self._per_step
+        return self._lengths[[self.index(k) for k in range(first, first + self._per_step)]]
+
+    def _make_window(self, window: int) -> np.ndarray:
+        n = len(self._lengths)
+        positions = np.arange(window * _WINDOW * self._batch, (window + 1) * _WINDOW * self._batch)
+        examples = np.concatenate(
+            [self._epoch(int(e))[positions[positions // n == e] % n] for e in np.unique(positions // n)]
+        )
+        by_length = examples[np.argsort(self._lengths[examples], kind="stable")].reshape(_WINDOW, self._batch)
+        order = np.random.default_rng((self._seed, 1, window)).permutation(_WINDOW)
+        return by_length[order].reshape(-1)  # type: ignore[no-any-return]
