@@ -74,6 +74,7 @@ def check_recipe(recipe: Recipe) -> list[tuple[str, str]]:
         UserError: The first thing that is wrong.
     """
     found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
+    found.append(("model", str(sources.model_folder(recipe.model.source))))
     if recipe.student is not None:
         shapes = prunable_shapes(recipe)
         weights = sum(rows * columns for rows, columns in shapes.values())

@@ -46,8 +46,8 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, items: f
 class Teacher:
     """A frozen model. A plain object, not a module: it can never become a child of the student."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, function: Callable[[nn.Module], Tensor]) -> Tensor:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Attribute that a masked-LM model has -> its head, as a function of the last hidden states.
 _MLM_HEADS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
-    "cls": lambda model: model.cls,  # BERT, MobileBERT, DeBERTa
-    "lm_head": lambda model: model.lm_head,  # RoBERTa and its kin
+    "cls": lambda model: model.cls,  # BERT
+    "lm_head": lambda model: model.lm_head,  # RoBERTa
     "predictions": lambda model: model.predictions,  # ALBERT
     "generator_lm_head": lambda model: lambda hidden: model.generator_lm_head(model.generator_predictions(hidden)),
     "vocab_projector": lambda model: (
@@ -33,6 +33,7 @@ _MLM_HEADS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
 # Models whose positions are counted from behind the padding id, as fairseq did.
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 
+_VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
 _DENSE = 0.01  # a model with a smaller share of zeros was never pruned
 
 
@@ -56,6 +57,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     Raises:
         UserError: There is none, it lacks special tokens, or it has more words than the model.
     """
+    if not any(p.name in _VOCABULARIES or p.suffix == ".model" for p in folder.glob("*")):
+        # transformers would make a tokenizer that knows special tokens only
+        raise UserError("no tokenizer in this folder", where=str(folder), instead="a folder with tokenizer.json")
     try:
         with _quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)

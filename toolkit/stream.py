@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 _WINDOW = 16  # batches that are sorted by length together, so that a batch holds examples of like length
 
 
-class Stream(Dataset):  # type: ignore[type-arg]
+class Stream(Dataset):
     """A map-style dataset as long as the training run; item k is the k-th example that training sees.
 
     Every pass over the examples is a fresh permutation. Within windows of a few batches examples are put together
@@ -54,7 +54,7 @@ class Stream(Dataset):  # type: ignore[type-arg]
         return int(self._window(k // size)[k % size])
 
     def step_lengths(self, step: int) -> np.ndarray:
-        """Lengths of all examples of an optimizer step: what its losses are averaged over, whatever the accumulation."""
+        """Lengths of all examples of an optimizer step: what its losses are averaged over."""
         first = step * self._per_step
         return self._lengths[[self.index(k) for k in range(first, first + self._per_step)]]
 
@@ -66,4 +66,4 @@ class Stream(Dataset):  # type: ignore[type-arg]
         )
         by_length = examples[np.argsort(self._lengths[examples], kind="stable")].reshape(_WINDOW, self._batch)
         order = np.random.default_rng((self._seed, 1, window)).permutation(_WINDOW)
-        return by_length[order].reshape(-1)  # type: ignore[no-any-return]
+        return by_length[order].reshape(-1)

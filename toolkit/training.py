@@ -200,7 +200,7 @@ def _multiplier(section: Train, steps: int, rewound: PruningSchedule | None) -> 
 
 
 class CompressionTrainer(Trainer):
-    """A Trainer with a loss of `distillation.py`, examples in the order of a `Stream`, and a rate multiplier of ours."""
+    """A Trainer with a loss of ours, examples in the order of a `Stream`, and a learning rate that is given by step."""
 
     def __init__(
         self,
@@ -212,17 +212,20 @@ class CompressionTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self._loss, self._multiplier, self._autocast, self._hooks = loss, multiplier, autocast, hooks
-        super().__init__(*args, callbacks=[hooks], **kwargs)
+        super().__init__(*args, **kwargs)
+        self.add_callback(hooks)
         # Our losses are normalised by the whole optimizer step already; the Trainer must not divide them again.
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, *_: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """LambdaLR over the multiplier: a function of the step alone, so that resuming is exact."""
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self._multiplier)
+        chosen = optimizer or self.optimizer
+        assert chosen is not None
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self._multiplier)
         return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Tensor:
@@ -233,7 +236,7 @@ class CompressionTrainer(Trainer):
         return terms.total
 
 
-class _Hooks(TrainerCallback):  # type: ignore[misc]
+class _Hooks(TrainerCallback):
     """Pruning around the optimizer step, the training curve, and what a checkpoint holds besides the Trainer's own."""
 
     def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int) -> None:
@@ -311,7 +314,7 @@ def predict(model: Any, examples: Examples, pad_id: int, batch_size: int = 32) -
         features = [examples[int(i)] for i in order[first : first + batch_size]]
         batch = {k: v.to(device()) for k, v in pad(features, pad_id).items()}
         logits.append(model(**inputs_of(batch)).logits.float().cpu().numpy())
-    return np.concatenate(logits)[np.argsort(order, kind="stable")]  # type: ignore[no-any-return]
+    return np.concatenate(logits)[np.argsort(order, kind="stable")]
 
 
 @torch.inference_mode()

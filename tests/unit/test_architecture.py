@@ -26,8 +26,14 @@ LAYERS = [
     {"cli", "__main__"},
     {"inspection", "estimate", "checking", "console", "pipeline"},
     {"stages"},
-    {"training", "corpus", "tasks", "models", "distillation", "sparsity", "quantization", "ir", "measure", "reporting"},
-    {"recipe", "recipe_yaml", "artifacts", "sources", "learning_rate", "errors"},
+    {
+        *("training", "stream", "corpus", "tasks", "models", "distillation"),
+        *("sparsity", "quantization", "ir", "measure", "reporting"),
+    },
+    {
+        *("recipe", "recipe_base", "recipe_training", "recipe_yaml", "recipe_schema", "yaml_lines"),
+        *("artifacts", "sources", "learning_rate", "errors"),
+    },
 ]
 
 

@@ -77,8 +77,8 @@ def headline(benchmark: Manifest) -> Headline:
         Variant(
             name=name,
             scores=tuple(_score(m, v["accuracy"], dense if name != DENSE else None, n) for m in metrics["metrics"]),
-            file=_size(v["sizes"][FILE], dense and dense["sizes"][FILE]),
-            gzip=_size(v["sizes"][GZIP], dense and dense["sizes"][GZIP]),
+            file=_size(v["sizes"][FILE], dense["sizes"][FILE] if dense else None),
+            gzip=_size(v["sizes"][GZIP], dense["sizes"][GZIP] if dense else None),
             encoder=_size(v["sizes"][VALUES], metrics["sizes_reference"]["encoder"]) if VALUES in v["sizes"] else None,
             latency=_speed("latency_ms_median", small, v, dense),
             throughput=_speed("throughput_median", large, v, dense),

@@ -34,36 +34,35 @@ def console(manifests: Sequence[Manifest]) -> "RenderableType":
 
 
 def _table(head: Headline, title: str) -> "Table":
+    """Second lines of the cells compare with dense FP32, so that the table fits 80 columns."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    note = f"; {head.note}" if head.note else ""
+    note = f"\n{head.note}" if head.note else ""
     table = Table(
-        title=title, caption=f"± is one standard error, n = {head.n:,}; × is against dense-fp32, higher is better{note}"
+        title=title,
+        box=SIMPLE,
+        padding=0,
+        caption=f"n = {head.n:,}; ± one standard error; second lines: points and × against dense-fp32{note}",
     )
     table.add_column("variant", no_wrap=True)
-    for score in head.variants[0].scores:
-        table.add_column(score.metric, justify="right")
-    for column in (
-        "change",
-        ".bin",
-        "gzip",
-        "encoder (paper)",
-        f"latency, batch {head.latency_batch}",
-        f"throughput, batch {head.throughput_batch}",
-    ):
+    columns = [s.metric for s in head.variants[0].scores]
+    columns += [".bin", "gzip", "encoder\n(paper)"]
+    columns += [f"latency\nbatch {head.latency_batch}", f"examples/s\nbatch {head.throughput_batch}"]
+    for column in columns:
         table.add_column(column, justify="right")
     for v in head.variants:
-        table.add_row(v.name, *(text.score(s) for s in v.scores), *_costs(v))
+        table.add_row(v.name, *_cells(v))
     return table
 
 
-def _costs(v: Variant) -> tuple[str, ...]:
-    change = v.scores[0].change
-    return (
-        "" if change is None else text.points(change),
-        f"{text.megabytes(v.file.value)} {text.times(v.file.ratio)}",
-        f"{text.megabytes(v.gzip.value)} {text.times(v.gzip.ratio)}",
-        text.times(v.encoder.ratio) if v.encoder else "",
-        f"{text.milliseconds(v.latency.value)} {text.times(v.latency.ratio)}" if v.latency else "",
-        f"{text.number(v.throughput.value)}/s {text.times(v.throughput.ratio)}" if v.throughput else "",
-    )
+def _cells(v: Variant) -> list[str]:
+    scores = [f"{text.score(s)}\n{text.points(s.change) if s.change is not None else ''}" for s in v.scores]
+    costs = [
+        (v.file, text.megabytes),
+        (v.gzip, text.megabytes),
+        (v.encoder, text.megabytes),
+        (v.latency, text.milliseconds),
+        (v.throughput, text.number),
+    ]
+    return scores + [f"{shown(m.value)}\n{text.times(m.ratio)}" if m else "" for m, shown in costs]

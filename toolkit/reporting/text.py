@@ -63,8 +63,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}{_THIN}h {minutes % 60:02d}{_THIN}min"
 
 
+def cell(content: object) -> str:
+    """Text for a cell of a Markdown table."""
+    return str(content).replace("|", "\\|")
+
+
 FILTERS = {
-    f.__name__: f for f in (percent, points, megabytes, milliseconds, times, number, measured, score, duration)
+    f.__name__: f for f in (percent, points, megabytes, milliseconds, times, number, measured, score, duration, cell)
 }
 
 
@@ -100,8 +105,8 @@ def criterion(benchmark: Manifest) -> str:
     found = benchmark.metrics.get("accuracy_criterion")
     if not found:
         return ""
-    unit = "% of the FP32 score" if found["kind"] == "relative" else " points"
-    promised, lost = f"{100 * found['promised']:.2f}{unit}", f"{100 * found['measured']:.2f}{unit}"
+    unit = " of the FP32 score" if found["kind"] == "relative" else ""
+    promised, lost = percent(found["promised"], 2) + unit, percent(found["measured"], 2) + unit
     verdict = "kept" if found["met"] else "missed"
     return f"8 bits may cost the sparse model {promised} in {found['metric']}; they cost {lost}: {verdict}."
 

@@ -32,7 +32,7 @@ class Pruner(GradualPruner):
 
         wrapped = nncf.prune(_StandIn(weights), self._mode(), ratio=0.0, examples_inputs=torch.ones(1, 1))
         for index, weight in enumerate(weights):
-            assert wrapped.weights[index] is weight, "NNCF copied the weights"  # type: ignore[index]
+            assert wrapped.weights[index] is weight, "NNCF copied the weights"
         return wrapped
 
     def _mode(self) -> Any:
@@ -45,7 +45,7 @@ class Pruner(GradualPruner):
     def choose(self, step: int, sparsity: float) -> dict[str, Tensor]:
         from nncf.torch.function_hook.pruning.magnitude.algo import get_pruned_modules, update_pruning_ratio
 
-        kept = {}
+        kept: dict[str, Tensor] = {}
         for names, wrapped in self._groups:
             size = sum(self._parameters[n].numel() for n in names)
             count = int(sparsity * size)

@@ -69,7 +69,7 @@ class GradualPruner:
         self.section = section.resolved()
         self.schedule = PruningSchedule.from_section(section)
         self.mask = SparsityMask({})
-        self._parameters: dict[str, Tensor] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
 
     def choose(self, step: int, sparsity: float) -> dict[str, Tensor]:
         """Parameter name -> bool tensor of the weights to keep at this sparsity."""
@@ -110,4 +110,5 @@ def make_sparsifier(section: Pruning) -> GradualPruner:
             where="student.pruning",
             instead="backend: inc (1x1, 4x1, N:M), or pattern: tile_pattern_1x1",
         )
-    return module.Pruner(compression)  # type: ignore[no-any-return]
+    pruner: GradualPruner = module.Pruner(compression)
+    return pruner

@@ -23,7 +23,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
 
     probability = sections.corpus.mlm_probability
     settings = distillation.train.criterion.KnowledgeDistillationLoss
-    frozen = Teacher(teacher.to(training.device()))
+    frozen = Teacher(teacher, training.device())
     loss = MlmLoss(models.mlm_head, frozen, settings, distillation.positions)
     labels_only = MlmLoss(models.mlm_head)
     before = training.mlm_loss(model, labels_only, text.valid, tokenizer, probability)

@@ -1,4 +1,4 @@
-"""`task_teacher`: the dense model fitted to the task. The reference of all results, and the teacher of the sparse model."""
+"""`task_teacher`: the dense model fitted to the task: reference of all results, teacher of the sparse model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`teacher`: the dense model fitted to the pre-training text. It teaches the student, and the student starts as its copy."""
+"""`teacher`: the dense model fitted to the pre-training text. It teaches the student, which starts as its copy."""
 
 from typing import Any
 

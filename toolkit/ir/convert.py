@@ -1,0 +1,53 @@
+"""From a torch model to an OpenVINO IR folder that optimum-intel opens."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor]) -> None:
+    """Writes `openvino_model.xml/.bin`, the config, the tokenizer and the tokenizer's own IR.
+
+    Batch and length stay dynamic; FP32 stays FP32.
+
+    Args:
+        model: A classifier, with or without NNCF's quantizers; its weights are left as they are.
+        tokenizer: Goes beside the model.
+        folder: Made if it is not there.
+        sample: Model inputs, int64 [n, length] each; their names become the IR's.
+    """
+    import openvino as ov
+    from openvino_tokenizers import convert_tokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = model.cpu().eval()
+    with _traceable_masks(), torch.no_grad():
+        converted = ov.convert_model(model, example_input=sample)
+    dynamic = {port: ov.PartialShape([-1, -1]) for port in converted.inputs}
+    converted.reshape(dynamic)
+    ov.save_model(converted, folder / "openvino_model.xml", compress_to_fp16=False)
+    config = copy.deepcopy(model.config)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ov.save_model(convert_tokenizer(tokenizer), folder / "openvino_tokenizer.xml")
+
+
+@contextlib.contextmanager
+def _traceable_masks() -> Iterator[None]:
+    """transformers builds attention masks from Python ints, which tracing lacks: an encoder's mask is said plainly."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
+
+    def padding_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
+        return None if attention_mask is None else attention_mask[:, None, None, :].to(torch.bool)
+
+    before = masks["sdpa"]
+    masks.register("sdpa", padding_mask)
+    try:
+        yield
+    finally:
+        masks.register("sdpa", before)

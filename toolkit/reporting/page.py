@@ -1,0 +1,194 @@
+"""Writes the report: one HTML file that opens offline, and the same tables as Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifacts import Manifest, failed
+from toolkit.measure.size import FILE, GZIP
+from toolkit.reporting import figures, text
+from toolkit.reporting.budgets import Budget, budgets, gains
+from toolkit.reporting.headline import DENSE, SHIPPED, Headline, headline
+from toolkit.reporting.runs import split_runs, stage_of, tasks_of
+
+PAGE, MARKDOWN = "report.html", "report.md"
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One definition of size: bytes and compression of each variant, None where it means nothing for it."""
+
+    label: str
+    cells: tuple[tuple[int, float | None] | None, ...]
+
+
+@dataclass
+class TaskView:
+    """What the templates show of a task that was measured."""
+
+    head: Headline
+    summary: str
+    criterion: str
+    sizes: list[SizeRow]
+    parity: list[dict[str, Any]]
+    matmuls: list[dict[str, Any]]
+    left_out: dict[str, str]
+    folder: str
+    commands: list[tuple[str, int, str]]
+    plots: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RunView:
+    """What the templates show of a run."""
+
+    title: str
+    manifests: Sequence[Manifest]
+    tasks: list[TaskView]
+    student: Manifest | None
+    budgets: list[Budget]
+    budget: str
+    checks_failed: int
+    data: list[tuple[str, str, str]]
+    sparsity_plot: str = ""
+    curves: list[tuple[str, str]] = field(default_factory=list)
+
+
+def build(manifests: Sequence[Manifest], folder: Path) -> Path:
+    """Writes `report.html` and `report.md` into `folder`, from the manifests alone.
+
+    Args:
+        manifests: Of one run or of several after another, in the order of the data flow.
+        folder: Made if it is not there.
+
+    Returns:
+        Path of the page.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    assert manifests, "a report needs a finished stage"
+    runs = split_runs(manifests)
+    views = [_run_view(run, f"Run {i} of {len(runs)}" if len(runs) > 1 else "") for i, run in enumerate(runs, 1)]
+    last = manifests[-1]
+    values = {
+        "runs": views,
+        "gains": gains(runs),
+        "machine": last.machine,
+        "versions": last.versions,
+        "commits": list(dict.fromkeys(m.commit for m in manifests if m.commit)),
+        "date": last.started[:10],
+        "seeds": sorted({m.seed for m in manifests}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for template, file, html in ((f"{PAGE}.j2", PAGE, True), (f"{MARKDOWN}.j2", MARKDOWN, False)):
+        environment = Environment(
+            loader=PackageLoader("toolkit.reporting", "."),
+            autoescape=html,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        environment.filters |= text.FILTERS
+        script = {"plotly": Markup(get_plotlyjs())} if html else {}
+        (folder / file).write_text(environment.get_template(template).render(**values, **script))
+    return folder / PAGE
+
+
+def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
+    from markupsafe import Markup
+
+    student = stage_of(run, "student")
+    mark = prefix.lower().replace(" ", "-") or "run"  # plots need names that are unique in the page
+    spent = budgets(run)
+    view = RunView(
+        title=prefix,
+        manifests=run,
+        tasks=[t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t],
+        student=student,
+        budgets=spent,
+        budget=text.budget(spent),
+        checks_failed=len(failed(c for m in run for c in m.checks)),
+        data=_data(run),
+    )
+    if student is not None and student.metrics.get("per_matrix"):
+        plot = figures.sparsity(student.metrics["per_matrix"])
+        view.sparsity_plot = Markup(figures.to_html(plot, f"{mark}-sparsity"))
+    for i, m in enumerate(run):
+        if m.history:
+            label = f"{m.task}: {m.stage}" if m.task else m.stage
+            curve = figures.to_html(figures.training_curve(label, m.history), f"{mark}-curve-{i}")
+            view.curves.append((m.stage, Markup(curve)))
+    return view
+
+
+def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None:
+    """None for a task that was not benchmarked."""
+    from markupsafe import Markup
+
+    benchmark, export = stage_of(run, "benchmark", task), stage_of(run, "export", task)
+    if benchmark is None:
+        return None
+    head = headline(benchmark)
+    measured = benchmark.metrics["variants"]
+    exported = export.metrics if export else {}
+    exported_variants: dict[str, dict[str, Any]] = exported.get("variants", {})
+    view = TaskView(
+        head=head,
+        summary=text.summary(head, stage_of(run, "student")),
+        criterion=text.criterion(benchmark),
+        sizes=_sizes(benchmark),
+        parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],
+        matmuls=exported_variants.get(SHIPPED, {}).get("matmuls", []),
+        left_out=exported.get("left_out", {}),
+        folder=benchmark.artifact.path.as_posix(),
+        commands=[(v, p["batch"], p["command"]) for v, m in measured.items() for p in m["performance"]],
+    )
+    plots = {"size": figures.against_size(head)}
+    if any(v.latency for v in head.variants):
+        plots["latency"] = figures.against_latency(head)
+    view.plots = [Markup(figures.to_html(figure, f"{mark}-{name}")) for name, figure in plots.items()]
+    return view
+
+
+def _sizes(benchmark: Manifest) -> list[SizeRow]:
+    """Files are compared with dense FP32's file, everything else with its parameters at four bytes each."""
+    variants = benchmark.metrics["variants"]
+    reference = benchmark.metrics["sizes_reference"]
+    dense = variants.get(DENSE, {}).get("sizes", {})
+    labels = list(dict.fromkeys(label for v in variants.values() for label in v["sizes"]))
+    rows = []
+    for label in sorted(labels, key=_family):
+        whole = dense.get(label) if label in (FILE, GZIP) else reference.get(label.partition(":")[0])
+        cells = []
+        for v in variants.values():
+            size = v["sizes"].get(label)
+            cells.append(None if size is None else (size, whole / size if whole and size else None))
+        rows.append(SizeRow(label, tuple(cells)))
+    return rows
+
+
+def _family(label: str) -> int:
+    """Files first, then the encoder, then the whole model; within each as measured."""
+    return ("file", "encoder", "whole model").index(label.partition(":")[0])
+
+
+def _data(run: Sequence[Manifest]) -> list[tuple[str, str, str]]:
+    """Data files of all stages, each once: name, SHA-256, whatever else was noted of it."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for manifest in run:
+        for name, entry in manifest.data.items():
+            if not entry:
+                continue
+            values = dict(entry) if isinstance(entry, dict) else {"": entry}
+            digest = str(values.pop("sha256", ""))
+            rest = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}".strip() for key, value in values.items())
+            found.setdefault(f"{name}{digest}{rest}", (name, digest, rest))
+    return list(found.values())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
