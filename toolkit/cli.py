@@ -154,7 +154,7 @@ def bench(
     length: Annotated[int, typer.Option(help="tokens per example")] = 128,
     rounds: Annotated[int, typer.Option(help="rounds over all models")] = 5,
     seconds: Annotated[int, typer.Option(help="length of one benchmark_app run")] = 3,
-    threads: Annotated[int | None, typer.Option(help="-nthreads; default: all cores")] = None,
+    threads: Annotated[int | None, typer.Option(help="cores per stream; default: all, shared")] = None,
     streams: Annotated[int, typer.Option(help="-nstreams")] = 1,
     texts: Annotated[Path | None, typer.Option(help="text file whose lines are the inputs")] = None,
 ) -> None:
@@ -162,8 +162,16 @@ def bench(
     from rich.console import Console
 
     from toolkit.inspection import bench_table
+    from toolkit.recipe import Performance, PerformanceConfigs
 
-    Console().print(bench_table(models, tuple(batch or (1, 8)), length, rounds, seconds, threads, streams, texts))
+    section = Performance(
+        iteration=rounds,
+        seconds=seconds,
+        batch_sizes=tuple(batch or (1, 8)),
+        sequence_length=length,
+        configs=PerformanceConfigs(cores_per_instance=threads, num_of_instance=streams),
+    )
+    Console().print(bench_table(models, section, texts))
 
 
 @app.command()

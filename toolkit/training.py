@@ -219,7 +219,8 @@ class CompressionTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, *_: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+        stream: Any = self.train_dataset
+        return torch.utils.data.SequentialSampler(stream)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """LambdaLR over the multiplier: a function of the step alone, so that resuming is exact."""

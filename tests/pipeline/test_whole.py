@@ -1,6 +1,6 @@
 """The whole pipeline on a tiny BERT: every stage, every file, what is cached, and what the report shows."""
 
-import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,8 +14,8 @@ VARIANTS = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8")
 
 
 def tiny_recipe(model: Path, task: dict, text: Path, **changes) -> Recipe:
-    train = {"steps": 12, "batch_size": 8, "log_every": 4, "checkpoint_every": 4}
-    fast = train | {"optimizer": {"AdamW": {"learning_rate": 5e-3}}, "steps": 60}
+    train = {"steps": 12, "batch_size": 8, "log_every": 4, "checkpoint_every": 6}
+    fast = {"steps": 80, "batch_size": 16, "optimizer": {"AdamW": {"learning_rate": 3e-3}}}
     values = {
         "name": "tiny",
         "model": {"source": str(model)},
@@ -32,7 +32,7 @@ def tiny_recipe(model: Path, task: dict, text: Path, **changes) -> Recipe:
             "distillation": {"train": train},
         },
         "task_teacher": {"train": fast},
-        "transfer": {"distillation": {"train": fast}},
+        "transfer": {"distillation": {"train": fast | {"steps": 300}}},
         "quantize": {"quantization": {"calibration": {"sampling_size": 16}}, "distillation": {"train": train}},
         "export": {},
         "benchmark": {
@@ -143,6 +143,5 @@ def test_the_report_opens_by_itself_and_names_every_variant(finished):
     html = page.read_text()
     for variant in VARIANTS:
         assert variant in html
-    assert 'src="http' not in html
-    assert 'href="http' not in html or "fonts" not in html
-    assert json.loads((folder / "student/manifest.json").read_text())["stage"] == "student"
+    assert not re.search(r"<(script|img|iframe)[^>]+src=.?https?:", html)
+    assert "<link" not in html

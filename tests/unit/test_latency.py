@@ -5,16 +5,19 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
+from toolkit.artifacts import Artifact, Context, Silent
 from toolkit.errors import UserError
-from toolkit.measure import latency
+from toolkit.measure import latency, size
 from toolkit.measure.accuracy import padded, predict_ir
-from toolkit.recipe import AccuracyCriterion, Performance, PerformanceConfigs
+from toolkit.recipe import AccuracyCriterion, Benchmark, Evaluation, Performance, PerformanceConfigs, Task
+from toolkit.stages import benchmark
 from toolkit.stages.benchmark import criterion
 
 VOCABULARY, PAD = 50, 0
@@ -107,6 +110,72 @@ def test_rounds_interleave_the_models_and_warm_up_rounds_do_not_count(ir, exampl
     first = next(s for s in stats if (s.model, s.batch) == ("a", 1)).as_metrics()
     assert first["samples_ms"] == [5.0, 9.0]
     assert (first["latency_ms_median"], first["latency_ms_low"], first["latency_ms_high"]) == (7.0, 5.0, 9.0)
+
+
+class Recorded(Silent):
+    """A progress display that remembers."""
+
+    def __init__(self) -> None:
+        self.total, self.steps = 0, []
+
+    def start(self, total: int) -> None:
+        self.total = total
+
+    def update(self, step: int, **figures: float) -> None:
+        self.steps.append(step)
+
+
+@pytest.fixture
+def exported(ir, tmp_path) -> Path:
+    """An export folder with two variants, both the tiny model, and a tokenizer; and `dev.tsv` beside it."""
+    from transformers import BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "bad", "good", "film"]
+    for variant in ("sparse-fp32", "sparse-int8"):
+        folder = tmp_path / "export" / variant
+        BertTokenizer(vocab={w: i for i, w in enumerate(words)}).save_pretrained(folder)
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+        for file in ir.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    rows = "".join(f"{text}\t{label}\n" for text, label in [("good film", 0), ("bad film", 1), ("film", 2)] * 11)
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text(f"sentence\tlabel\n{rows}")
+    return tmp_path / "export"
+
+
+def test_stage_measures_every_exported_variant_on_the_whole_dev_split(exported, tmp_path, monkeypatch):
+    answer = latency.Round(2.0, 2.0, 1.0, 3.0, 500.0, 10)
+    monkeypatch.setattr(latency, "_run", lambda *_, **__: answer)
+    performance = Performance(warmup=0, iteration=1, batch_sizes=(1,), sequence_length=8)
+    sections = SimpleNamespace(
+        task=Task(train=str(tmp_path / "train.tsv"), dev=str(tmp_path / "dev.tsv"), labels=("0", "1", "2")),
+        benchmark=Benchmark(evaluation=Evaluation(performance=performance)),
+        quantize=None,
+    )
+    progress = Recorded()
+    (tmp_path / "benchmark").mkdir()
+    context = Context(tmp_path / "benchmark", tmp_path / "work", 0, "films", progress)
+    result = benchmark.run(sections, {"export": Artifact(kind="ir", path=exported, sha256="0")}, context)
+
+    expected = [TABLE[[2, *ids, 3]].sum(axis=0).argmax() for ids in ([6, 7], [5, 7], [7])]
+    share = float(np.mean([e == label for e, label in zip(expected, (0, 1, 2), strict=True)]))
+    assert list(result.metrics["variants"]) == ["sparse-fp32", "sparse-int8"]
+    for measured in result.metrics["variants"].values():
+        assert measured["accuracy"]["accuracy"] == pytest.approx(share)
+        assert measured["sizes"][size.FILE] > TABLE.nbytes
+        assert measured["performance"][0]["samples_ms"] == [2.0]
+    assert result.metrics["dev_n"] == 33
+    assert [c.ok for c in result.checks] == [True]
+    assert progress.steps == list(range(1, progress.total + 1))
+    assert json.loads((tmp_path / "benchmark" / "benchmark.json").read_text()) == result.metrics["variants"]
+
+
+def test_stage_without_an_exported_variant_says_so(tmp_path):
+    sections = SimpleNamespace(task=None, benchmark=None, quantize=None)
+    with pytest.raises(UserError, match="no IR folder here"):
+        benchmark.run(
+            sections, {"export": Artifact(kind="ir", path=tmp_path, sha256="0")}, Context(tmp_path, tmp_path, 0)
+        )
 
 
 def test_several_streams_run_asynchronously_with_a_request_each(ir, examples, tmp_path):

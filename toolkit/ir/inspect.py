@@ -111,7 +111,9 @@ def executed(folder: Path) -> dict[str, str]:
     found = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
-        if "FullyConnected" in str(info["layerType"].value if hasattr(info["layerType"], "value") else info["layerType"]):
+        if "FullyConnected" in str(
+            info["layerType"].value if hasattr(info["layerType"], "value") else info["layerType"]
+        ):
             precision = info["runtimePrecision"]
             found[node.get_friendly_name()] = str(getattr(precision, "value", precision))
     return found

@@ -1,6 +1,6 @@
 """Size of a model under every definition in use; a bare "40x" means nothing without one.
 
-Scales and zero points of 8-bit weights are left out everywhere but in the files: under 1 % of the weights.
+Scales of 8-bit weights (4 bytes for each row, or one for a matrix) are left out everywhere but in the files.
 """
 
 import math

@@ -46,7 +46,9 @@ def post_training(model: nn.Module, batches: Sequence[dict[str, Tensor]], sectio
     return _quantized(model, batches, section, for_training=False)
 
 
-def _quantized(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Quantization, for_training: bool) -> Any:
+def _quantized(
+    model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Quantization, for_training: bool
+) -> Any:
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,

@@ -27,9 +27,10 @@ def to_html(figure: "Figure", name: str) -> str:
 
 def against_size(head: Headline) -> "Figure":
     """First metric against bytes: the .bin as it is (filled) and after gzip (open), one line for each variant."""
-    figure = _figure(f"{head.variants[0].scores[0].metric} against size")
+    figure = _figure()
     for v in head.variants:
         value, error = 100 * v.scores[0].value, v.scores[0].error
+        edge = {"width": 2, "color": COLOURS[v.name]}
         bars = {"type": "data", "array": [100 * error] * 2, "thickness": 1, "width": 3} if error is not None else None
         figure.add_scatter(
             x=[v.file.value / 1e6, v.gzip.value / 1e6],
@@ -37,9 +38,8 @@ def against_size(head: Headline) -> "Figure":
             error_y=bars,
             mode="lines+markers",
             name=v.name,
-            line={"width": 1, "dash": "dot"},
-            marker={"size": 11, "symbol": ["circle", "circle-open"], "color": COLOURS[v.name], "line": {"width": 2}},
-            line_color=COLOURS[v.name],
+            line={"width": 1, "dash": "dot", "color": COLOURS[v.name]},
+            marker={"size": 11, "symbol": ["circle", "circle-open"], "color": COLOURS[v.name], "line": edge},
             text=["as it is", "gzip"],
             hovertemplate="%{x:.1f} MB (%{text}), %{y:.1f} %",
         )
@@ -50,7 +50,7 @@ def against_size(head: Headline) -> "Figure":
 
 def against_latency(head: Headline) -> "Figure":
     """First metric against latency: median, with the spread over rounds."""
-    figure = _figure(f"{head.variants[0].scores[0].metric} against latency")
+    figure = _figure()
     for v in head.variants:
         if v.latency is None:
             continue
@@ -83,7 +83,7 @@ def sparsity(per_matrix: Mapping[str, float]) -> "Figure":
         kinds += [kind] if kind not in kinds else []
         cells[kind, layer] = share
     shares = [[cells.get((kind, layer)) for layer in layers] for kind in kinds]
-    figure = _figure("zeros in each matrix", height=110 + 34 * len(kinds))
+    figure = _figure(height=70 + 34 * len(kinds))
     figure.add_heatmap(
         z=[[None if s is None else 100 * s for s in row] for row in shares],
         x=layers,
@@ -94,11 +94,11 @@ def sparsity(per_matrix: Mapping[str, float]) -> "Figure":
         showscale=False,
         xgap=2,
         ygap=2,
-        texttemplate="%{z:.1f}" if len(layers) <= 12 else "%{z:.0f}",
+        texttemplate="%{z:.1f}" if len(layers) <= 6 else "%{z:.0f}",
         textfont={"size": 11},
         hovertemplate="layer %{x}, %{y}: %{z:.2f} %<extra></extra>",
     )
-    figure.update_xaxes(title="layer (cells: % of weights that are zero)", type="category", showgrid=False)
+    figure.update_xaxes(title="layer", type="category", showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
     return figure
 
@@ -109,7 +109,7 @@ def _place(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", name.removesuffix(".weight"))
 
 
-def training_curve(stage: str, history: Sequence[Mapping[str, float]]) -> "Figure":
+def training_curve(history: Sequence[Mapping[str, float]]) -> "Figure":
     """Loss with its terms, learning rate and, where the stage prunes, sparsity; one above the other."""
     from plotly.subplots import make_subplots
 
@@ -140,23 +140,23 @@ def training_curve(stage: str, history: Sequence[Mapping[str, float]]) -> "Figur
         figure.update_yaxes(title=title, row=number, col=1, rangemode="tozero" if number > 1 else "normal")
     figure.update_yaxes(exponentformat="e", row=2, col=1)
     figure.update_xaxes(title="optimizer step", row=len(panels), col=1)
-    return _dress(figure, stage, height=170 + 130 * len(panels))
+    return _dress(figure, height=120 + 130 * len(panels))
 
 
-def _figure(title: str, height: int = 380) -> "Figure":
+def _figure(height: int = 360) -> "Figure":
     import plotly.graph_objects as go
 
-    return _dress(go.Figure(), title, height)
+    return _dress(go.Figure(), height)
 
 
-def _dress(figure: "Figure", title: str, height: int) -> "Figure":
+def _dress(figure: "Figure", height: int) -> "Figure":
     layout: dict[str, Any] = {
         "template": "none",
-        "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 15}},
         "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12, "color": _INK},
         "height": height,
-        "margin": {"l": 56, "r": 12, "t": 44, "b": 48},
-        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "right", "x": 1, "font_size": 11},
+        "margin": {"l": 50, "r": 12, "t": 8, "b": 44},
+        # Above the plot, as many rows as a narrow screen makes of it; the plot gives way.
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0, "font_size": 11},
         "hoverlabel": {"font_size": 12},
     }
     figure.update_layout(**layout)

@@ -35,8 +35,8 @@ class TaskView:
     matmuls: list[dict[str, Any]]
     left_out: dict[str, str]
     folder: str
-    commands: list[tuple[str, int, str]]
-    plots: list[str] = field(default_factory=list)
+    speeds: list[tuple[str, dict[str, Any]]]
+    plots: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -47,6 +47,7 @@ class RunView:
     manifests: Sequence[Manifest]
     tasks: list[TaskView]
     student: Manifest | None
+    pattern: Manifest | None  # who tells the zeros of each matrix: the student, else a transfer of a ready one
     budgets: list[Budget]
     budget: str
     checks_failed: int
@@ -102,6 +103,7 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
     from markupsafe import Markup
 
     student = stage_of(run, "student")
+    pattern = next((m for m in (student, *run) if m is not None and m.metrics.get("per_matrix")), None)
     mark = prefix.lower().replace(" ", "-") or "run"  # plots need names that are unique in the page
     spent = budgets(run)
     view = RunView(
@@ -109,19 +111,20 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
         manifests=run,
         tasks=[t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t],
         student=student,
+        pattern=pattern,
         budgets=spent,
         budget=text.budget(spent),
         checks_failed=len(failed(c for m in run for c in m.checks)),
         data=_data(run),
     )
-    if student is not None and student.metrics.get("per_matrix"):
-        plot = figures.sparsity(student.metrics["per_matrix"])
+    if pattern is not None:
+        plot = figures.sparsity(pattern.metrics["per_matrix"])
         view.sparsity_plot = Markup(figures.to_html(plot, f"{mark}-sparsity"))
     for i, m in enumerate(run):
         if m.history:
             label = f"{m.task}: {m.stage}" if m.task else m.stage
-            curve = figures.to_html(figures.training_curve(label, m.history), f"{mark}-curve-{i}")
-            view.curves.append((m.stage, Markup(curve)))
+            curve = figures.to_html(figures.training_curve(m.history), f"{mark}-curve-{i}")
+            view.curves.append((label, Markup(curve)))
     return view
 
 
@@ -138,19 +141,20 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None
     exported_variants: dict[str, dict[str, Any]] = exported.get("variants", {})
     view = TaskView(
         head=head,
-        summary=text.summary(head, stage_of(run, "student")),
+        summary=text.summary(head, stage_of(run, "transfer", task)),
         criterion=text.criterion(benchmark),
         sizes=_sizes(benchmark),
         parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],
         matmuls=exported_variants.get(SHIPPED, {}).get("matmuls", []),
         left_out=exported.get("left_out", {}),
         folder=benchmark.artifact.path.as_posix(),
-        commands=[(v, p["batch"], p["command"]) for v, m in measured.items() for p in m["performance"]],
+        speeds=sorted(((v, p) for v, m in measured.items() for p in m["performance"]), key=lambda x: x[1]["batch"]),
     )
+    metric = head.variants[0].scores[0].metric
     plots = {"size": figures.against_size(head)}
     if any(v.latency for v in head.variants):
         plots["latency"] = figures.against_latency(head)
-    view.plots = [Markup(figures.to_html(figure, f"{mark}-{name}")) for name, figure in plots.items()]
+    view.plots = [(f"{metric} against {n}", Markup(figures.to_html(f, f"{mark}-{n}"))) for n, f in plots.items()]
     return view
 
 

@@ -25,7 +25,7 @@ def console(manifests: Sequence[Manifest]) -> "RenderableType":
         for benchmark in (m for m in run if m.stage == "benchmark"):
             head = headline(benchmark)
             parts.append(_table(head, f"run {number}, {head.task}" if len(runs) > 1 else head.task))
-            lines = [text.summary(head, stage_of(run, "student")), text.criterion(benchmark)]
+            lines = [text.summary(head, stage_of(run, "transfer", head.task)), text.criterion(benchmark)]
             parts += [Text(line) for line in lines if line]
         parts += [Text(line) for line in [text.budget(budgets(run))] if line]
     checks = [c for m in manifests for c in m.checks]

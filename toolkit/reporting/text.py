@@ -21,26 +21,31 @@ def points(change: float) -> str:
 
 
 def megabytes(count: float) -> str:
-    """Bytes in units of 10^6, three digits or so."""
-    value = count / 1e6
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{_THIN}MB"
+    """Bytes in units of 10^6."""
+    return f"{_three_digits(count / 1e6)}{_THIN}MB"
 
 
 def milliseconds(value: float) -> str:
-    """Three digits or so."""
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{_THIN}ms"
+    """6.28 ms."""
+    return f"{_three_digits(value)}{_THIN}ms"
 
 
 def times(ratio: float | None) -> str:
     """A ratio to dense FP32; nothing where there is none."""
-    return "" if ratio is None else f"{ratio:.{1 if ratio >= 10 else 2}f}×"
+    return "" if ratio is None else f"{_three_digits(ratio)}×"
 
 
 def number(value: float) -> str:
-    """Grouped in thousands; few digits after the point."""
-    if value == 0 or float(value).is_integer():
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    """Whole numbers in full, grouped in thousands."""
+    return f"{value:,.0f}" if float(value).is_integer() else _three_digits(value)
+
+
+def _three_digits(value: float) -> str:
+    """Three digits, fewer for small values: two behind the point at most."""
+    for digits, limit in ((2, 9.995), (1, 99.95)):
+        if abs(value) < limit:
+            return f"{value:.{digits}f}"
+    return f"{value:,.0f}"
 
 
 def measured(value: float | str) -> str:
@@ -73,14 +78,13 @@ FILTERS = {
 }
 
 
-def summary(head: Headline, student: Manifest | None) -> str:
+def summary(head: Headline, transfer: Manifest | None) -> str:
     """What was measured of the shipped variant, in words; of the last one where that was not exported."""
     variant = head.variant(SHIPPED) or head.variants[-1]
     first = variant.scores[0]
     zeros = ""
-    if variant.name.startswith("sparse") and student is not None:
-        share, weights = student.metrics["sparsity"], student.metrics["prunable_weights"]
-        zeros = f" ({percent(share)} of {weights / 1e6:.1f} M encoder weights are zero)"
+    if variant.name.startswith("sparse") and transfer is not None:
+        zeros = f" ({percent(transfer.metrics['sparsity'])} of the encoder's weights are zero)"
     text = f"{variant.name}{zeros} scores {score(first)} {first.metric} on {head.n:,} dev examples"
     if first.change is not None:
         text += f", {points(first.change)} points against {DENSE}"
@@ -97,7 +101,7 @@ def _size_sentence(variant: Variant) -> str:
     text = f"Its .bin file is {times(variant.file.ratio)} smaller as it is and {times(variant.gzip.ratio)} after gzip"
     if variant.encoder is None or variant.encoder.ratio is None:
         return f"{text}."
-    return f"{text}; its encoder, counted as the paper does (kept values only), is {times(variant.encoder.ratio)}."
+    return f"{text}; its encoder, counted as the paper does (kept values only), {times(variant.encoder.ratio)}."
 
 
 def criterion(benchmark: Manifest) -> str:

@@ -27,7 +27,7 @@ class Pruner(GradualPruner):
         groups = [[name] for name in names] if self.section.prune_domain == "local" else [names]
         self._groups = [(group, self._wrapped([self._parameters[n] for n in group])) for group in groups]
 
-    def _wrapped(self, weights: list[nn.Parameter]) -> nn.Module:
+    def _wrapped(self, weights: list[Tensor]) -> nn.Module:
         import nncf
 
         wrapped = nncf.prune(_StandIn(weights), self._mode(), ratio=0.0, examples_inputs=torch.ones(1, 1))
@@ -62,7 +62,7 @@ class Pruner(GradualPruner):
 class _StandIn(nn.Module):
     """A model made of nothing but the given weights, so that NNCF finds exactly them."""
 
-    def __init__(self, weights: list[nn.Parameter]) -> None:
+    def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
         self.weights = nn.ParameterList(weights)
 

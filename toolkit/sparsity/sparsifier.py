@@ -69,7 +69,7 @@ class GradualPruner:
         self.section = section.resolved()
         self.schedule = PruningSchedule.from_section(section)
         self.mask = SparsityMask({})
-        self._parameters: dict[str, nn.Parameter] = {}
+        self._parameters: dict[str, Tensor] = {}
 
     def choose(self, step: int, sparsity: float) -> dict[str, Tensor]:
         """Parameter name -> bool tensor of the weights to keep at this sparsity."""
@@ -77,7 +77,7 @@ class GradualPruner:
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
         self._parameters = {name: module.weight for name, module in matrices.items()}
-        self.mask = SparsityMask({n: torch.ones_like(p, dtype=torch.bool) for n, p in self._parameters.items()})
+        self.mask = SparsityMask({n: torch.ones_like(p.data, dtype=torch.bool) for n, p in self._parameters.items()})
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:

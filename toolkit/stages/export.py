@@ -140,7 +140,12 @@ def _zeros(variant: str, matmuls: Any, mask: Any, int8: bool) -> list[Check]:
             limit=float(len(wanted)),
         ),
         _check(variant, "zeros lost in a matrix, share", max(0.0, missing), 1e-6),
-        Check(name=f"{variant}: pruned matrices stored as", ok=stored == {kind}, measured=", ".join(sorted(stored)), limit=kind),
+        Check(
+            name=f"{variant}: pruned matrices stored as",
+            ok=stored == {kind},
+            measured=", ".join(sorted(stored)),
+            limit=kind,
+        ),
     ]
 
 
