@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -28,6 +28,7 @@ from toolkit.stream import Stream
 from toolkit.tasks import Examples, TaskData, pad, score
 
 _WHOLE = "whole.json"  # written last into a checkpoint: one without it was cut off
+_MODEL = "model.safetensors"
 _SPARSIFIER = "sparsifier.safetensors"
 
 
@@ -228,6 +229,20 @@ class CompressionTrainer(Trainer):
         assert chosen is not None
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self._multiplier)
         return self.lr_scheduler
+
+    # transformers writes some checkpoints under older tensor names (LayerNorm.gamma) and does not know them when it
+    # resumes: those weights would silently stay as they were before. And it cannot name NNCF's. So both ways are ours.
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_model(self._plain_model(), str(Path(output_dir) / _MODEL))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(self._plain_model(), str(Path(resume_from_checkpoint) / _MODEL), strict=True)
+
+    def _plain_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Tensor:
         """The total of the loss's terms; the terms are kept for the training curve."""

@@ -59,9 +59,9 @@ def _table(head: Headline, title: str) -> "Table":
 def _cells(v: Variant) -> list[str]:
     scores = [f"{text.score(s)}\n{text.points(s.change) if s.change is not None else ''}" for s in v.scores]
     costs = [
-        (v.file, text.megabytes),
-        (v.gzip, text.megabytes),
-        (v.encoder, text.megabytes),
+        (v.file, text.storage),
+        (v.gzip, text.storage),
+        (v.encoder, text.storage),
         (v.latency, text.milliseconds),
         (v.throughput, text.number),
     ]

@@ -20,9 +20,9 @@ def points(change: float) -> str:
     return f"{'−' if value < 0 else '+' if value > 0 else '±'}{abs(value):.1f}"
 
 
-def megabytes(count: float) -> str:
-    """Bytes in units of 10^6."""
-    return f"{_three_digits(count / 1e6)}{_THIN}MB"
+def storage(count: float) -> str:
+    """Bytes in MB of 10^6; in kB below one of them."""
+    return f"{_three_digits(count / 1e6)}{_THIN}MB" if count >= 1e6 else f"{_three_digits(count / 1e3)}{_THIN}kB"
 
 
 def milliseconds(value: float) -> str:
@@ -74,7 +74,7 @@ def cell(content: object) -> str:
 
 
 FILTERS = {
-    f.__name__: f for f in (percent, points, megabytes, milliseconds, times, number, measured, score, duration, cell)
+    f.__name__: f for f in (percent, points, storage, milliseconds, times, number, measured, score, duration, cell)
 }
 
 
@@ -97,7 +97,7 @@ def summary(head: Headline, transfer: Manifest | None) -> str:
 
 def _size_sentence(variant: Variant) -> str:
     if variant.file.ratio is None:
-        return f"Its .bin file has {megabytes(variant.file.value)}."
+        return f"Its .bin file has {storage(variant.file.value)}."
     text = f"Its .bin file is {times(variant.file.ratio)} smaller as it is and {times(variant.gzip.ratio)} after gzip"
     if variant.encoder is None or variant.encoder.ratio is None:
         return f"{text}."
