@@ -254,6 +254,8 @@ def _quiet_libraries() -> None:
         "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_ext"),
     }.items():
         os.environ.setdefault(name, value)
+    # OpenVINO and NNCF send an event at import; without this package they fall back to stubs that send nothing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ from typing import Any
 from toolkit.errors import UserError
 
 
+# Operations that move values without changing them: behind them a quantized value is still quantized.
+_PASSES_THROUGH = {"Reshape", "Transpose", "Convert", "Gather", "StridedSlice", "Slice", "Squeeze", "Unsqueeze"}
+
+
 @dataclass(frozen=True)
 class MatMul:
     """One product with a constant matrix.
@@ -94,7 +98,7 @@ def _matmul(op: Any) -> MatMul | None:
 
 
 def _fake_quantized(node: Any) -> bool:
-    while node.get_type_name() in ("Reshape", "Transpose", "Convert"):
+    while node.get_type_name() in _PASSES_THROUGH:
         node = node.input_value(0).get_node()
     return bool(node.get_type_name() == "FakeQuantize")
 
