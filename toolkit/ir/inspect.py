@@ -6,7 +6,6 @@ from typing import Any
 
 from toolkit.errors import UserError
 
-
 # Operations that move values without changing them: behind them a quantized value is still quantized.
 _PASSES_THROUGH = {"Reshape", "Transpose", "Convert", "Gather", "StridedSlice", "Slice", "Squeeze", "Unsqueeze"}
 

@@ -14,8 +14,9 @@ def can_do(pattern: str) -> bool:
 class Pruner(GradualPruner):
     """Keeps the largest |w| of each matrix (`local`), or of all matrices together (`global`)."""
 
-    def choose(self, step: int, sparsity: float) -> dict[str, Tensor]:
-        scores = {name: parameter.detach().abs() for name, parameter in self._parameters.items()}
+    def choose(self, sparsity: float) -> dict[str, Tensor]:
+        # -1: what is pruned goes first, before any other weight that happens to be 0.
+        scores = {n: p.detach().abs().masked_fill_(~self.mask.tensors[n], -1.0) for n, p in self._parameters.items()}
         if self.section.prune_domain == "local":
             return {name: _largest(score.flatten(), sparsity).view_as(score) for name, score in scores.items()}
         joined = torch.cat([score.flatten() for score in scores.values()])
@@ -25,7 +26,12 @@ class Pruner(GradualPruner):
 
 def _largest(score: Tensor, sparsity: float) -> Tensor:
     """True for all but the `int(sparsity * n)` smallest of a 1-D tensor; ties are broken by position."""
-    kept = torch.ones_like(score, dtype=torch.bool)
     count = int(sparsity * score.numel())
-    kept[score.argsort(stable=True)[:count]] = False
+    if count == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = score.kthvalue(count).values  # ten times faster than sorting
+    kept = score > threshold
+    ties = (score == threshold).nonzero().squeeze(1)
+    missing = int(kept.count_nonzero()) - (score.numel() - count)  # <= 0: how many of the ties must stay
+    kept[ties[len(ties) + missing :]] = True
     return kept

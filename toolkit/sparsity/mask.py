@@ -28,25 +28,34 @@ class SparsityMask:
         """The pattern that a sparse checkpoint already has: kept where the weight is not zero."""
         return cls({name: parameter.detach() != 0 for name, parameter in parameters.items()})
 
+    def beside(self, parameters: Mapping[str, Tensor]) -> "SparsityMask":
+        """The same pattern on the devices of the parameters; this very object when it is there already."""
+        if all(kept.device == parameters[name].device for name, kept in self.tensors.items()):
+            return self
+        return SparsityMask({name: kept.to(parameters[name].device) for name, kept in self.tensors.items()})
+
     @torch.no_grad()
     def apply_(self, parameters: Mapping[str, Tensor]) -> None:
         """Sets every weight outside the pattern to exactly 0.0, in place."""
         for name, kept in self.tensors.items():
-            parameters[name].mul_(kept)
+            # Multiplying would leave -0.0 (whose sign bits do not compress) and keep nan.
+            parameters[name].masked_fill_(~kept, 0.0)
 
     def violations(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
         """Number of non-zero weights outside the pattern, for the matrices that have any."""
-        counts = {n: int((parameters[n].detach() != 0).logical_and_(~kept).sum()) for n, kept in self.tensors.items()}
+        counts = {}
+        for name, kept in self.beside(parameters).tensors.items():
+            counts[name] = int((parameters[name].detach() != 0).logical_and_(~kept).count_nonzero())
         return {name: count for name, count in counts.items() if count}
 
     def per_matrix(self) -> dict[str, float]:
         """Share of pruned weights of each matrix."""
-        return {name: 1.0 - float(kept.sum()) / kept.numel() for name, kept in self.tensors.items()}
+        return {name: 1.0 - int(kept.count_nonzero()) / kept.numel() for name, kept in self.tensors.items()}
 
     def sparsity(self) -> float:
         """Share of pruned weights of all matrices together."""
         total = sum(kept.numel() for kept in self.tensors.values())
-        return 1.0 - sum(int(kept.sum()) for kept in self.tensors.values()) / max(1, total)
+        return 1.0 - sum(int(kept.count_nonzero()) for kept in self.tensors.values()) / max(1, total)
 
     def save(self, path: Path) -> None:
         """Writes one bit a weight."""
@@ -63,12 +72,11 @@ class SparsityMask:
         """
         try:
             with safe_open(path, framework="np") as file:
-                shapes = json.loads((file.metadata() or {})["shapes"])
-                tensors = {}
-                for name, shape in shapes.items():
-                    bits = np.unpackbits(file.get_tensor(name), count=math.prod(shape))
-                    tensors[name] = torch.from_numpy(bits.astype(bool)).reshape(shape)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+                shapes = json.loads((file.metadata() or {}).get("shapes", "null"))
+                if not isinstance(shapes, dict):
+                    raise ValueError("it holds no mask")
+                tensors = {name: _unpack(file.get_tensor(name), shape) for name, shape in shapes.items()}
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise UserError(
                 f"this mask cannot be read ({error})",
                 where=str(path),
@@ -92,3 +100,11 @@ class SparsityMask:
                 where=where,
                 instead="the mask that was saved with these weights, or none (it is then read off the zeros)",
             )
+
+
+def _unpack(packed: np.ndarray, shape: list[int]) -> Tensor:
+    """Bits -> bool tensor. numpy itself would fill up missing bits with zeros."""
+    count = math.prod(shape)
+    if packed.size != math.ceil(count / 8):
+        raise ValueError(f"{packed.size} bytes do not hold one bit for each of {'x'.join(map(str, shape))} weights")
+    return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool)).reshape(shape)

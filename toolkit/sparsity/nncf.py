@@ -42,7 +42,7 @@ class Pruner(GradualPruner):
         mode = nncf.PruneMode
         return mode.UNSTRUCTURED_MAGNITUDE_LOCAL if local else mode.UNSTRUCTURED_MAGNITUDE_GLOBAL
 
-    def choose(self, step: int, sparsity: float) -> dict[str, Tensor]:
+    def choose(self, sparsity: float) -> dict[str, Tensor]:
         from nncf.torch.function_hook.pruning.magnitude.algo import get_pruned_modules, update_pruning_ratio
 
         kept: dict[str, Tensor] = {}

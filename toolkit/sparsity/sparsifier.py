@@ -42,21 +42,20 @@ class PatternLock:
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
         self._parameters = {name: matrices[name].weight for name in self.mask.tensors}
-        device = next(iter(self._parameters.values())).device
-        self.mask = SparsityMask({n: kept.to(device) for n, kept in self.mask.tensors.items()})
-        self.mask.apply_(self._parameters)
+        self.after_optimizer_step()
 
     def before_step(self, step: int) -> None:
         """Nothing to prune: the pattern is fixed."""
 
     def after_optimizer_step(self) -> None:
+        self.mask = self.mask.beside(self._parameters)  # training may have moved the model to a GPU
         self.mask.apply_(self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}  # the pattern comes from the checkpoint that the stage starts from
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.mask.apply_(self._parameters)
+        self.after_optimizer_step()
 
 
 class GradualPruner:
@@ -71,7 +70,7 @@ class GradualPruner:
         self.mask = SparsityMask({})
         self._parameters: dict[str, Tensor] = {}
 
-    def choose(self, step: int, sparsity: float) -> dict[str, Tensor]:
+    def choose(self, sparsity: float) -> dict[str, Tensor]:
         """Parameter name -> bool tensor of the weights to keep at this sparsity."""
         raise AssertionError("a back end defines it")
 
@@ -82,18 +81,20 @@ class GradualPruner:
     @torch.no_grad()
     def before_step(self, step: int) -> None:
         if self.schedule.updates_at(step):
-            self.mask = SparsityMask(self.choose(step, self.schedule.sparsity(step)))
-            self.mask.apply_(self._parameters)
+            self.mask = self.mask.beside(self._parameters)
+            self.mask = SparsityMask(self.choose(self.schedule.sparsity(step)))
+            self.after_optimizer_step()
 
     def after_optimizer_step(self) -> None:
+        self.mask = self.mask.beside(self._parameters)  # training may have moved the model to a GPU
         self.mask.apply_(self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.mask.tensors)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.mask = SparsityMask({n: state[n].to(p.device) for n, p in self._parameters.items()})
-        self.mask.apply_(self._parameters)
+        self.mask = SparsityMask({name: state[name] for name in self._parameters})
+        self.after_optimizer_step()
 
 
 def make_sparsifier(section: Pruning) -> GradualPruner:
