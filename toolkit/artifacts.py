@@ -66,6 +66,7 @@ class Manifest(BaseModel):
     history: tuple[dict[str, float], ...] = ()  # training curve: step, loss, learning_rate, sparsity, ...
     versions: dict[str, str] = {}
     machine: dict[str, Any] = {}
+    run: dict[str, str] = {}  # name, description and model of the recipe
     commit: str = ""
     started: str  # ISO 8601, UTC
     seconds: float

@@ -50,13 +50,14 @@ def prunable_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
         UserError: Nothing is matched, or a pattern of `model.prunable` matches nothing.
     """
     folder = sources.model_folder(recipe.ready.get("student") or recipe.model.source)
-    matrices = {n: s for n, s in tensor_shapes(folder).items() if len(s) == 2 and n.endswith(".weight")}
+    matrices: dict[str, tuple[int, ...]] = {
+        n: s for n, s in tensor_shapes(folder).items() if len(s) == 2 and _IN_LAYER_STACK.search(n)
+    }
+    if not matrices:
+        raise UserError("no encoder layers found to prune", where=str(folder), instead="a BERT-like encoder")
     patterns = recipe.model.prunable
     if not patterns:
-        matched: dict[str, tuple[int, ...]] = {n: s for n, s in matrices.items() if _IN_LAYER_STACK.search(n)}
-        if not matched:
-            raise UserError("no encoder layers found to prune", where=str(folder), instead="model.prunable: [regex, …]")
-        return matched
+        return matrices
     for pattern in patterns:
         if not any(re.search(pattern, n.removesuffix(".weight")) for n in matrices):
             raise UserError(

@@ -250,10 +250,13 @@ def _quiet_libraries() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "true",
+        "TRANSFORMERS_VERBOSITY": "error",
         "NNCF_EXTENSION_LOAD_TIMEOUT": "600",
         "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_ext"),
     }.items():
         os.environ.setdefault(name, value)
+    # NNCF's extension is loaded through ninja, which lies beside this interpreter: the environment need not be active.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     # OpenVINO and NNCF send an event at import; without this package they fall back to stubs that send nothing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 

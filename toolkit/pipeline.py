@@ -71,6 +71,7 @@ STAGES = (
     Stage("benchmark", "measurement", ("task", "quantize", "benchmark"), ("export",), ("transfer", "quantize")),
 )
 STAGE_NAMES = tuple(s.name for s in STAGES)
+_DISK_FULL = 1 << 20  # bytes free
 # Where files lie says nothing about what they hold: the key takes their content hashes instead.
 _PATH_KEYS = {"model": {"source"}, "corpus": {"files"}, "task": {"train", "dev", "ready"}}
 
@@ -260,7 +261,17 @@ class Run:
         with self.progress_of(step) as progress:
             context = Context(partial, work, self.recipe.seed, step.task, progress)
             stage_run = importlib.import_module(f"toolkit.stages.{step.stage.name}").run
-            result = stage_run(Sections(step.sections), inputs, context)
+            try:
+                result = stage_run(Sections(step.sections), inputs, context)
+            except Exception as error:
+                # Each library has an error of its own for a full disk; the disk itself says it for all of them.
+                if shutil.disk_usage(partial).free < _DISK_FULL:
+                    raise UserError(
+                        "the disk is full; every finished stage is kept",
+                        where=str(partial),
+                        instead="make room and run the same command again: it goes on from the last checkpoint",
+                    ) from error
+                raise
         broken = failed(result.checks)
         if broken:
             lines = "\n".join(f"  {c.name}: measured {c.measured}, limit {c.limit}" for c in broken)
@@ -285,6 +296,7 @@ class Run:
             history=tuple(result.history),
             versions=system.versions(),
             machine=system.machine(),
+            run={"name": self.recipe.name, "description": self.recipe.description, "model": self.recipe.model.source},
             commit=system.commit(),
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),

@@ -69,7 +69,8 @@ def test_benchmark_app_gives_samples_and_a_command_that_can_be_run_again(ir, exa
     assert len(stats.rounds) == 1
     assert stats.rounds[0].iterations > 1
     assert stats.rounds[0].max_ms >= stats.rounds[0].median_ms >= stats.rounds[0].min_ms >= 0
-    assert metrics["throughput_median"] > 0
+    examples_in_a_second = 2 * stats.rounds[0].iterations
+    assert metrics["throughput_median"] == pytest.approx(examples_in_a_second, rel=0.2)
     assert (metrics["batch"], metrics["streams"]) == (2, 1)
     assert np.load(tmp_path / "inputs" / "b2_input_ids.npy").shape == (2, 8)
     assert json.loads((tmp_path / "reports/tiny-b2-r0/benchmark_report.json").read_text())["execution_results"]

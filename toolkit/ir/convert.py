@@ -1,7 +1,7 @@
 """From a torch model to an OpenVINO IR folder that optimum-intel opens."""
 
 import contextlib
-import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor
 
     folder.mkdir(parents=True, exist_ok=True)
     model = model.cpu().eval()
-    with _traceable_masks(), torch.no_grad():
+    with _traceable_masks(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of branches that the same config always takes
         converted = ov.convert_model(model, example_input=sample)
-    dynamic = {port: ov.PartialShape([-1, -1]) for port in converted.inputs}
-    converted.reshape(dynamic)
+    converted.reshape({port: ov.PartialShape([-1, -1]) for port in converted.inputs})
     ov.save_model(converted, folder / "openvino_model.xml", compress_to_fp16=False)
-    config = copy.deepcopy(model.config)
-    config.save_pretrained(folder)
+    model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ov.save_model(convert_tokenizer(tokenizer), folder / "openvino_tokenizer.xml")
 

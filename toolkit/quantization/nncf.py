@@ -5,6 +5,7 @@ No `nncf.prune` is needed to hold the pattern: the weights' quantizer is symmetr
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,7 @@ def _quantized(
         QuantizationParameters,
     )
 
+    nncf.set_log_level(logging.WARNING)
     # SmoothQuant and bias correction move weights and biases between layers: good without training, in its way with.
     without = {"smooth_quant_alphas": AdvancedSmoothQuantParameters(matmul=-1), "disable_bias_correction": True}
     asymmetric = section.model_wise.activation.scheme == "asym"

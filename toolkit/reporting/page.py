@@ -77,6 +77,7 @@ def build(manifests: Sequence[Manifest], folder: Path) -> Path:
     values = {
         "runs": views,
         "gains": gains(runs),
+        "subjects": list(dict.fromkeys(_subject(m) for m in manifests if m.run)),
         "machine": last.machine,
         "versions": last.versions,
         "commits": list(dict.fromkeys(m.commit for m in manifests if m.commit)),
@@ -97,6 +98,13 @@ def build(manifests: Sequence[Manifest], folder: Path) -> Path:
         script = {"plotly": Markup(get_plotlyjs())} if html else {}
         (folder / file).write_text(environment.get_template(template).render(**values, **script))
     return folder / PAGE
+
+
+def _subject(manifest: Manifest) -> str:
+    """What a run was of: its name, what it says of itself, and the model that it started from."""
+    run = manifest.run
+    about = f": {run['description']}" if run.get("description") else ""
+    return f"{run.get('name', '')}{about} (from {run.get('model', '')})"
 
 
 def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:

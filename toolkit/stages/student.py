@@ -19,6 +19,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     matrices = models.prunable_matrices(model, sections.model.prunable)
     sparsifier = make_sparsifier(pruning)
     sparsifier.attach(matrices)
+    context.progress.say("reading the corpus")
     text = corpus.load_corpus(sections.corpus, sections.corpus_tasks, tokenizer, context.work)
 
     probability = sections.corpus.mlm_probability

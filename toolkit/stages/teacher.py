@@ -14,6 +14,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     train = sections.teacher.train
     tokenizer = models.load_tokenizer(inputs["base"].path)
     model = models.load_masked_lm(inputs["base"].path)
+    context.progress.say("reading the corpus")
     text = corpus.load_corpus(sections.corpus, sections.corpus_tasks, tokenizer, context.work)
     loss = MlmLoss(models.mlm_head)
     probability = sections.corpus.mlm_probability

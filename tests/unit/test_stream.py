@@ -1,0 +1,53 @@
+"""The order of examples: every one once in each pass, the same again whatever was read before."""
+
+import numpy as np
+
+from toolkit.stream import Stream
+
+
+def stream(n=37, batch=4, steps=60, accumulation=1, seed=0):
+    lengths = np.random.default_rng(9).integers(3, 60, size=n)
+    return Stream(
+        lengths,
+        lambda i, rng: {"i": i, "draw": rng.random()},
+        batch_size=batch,
+        steps=steps,
+        accumulation=accumulation,
+        seed=seed,
+    )
+
+
+def test_a_run_sees_every_example_equally_often():
+    made = stream(n=64, batch=4, steps=64)
+    counts = np.bincount([made[k]["i"] for k in range(len(made))], minlength=64)
+    assert (counts == 4).all()
+
+
+def test_an_item_is_the_same_whatever_was_read_before():
+    straight, jumping = stream(), stream()
+    items = [straight[k] for k in range(len(straight))]
+    for k in (200, 3, 151, 3, 0, 239):
+        assert jumping[k] == items[k]
+
+
+def test_seeds_give_different_orders_and_passes_differ():
+    a, b = stream(n=64), stream(n=64, seed=1)
+    assert [a.index(k) for k in range(64)] != [b.index(k) for k in range(64)]
+    assert [a.index(k) for k in range(64)] != [a.index(k) for k in range(64, 128)]
+    assert a[0]["draw"] != a[64 * 4 - 1]["draw"]
+
+
+def test_batches_hold_examples_of_like_length():
+    made = stream(n=640, batch=8, steps=80)
+    lengths = made._lengths
+    spread = [np.ptp(lengths[[made.index(k) for k in range(b * 8, b * 8 + 8)]]) for b in range(80)]
+    shuffled = [np.ptp(np.random.default_rng(b).choice(lengths, 8)) for b in range(80)]
+    assert np.mean(spread) < 0.25 * np.mean(shuffled)
+
+
+def test_step_lengths_cover_all_forward_passes_of_a_step():
+    made = stream(batch=4, accumulation=3, steps=10)
+    wanted = [made._lengths[made.index(k)] for k in range(12, 24)]
+    assert made.step_lengths(1).tolist() == wanted
+    assert made[12]["step"] == 1
+    assert made[23]["step"] == 1
