@@ -89,14 +89,14 @@ def test_benchmark_app_failing_is_a_message_with_the_command(examples, ir, tmp_p
     words = latency._arguments(broken, examples, PAD, 1, 1, section, tmp_path)
     (broken / "openvino_model.xml").write_text("<net")
     with pytest.raises(UserError, match=r"benchmark_app failed: \[ ERROR \]") as caught:
-        latency._run(words, tmp_path, "broken", keep=True)
+        latency._run(words, 1, tmp_path, "broken", keep=True)
     assert "-m broken/openvino_model.xml" in caught.value.where
 
 
 def test_rounds_interleave_the_models_and_warm_up_rounds_do_not_count(ir, examples, tmp_path, monkeypatch):
     started: list[tuple[str, bool]] = []
 
-    def run(arguments, folder, label, *, keep):
+    def run(arguments, batch, folder, label, *, keep):
         started.append((label.rpartition("-")[0], keep))
         value = float(len(started))
         return latency.Round(value, value, value, value, 1000 / value, 10)
