@@ -97,6 +97,7 @@ def run(
     overrides: Overrides = None,
     start: Annotated[str | None, typer.Option("--from", help="make this stage and all later ones anew")] = None,
     only: Annotated[str | None, typer.Option("--only", help="run this stage alone")] = None,
+    track: Annotated[bool, typer.Option("--track", help="log training curves for TensorBoard too")] = False,
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Run a recipe: only what is not there yet; an interrupted stage goes on from its last checkpoint."""
@@ -116,7 +117,8 @@ def run(
         os.environ["OMP_NUM_THREADS"] = str(loaded.threads)
     folder = runs / loaded.name
     terminal.print(f"[bold]{loaded.name}[/] {loaded.description}".rstrip(), highlight=False)
-    job = Run(loaded, folder, lambda step: shown.stage_progress(step, terminal))
+    log = folder / "tensorboard" if track else None
+    job = Run(loaded, folder, lambda step: shown.stage_progress(step, terminal, log))
     manifests = job(only=only, start=start)
     (folder / "recipe.yaml").write_text(dump_recipe(loaded))
     if only is None:

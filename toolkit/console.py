@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from toolkit.artifacts import Progress
+from toolkit.errors import UserError
 
 if TYPE_CHECKING:
     from toolkit.pipeline import Step
@@ -68,13 +70,41 @@ def _figure(name: str, value: float) -> str:
     return f"{value:.1e}" if name == "learning_rate" else f"{value:.3f}"
 
 
+class _Tracked:
+    """A `Progress` whose figures also go into a TensorBoard log."""
+
+    def __init__(self, shown: Progress, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "TensorBoard is not installed", where="--track", instead="pip install -e '.[track]'"
+            ) from None
+        self._shown = shown
+        self.writer = SummaryWriter(str(folder))
+
+    def start(self, total: int) -> None:
+        self._shown.start(total)
+
+    def update(self, step: int, **figures: float) -> None:
+        self._shown.update(step, **figures)
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        self._shown.say(text)
+
+
 @contextlib.contextmanager
-def stage_progress(step: "Step", console: Console) -> Iterator[Progress]:
-    """The progress display of one stage, from its start to its end."""
+def stage_progress(step: "Step", console: Console, track: Path | None = None) -> Iterator[Progress]:
+    """The progress display of one stage, from its start to its end; with `track`, a TensorBoard log there too."""
     bar = _Bar(step.label, console)
+    tracked = _Tracked(bar, track / step.label) if track else None
     if not console.is_terminal:
         console.print(f"{step.label} ...", highlight=False)
     started = time.monotonic()
     with bar._bars:
-        yield bar
+        yield tracked or bar
+    if tracked:
+        tracked.writer.close()
     console.print(f"[green]✓[/] {step.label:<24} {time.monotonic() - started:7.1f} s", highlight=False)

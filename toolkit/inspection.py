@@ -141,7 +141,8 @@ def bench_table(folders: list[Path], section: "Performance", texts: Path | None)
         raise UserError("there is no text in this file", where=str(texts))
 
     with tempfile.TemporaryDirectory() as scratch:
-        named = {str(f): f.resolve() for f in folders}
+        unique = len({f.name for f in folders}) == len(folders)
+        named = {f.name if unique else str(f).replace("/", "_"): f.resolve() for f in folders}
         timed = latency.measure(named, examples, tokenizer.pad_token_id, section, Path(scratch))
     table = Table(title=f"{section.sequence_length} tokens, {timed[0].threads} thread(s), {timed[0].streams} stream(s)")
     for column in ("model", "batch", "latency ms", "low to high", "examples/s", "speed-up"):

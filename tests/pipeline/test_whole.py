@@ -145,3 +145,95 @@ def test_the_report_opens_by_itself_and_names_every_variant(finished):
         assert variant in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=.?https?:", html)
     assert "<link" not in html
+
+
+def test_a_ready_sparse_checkpoint_without_a_mask_file_stands_in_for_the_student(finished, tmp_path):
+    import shutil
+
+    from toolkit.sparsity.mask import SparsityMask
+
+    recipe, folder, _ = finished
+    ready = tmp_path / "published"
+    shutil.copytree(folder / "student", ready, ignore=shutil.ignore_patterns("mask.safetensors", "manifest.json"))
+    start = recipe.model_copy(
+        update={
+            "ready": {"student": str(ready)},
+            **dict.fromkeys(("student", "teacher", "corpus", "quantize", "export", "benchmark")),
+        }
+    )
+    manifests = pipeline.Run(start, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    assert [m.stage for m in manifests] == ["task_teacher", "transfer"]
+    locked = SparsityMask.load(tmp_path / "run/tasks/toy/transfer/mask.safetensors")
+    pruned = SparsityMask.load(folder / "student/mask.safetensors")
+    assert locked.per_matrix() == pytest.approx(pruned.per_matrix(), abs=1e-3)
+
+
+def test_a_dense_checkpoint_in_the_students_place_is_refused(finished, tmp_path):
+    from toolkit.errors import UserError
+
+    recipe, folder, _ = finished
+    dense = recipe.model_copy(update={"ready": {"student": str(folder / "teacher")}, "student": None})
+    with pytest.raises(UserError, match="dense"):
+        pipeline.Run(dense, tmp_path / "run", lambda step: nullcontext(Silent()))()
+
+
+def test_an_ir_that_differs_from_its_torch_model_fails_the_run_and_keeps_what_is_finished(finished, tmp_path):
+    import shutil
+
+    from toolkit.errors import CheckFailed
+
+    recipe, folder, _ = finished
+    copy = tmp_path / "tiny"
+    shutil.copytree(folder, copy)
+    strict = recipe.model_copy(update={"export": recipe.export.model_copy(update={"tolerance": 1e-12})})
+    with pytest.raises(CheckFailed, match=r"largest \|IR - torch\|"):
+        pipeline.Run(strict, copy, lambda step: nullcontext(Silent()))()
+    assert (copy / "tasks/toy/export.partial").is_dir()
+    assert (copy / "tasks/toy/quantize/manifest.json").is_file()
+    assert (copy / "tasks/toy/export/manifest.json").is_file(), "the last good export stays until a better one is whole"
+
+
+def rendered(table) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(table)
+    return console.export_text()
+
+
+def test_plan_inspect_and_bench_show_what_is_there(finished):
+    from toolkit.estimate import plan_table
+    from toolkit.inspection import bench_table, describe
+    from toolkit.recipe import Performance
+
+    recipe, folder, _ = finished
+    assert rendered(plan_table(recipe, folder)).count("yes") == len(pipeline.STAGES)
+    assert "no" in rendered(plan_table(recipe.model_copy(update={"seed": 1}), folder))
+    assert "toy" in rendered(describe(folder))
+    assert "79.98%" in rendered(describe(folder / "student"))
+    ir = folder / "tasks/toy/export"
+    assert "i8" in rendered(describe(ir / "sparse-int8"))
+    section = Performance(warmup=0, iteration=1, seconds=1, batch_sizes=(2,), sequence_length=8)
+    shown = rendered(bench_table([ir / "dense-fp32", ir / "sparse-int8"], section, None))
+    assert "1.00x" in shown
+    assert shown.count("benchmark_app -m") == 2
+
+
+def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp_path):
+    import importlib.util
+
+    from rich.console import Console
+
+    from toolkit.console import stage_progress
+    from toolkit.errors import UserError
+
+    recipe, folder, _ = finished
+    step = pipeline.plan(recipe, folder)[0]
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(UserError, match="not installed"), stage_progress(step, Console(quiet=True), tmp_path):
+            pass
+        return
+    with stage_progress(step, Console(quiet=True), tmp_path) as progress:
+        progress.start(2)
+        progress.update(1, loss=0.5)
+    assert list(tmp_path.rglob("events.*"))
