@@ -124,14 +124,14 @@ def _reachable(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> str:
 
 def _check_pattern(pattern: str, target: float, backend: str, shapes: dict[str, tuple[int, ...]], where: str) -> None:
     n_of_m = re.fullmatch(r"(\d+):(\d+)", pattern)
-    block = re.fullmatch(r"tile_pattern_(\d+)x(\d+)", pattern)
+    block = re.fullmatch(r"tile_pattern_([1-9]\d*)x([1-9]\d*)", pattern)
     if not n_of_m and not block:
         raise UserError(
             f"unknown pattern {pattern!r}", where=where, instead="tile_pattern_1x1, tile_pattern_4x1 or 2:4"
         )
-    if backend == "nncf" and pattern != "tile_pattern_1x1":
+    if backend != "inc" and pattern != "tile_pattern_1x1":
         raise UserError(
-            f"nncf cannot prune in pattern {pattern!r}", where=where, instead="student.pruning.backend: inc"
+            f"{backend} cannot prune in pattern {pattern!r}", where=where, instead="student.pruning.backend: inc"
         )
     if n_of_m:
         n, m = map(int, n_of_m.groups())
