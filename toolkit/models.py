@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from toolkit.checkpoints import DENSE, must_be_plain
 from toolkit.errors import UserError
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
@@ -34,7 +35,6 @@ _MLM_HEADS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 
 _VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
-_DENSE = 0.01  # a model with a smaller share of zeros was never pruned
 
 
 @contextlib.contextmanager
@@ -178,12 +178,13 @@ def save_checkpoint(
         mask.save(folder / MASK_FILE)
 
 
-def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear]) -> SparsityMask:
+def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_too: bool = False) -> SparsityMask:
     """The pattern of a sparse checkpoint: its mask file; without one, the zeros of its weights.
 
     Args:
         folder: The checkpoint that `matrices` were loaded from.
         matrices: Parameter name -> module, as from `prunable_matrices`.
+        dense_too: Take a dense checkpoint as well: its pattern keeps everything.
 
     Raises:
         UserError: The mask does not fit the weights, or there are no zeros to lock.
@@ -195,7 +196,7 @@ def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear]) -> Sparsity
         mask.must_fit(weights, str(path))
         return mask
     mask = SparsityMask.from_zeros(weights)
-    if mask.sparsity() < _DENSE:
+    if mask.sparsity() < DENSE and not dense_too:
         raise UserError(
             "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )
@@ -203,6 +204,7 @@ def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear]) -> Sparsity
 
 
 def _load(auto_class: Any, folder: Path, **settings: Any) -> "PreTrainedModel":
+    must_be_plain(folder)
     try:
         with _quiet():
             model, report = auto_class.from_pretrained(

@@ -1,0 +1,84 @@
+"""What is read off a checkpoint's files: zeros of every float type, and who is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from toolkit import checkpoints
+from toolkit.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_zeros_are_counted_in_every_float_type_with_either_sign(folder, dtype):
+    weights = torch.arange(1, 21, dtype=dtype).reshape(4, 5)
+    weights[0] = 0.0
+    weights[1, 0] = -0.0
+    save_file({"other": torch.ones(3), "a.weight": weights}, folder / "model.safetensors")
+    assert checkpoints.tensors(folder)["a.weight"].shape == (4, 5)
+    assert checkpoints.zero_shares(folder, ["a.weight"]) == {"a.weight": pytest.approx(6 / 20)}
+
+
+def test_weights_cut_into_several_files_are_read_together(folder):
+    save_file({"a.weight": torch.zeros(2, 2)}, folder / "model-00001-of-00002.safetensors")
+    save_file({"b.weight": torch.ones(2, 2)}, folder / "model-00002-of-00002.safetensors")
+    assert checkpoints.zero_shares(folder, ["a.weight", "b.weight"]) == {"a.weight": 1.0, "b.weight": 0.0}
+
+
+def test_a_sparse_float_checkpoint_is_plain(folder):
+    save_file({"a.weight": torch.zeros(2, 2), "LayerNorm.weight": torch.ones(2)}, folder / "model.safetensors")
+    checkpoints.must_be_plain(folder)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"a.weight": torch.ones(2, 2, dtype=torch.int8), "b": torch.ones(1)},
+        {"a.weight": torch.ones(2, 2), "a.weight_scale": torch.ones(2)},
+        {"a._packed_params._packed_params": torch.ones(2, 2)},
+        {"a.weight_fake_quant.scale": torch.ones(1), "a.weight": torch.ones(2, 2)},
+        {"__nncf_hooks.pre_hooks.a__1.0._scale_param_storage": torch.ones(1)},
+        {"a.qweight": torch.ones(2, 2, dtype=torch.int32)},
+    ],
+    ids=["int8", "compressed-tensors", "torch", "fake-quant", "nncf", "gptq"],
+)
+def test_a_checkpoint_that_others_quantized_is_refused_and_the_reason_named(folder, names):
+    save_file(names, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"quantized already: (it holds|a\.weight is I8)") as error:
+        checkpoints.must_be_plain(folder)
+    assert "floating-point checkpoint" in error.value.instead
+
+
+def test_a_config_that_tells_of_quantization_is_refused(folder):
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
+    save_file({"a.weight": torch.ones(2, 2)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="quantized already \\(bitsandbytes\\)"):
+        checkpoints.must_be_plain(folder)
+
+
+def test_a_pickle_is_refused_without_being_opened(folder):
+    (folder / "best_model.pt").write_bytes(b"not even a pickle")
+    with pytest.raises(UserError, match=r"best_model\.pt is a pickle"):
+        checkpoints.must_be_plain(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0[1,2,3]]", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]"])
+def test_a_damaged_header_is_a_user_error(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        checkpoints.tensors(folder)
+
+
+def test_weights_that_are_cut_off_are_a_user_error(folder):
+    save_file({"a.weight": torch.ones(64, 64)}, folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        checkpoints.zero_shares(folder, ["a.weight"])
