@@ -1,6 +1,5 @@
 """What can be said of a recipe and a machine before anything runs. Loads no torch: it reads file headers only."""
 
-import json
 import re
 import shutil
 import sys
@@ -8,51 +7,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit import sources
+from toolkit import checkpoints, matching, sources
+from toolkit.checkpoints import DENSE
 from toolkit.errors import UserError
-from toolkit.recipe import Recipe
+from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, Train
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # The linear layers inside an encoder's stack of layers, in every BERT-like naming: bert.encoder.layer.3…,
 # distilbert.transformer.layer.3…, roberta.encoder.layer.3….
+_LAYER_NUMBER = re.compile(r"layers?\.(\d+)\.")
 _IN_LAYER_STACK = re.compile(r"(^|\.)layers?\.\d+\..+\.weight$")
 
 
-def tensor_shapes(model_folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a checkpoint, from the safetensors headers alone.
-
-    Raises:
-        UserError: There is no safetensors file, or its header cannot be read.
-    """
-    files = sorted(model_folder.glob("model*.safetensors"))
-    if not files:
-        raise UserError(
-            "no model.safetensors in this folder", where=str(model_folder), instead="a safetensors checkpoint"
-        )
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in files:
-        try:
-            with path.open("rb") as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(size))
-            shapes |= {n: tuple(t["shape"]) for n, t in header.items() if n != "__metadata__"}
-        except (ValueError, KeyError, TypeError, MemoryError, OverflowError):
-            raise UserError("not a whole safetensors file", where=str(path), instead="a fresh copy of it") from None
-    return shapes
-
-
-def prunable_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """The matrices that pruning will get, by parameter name.
+def prunable_shapes(recipe: Recipe, folder: Path) -> dict[str, tuple[int, int]]:
+    """The matrices of a checkpoint that pruning gets, by parameter name.
 
     Raises:
         UserError: Nothing is matched, or a pattern of `model.prunable` matches nothing.
     """
-    folder = sources.model_folder(recipe.ready.get("student") or recipe.model.source)
-    matrices: dict[str, tuple[int, ...]] = {
-        n: s for n, s in tensor_shapes(folder).items() if len(s) == 2 and _IN_LAYER_STACK.search(n)
-    }
+    found = checkpoints.tensors(folder).items()
+    matrices = {n: (t.shape[0], t.shape[1]) for n, t in found if len(t.shape) == 2 and _IN_LAYER_STACK.search(n)}
     if not matrices:
         raise UserError("no encoder layers found to prune", where=str(folder), instead="a BERT-like encoder")
     patterns = recipe.model.prunable
@@ -75,14 +51,24 @@ def check_recipe(recipe: Recipe) -> list[tuple[str, str]]:
         UserError: The first thing that is wrong.
     """
     found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
-    found.append(("model", str(sources.model_folder(recipe.model.source))))
+    folder = sources.model_folder(recipe.model.source)
+    found.append(("model", str(folder)))
+    ready = [(f"ready {name}", source) for name, source in recipe.ready.items()]
+    ready += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
+    folders = [folder]
+    for what, source in ready:
+        folders.append(sources.model_folder(source))
+        found.append((what, str(folders[-1])))
+    for each in dict.fromkeys(folders):
+        checkpoints.must_be_plain(each)
     if recipe.student is not None:
-        shapes = prunable_shapes(recipe)
-        weights = sum(rows * columns for rows, columns in shapes.values())
-        found.append(("prunable", f"{len(shapes)} encoder matrices, {weights:,} weights"))
-        found.append(("pruning", _reachable(recipe, shapes)))
-    for ready, source in recipe.ready.items():
-        found.append((f"ready {ready}", str(sources.model_folder(source))))
+        found += _pruning(recipe, "student", recipe.student.pruning, recipe.student.distillation.train, folder)
+    if recipe.transfer is not None:
+        start = sources.model_folder(recipe.ready.get("student", recipe.model.source))
+        if not recipe.transfer.pruning.only_locks:
+            found += _pruning(recipe, "transfer", recipe.transfer.pruning, recipe.transfer.train, start)
+        elif "student" in recipe.ready:
+            found += _locked(recipe, start)
     if recipe.corpus is not None:
         files = sources.corpus_files(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
         found.append(("corpus", ", ".join(f.name for f in files)))
@@ -100,49 +86,90 @@ def check_recipe(recipe: Recipe) -> list[tuple[str, str]]:
     return found
 
 
-def _reachable(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> str:
-    """The sparsity that schedule, pattern and number of steps lead to; an error when it is not the one asked for."""
-    assert recipe.student is not None
-    pruning, train = recipe.student.pruning, recipe.student.distillation.train
-    wanted = pruning.approach.weight_compression.resolved()
-    where = "student.pruning.approach.weight_compression"
-    if wanted.end_step <= wanted.start_step:
-        raise UserError("the ramp has no steps", where=where, instead="an end_step after start_step")
-    if train.steps is not None and wanted.end_step > train.steps:
+def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train, folder: Path) -> list[tuple[str, str]]:
+    """Each pruner: its schedule, the matrices that it gets, and the sparsity that they can reach."""
+    shapes = prunable_shapes(recipe, folder)
+    weights = sum(rows * columns for rows, columns in shapes.values())
+    found = [("prunable", f"{len(shapes)} encoder matrices, {weights:,} weights")]
+    compression = pruning.approach.weight_compression
+    where = f"{stage}.pruning.approach.weight_compression"
+    # Steps that epochs amount to are known with the data; here, what can be said in epochs alone is checked.
+    pruners = compression.resolve(steps_per_epoch=_EPOCH if compression.in_epochs() else 0)
+    for number, (pruner, names) in enumerate(zip(pruners, matching.assign(pruners, shapes, where), strict=True)):
+        label = f"{stage} pruner {number + 1}" if len(pruners) > 1 else f"{stage} pruner"
+        if pruner.prune_type == LOCK:
+            shares = checkpoints.zero_shares(folder, names)
+            found += [(label, "pattern_lock"), *_by_layer(shapes, shares)]
+            continue
+        problem = matching.cannot(pruning.backend, pruner)
+        if problem:
+            raise UserError(f"{pruning.backend} cannot: {problem}", where=where, instead="backend: inc")
+        _must_end(pruner, compression.in_epochs(), train, where)
+        reached = matching.reachable(pruner, {name: shapes[name] for name in names})
+        found += [(label, _schedule(pruner, compression.in_epochs(), pruning.backend)), *_by_layer(shapes, reached)]
+    return found
+
+
+_EPOCH = 1000  # a stand-in for the steps of an epoch, where only the ratio of epochs to training matters
+
+
+def _must_end(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str) -> None:
+    """The ramp has steps, and its last one lies within the training."""
+    if pruner.end_step < pruner.start_step or (pruner.end_step == pruner.start_step and pruner.initial_sparsity == 0):
+        what = "end_epoch" if in_epochs else "end_step"
+        raise UserError("the ramp has no steps", where=where, instead=f"an {what} after the start")
+    length = train.epoch and train.epoch * _EPOCH if in_epochs else train.steps
+    if length and pruner.end_step >= length:
+        unit, end = ("epoch", pruner.end_step / _EPOCH) if in_epochs else ("step", pruner.end_step)
         raise UserError(
-            f"end_step {wanted.end_step} is after the last of {train.steps} steps, so the target is never reached",
+            f"the last pruning is at the begin of {unit} {end:g}, but the training ends before it: "
+            f"it has {train.epoch if in_epochs else train.steps} {unit}s, counted from 0",
             where=where,
-            instead=f"end_step: {train.steps // 2}",
+            instead=f"a smaller end_{unit}, or a longer training",
         )
-    _check_pattern(wanted.pattern, wanted.target_sparsity, pruning.backend, shapes, where)
+
+
+def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:
+    unit, scale = ("epochs", _EPOCH) if in_epochs else ("steps", 1)
+    first, last = pruner.start_step / scale, pruner.end_step / scale
     return (
-        f"{wanted.initial_sparsity:.0%} -> {wanted.target_sparsity:.0%} in steps "
-        f"{wanted.start_step}..{wanted.end_step}, every {wanted.update_frequency_on_step}, "
-        f"{wanted.sparsity_decay_type}, {wanted.pattern}, by {pruning.backend}"
+        f"{pruner.prune_type}, {pruner.initial_sparsity:.0%} -> {pruner.target_sparsity:.0%} in {unit} {first:g}.."
+        f"{last:g}, every {pruner.update_frequency_on_step / scale:g}, {pruner.sparsity_decay_type}, "
+        f"{pruner.pattern}, {pruner.prune_domain}, by {backend}"
     )
 
 
-def _check_pattern(pattern: str, target: float, backend: str, shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    n_of_m = re.fullmatch(r"(\d+):(\d+)", pattern)
-    block = re.fullmatch(r"tile_pattern_([1-9]\d*)x([1-9]\d*)", pattern)
-    if not n_of_m and not block:
+def _locked(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
+    """The zeros of a ready sparse model, matrix by matrix."""
+    shapes = prunable_shapes(recipe, folder)
+    shares = checkpoints.zero_shares(folder, shapes)
+    weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    zeros = sum(share * weights[name] for name, share in shares.items()) / sum(weights.values())
+    if zeros < DENSE:
         raise UserError(
-            f"unknown pattern {pattern!r}", where=where, instead="tile_pattern_1x1, tile_pattern_4x1 or 2:4"
+            "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )
-    if backend != "inc" and pattern != "tile_pattern_1x1":
-        raise UserError(
-            f"{backend} cannot prune in pattern {pattern!r}", where=where, instead="student.pruning.backend: inc"
-        )
-    if n_of_m:
-        n, m = map(int, n_of_m.groups())
-        if not 0 < n < m or abs(target - n / m) > 1e-9:
-            raise UserError(
-                f"{pattern} means a sparsity of {n}/{m}", where=where, instead=f"target_sparsity: {n / m:g}"
-            )
-    tile = tuple(map(int, block.groups())) if block else (1, int(n_of_m[2]))  # type: ignore[index]
-    uneven = [name for name, s in shapes.items() if s[0] % tile[0] or s[1] % tile[1]]
-    if uneven:
-        raise UserError(f"{pattern} does not divide {uneven[0]} of shape {shapes[uneven[0]]}", where=where)
+    return [
+        ("locked", f"{zeros:.2%} of {sum(weights.values()):,} encoder weights are zero"),
+        *_by_layer(shapes, shares),
+    ]
+
+
+def _by_layer(shapes: dict[str, tuple[int, int]], shares: dict[str, float]) -> list[tuple[str, str]]:
+    """Matrices that are alike in all but the number of their layer share a line."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for name, zeros in shares.items():
+        match = _LAYER_NUMBER.search(name)
+        assert match is not None, name
+        pattern = f"{name[: match.start(1)]}*{name[match.end(1) :]}"
+        shape = "x".join(map(str, shapes[name]))
+        groups.setdefault((pattern, shape, f"{zeros:.1%}"), []).append(int(match[1]))
+    lines = []
+    for (pattern, shape, share), layers in groups.items():
+        whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
+        numbers = f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
+        lines.append(("  ", f"{pattern.replace('*', f'[{numbers}]')} {shape}: {share}"))
+    return lines
 
 
 def doctor_table() -> "tuple[Table, bool]":

@@ -4,7 +4,9 @@ Every loss is a sum over the items of a forward pass divided by the number of it
 that gradients do not depend on how a step is cut into forward passes.
 """
 
-from collections.abc import Callable
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.recipe import KDLossSettings
+from toolkit.errors import UserError
+from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings
 
 Batch = dict[str, Any]
 
@@ -43,6 +46,35 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, items: f
     return total * temperature**2 / (len(student) if items is None else items)
 
 
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, items: float) -> Tensor:
+    """T^2 * cross entropy of the student under the teacher's softmax: KL plus the teacher's entropy, a constant."""
+    student_log = F.log_softmax(student.float() / temperature, dim=-1)
+    theirs = F.softmax(teacher.float() / temperature, dim=-1)
+    return -(theirs * student_log).sum() * temperature**2 / items
+
+
+def squared_difference(student: Tensor, teacher: Tensor, temperature: float, items: float) -> Tensor:
+    """Mean over the logits of a row of (student - teacher)^2; T^2 and the division of both by T cancel out."""
+    return (student.float() - teacher.float()).square().mean(dim=-1).sum() / items
+
+
+# INC's names of the distances from the teacher: (student, teacher, temperature, items) -> loss.
+_DISTANCES: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+    "KL": kl_divergence,
+    "CE": soft_cross_entropy,
+    "MSE": squared_difference,
+}
+
+# The same for hidden features, element by element; KL compares them as softmaxes over the last dimension.
+_FEATURE_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "MSE": lambda student, teacher: (student - teacher).square(),
+    "L1": lambda student, teacher: (student - teacher).abs(),
+    "KL": lambda student, teacher: F.kl_div(
+        F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1), reduction="none", log_target=True
+    ).sum(dim=-1, keepdim=True),
+}
+
+
 class Teacher:
     """A frozen model. A plain object, not a module: it can never become a child of the student."""
 
@@ -50,14 +82,14 @@ class Teacher:
         self.model = model.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, function: Callable[[nn.Module], Tensor]) -> Tensor:
+    def __call__(self, function: Callable[[Any], Any]) -> Any:
         """`function` of the teacher's model, without gradients."""
         return function(self.model)
 
 
 def inputs_of(batch: Batch) -> Batch:
     """The tensors that go into a model's forward pass: no labels, no counts."""
-    return {k: v for k, v in batch.items() if k not in ("labels", "items", "kd_items")}
+    return {k: v for k, v in batch.items() if k not in ("labels", "items", "kd_items", "examples")}
 
 
 def combine(task: Tensor | None, kd: Tensor | None, weights: tuple[float, float]) -> LossTerms:
@@ -99,7 +131,8 @@ class MlmLoss:
         if self._teacher is None or self._settings is None:
             return LossTerms(task, task.detach())
         theirs = self._teacher(lambda teacher: self._logits(teacher, batch, chosen))
-        kd = kl_divergence(logits, theirs, self._settings.temperature, batch["kd_items"])
+        distance = _DISTANCES[self._settings.loss_types[1]]
+        kd = distance(logits, theirs, self._settings.temperature, batch["kd_items"])
         return combine(task, kd, self._settings.loss_weights)
 
     def _logits(self, model: Any, batch: Batch, chosen: Tensor) -> Tensor:
@@ -125,5 +158,115 @@ class TaskLoss:
         if self._teacher is None or self._settings is None:
             return LossTerms(task, task.detach())
         theirs = self._teacher(lambda teacher: teacher(**inputs).logits)
-        kd = kl_divergence(logits, theirs, self._settings.temperature, batch["items"])
+        distance = _DISTANCES[self._settings.loss_types[1]]
+        kd = distance(logits, theirs, self._settings.temperature, batch["items"])
         return combine(task, kd, self._settings.loss_weights)
+
+
+class LayersLoss:
+    """The teacher's hidden features, layer by layer: sum of weight * distance, over attended tokens; per example.
+
+    Args:
+        teacher: A frozen model.
+        settings: Which layers are compared, and how.
+        origin: The loss with the labels, added where the settings ask for it.
+    """
+
+    def __init__(
+        self, teacher: Teacher, settings: IntermediateSettings, origin: Callable[[Any, Batch], LossTerms]
+    ) -> None:
+        self._teacher, self._settings, self._origin = teacher, settings, origin
+
+    def __call__(self, model: Any, batch: Batch) -> LossTerms:
+        pairs = self._settings.pairs()
+        inputs = inputs_of(batch)
+        task = None
+        with _features(model, {layer for layer, *_ in pairs}, "student") as ours:
+            if self._settings.add_origin_loss:
+                task = self._origin(model, batch).total
+            else:
+                model.base_model(**inputs)
+        with _features(self._teacher.model, {layer for _, _, layer, *_ in pairs}, "teacher") as theirs:
+            self._teacher(lambda teacher: teacher.base_model(**inputs))
+        kd = torch.zeros((), device=batch["input_ids"].device)
+        for layer, output, other, other_output, kind, weight in pairs:
+            mine, target = _picked(ours[layer], layer, output), _picked(theirs[other], other, other_output)
+            if mine.shape != target.shape:
+                raise UserError(
+                    f"{layer} gives {tuple(mine.shape)}, the teacher's {other} gives {tuple(target.shape)}",
+                    where="IntermediateLayersKnowledgeDistillationLoss.layer_mappings",
+                    instead="layers of the same width",
+                )
+            kd = kd + weight * _per_example(_FEATURE_DISTANCES[kind](mine.float(), target.float()), batch)
+        kd = kd / batch["examples"]
+        return LossTerms(kd if task is None else kd + task, None if task is None else task.detach(), kd.detach())
+
+
+def mlm_loss(
+    head: Callable[[Any], Callable[[Tensor], Tensor]], teacher: Teacher, criterion: Criterion, positions: str
+) -> Callable[[Any, Batch], LossTerms]:
+    """The loss of pre-training with a teacher that a recipe's `criterion` asks for."""
+    settings = criterion.settings
+    if isinstance(settings, IntermediateSettings):
+        return LayersLoss(teacher, settings, MlmLoss(head))
+    return MlmLoss(head, teacher, settings, positions)
+
+
+def task_loss(teacher: Teacher | None = None, criterion: Criterion | None = None) -> Callable[[Any, Batch], LossTerms]:
+    """The loss of a task, with the teacher and the loss that a recipe's `criterion` asks for, or with labels alone."""
+    if teacher is None or criterion is None:
+        return TaskLoss()
+    settings = criterion.settings
+    if isinstance(settings, IntermediateSettings):
+        return LayersLoss(teacher, settings, TaskLoss())
+    return TaskLoss(teacher, settings)
+
+
+@contextlib.contextmanager
+def _features(model: Any, layers: set[str], whose: str) -> Iterator[dict[str, Any]]:
+    """Layer name -> what the layer gave in the last forward pass inside the `with`."""
+    modules, found = dict(model.named_modules()), {}
+    unknown = sorted(layers - modules.keys())
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], modules, n=1)
+        raise UserError(
+            f"the {whose} has no layer {unknown[0]!r}",
+            where="IntermediateLayersKnowledgeDistillationLoss.layer_mappings",
+            instead=near[0] if near else f"a module's name such as {list(modules)[-1]!r}",
+        )
+
+    def keep(name: str) -> Callable[[Any, Any, Any], None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            found[name] = output
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(keep(name)) for name in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _picked(output: Any, layer: str, index: int) -> Tensor:
+    """Output number `index` of a layer, which gave one tensor or several."""
+    several = list(output.values()) if isinstance(output, dict) else output
+    outputs = [several] if isinstance(several, Tensor) else list(several)
+    if index >= len(outputs):
+        raise UserError(
+            f"{layer} has {len(outputs)} output(s), there is no number {index}",
+            where="IntermediateLayersKnowledgeDistillationLoss.layer_mappings",
+            instead=f"at most {len(outputs) - 1}",
+        )
+    picked: Tensor = outputs[index]
+    return picked
+
+
+def _per_example(distance: Tensor, batch: Batch) -> Tensor:
+    """Sum over the examples of the mean over an example's features, at attended tokens where there are tokens."""
+    mask = batch["attention_mask"]
+    if distance.dim() != 3 or distance.shape[:2] != mask.shape:
+        return distance.flatten(1).mean(dim=1).sum()
+    tokens = distance.mean(dim=-1) * mask
+    return (tokens.sum(dim=1) / mask.sum(dim=1)).sum()

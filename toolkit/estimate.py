@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit import sources
 from toolkit.artifacts import read_manifest
 from toolkit.pipeline import Step, plan
-from toolkit.recipe import Recipe, Train
+from toolkit.recipe import Recipe, Student, Train
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +88,7 @@ def optimizer_steps(recipe: Recipe, step: Step, train: Train) -> int:
 
 def _train_of(step: Step) -> Train | None:
     section = step.sections.get(step.stage.name)
-    return getattr(getattr(section, "distillation", section), "train", None)
+    return section.distillation.train if isinstance(section, Student) else getattr(section, "train", None)
 
 
 def _shape(config: dict[str, Any]) -> tuple[int, int, int]:

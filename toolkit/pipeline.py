@@ -50,6 +50,7 @@ class Stage:
         sections: What `run` may see of the recipe, and so what its cache key depends on.
         needs: Names of the inputs; the first name of a pair `a|b` that the run has is taken.
         optional: Inputs that are used when the run has them.
+        teacher: The input that is needed when the stage's section has `distillation`, and not used otherwise.
         per_task: Made once for each task, or once for all.
     """
 
@@ -58,15 +59,21 @@ class Stage:
     sections: tuple[str, ...]
     needs: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    teacher: str | None = None
     per_task: bool = True
+
+    def needed(self, recipe: Recipe) -> tuple[str, ...]:
+        """Inputs that this stage of the recipe cannot do without."""
+        taught = self.teacher and getattr(recipe, self.name).distillation is not None
+        return (*self.needs, self.teacher) if self.teacher and taught else self.needs
 
 
 STAGES = (
     Stage("teacher", "dense", ("model", "corpus", "corpus_tasks", "teacher"), ("base",), per_task=False),
     Stage("student", "sparse", ("model", "corpus", "corpus_tasks", "student"), ("teacher|base",), per_task=False),
     Stage("task_teacher", "task", ("model", "task", "task_teacher"), ("teacher|base",)),
-    Stage("transfer", "task", ("model", "task", "transfer"), ("student", "task_teacher")),
-    Stage("quantize", "quantized", ("model", "task", "quantize"), ("transfer", "task_teacher")),
+    Stage("transfer", "task", ("model", "task", "transfer"), ("student|teacher|base",), teacher="task_teacher"),
+    Stage("quantize", "quantized", ("model", "task", "quantize"), ("transfer",), teacher="task_teacher"),
     Stage("export", "ir", ("model", "task", "quantize", "export"), (), ("task_teacher", "transfer", "quantize")),
     Stage("benchmark", "measurement", ("task", "quantize", "benchmark"), ("export",), ("transfer", "quantize")),
 )
@@ -144,12 +151,13 @@ def _step(
     made: "dict[tuple[str | None, str], Step | Artifact]",
 ) -> Step:
     inputs: dict[str, Step | Artifact] = {}
-    for need in (*stage.needs, *stage.optional):
+    needed = stage.needed(recipe)
+    for need in (*needed, *stage.optional):
         names = need.split("|")
         found = next((made[t, n] for n in names for t in (task, None) if (t, n) in made), None)
         if found is not None:
             inputs[names[0]] = found
-        elif need in stage.needs:
+        elif need in needed:
             raise UserError(
                 f"stage `{stage.name}`{f' of task {task!r}' if task else ''} needs `{names[0]}`, which nothing makes",
                 where=recipe.name,

@@ -7,20 +7,31 @@ stage that does not run. Keys that INC 1.x knows keep INC's names and places (`p
 """
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from toolkit.recipe_base import Count, Fraction, Name, Number, Position, Section, wrong
+from toolkit.recipe_pruning import LOCK as LOCK
+from toolkit.recipe_pruning import Pruning as Pruning
+from toolkit.recipe_pruning import ResolvedPruner as ResolvedPruner
+from toolkit.recipe_pruning import TaskPruning as TaskPruning
+from toolkit.recipe_pruning import Tile as Tile
+from toolkit.recipe_pruning import WeightCompression as WeightCompression
+from toolkit.recipe_quantization import AccuracyCriterion as AccuracyCriterion
+from toolkit.recipe_quantization import Quantization as Quantization
+from toolkit.recipe_quantization import Tuning as Tuning
+from toolkit.recipe_training import AdamSettings as AdamSettings
 from toolkit.recipe_training import AdamWSettings as AdamWSettings
 from toolkit.recipe_training import Criterion as Criterion
 from toolkit.recipe_training import DistillationTrain as DistillationTrain
+from toolkit.recipe_training import IntermediateSettings as IntermediateSettings
 from toolkit.recipe_training import KDLossSettings as KDLossSettings
 from toolkit.recipe_training import Optimizer as Optimizer
+from toolkit.recipe_training import SGDSettings as SGDSettings
 from toolkit.recipe_training import Train as Train
 
 Variant = Literal["dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8"]
-Decay = Literal["cubic", "linear", "cos", "exp", "cube"]
 
 
 class Model(Section):
@@ -77,6 +88,9 @@ class Task(Section):
         ("accuracy",), min_length=1, description="what is measured on dev; the first one counts for tuning"
     )
     max_seq_length: Count = Field(128, description="tokens per example; longer ones are cut")
+    tuning_examples: Position = Field(
+        1000, description="training examples, at most a tenth, that no stage trains on: tuning decides by them"
+    )
     note: str = Field("", description="said beside every result, e.g. 'reduced training data'")
     ready: dict[Literal["task_teacher", "transfer"], str] = Field({}, description="checkpoints used in place of stages")
 
@@ -114,76 +128,6 @@ class TrainOnly(Section):
     train: Train
 
 
-class Pruner(Section):
-    """INC's `!Pruner`; what it leaves out is taken from `weight_compression`."""
-
-    prune_type: Literal["magnitude", "basic_magnitude", "pattern_lock"] = Field(
-        "magnitude",
-        description="magnitude: the smallest weights go (basic_magnitude is the same); pattern_lock: zeros stay",
-    )
-    start_step: Position | None = Field(None, description="in place of weight_compression's")
-    end_step: Position | None = Field(None, description="in place of weight_compression's")
-    update_frequency_on_step: Count | None = Field(None, description="in place of weight_compression's")
-    initial_sparsity: Fraction | None = Field(None, description="in place of weight_compression's")
-    target_sparsity: Fraction | None = Field(None, description="in place of weight_compression's")
-    sparsity_decay_type: Decay | None = Field(None, description="in place of weight_compression's")
-    prune_domain: Literal["local", "global"] | None = Field(None, description="in place of weight_compression's")
-    pattern: str | None = Field(None, description="in place of weight_compression's")
-
-    def own(self) -> dict[str, Any]:
-        """What this pruner says itself."""
-        return self.model_dump(exclude={"prune_type"}, exclude_none=True)
-
-
-class WeightCompression(Section):
-    """When, how far and in which pattern weights go. Steps are optimizer steps."""
-
-    initial_sparsity: Fraction = Field(0.0, description="share of zeros at start_step")
-    target_sparsity: Fraction = Field(0.9, description="share of zeros from end_step on, in each prunable matrix")
-    start_step: Position = Field(0, description="first pruning step")
-    end_step: Position = Field(0, description="last pruning step; the mask stays fixed afterwards")
-    update_frequency_on_step: Count = Field(1, description="steps between two prunings")
-    sparsity_decay_type: Decay = Field(
-        "cubic", description="cubic is Zhu-Gupta's; exp, cos, linear and cube mean what INC means by them"
-    )
-    prune_domain: Literal["local", "global"] = Field("local", description="local: same sparsity in each matrix")
-    pattern: str = Field("tile_pattern_1x1", description="tile_pattern_1x1, tile_pattern_4x1, or N:M such as 2:4")
-    pruners: tuple[Pruner, ...] = Field(
-        (Pruner(),), min_length=1, max_length=1, description="INC's list of pruners; here exactly one"
-    )
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "WeightCompression":
-        resolved = self.resolved()
-        if resolved.end_step < resolved.start_step:
-            raise wrong(f"must not be before start_step ({resolved.start_step})", "end_step")
-        if resolved.initial_sparsity > resolved.target_sparsity:
-            raise wrong(f"must not be above target_sparsity ({resolved.target_sparsity})", "initial_sparsity")
-        if self.pruners[0].prune_type == "pattern_lock":
-            raise wrong("pattern_lock keeps zeros and makes none", "pruners", instead="prune_type: magnitude")
-        return self
-
-    def resolved(self) -> "WeightCompression":
-        """The same with the pruner's own values put over the section's."""
-        return self.model_copy(update=self.pruners[0].own())
-
-
-class PruningApproach(Section):
-    """INC's form."""
-
-    weight_compression: WeightCompression = WeightCompression()
-
-
-class Pruning(Section):
-    """Gradual pruning; `backend` says who picks the weights, the mask is always ours."""
-
-    backend: Literal["inc", "nncf", "magnitude"] = Field(
-        "inc", description="inc: neural-compressor (all patterns); nncf; magnitude: plain torch, needs neither"
-    )
-    approach: PruningApproach = PruningApproach()
-    learning_rate_rewinding: bool = Field(True, description="rewind the rate at each pruning step (paper, section 3)")
-
-
 class StudentDistillation(Section):
     """Pre-training loss of the student."""
 
@@ -200,38 +144,6 @@ class Student(Section):
     distillation: StudentDistillation
 
 
-class LockApproach(Section):
-    """INC's form of a locked pattern."""
-
-    class Compression(Section):
-        """Which pruners run: only the lock."""
-
-        pruners: tuple[Pruner, ...] = Field(
-            (Pruner(prune_type="pattern_lock"),),
-            min_length=1,
-            max_length=1,
-            description="[!Pruner {prune_type: pattern_lock}]",
-        )
-
-        @model_validator(mode="after")
-        def _only_locks(self) -> "LockApproach.Compression":
-            if self.pruners[0].prune_type != "pattern_lock" or self.pruners[0].own():
-                raise wrong(
-                    "the pattern is locked here: pruning belongs to `student`",
-                    "pruners",
-                    instead="[!Pruner {prune_type: pattern_lock}], or leave the key out",
-                )
-            return self
-
-    weight_compression: Compression = Compression()
-
-
-class Lock(Section):
-    """Pattern lock: weights that are zero stay exactly zero."""
-
-    approach: LockApproach = LockApproach()
-
-
 class Distillation(Section):
     """Fine-tuning with a task teacher."""
 
@@ -239,76 +151,57 @@ class Distillation(Section):
 
 
 class Transfer(Section):
-    """The sparse model fine-tuned to a task, its pattern locked."""
+    """The sparse model fitted to a task, its pattern locked; or, with other pruners, a dense one pruned on the task."""
 
-    pruning: Lock = Lock()
-    distillation: Distillation
-
-
-class WeightConfig(Section):
-    """Quantization of weights: symmetric int8."""
-
-    granularity: Literal["per_channel", "per_tensor"] = Field(
-        "per_channel", description="one scale per output channel, or one per matrix (the paper)"
-    )
-
-
-class ActivationConfig(Section):
-    """Quantization of activations: 8 bits."""
-
-    scheme: Literal["asym", "sym"] = Field("asym", description="asym: uint8 with a zero point; sym: int8")
-
-
-class ModelWise(Section):
-    """INC's form."""
-
-    weight: WeightConfig = WeightConfig()
-    activation: ActivationConfig = ActivationConfig()
-
-
-class Calibration(Section):
-    """Examples from which the first ranges are taken."""
-
-    sampling_size: Count = Field(128, description="number of training examples")
-
-
-class Quantization(Section):
-    """8-bit quantization-aware training, by NNCF."""
-
-    approach: Literal["quant_aware_training"] = Field("quant_aware_training", description="INC's key; the only one")
-    calibration: Calibration = Calibration()
-    model_wise: ModelWise = ModelWise()
-    embeddings: bool = Field(True, description="quantize the embeddings too (smaller file)")
-    overflow_fix: Literal["auto", "enable", "disable"] = Field(
-        "auto", description="7-bit weight range against saturation on CPUs without VNNI; auto reads the CPU"
-    )
-
-
-class AccuracyCriterion(Section):
-    """INC's promise: INT8 against the FP32 model that was quantized; exactly one of the two."""
-
-    relative: Fraction | None = Field(None, description="largest loss as a share of the FP32 metric")
-    absolute: Fraction | None = Field(None, description="largest loss in the metric itself (0.01 is one point)")
+    pruning: TaskPruning = TaskPruning()
+    distillation: Distillation | None = Field(None, description="training with a task teacher; or use `pruning.train`")
 
     @model_validator(mode="after")
-    def _one(self) -> "AccuracyCriterion":
-        if (self.relative is None) == (self.absolute is None):
-            raise wrong("needs exactly one of `relative` and `absolute`", instead="relative: 0.01")
+    def _one_training(self) -> "Transfer":
+        _one_of(self.pruning.train, self.distillation, "pruning")
         return self
 
-
-class Tuning(Section):
-    """What the user demands of the result."""
-
-    accuracy_criterion: AccuracyCriterion = AccuracyCriterion(relative=0.01)
+    @property
+    def train(self) -> Train:
+        """How it trains, with or without a teacher."""
+        train = self.distillation.train if self.distillation else self.pruning.train
+        assert train is not None
+        return train
 
 
 class Quantize(Section):
-    """8-bit training of the transferred model, pattern still locked, distilled from the task teacher."""
+    """The task model in 8 bits, pattern still locked, taught by the task teacher where it is trained."""
 
     quantization: Quantization = Quantization()
-    distillation: Distillation
+    distillation: Distillation | None = Field(None, description="training with a task teacher; or `quantization.train`")
     tuning: Tuning = Tuning()
+
+    @model_validator(mode="after")
+    def _trains_if_it_should(self) -> "Quantize":
+        if self.quantization.approach == "quant_aware_training":
+            _one_of(self.quantization.train, self.distillation, "quantization")
+        elif self.distillation is not None:
+            raise wrong(
+                f"{self.quantization.approach} does not train",
+                "distillation",
+                instead="approach: quant_aware_training, or no distillation",
+            )
+        elif self.tuning.retrain_steps:
+            raise wrong(f"{self.quantization.approach} does not train", "tuning", "retrain_steps", instead="0")
+        return self
+
+    @property
+    def train(self) -> Train | None:
+        """How it trains, with or without a teacher; None: post-training quantization."""
+        return self.distillation.train if self.distillation else self.quantization.train
+
+
+def _one_of(plain: Train | None, distillation: Distillation | None, section: str) -> None:
+    if (plain is None) == (distillation is None):
+        raise wrong(
+            f"needs exactly one of `distillation` (with a teacher) and `{section}.train` (without)",
+            instead="distillation: {train: {epoch: 3}}",
+        )
 
 
 class Export(Section):
@@ -384,6 +277,7 @@ class Recipe(Section):
         for stage in ("task_teacher", "transfer", "quantize", "export", "benchmark"):
             if getattr(self, stage) and not self.tasks:
                 raise wrong("needs a task: there is none under `tasks`", stage, instead="tasks: {<name>: {…}}")
-        if self.transfer and not (self.student or "student" in self.ready):
+        sparse = self.student is not None or "student" in self.ready
+        if self.transfer and self.transfer.pruning.only_locks and not sparse:
             raise wrong("needs a sparse model", "transfer", instead="a `student` section, or `ready: {student: …}`")
         return self

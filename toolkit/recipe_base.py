@@ -28,6 +28,6 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
-def wrong(what: str, *at: str, instead: str = "") -> PydanticCustomError:
+def wrong(what: str, *at: str | int, instead: str = "") -> PydanticCustomError:
     """What a validator raises: `what` is wrong with the key `at` of its section (no key: with the section)."""
     return PydanticCustomError("recipe", "{what}", {"what": what, "at": at, "instead": instead})

@@ -1,6 +1,7 @@
 """The recipe's `train` section, the same for every training stage: length, batches, optimizer, loss."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,19 +18,68 @@ class AdamWSettings(Section):
     epsilon: Number = Field(1e-8, gt=0, description="added to the denominator against division by zero")
 
 
-class Optimizer(Section):
-    """INC's form: the optimizer's name, then its settings."""
+def _named(default: str) -> Callable[[Any], Any]:
+    """A section that names one of several things names this one when it is empty."""
 
-    AdamW: AdamWSettings = AdamWSettings()
+    def fill(values: Any) -> Any:
+        said = isinstance(values, dict) and any(value is not None for value in values.values())
+        return values if said or not isinstance(values, dict) else {default: {}}
+
+    return fill
+
+
+class AdamSettings(AdamWSettings):
+    """The Adam optimizer: weight decay is part of the gradient."""
+
+    weight_decay: Number = Field(0.0, ge=0, description="L2 penalty; biases and LayerNorm have none")
+
+
+class SGDSettings(Section):
+    """Stochastic gradient descent."""
+
+    learning_rate: Number = Field(gt=0, description="peak learning rate, reached after warm-up")
+    momentum: Fraction = Field(0.0, description="share of the last step's direction that is kept")
+    nesterov: bool = Field(False, description="look ahead along the momentum")
+    weight_decay: Number = Field(0.0, ge=0, description="L2 penalty; biases and LayerNorm have none")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "SGDSettings":
+        if self.nesterov and not self.momentum:
+            raise wrong("needs a momentum", "nesterov", instead="momentum: 0.9")
+        return self
+
+
+class Optimizer(Section):
+    """INC's form: the optimizer's name, then its settings; one optimizer, AdamW when nothing is said."""
+
+    AdamW: AdamWSettings | None = Field(None, json_schema_extra={"default": {}})
+    Adam: AdamSettings | None = None
+    SGD: SGDSettings | None = None
+
+    _fill = model_validator(mode="before")(_named("AdamW"))
+
+    @model_validator(mode="after")
+    def _one(self) -> "Optimizer":
+        if [self.AdamW, self.Adam, self.SGD].count(None) < 2:
+            raise wrong("takes one optimizer", instead="AdamW: {learning_rate: 5e-5}")
+        return self
+
+    @property
+    def settings(self) -> "AdamWSettings | SGDSettings":
+        """Those of the optimizer that is named; their type says which it is."""
+        chosen = self.AdamW or self.Adam or self.SGD
+        assert chosen is not None
+        return chosen
 
 
 class KDLossSettings(Section):
-    """loss_weights[0] * task loss + loss_weights[1] * T^2 * KL(teacher || student); paper, section 3."""
+    """loss_weights[0] * task loss + loss_weights[1] * T^2 * distance(teacher, student); paper, section 3."""
 
-    temperature: Number = Field(2.0, gt=0, description="T: both softmaxes are taken at this temperature")
-    loss_types: tuple[Literal["CE"], Literal["KL"]] = Field(
+    temperature: Number = Field(2.0, gt=0, description="T: logits are divided by it before they are compared")
+    loss_types: tuple[Literal["CE"], Literal["KL", "CE", "MSE"]] = Field(
         ("CE", "KL"),
-        description="the losses that loss_weights belong to: cross entropy with the labels, KL with the teacher",
+        description="cross entropy with the labels; then the distance from the teacher: KL divergence, its soft cross "
+        "entropy (CE: the same gradient), or the mean squared difference of logits (MSE)",
     )
     loss_weights: tuple[Number, Number] = Field((0.5, 0.5), description="weights of the two losses; they add up to 1")
 
@@ -40,10 +90,58 @@ class KDLossSettings(Section):
         return self
 
 
-class Criterion(Section):
-    """INC's form: the loss's name, then its settings."""
+class IntermediateSettings(Section):
+    """Sum of loss_weights[i] * distance(student's layer, teacher's layer), over pairs of layers."""
 
-    KnowledgeDistillationLoss: KDLossSettings = KDLossSettings()
+    layer_mappings: tuple[tuple[str, str] | tuple[str, int, str, int], ...] = Field(
+        min_length=1,
+        description="[student's layer, teacher's layer], or [layer, output, layer, output] where a layer gives several",
+    )
+    loss_types: tuple[Literal["MSE", "L1", "KL"], ...] = Field((), description="one for each pair; default: MSE")
+    loss_weights: tuple[Number, ...] = Field((), description="one for each pair; default: all alike, adding up to 1")
+    add_origin_loss: bool = Field(False, description="add the loss with the labels")
+
+    @model_validator(mode="after")
+    def _one_for_each_pair(self) -> "IntermediateSettings":
+        pairs = len(self.layer_mappings)
+        for key in ("loss_types", "loss_weights"):
+            if getattr(self, key) and len(getattr(self, key)) != pairs:
+                raise wrong(f"has {len(getattr(self, key))} values for {pairs} pairs of layers", key)
+        if any(weight < 0 for weight in self.loss_weights):
+            raise wrong("must be numbers >= 0", "loss_weights")
+        return self
+
+    def pairs(self) -> "list[tuple[str, int, str, int, str, float]]":
+        """(student's layer, output, teacher's layer, output, loss type, weight) of each pair."""
+        count = len(self.layer_mappings)
+        types, weights = self.loss_types or ("MSE",) * count, self.loss_weights or (1 / count,) * count
+        found = []
+        for mapping, kind, weight in zip(self.layer_mappings, types, weights, strict=True):
+            student, output, teacher, other = mapping if len(mapping) == 4 else (mapping[0], 0, mapping[1], 0)
+            found.append((student, output, teacher, other, kind, weight))
+        return found
+
+
+class Criterion(Section):
+    """INC's form: the loss's name, then its settings; one loss, KnowledgeDistillationLoss when nothing is said."""
+
+    KnowledgeDistillationLoss: KDLossSettings | None = Field(None, json_schema_extra={"default": {}})
+    IntermediateLayersKnowledgeDistillationLoss: IntermediateSettings | None = None
+
+    _fill = model_validator(mode="before")(_named("KnowledgeDistillationLoss"))
+
+    @model_validator(mode="after")
+    def _one(self) -> "Criterion":
+        if self.KnowledgeDistillationLoss and self.IntermediateLayersKnowledgeDistillationLoss:
+            raise wrong("takes one loss", instead="one of the two")
+        return self
+
+    @property
+    def settings(self) -> "KDLossSettings | IntermediateSettings":
+        """Those of the loss that is named; their type says which it is."""
+        chosen = self.IntermediateLayersKnowledgeDistillationLoss or self.KnowledgeDistillationLoss
+        assert chosen is not None
+        return chosen
 
 
 class Train(Section):

@@ -11,20 +11,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from toolkit import recipe_schema
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
 from toolkit.recipe_base import NAME_RULE
-from toolkit.yaml_lines import Document, KeyPath, Mistake, Place, dump_yaml, parse_yaml, read_yaml
+from toolkit.recipe_schema import RECIPE, Schema
+from toolkit.yaml_lines import Document, KeyPath, Mistake, Place, dump_flow, dump_yaml, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-# Keys of one section that exclude each other: who changes one from the command line means it in place of the other.
-_EXCLUSIVE = ({"steps", "epoch"}, {"relative", "absolute"}, {"dev", "hold_out"})
 # Where a recipe names files; `*` is any name or list item.
 _FILE_KEYS = (
     ("model", "source"),
@@ -55,9 +53,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(document.data, dict):
         what = "this file is empty" if document.data is None else "a recipe is a mapping of `key: value` lines"
         raise UserError(what, where=str(path), instead="start from a copy: pruneofa init")
-    _fill_empty(document)
     for keys in _FILE_KEYS:
         document.data = _rewrite(document.data, keys, lambda name: _beside(Path(path).parent, name))
+    return _validated(document, str(path), overrides)
+
+
+def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe that is no file: its places are told as `<name>`, its file names are left as they are.
+
+    Raises:
+        UserError: As `load_recipe`.
+    """
+    return _validated(parse_yaml(text, name, lines=False), name, overrides)
+
+
+def _validated(document: Document, name: str, overrides: Sequence[str]) -> Recipe:
+    fill_empty(document, RECIPE)
     for number, text in enumerate(overrides):
         place = Place(_AFTER_ALL_LINES + number, f"override {text!r}")
         try:
@@ -68,9 +79,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
-        document.mistakes += _mistakes(error.errors(include_url=False), document)
+        document.mistakes += mistakes_in(error, document, RECIPE)
     if document.mistakes:
-        raise _together(document.mistakes, path)
+        raise together(document.mistakes, name)
     assert recipe is not None
     return recipe
 
@@ -82,20 +93,20 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def schema_json() -> str:
     """The JSON schema of recipes, for editors that complete and check YAML."""
-    return json.dumps(recipe_schema.schema(), indent=2)
+    return json.dumps(recipe_schema.RECIPE.root, indent=2)
 
 
 # --- before validation ---------------------------------------------------------------------------------------------
 
 
-def _fill_empty(document: Document) -> None:
+def fill_empty(document: Document, schema: Schema) -> None:
     """`key:` with nothing after it: a section with its defaults, or as if the key were not there."""
     for path in document.empty:
         parent: Any = document.data
         for key in path[:-1]:
             parent = parent[key]
-        node = recipe_schema.node_at(path)
-        if node is not None and recipe_schema.is_section(node):
+        node = schema.node_at(path)
+        if node is not None and schema.is_section(node):
             parent[path[-1]] = {}
         elif node is not None:
             del parent[path[-1]]
@@ -128,13 +139,14 @@ def _override(document: Document, text: str, place: Place) -> None:
     name, equals, value_text = (part.strip() for part in text.partition("="))
     if not (name and equals and value_text):
         raise UserError("not of the form key=value", where=place.text, instead="student.steps=100, or teacher=null")
-    path = _find(name, list(recipe_schema.candidates(document.data)), place)
+    path = _find(name, list(RECIPE.candidates(document.data)), place)
     value = parse_yaml(value_text, place.text, lines=False)
     document.mistakes += [Mistake(place.order, error) for _, error in value.mistakes]
     section = document.data
     for key in path[:-1]:
         section = section.setdefault(key, {})
-    for others in (group - {path[-1]} for group in _EXCLUSIVE if path[-1] in group):
+    # Who changes one of several keys that exclude each other means it in place of the others.
+    for others in (group - {path[-1]} for group in recipe_schema.EXCLUSIVE if path[-1] in group):
         for other in others:
             section.pop(other, None)
     for pruner in section.get("pruners") or [] if path[-2:-1] == ("weight_compression",) else []:
@@ -149,19 +161,26 @@ def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, .
     dotted = {".".join(path): path for path in known}
     if name in dotted:
         return dotted[name]
-    matches = [full for full in dotted if _is_part(name.split("."), full.split("."))]
+    matches = _of_student([full for full in dotted if _is_part(name.split("."), full.split("."))])
     if len(matches) == 1:
         return dotted[matches[0]]
     if matches:
         raise UserError(f"`{name}` can mean several keys", where=place.text, instead=f"one of {', '.join(matches)}")
     last = name.rpartition(".")[2]
     meant = recipe_schema.nearest(last, [path[-1] for path in known])
-    near = [full for full, path in dotted.items() if path[-1] == meant]
+    near = _of_student([full for full, path in dotted.items() if path[-1] == meant])
     raise UserError(
         f"this recipe has no key `{name}`",
         where=place.text,
         instead=" or ".join(near) or f"a key of {', '.join(p[0] for p in known if len(p) == 1)}",
     )
+
+
+def _of_student(found: list[str]) -> list[str]:
+    """Where a recipe has a student, pruning is set there: its tasks only lock the pattern."""
+    return [
+        f for f in found if not (f.startswith("transfer.pruning.") and f.replace("transfer", "student", 1) in found)
+    ]
 
 
 def _is_part(parts: list[str], full: list[str]) -> bool:
@@ -173,70 +192,81 @@ def _is_part(parts: list[str], full: list[str]) -> bool:
 # --- pydantic's errors in words ------------------------------------------------------------------------------------
 
 
-def _mistakes(errors: "list[ErrorDetails]", document: Document) -> list[Mistake]:
+def mistakes_in(error: ValidationError, document: Document, schema: Schema) -> list[Mistake]:
+    """What pydantic found wrong with `document.data`, in words and with places.
+
+    Args:
+        error: Of validating the data as `schema.model`.
+        document: Where the data were written.
+        schema: What they should have been.
+    """
+    return _in_places(error.errors(include_url=False), document, schema)
+
+
+def _in_places(errors: "list[ErrorDetails]", document: Document, schema: Schema) -> list[Mistake]:
     found = []
     # Consequences of another mistake are not told: a key missing under its right name, a list short of its bad items.
     misspelt = [e["loc"] for e in errors if e["type"] == "extra_forbidden"]
-    meant = {(*loc[:-1], _sibling(loc)) for loc in misspelt}
+    meant = {(*loc[:-1], _sibling(loc, schema)) for loc in misspelt}
     around = {e["loc"][:n] for e in errors for n in range(len(e["loc"]))}
     for error in errors:
         if (error["type"] == "missing" and error["loc"] in meant) or error["loc"] in around:
             continue
-        path, what, instead = _in_words(error, document.data)
+        path, what, instead = _in_words(error, document.data, schema)
         place = document.place(path)
         found.append(Mistake(place.order, UserError(what, where=place.text, instead=instead)))
     return found
 
 
-def _in_words(error: "ErrorDetails", data: Any) -> tuple[KeyPath, str, str]:
+def _in_words(error: "ErrorDetails", data: Any, schema: Schema) -> tuple[KeyPath, str, str]:
     """Key, what is wrong with it, what to write instead."""
     path, value = error["loc"], error["input"]
     if error["type"] == "recipe":  # raised by one of our own validators
         path = (*path, *error["ctx"]["at"])
-        return path, f"{_dotted(path)}: {error['ctx']['what']}".removeprefix(": "), error["ctx"]["instead"]
+        return path, f"{dotted(path)}: {error['ctx']['what']}".removeprefix(": "), error["ctx"]["instead"]
     if path[-1] == "[key]":
         path = path[:-1]
-        if recipe_schema.known_keys(recipe_schema.node_at(path[:-1]) or {}):
-            return path, f"unknown key `{_dotted(path)}`", _known_instead(path, data)
+        if schema.known_keys(schema.node_at(path[:-1]) or {}):
+            return path, f"unknown key `{dotted(path)}`", _known_instead(path, data, schema)
         return path, f"`{path[-1]}` cannot be the name of a folder", NAME_RULE
     if error["type"] == "extra_forbidden":
-        return path, f"unknown key `{_dotted(path)}`", _known_instead(path, data)
+        return path, f"unknown key `{dotted(path)}`", _known_instead(path, data, schema)
     if error["type"] == "missing":
-        described = recipe_schema.described(path)
-        return path, f"`{_dotted(path)}` is missing", f"{path[-1]}: <{described}>" if described else ""
-    node = recipe_schema.node_at(path)
+        described = schema.described(path)
+        return path, f"`{dotted(path)}` is missing", f"{path[-1]}: <{described}>" if described else ""
+    node = schema.node_at(path)
     assert node is not None, path
-    return path, f"{_dotted(path)} must be {recipe_schema.wanted(node)}, not {_shown(value)}", _hint(node, value)
+    return path, f"{dotted(path)} must be {schema.wanted(node)}, not {_shown(value)}", _hint(node, value, schema)
 
 
-def _sibling(path: KeyPath) -> str:
-    return recipe_schema.nearest(str(path[-1]), recipe_schema.known_keys(recipe_schema.node_at(path[:-1]) or {}))
+def _sibling(path: KeyPath, schema: Schema) -> str:
+    return recipe_schema.nearest(str(path[-1]), schema.known_keys(schema.node_at(path[:-1]) or {}))
 
 
-def _known_instead(path: KeyPath, data: Any) -> str:
+def _known_instead(path: KeyPath, data: Any, schema: Schema) -> str:
     """For an unknown key: the same key further inside, a sibling like it, the same key elsewhere, or all siblings."""
-    around, same = path[:-1], [p for p in recipe_schema.candidates(data) if p[-1] == path[-1]]
+    around, same = path[:-1], [p for p in schema.candidates(data) if p[-1] == path[-1]]
     inside = [".".join(p) for p in same if p[: len(around)] == around]
     if len(inside) == 1:
         return inside[0]
     elsewhere = [".".join(p) for p in same if p[0] == path[0]]
-    siblings = recipe_schema.known_keys(recipe_schema.node_at(around) or {})
-    return _sibling(path) or " or ".join(elsewhere) or f"one of {', '.join(siblings)}"
+    siblings = schema.known_keys(schema.node_at(around) or {})
+    return _sibling(path, schema) or " or ".join(elsewhere) or f"one of {', '.join(siblings)}"
 
 
-def _hint(node: recipe_schema.Node, value: Any) -> str:
+def _hint(node: recipe_schema.Node, value: Any, schema: Schema) -> str:
     """A value that was probably meant."""
-    node = recipe_schema.resolved(node)
+    node = schema.resolved(node)
     if node.get("type") == "array" and isinstance(value, str | int | float):
-        return f"[{_flow(value)}]"
+        return f"[{dump_flow(value)}]"
     if node.get("type") == "string" and isinstance(value, bool):
-        return f'"{_flow(value)}", in quotes'
+        return f'"{dump_flow(value)}", in quotes'
     if node.get("exclusiveMaximum") == 1 and isinstance(value, int | float) and 1 < value <= 100:
         return f"{value / 100:g}"
     return ""
 
 
-def _dotted(path: KeyPath) -> str:
+def dotted(path: KeyPath) -> str:
     """`student.pruners[0].pattern`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
@@ -246,17 +276,13 @@ def _shown(value: Any) -> str:
         return "a section"
     if value is None:
         return "null"
-    text = repr(value) if isinstance(value, str) else _flow(value)
+    text = repr(value) if isinstance(value, str) else dump_flow(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _flow(value: Any) -> str:
-    """A value on one line of YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
-
-
-def _together(mistakes: list[Mistake], path: Path) -> UserError:
+def together(mistakes: list[Mistake], name: str) -> UserError:
+    """One error that tells all mistakes, in the order of their places."""
     ordered = [m.error for m in sorted(mistakes, key=lambda m: m.order)]
     if len(ordered) == 1:
         return ordered[0]
-    return UserError(f"{len(ordered)} mistakes in {path}\n" + "\n".join(map(str, ordered)))
+    return UserError(f"{len(ordered)} mistakes in {name}\n" + "\n".join(map(str, ordered)))

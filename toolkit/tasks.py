@@ -49,11 +49,18 @@ class Examples:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task, ready for a model: class names in the order of the class numbers, two splits, names of the metrics."""
+    """A task, ready for a model: class names in the order of the class numbers, its splits, names of the metrics.
+
+    Attributes:
+        train: What every stage trains on.
+        tune: Set aside of the train split: what decisions are taken by. Empty where the recipe sets none aside.
+        dev: What is reported. Nothing is chosen by it.
+    """
 
     name: str
     labels: tuple[str, ...]
     train: Examples
+    tune: Examples
     dev: Examples
     metrics: tuple[str, ...]
 
@@ -67,7 +74,7 @@ class _Row:
 
 
 def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") -> TaskData:
-    """Reads and tokenises both splits.
+    """Reads and tokenises the splits.
 
     Raises:
         UserError: A file is missing or damaged, a column is not there, a split is empty or has one class only, a label
@@ -81,27 +88,28 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
         )
     train, dev = _splits(section)
     labels = section.labels or _labels_found(train, section)
-    splits = []
-    for split, rows in (("train", train), ("dev", dev)):
+    tune, train = _set_aside(train, section)
+    splits = {}
+    for split, rows in (("train", train), ("tune", tune), ("dev", dev)):
         numbers = [_class_number(row, labels) for row in rows]
-        if len(set(numbers)) == 1:
+        if len(set(numbers)) == 1 and split != "tune":
             raise UserError(
                 f"all {len(rows)} rows of the {split} split have the label {labels[numbers[0]]!r}",
                 where=f"tasks.{name}",
                 instead="a split with two classes or more",
             )
-        splits.append(_tokenise(rows, numbers, section, tokenizer))
-    return TaskData(name, tuple(labels), splits[0], splits[1], section.metrics)
+        splits[split] = _tokenise(rows, numbers, section, tokenizer)
+    return TaskData(name, tuple(labels), **splits, metrics=section.metrics)
 
 
 def train_texts(section: Task) -> list[str]:
-    """All texts of the train split, without labels; both texts of a pair, one after the other.
+    """All texts that stages train on, without labels; both texts of a pair, one after the other.
 
     Raises:
         UserError: The train file is missing or damaged, or has not the section's columns.
     """
     rows = _read(section.train, section) if section.dev else _splits(section)[0]
-    return [text for row in rows for text in row.texts]
+    return [text for row in _set_aside(rows, section)[1] for text in row.texts]
 
 
 def score(metrics: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
@@ -156,6 +164,13 @@ def _splits(section: Task) -> tuple[list[_Row], list[_Row]]:
                 instead="another hold_out.column, or a larger hold_out.fraction",
             )
     return train, dev
+
+
+def _set_aside(train: list[_Row], section: Task) -> tuple[list[_Row], list[_Row]]:
+    """The rows of `tune` and those that stay in train; always the same ones, whatever the recipe's seed."""
+    count = min(section.tuning_examples, len(train) // 10)
+    chosen = set(np.random.default_rng(0).permutation(len(train))[:count].tolist())
+    return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]
 
 
 def _part(row: _Row, parts: int) -> int:
@@ -223,6 +238,8 @@ def _is_number(text: str) -> bool:
 
 def _tokenise(rows: Sequence[_Row], labels: list[int], section: Task, tokenizer: "PreTrainedTokenizerFast") -> Examples:
     texts = [row.texts for row in rows]
+    if not texts:
+        return Examples([], {name: [] for name in tokenizer.model_input_names}, np.array([], dtype=np.int64))
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=section.max_seq_length)
     inputs = {name: encoded[name] for name in tokenizer.model_input_names}

@@ -21,7 +21,7 @@ from toolkit import learning_rate
 from toolkit.artifacts import Context
 from toolkit.corpus import Sequences, mask_tokens, masked_count, pad_masked
 from toolkit.distillation import Batch, LossTerms, MlmLoss, inputs_of
-from toolkit.recipe import Train
+from toolkit.recipe import AdamSettings, SGDSettings, Train
 from toolkit.sparsity.schedule import PruningSchedule
 from toolkit.sparsity.sparsifier import Sparsifier
 from toolkit.stream import Stream
@@ -59,8 +59,12 @@ class TrainingData:
 
 def steps_of(section: Train, examples: int) -> int:
     """Optimizer steps that `steps` or `epoch` amounts to."""
-    per_step = section.batch_size * section.gradient_accumulation_steps
-    return section.steps or (section.epoch or 0) * math.ceil(examples / per_step)
+    return section.steps or (section.epoch or 0) * steps_per_epoch(section, examples)
+
+
+def steps_per_epoch(section: Train, examples: int) -> int:
+    """Optimizer steps of one pass over the examples."""
+    return math.ceil(examples / (section.batch_size * section.gradient_accumulation_steps))
 
 
 def task_data(examples: Examples, pad_id: int, section: Train, seed: int) -> TrainingData:
@@ -71,7 +75,7 @@ def task_data(examples: Examples, pad_id: int, section: Train, seed: int) -> Tra
 
     def collate(features: list[dict[str, Any]]) -> Batch:
         plain = [{k: v for k, v in f.items() if k != "step"} for f in features]
-        return pad(plain, pad_id) | {"items": items}
+        return pad(plain, pad_id) | {"items": items, "examples": items}
 
     return TrainingData(stream, collate, steps)
 
@@ -91,7 +95,8 @@ def mlm_data(
         lengths = stream.step_lengths(features[0]["step"])
         masked = float(sum(masked_count(int(n), probability) for n in lengths))
         kd_items = masked if positions == "masked" else float(lengths.sum())
-        return pad_masked(features, tokenizer.pad_token_id) | {"items": masked, "kd_items": kd_items}
+        counts = {"items": masked, "kd_items": kd_items, "examples": float(len(lengths))}
+        return pad_masked(features, tokenizer.pad_token_id) | counts
 
     return TrainingData(stream, collate, steps)
 
@@ -158,6 +163,7 @@ def fit(
         loss=loss,
         multiplier=_multiplier(section, data.steps, rewound),
         autocast=section.precision == "bf16",
+        optimizer_cls_and_kwargs=_optimizer(section),
     )
     context.progress.start(data.steps)
     started, first = time.monotonic(), hooks.last_step
@@ -167,17 +173,14 @@ def fit(
 
 
 def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:
-    adamw = section.optimizer.AdamW
+    optimizer = section.optimizer.settings
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=section.batch_size,
         gradient_accumulation_steps=section.gradient_accumulation_steps,
-        learning_rate=adamw.learning_rate,
-        weight_decay=adamw.weight_decay,
-        adam_beta1=adamw.beta_1,
-        adam_beta2=adamw.beta_2,
-        adam_epsilon=adamw.epsilon,
+        learning_rate=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
         max_grad_norm=section.max_grad_norm,
         bf16=False,  # autocast is ours, around the loss alone
         use_cpu=device().type == "cpu",
@@ -191,6 +194,17 @@ def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingA
         remove_unused_columns=False,
         dataloader_pin_memory=device().type == "cuda",
     )
+
+
+def _optimizer(section: Train) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Class and settings; weight decay is not in them: the Trainer gives it to some parameters only."""
+    settings = section.optimizer.settings
+    if isinstance(settings, SGDSettings):
+        momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        return torch.optim.SGD, {"lr": settings.learning_rate, **momentum}
+    kind = torch.optim.Adam if isinstance(settings, AdamSettings) else torch.optim.AdamW
+    betas = (settings.beta_1, settings.beta_2)
+    return kind, {"lr": settings.learning_rate, "betas": betas, "eps": settings.epsilon, "fused": True}
 
 
 def _multiplier(section: Train, steps: int, rewound: PruningSchedule | None) -> Callable[[int], float]:
@@ -272,6 +286,10 @@ class _Hooks(TrainerCallback):
         if self._sparsifier is not None:
             self._sparsifier.before_step(state.global_step)
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._sparsifier is not None:
+            self._sparsifier.before_optimizer_step()
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._sparsifier is not None:
             self._sparsifier.after_optimizer_step()
@@ -348,11 +366,11 @@ def mlm_loss(model: Any, loss: MlmLoss, sequences: Sequences, tokenizer: Any, pr
     return total / count
 
 
-def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData) -> dict[str, Any]:
+def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData | None = None) -> dict[str, Any]:
     """The scores on the whole dev split, and how many examples are behind them."""
     predicted = predict(model, task.dev, tokenizer.pad_token_id).argmax(axis=1)
     return {
-        "examples_seen": len(data.stream),
+        "examples_seen": len(data.stream) if data else 0,
         "train_n": len(task.train),
         "dev_n": len(task.dev),
         "dev": score(task.metrics, task.dev.labels, predicted),

@@ -8,8 +8,9 @@ from torch import nn
 
 from toolkit import corpus, models, tasks, training
 from toolkit.artifacts import Context
-from toolkit.distillation import MlmLoss, TaskLoss, Teacher, kl_divergence
-from toolkit.recipe import Corpus, KDLossSettings, Task, Train
+from toolkit.distillation import MlmLoss, TaskLoss, Teacher, kl_divergence, mlm_loss, task_loss
+from toolkit.errors import UserError
+from toolkit.recipe import Corpus, Criterion, KDLossSettings, Task, Train
 
 
 def test_kl_is_the_sum_over_classes_times_t_squared_averaged_over_examples():
@@ -134,3 +135,135 @@ def test_a_loss_of_weight_zero_is_not_computed_into_the_gradient(tiny):
     terms = TaskLoss(teacher, KDLossSettings(loss_weights=(0.0, 1.0)))(model, data.collate([data.stream[0]]))
     assert float(terms.total) == pytest.approx(0.0, abs=1e-6)
     assert float(terms.task) > 0.01
+
+
+def layers(**settings) -> Criterion:
+    return Criterion.model_validate({"IntermediateLayersKnowledgeDistillationLoss": settings})
+
+
+@pytest.fixture
+def pair(tiny):
+    """A student and a teacher that differs from it, a batch of sentences of different lengths, and the loss's maker."""
+    folder, tokenizer, _, task = tiny
+    student, teacher = (models.load_classifier(folder, task.labels).eval() for _ in range(2))
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    spread = [int(i) for i in task.train.lengths.argsort()[:: len(task.train) // 6][:6]]
+    batch = tasks.pad([task.train[i] for i in spread], tokenizer.pad_token_id) | {"items": 6.0, "examples": 6.0}
+    assert batch["attention_mask"].sum(1).float().std() > 0
+    return student, teacher, batch
+
+
+def test_soft_cross_entropy_has_the_gradient_of_kl_and_a_larger_value(pair):
+    student, teacher, batch = pair
+    found = []
+    for kind in ("KL", "CE"):
+        criterion = Criterion(
+            KnowledgeDistillationLoss=KDLossSettings(temperature=3.0, loss_types=("CE", kind), loss_weights=(0.0, 1.0))
+        )
+        student.zero_grad()
+        total = task_loss(Teacher(teacher), criterion)(student, batch).total
+        total.backward()
+        found.append((float(total), student.classifier.weight.grad.clone()))
+    assert found[1][0] > found[0][0]
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-7)
+
+
+def test_mse_is_the_mean_over_examples_and_classes_whatever_the_temperature(pair):
+    student, teacher, batch = pair
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "items", "examples")}
+    expected = float((student(**inputs).logits - teacher(**inputs).logits).square().mean())
+    for temperature in (1.0, 4.0):
+        settings = KDLossSettings(temperature=temperature, loss_types=("CE", "MSE"), loss_weights=(0.0, 1.0))
+        loss = task_loss(Teacher(teacher), Criterion(KnowledgeDistillationLoss=settings))
+        assert float(loss(student, batch).total) == pytest.approx(expected, rel=1e-4)
+
+
+def test_layers_loss_is_the_weighted_sum_over_attended_tokens(pair):
+    student, teacher, batch = pair
+    first, second = "bert.encoder.layer.0.output", "bert.encoder.layer.1.output"
+    criterion = layers(
+        layer_mappings=[[first, first], [first, 0, second, 0]], loss_types=["MSE", "L1"], loss_weights=[0.25, 2]
+    )
+    terms = task_loss(Teacher(teacher), criterion)(student, batch)
+
+    def hidden(model, layer):
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", "items", "examples")}
+        return model(**inputs, output_hidden_states=True).hidden_states[layer]
+
+    def mean(difference):
+        mask = batch["attention_mask"]
+        return (((difference.mean(-1) * mask).sum(1)) / mask.sum(1)).mean()
+
+    expected = 0.25 * mean((hidden(student, 1) - hidden(teacher, 1)) ** 2)
+    expected += 2 * mean((hidden(student, 1) - hidden(teacher, 2)).abs())
+    assert float(terms.total) == pytest.approx(float(expected), rel=1e-4)
+    terms.total.backward()
+    assert student.bert.encoder.layer[0].output.dense.weight.grad.abs().max() > 0
+    assert student.classifier.weight.grad is None
+
+
+def test_layers_loss_adds_the_loss_with_the_labels_when_asked(pair):
+    student, teacher, batch = pair
+    name = "bert.encoder.layer.1"
+    plain = task_loss(Teacher(teacher), layers(layer_mappings=[[name, name]], loss_types=["KL"]))(student, batch)
+    added = task_loss(Teacher(teacher), layers(layer_mappings=[[name, name]], loss_types=["KL"], add_origin_loss=True))(
+        student, batch
+    )
+    labels = task_loss()(student, batch)
+    assert float(plain.total) > 0
+    assert float(added.total) == pytest.approx(float(plain.total) + float(labels.total), rel=1e-4)
+
+
+def test_layers_loss_teaches_a_masked_language_model_too(tiny):
+    folder, tokenizer, text, _ = tiny
+    student, teacher = models.load_masked_lm(folder).eval(), models.load_masked_lm(folder)
+    data = training.mlm_data(text.train, tokenizer, 0.3, "masked", Train(steps=1, batch_size=4), seed=3)
+    batch = data.collate([data.stream[k] for k in range(4)])
+    name = "bert.encoder.layer.1"
+    loss = mlm_loss(models.mlm_head, Teacher(teacher), layers(layer_mappings=[[name, name]]), "masked")
+    assert float(loss(student, batch).total) == pytest.approx(0.0, abs=1e-6)
+    with torch.no_grad():
+        teacher.bert.encoder.layer[1].output.LayerNorm.bias += 1.0
+    assert float(loss(student, batch).total) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ([["bert.encoder.layer.7", "bert.encoder.layer.1"]], "the student has no layer 'bert.encoder.layer.7'"),
+        ([["bert.encoder.layer.1", "bert.encoder.layr.1"]], "the teacher has no layer"),
+        ([["bert.encoder.layer.1", 3, "bert.encoder.layer.1", 0]], "has 1 output"),
+        ([["bert.encoder.layer.1", "bert.encoder.layer.1.intermediate"]], "gives"),
+    ],
+)
+def test_layers_that_cannot_be_compared_are_refused(pair, mapping, words):
+    student, teacher, batch = pair
+    with pytest.raises(UserError, match=words):
+        task_loss(Teacher(teacher), layers(layer_mappings=mapping))(student, batch)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [
+        ({}, torch.optim.AdamW),
+        ({"Adam": {"learning_rate": 1e-3}}, torch.optim.Adam),
+        ({"SGD": {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}}, torch.optim.SGD),
+    ],
+)
+def test_the_optimizer_that_is_named_trains(tiny, tmp_path, optimizer, kind, monkeypatch):
+    folder, tokenizer, _, task = tiny
+    model = models.load_classifier(folder, task.labels)
+    section = Train.model_validate({"steps": 2, "batch_size": 8, "optimizer": optimizer, "warmup_ratio": 0.0})
+    made = []
+    create = training.CompressionTrainer.create_optimizer
+    monkeypatch.setattr(
+        training.CompressionTrainer, "create_optimizer", lambda self, *a: made.append(create(self, *a)) or made[-1]
+    )
+    before = model.classifier.weight.detach().clone()
+    data = training.task_data(task.train, tokenizer.pad_token_id, section, seed=1)
+    training.fit(model, data, section, TaskLoss(), Context(tmp_path, tmp_path, 0))
+    assert type(getattr(made[0], "optimizer", made[0])) is kind
+    assert made[0].defaults["lr"] == section.optimizer.settings.learning_rate
+    assert not torch.equal(before, model.classifier.weight)

@@ -82,7 +82,7 @@ def test_the_recipes_that_the_commands_rely_on_are_shipped():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_shipped_recipe_prunes_within_its_steps(path):
     student = load_recipe(path).student
-    schedule = student.pruning.approach.weight_compression.resolved()
+    schedule = student.pruning.approach.weight_compression.resolve()[0]
     assert schedule.start_step < schedule.end_step < student.distillation.train.steps
 
 
@@ -121,15 +121,15 @@ def test_text_that_looks_like_a_number_survives_the_dump(write):
 
 
 def test_n_of_m_pattern_is_a_text_without_quotes(write):
-    path = write(SMALL.replace("end_step: 50", "end_step: 50\n        pattern: 2:4"))
+    path = write(SMALL.replace("target_sparsity: 0.9", "target_sparsity: 0.5\n        pattern: 2:4"))
     assert load_recipe(path).student.pruning.approach.weight_compression.pattern == "2:4"
 
 
 def test_pruner_tag_is_read_as_a_mapping_and_its_values_win(write):
     pruners = "end_step: 50\n        pruners:\n          - !Pruner {prune_type: magnitude, target_sparsity: 0.5}"
     schedule = load_recipe(write(SMALL.replace("end_step: 50", pruners))).student.pruning.approach.weight_compression
-    assert schedule.resolved().target_sparsity == 0.5
-    assert schedule.resolved().end_step == 50
+    (pruner,) = schedule.resolve()
+    assert (pruner.target_sparsity, pruner.end_step) == (0.5, 50)
 
 
 def test_anchors_and_merge_keys_share_settings(write):
@@ -224,7 +224,7 @@ def test_misspelt_required_key_is_told_once(write):
         ("dev: dev.tsv", "dev: d\n    metrics: [bleu]", "tasks.sst2.metrics[0]", "one of accuracy, f1, not 'bleu'", ""),
         ("name: small", "name: a/b", "name", "a name (letters", ""),
         ("name: small", "name: null", "name", "not null", ""),
-        ("epoch: 3", "epoch: 3\n      optimizer: null", "optimizer", "a section (AdamW), not null", ""),
+        ("epoch: 3", "epoch: 3\n      optimizer: null", "optimizer", "a section (AdamW, Adam, SGD), not null", ""),
     ],
 )
 def test_wrong_value_is_told_in_words_with_its_line(write, old, new, key, words, instead):
@@ -256,11 +256,21 @@ def test_wrong_value_is_told_in_words_with_its_line(write, old, new, key, words,
             "epoch: 3\n      criterion: {KnowledgeDistillationLoss: {loss_weights: [1, 1]}}",
             "add up to 1",
         ),
+        ("target_sparsity: 0.9", "target_sparsity: 0.9\n        pattern: 2:4", "2:4 means a sparsity of 2/4"),
+        ("target_sparsity: 0.9", "pattern: 4by1", "unknown pattern '4by1'"),
+        ("end_step: 50", "pruners: [{}, {}]", "only one pruner may go without `names`"),
+        ("end_step: 50", "pruners: [{names: ['(']}]", "not a regular expression"),
+        ("end_step: 50", "pruners: [{names: [a]}, {target_sparsity: 0.9995}]", "max_sparsity_ratio_per_layer"),
+        ("epoch: 3", "epoch: 3\n      optimizer: {AdamW: {}, SGD: {learning_rate: 0.1}}", "takes one optimizer"),
+        ("epoch: 3", "epoch: 3\n      optimizer: {SGD: {learning_rate: 0.1, nesterov: true}}", "needs a momentum"),
         (
-            "transfer:\n",
-            "transfer:\n  pruning: {approach: {weight_compression: {pruners: [!Pruner {prune_type: magnitude}]}}}\n",
-            "the pattern is locked here",
+            "epoch: 3",
+            "epoch: 3\n      criterion: {IntermediateLayersKnowledgeDistillationLoss: "
+            "{layer_mappings: [[a, b]], loss_weights: [1, 1]}}",
+            "has 2 values for 1 pairs",
         ),
+        ("transfer:\n", "transfer:\n  pruning: {train: {steps: 1}}\n", "exactly one of `distillation`"),
+        ("quantize:\n", "quantize:\n  quantization: {approach: post_training_static_quant}\n", "does not train"),
     ],
 )
 def test_sections_that_make_no_sense_are_refused(write, old, new, words):

@@ -85,7 +85,20 @@ def test_override_of_steps_takes_the_place_of_epoch_and_back(write):
 def test_override_wins_over_the_value_of_a_pruner(write):
     path = write(SMALL.replace("end_step: 50", "end_step: 50\n        pruners: [!Pruner {target_sparsity: 0.5}]"))
     schedule = load_recipe(path, ["target_sparsity=0.7"]).student.pruning.approach.weight_compression
-    assert schedule.resolved().target_sparsity == 0.7
+    assert schedule.resolve()[0].target_sparsity == 0.7
+
+
+def test_override_of_an_optimizer_means_the_one_that_is_written(write):
+    path = write(SMALL.replace("epoch: 3", "epoch: 3\n      optimizer: {SGD: {learning_rate: 0.1}}"))
+    settings = load_recipe(path, ["student.learning_rate=0.2"]).student.distillation.train.optimizer.settings
+    assert settings.learning_rate == 0.2
+    assert settings.momentum == 0
+
+
+def test_override_of_pruning_means_the_student_unless_the_stage_is_said(write):
+    recipe = load_recipe(write(SMALL), ["pattern=tile_pattern_4x1", "transfer.backend=nncf"])
+    assert recipe.student.pruning.approach.weight_compression.pattern == "tile_pattern_4x1"
+    assert recipe.transfer.pruning.backend == "nncf"
 
 
 def test_later_override_wins(write):

@@ -66,7 +66,7 @@ def test_start_equal_to_end_prunes_once():
     assert (schedule.sparsity(4), schedule.sparsity(5)) == (0.0, 0.5)
 
 
-def test_from_section_takes_the_pruner_s_own_values_over_the_section_s():
+def test_from_pruner_takes_the_pruner_s_own_values_over_the_section_s():
     section = WeightCompression.model_validate(
         {
             "target_sparsity": 0.9,
@@ -75,7 +75,7 @@ def test_from_section_takes_the_pruner_s_own_values_over_the_section_s():
             "pruners": [{"target_sparsity": 0.75, "start_step": 20, "sparsity_decay_type": "cos"}],
         }
     )
-    assert PruningSchedule.from_section(section) == PruningSchedule(20, 100, 10, 0.0, 0.75, "cos")
+    assert PruningSchedule.from_pruner(section.resolve()[0]) == PruningSchedule(20, 100, 10, 0.0, 0.75, "cos")
 
 
 def test_the_mean_density_of_the_cubic_ramp_is_that_of_the_integral():

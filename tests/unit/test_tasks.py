@@ -28,10 +28,10 @@ def table(tmp_path):
 TWO_ROWS = ("a | 0", "b | 1")
 
 
-def test_task_files_become_two_splits_in_file_order(tiny_task_files, tokenizer):
+def test_task_files_become_splits_in_file_order(tiny_task_files, tokenizer):
     task = tasks.load_task("toy", Task(train=str(tiny_task_files.train), dev=str(tiny_task_files.dev)), tokenizer)
     assert (task.name, task.labels, task.metrics) == ("toy", ("0", "1"), ("accuracy",))
-    assert (len(task.train), len(task.dev)) == (480, 120)
+    assert (len(task.train), len(task.tune), len(task.dev)) == (432, 48, 120)
     lines = tiny_task_files.dev.read_text().splitlines()[1:]
     assert task.dev.texts == [(line.split("\t")[0],) for line in lines]
     assert task.dev.labels.tolist() == [int(line.split("\t")[1]) for line in lines]
@@ -41,6 +41,19 @@ def test_task_files_become_two_splits_in_file_order(tiny_task_files, tokenizer):
     assert first.keys() == {"input_ids", "attention_mask", "token_type_ids", "labels"}
     assert all(type(i) is int for i in [*first["input_ids"], first["labels"]])
     assert task.dev.lengths.tolist() == [len(task.dev[i]["input_ids"]) for i in range(120)]
+
+
+def test_examples_to_tune_by_are_a_tenth_of_train_at_most_and_always_the_same(tiny_task_files, tokenizer):
+    def load(**values):
+        section = Task(train=str(tiny_task_files.train), dev=str(tiny_task_files.dev), **values)
+        return tasks.load_task("toy", section, tokenizer), tasks.train_texts(section)
+
+    (task, texts), (again, _), (few, _), (none, _) = load(), load(), load(tuning_examples=5), load(tuning_examples=0)
+    rows = [(line.split("\t")[0],) for line in tiny_task_files.train.read_text().splitlines()[1:]]
+    assert sorted(task.train.texts + task.tune.texts) == sorted(rows)
+    assert task.tune.texts == again.tune.texts
+    assert texts == [text for (text,) in task.train.texts]
+    assert (len(few.tune), len(none.tune), len(none.train)) == (5, 0, 480)
 
 
 def test_pair_of_sentences_is_told_apart_by_token_types_and_cut_to_length(table, tokenizer):
@@ -137,7 +150,7 @@ def test_hold_out_folds_part_the_films_and_cover_every_row_once(tiny_task_files,
     seen = []
     for fold in range(4):
         task = tasks.load_task("t", hold_out(tiny_task_files.train, fraction=0.25, fold=fold), tokenizer)
-        assert len(task.train) + len(task.dev) == len(rows)
+        assert len(task.train) + len(task.tune) + len(task.dev) == len(rows)
         dev, train = ({film_of[text] for (text,) in split.texts} for split in (task.dev, task.train))
         assert dev
         assert not dev & train

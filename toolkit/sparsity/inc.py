@@ -1,11 +1,11 @@
-"""Intel Neural Compressor as the one who chooses: its criterion and patterns, our schedule and our zeros.
+"""Intel Neural Compressor as the one who chooses: its criteria and patterns, our schedule and our zeros.
 
 INC 3.7's own hooks keep their state in no checkpoint and its `cube` is not Zhu and Gupta's cubic, so only its judgement
-is used: scores from its criterion, masks from its pattern.
+is used: scores from its criterion, masks from its pattern. Group lasso's penalty is ours as well: that of INC 1.x, by
+the norm of a block's weights. INC 3.7 divides by the norm of its gradient, which throws blocks without one away.
 """
 
 import logging
-import re
 import warnings
 from typing import Any
 
@@ -13,14 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from toolkit.errors import UserError
-from toolkit.recipe import WeightCompression
+from toolkit.recipe import ResolvedPruner
 from toolkit.sparsity.sparsifier import GradualPruner
 
-
-def can_do(pattern: str) -> bool:
-    """1x1, blocks such as 4x1, and N:M (N zeros in every M neighbours of a row)."""
-    return _blocks(pattern) is not None or _zeros(pattern) is not None
+# The recipe's words -> INC's criteria. Group lasso prunes by magnitude what its penalty has made small.
+_CRITERIA = {"basic_magnitude": "magnitude", "group_lasso": "magnitude", "gradient_sensitivity": "gradient"}
 
 
 class Pruner(GradualPruner):
@@ -28,55 +25,63 @@ class Pruner(GradualPruner):
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
         super().attach(matrices)
-        _must_fit(self.section, {name: tuple(p.shape) for name, p in self._parameters.items()})
         # INC finds layers by walking a model and leaves the last one out as a head: it gets the layers alone, and one
         # more at the end to leave out. Module names cannot hold dots.
-        layers = nn.ModuleDict({name.replace(".", "/"): module for name, module in matrices.items()})
+        layers = nn.ModuleDict({_key(name): module for name, module in matrices.items()})
         layers["left out"] = skip_init(nn.Linear, 1, 1)  # draws no random number
         self._inc = _inc_pruner(layers, self.section)
 
     def choose(self, sparsity: float) -> dict[str, Tensor]:
         inc = self._inc
-        inc.masks = {name.replace(".", "/"): kept.float() for name, kept in self.mask.tensors.items()}
+        inc.masks = {_key(name): kept.float() for name, kept in self.mask.tensors.items()}
         inc.pattern.keep_mask_layers = {}  # the layers INC found full at earlier updates: lost when a run is resumed
         inc.criterion.on_step_begin()
+        if self._by_gradient():
+            scores = {name: self._told_apart(name) for name in self._parameters}
+            inc.criterion.scores = {_key(name): self._reduced(score, name) for name, score in scores.items()}
         masks = inc.pattern.get_masks(inc.criterion.scores, sparsity, inc.masks)
-        return {name: masks[name.replace(".", "/")].bool().view_as(p) for name, p in self._parameters.items()}
+        return {name: masks[_key(name)].bool().view_as(p) for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def before_optimizer_step(self) -> None:
+        """Scores by INC's criterion."""
+        if not self._by_gradient():
+            super().before_optimizer_step()
+            return
+        criterion = self._inc.criterion
+        # Of single weights: INC keeps those of blocks, which are the means of their weights'.
+        pattern, criterion.pattern = criterion.pattern, None
+        before = self._scores or {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+        criterion.scores = {_key(name): score for name, score in before.items()}
+        criterion.on_before_optimizer_step()
+        criterion.pattern = pattern
+        self._scores = {name: criterion.scores[_key(name)] for name in self._parameters}
+
+    def _told_apart(self, name: str) -> Tensor:
+        """Scores without ties at zero: INC prunes every weight that ties with the last one to go.
+
+        What is pruned already keeps its score; other zeros become smaller than any other score, in the order in which
+        they lie.
+        """
+        score = self._scores[name]
+        tied = (score == 0) & self.mask.tensors[name]
+        if not tied.any():
+            return score
+        smallest = score[score > 0].min() if (score > 0).any() else torch.ones((), device=score.device)
+        order = torch.linspace(0.1, 0.9, score.numel(), dtype=score.dtype, device=score.device).view_as(score)
+        return torch.where(tied, smallest * order, score)
+
+    def _reduced(self, score: Tensor, name: str) -> Tensor:
+        """One score for each block, by INC's own rule."""
+        pattern = self._inc.pattern
+        return pattern.reduce_score(score, _key(name)) if hasattr(pattern, "reduce_score") else score
 
 
-def _blocks(pattern: str) -> tuple[int, int] | None:
-    """(rows, columns) of a tile pattern."""
-    found = re.fullmatch(r"tile_pattern_([1-9]\d*)x([1-9]\d*)", pattern)
-    return (int(found[1]), int(found[2])) if found else None
+def _key(name: str) -> str:
+    return name.replace(".", "/")
 
 
-def _zeros(pattern: str) -> tuple[int, int] | None:
-    """(N, M) of an N:M pattern."""
-    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern)
-    return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
-
-
-def _must_fit(section: WeightCompression, shapes: dict[str, tuple[int, ...]]) -> None:
-    """INC would leave matrices that the pattern does not divide dense, or fail somewhere inside."""
-    where = "student.pruning.approach.weight_compression"
-    zeros = _zeros(section.pattern)
-    if zeros is not None and section.target_sparsity > zeros[0] / zeros[1]:
-        raise UserError(
-            f"{section.pattern} cannot reach a sparsity of {section.target_sparsity:g}",
-            where=where,
-            instead=f"target_sparsity: {zeros[0] / zeros[1]:g}",
-        )
-    rows, columns = (1, zeros[1]) if zeros else _blocks(section.pattern) or (1, 1)
-    for name, shape in shapes.items():
-        if shape[0] % rows or shape[1] % columns:
-            raise UserError(
-                f"pattern {section.pattern!r} does not divide {name} of shape {shape}",
-                where=where,
-                instead="pattern: tile_pattern_1x1",
-            )
-
-
-def _inc_pruner(layers: nn.ModuleDict, section: WeightCompression) -> Any:
+def _inc_pruner(layers: nn.ModuleDict, section: ResolvedPruner) -> Any:
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     from neural_compressor.compression.pruner.pruning import BasicPruning
     from neural_compressor.compression.pruner.utils import process_config
@@ -88,12 +93,12 @@ def _inc_pruner(layers: nn.ModuleDict, section: WeightCompression) -> Any:
         op_names=[".*"],
         excluded_op_names=[],
         target_sparsity=section.target_sparsity,
-        pruning_type="magnitude",
+        pruning_type=_CRITERIA.get(section.prune_type, section.prune_type),
         pattern=section.pattern.removeprefix("tile_pattern_"),
         pruning_scope=section.prune_domain,
         start_step=0,
         end_step=1,
-        max_sparsity_ratio_per_op=0.999,  # INC's default of 0.98 would cap a global domain
+        max_sparsity_ratio_per_op=section.max_sparsity_ratio_per_layer,
     )
     with torch.no_grad():
         return BasicPruning(process_config(config), layers).pruners[0]

@@ -13,11 +13,6 @@ from torch.nn import functional as F
 from toolkit.sparsity.sparsifier import GradualPruner
 
 
-def can_do(pattern: str) -> bool:
-    """NNCF has no blocks and no N:M."""
-    return pattern == "tile_pattern_1x1"
-
-
 class Pruner(GradualPruner):
     """`local`: a stand-in for each matrix. `global`: one for all, each scaled by its norm, as NNCF does it."""
 

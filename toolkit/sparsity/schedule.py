@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from toolkit.recipe import WeightCompression
+from toolkit.recipe import ResolvedPruner
 
 # Share of the way from the initial to the final sparsity at a share `t` of the ramp.
 # `cubic` is Zhu and Gupta's (To prune, or not to prune, 2017, equation 1); the others are INC's shapes of those names.
@@ -37,16 +37,15 @@ class PruningSchedule:
     shape: str = "cubic"
 
     @classmethod
-    def from_section(cls, section: WeightCompression) -> "PruningSchedule":
-        """The schedule that a recipe's `weight_compression` asks for."""
-        s = section.resolved()
+    def from_pruner(cls, pruner: ResolvedPruner) -> "PruningSchedule":
+        """The schedule that a pruner of the recipe asks for."""
         return cls(
-            s.start_step,
-            s.end_step,
-            s.update_frequency_on_step,
-            s.initial_sparsity,
-            s.target_sparsity,
-            s.sparsity_decay_type,
+            pruner.start_step,
+            pruner.end_step,
+            pruner.update_frequency_on_step,
+            pruner.initial_sparsity,
+            pruner.target_sparsity,
+            pruner.sparsity_decay_type,
         )
 
     def sparsity(self, step: int) -> float:

@@ -1,40 +1,52 @@
-"""`transfer`: the one sparse model fitted to a task, its pattern locked, taught by the dense task teacher."""
+"""`transfer`: the one sparse model fitted to a task, its pattern locked, taught by the dense task teacher.
+
+With other pruners than the lock, a dense model is pruned while it learns the task.
+"""
 
 from typing import Any
 
-from toolkit.artifacts import Artifact, Check, Context, StageResult
+from toolkit.artifacts import Artifact, Context, StageResult
 
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Fine-tuning with pattern lock and distillation (paper, section 3.2)."""
     from toolkit import models, tasks, training
-    from toolkit.distillation import TaskLoss, Teacher
-    from toolkit.sparsity.sparsifier import PatternLock
+    from toolkit.distillation import Teacher, task_loss
+    from toolkit.sparsity import outcome
+    from toolkit.sparsity.sparsifier import Joined, PatternLock, make_sparsifier
 
     training.seed_everything(context.seed)
-    train = sections.transfer.distillation.train
+    section = sections.transfer
+    train, pruning = section.train, section.pruning
     source = inputs["student"].path
     tokenizer = models.load_tokenizer(source)
     task = tasks.load_task(context.task or "", sections.task, tokenizer)
     model = models.load_classifier(source, task.labels)
     matrices = models.prunable_matrices(model, sections.model.prunable)
-    mask = models.checkpoint_mask(source, matrices)
-    lock = PatternLock(mask)
-    lock.attach(matrices)
+    if pruning.locks_all:  # the mask file says it, where there is one
+        lock = PatternLock(models.checkpoint_mask(source, matrices))
+        lock.attach(matrices)
+        sparsifier = Joined([lock])
+    else:
+        sparsifier = make_sparsifier(pruning, matrices, training.steps_per_epoch(train, len(task.train)))
 
-    teacher = models.load_classifier(inputs["task_teacher"].path, task.labels)
-    loss = TaskLoss(Teacher(teacher, training.device()), train.criterion.KnowledgeDistillationLoss)
+    loss = task_loss()
+    if section.distillation is not None:
+        teacher = models.load_classifier(inputs["task_teacher"].path, task.labels)
+        loss = task_loss(Teacher(teacher, training.device()), train.criterion)
     data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
-    fitted = training.fit(model, data, train, loss, context, sparsifier=lock)
-    models.save_checkpoint(model, tokenizer, context.folder, mask)
-
-    outside = sum(mask.violations({name: module.weight for name, module in matrices.items()}).values())
+    outcome.must_end_within((p.section for p in sparsifier.gradual), data.steps, "transfer.pruning")
+    fitted = training.fit(model, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
+    models.save_checkpoint(model, tokenizer, context.folder, sparsifier.mask)
     return StageResult(
         kind="task",
         metrics=fitted.metrics()
         | training.task_metrics(model, task, tokenizer, data)
-        | {"sparsity": mask.sparsity(), "per_matrix": mask.per_matrix()},
-        checks=[Check(name="non-zero weights outside the mask", ok=outside == 0, measured=float(outside), limit=0.0)],
+        | outcome.figures(sparsifier.mask),
+        checks=[
+            *(outcome.on_target(p.section, p.mask) for p in sparsifier.gradual),
+            outcome.locked(sparsifier.mask, matrices),
+        ],
         data={"note": sections.task.note},
         history=fitted.history,
     )

@@ -1,0 +1,96 @@
+"""Which matrices a pruner gets, and what it can reach with them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from toolkit import matching
+from toolkit.errors import UserError
+from toolkit.recipe import ResolvedPruner, WeightCompression
+
+NAMES = [
+    f"bert.encoder.layer.{layer}.{matrix}.weight"
+    for layer in (0, 1, 10)
+    for matrix in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+]
+
+
+def resolved(*pruners: dict, **compression) -> tuple[ResolvedPruner, ...]:
+    return WeightCompression.model_validate(compression | {"pruners": list(pruners) or [{}]}).resolve()
+
+
+def assigned(*pruners: dict, **compression) -> list[list[str]]:
+    return matching.assign(resolved(*pruners, **compression), NAMES, "here")
+
+
+def test_one_pruner_without_names_gets_everything():
+    assert assigned() == [NAMES]
+
+
+def test_names_are_regular_expressions_and_the_rest_goes_to_the_pruner_without():
+    attention, rest = assigned({"names": ["attention"]}, {})
+    assert attention == [n for n in NAMES if ".attention." in n]
+    assert rest == [n for n in NAMES if ".attention." not in n]
+
+
+def test_a_whole_name_means_that_one_matrix():
+    (found,) = assigned({"names": ["bert.encoder.layer.1.output.dense.weight"]})
+    assert found == ["bert.encoder.layer.1.output.dense.weight"]
+
+
+def test_excluded_names_stay_dense_whoever_excludes_them():
+    first, rest = assigned(
+        {"names": ["attention"], "exclude_names": [r"layer\.10\."]}, {"exclude_names": ["attention"]}
+    )
+    assert first == [n for n in NAMES if ".attention." in n and "layer.10." not in n]
+    assert rest == [n for n in NAMES if ".attention." not in n]
+    (all_but,) = assigned(exclude_names=[r"output\.dense"])
+    assert all_but == [n for n in NAMES if not n.endswith("output.dense.weight")]
+
+
+def test_order_of_the_names_is_kept():
+    (found,) = assigned({"names": ["output", "query"]})
+    assert found == [n for n in NAMES if "output" in n or "query" in n]
+
+
+@pytest.mark.parametrize(
+    ("pruners", "words", "instead"),
+    [
+        ([{"names": ["attn"]}], "'attn' matches no prunable matrix", "bert.encoder.layer.0"),
+        ([{"names": ["query"]}, {"names": ["attention"]}], "is named by pruners 1 and 2", "exclude_names"),
+        ([{"names": ["."]}, {}], "pruner 2 gets no matrix", "one pruner less"),
+        ([{"names": ["query"], "exclude_names": ["layer"]}], "pruner 1 gets no matrix", "fewer exclude_names"),
+    ],
+)
+def test_names_that_do_not_fit_are_told(pruners, words, instead):
+    with pytest.raises(UserError, match=words) as caught:
+        assigned(*pruners)
+    assert caught.value.where == "here.pruners"
+    assert instead in caught.value.instead
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target", "shape", "expected"),
+    [
+        ("tile_pattern_1x1", 0.9, (32, 32), 921 / 1024),
+        ("tile_pattern_4x1", 0.9, (32, 32), 230 / 256),
+        ("tile_pattern_1x16", 0.9, (4, 16), 3 / 4),
+        ("2:4", 0.5, (32, 32), 0.5),
+        ("1:3", 1 / 3, (32, 33), 1 / 3),
+    ],
+)
+def test_the_sparsity_that_can_be_reached_counts_whole_blocks(pattern, target, shape, expected):
+    (pruner,) = resolved(pattern=pattern, target_sparsity=target)
+    assert matching.reachable(pruner, {"w": shape}) == {"w": pytest.approx(expected)}
+
+
+def test_a_global_domain_holds_only_the_whole_to_the_target():
+    (pruner,) = resolved(prune_domain="global", target_sparsity=0.7)
+    assert matching.reachable(pruner, {"a": (3, 3), "b": (5, 5)}) == {"a": 0.7, "b": 0.7}
+
+
+def test_matching_loads_no_torch():
+    code = "import sys, toolkit.matching, toolkit.checking; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
