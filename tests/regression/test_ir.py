@@ -44,8 +44,7 @@ def quantized(sparse, **changes):
 
 
 def encoder_matmuls(folder, mask):
-    shapes = {tuple(kept.shape) for kept in mask.tensors.values()}
-    found = [m for m in inspect_ir(folder).matmuls if m.shape in shapes and m.zero_fraction > 0.5]
+    found = [m for m in inspect_ir(folder).matmuls if f"{m.module}.weight" in mask.tensors]
     assert len(found) == len(mask.tensors)
     return found
 
@@ -57,6 +56,15 @@ def test_fp32_ir_answers_as_torch_does_and_keeps_every_zero(sparse, tmp_path):
     matmuls = encoder_matmuls(tmp_path, mask)
     assert sorted(m.zero_fraction for m in matmuls) == pytest.approx(sorted(mask.per_matrix().values()))
     assert {m.stored_type for m in matmuls} == {"f32"}
+    assert {(m.weight_granularity, m.weight_scheme, m.activation_scheme, m.largest_code) for m in matmuls} == {
+        ("", "", "", 0)
+    }
+    tables = inspect_ir(tmp_path).embeddings
+    assert {e.module.rpartition(".")[2] for e in tables} == {
+        f"{kind}_embeddings" for kind in ("word", "token_type", "position")
+    }
+    assert {(e.stored_type, e.weight_granularity) for e in tables} == {("f32", "")}
+    assert set(executed(tmp_path).values()) == {"f32"}
 
 
 def test_int8_ir_stores_i8_keeps_every_zero_and_is_executed_in_8_bits(sparse, tmp_path):
@@ -67,11 +75,12 @@ def test_int8_ir_stores_i8_keeps_every_zero_and_is_executed_in_8_bits(sparse, tm
     assert np.abs(found - logits).max() <= 0.05 * np.ptp(logits)
     matmuls = encoder_matmuls(tmp_path, mask)
     assert {m.stored_type for m in matmuls} == {"i8"}
-    assert all(m.input_fake_quantized for m in matmuls)
+    assert all(m.input_fake_quantized and m.activation_scheme for m in matmuls)
+    assert {(m.weight_granularity, m.weight_scheme) for m in matmuls} == {("per_channel", "sym")}
     pruned = sorted(mask.per_matrix().values())
     assert all(z >= p - 1e-9 for z, p in zip(sorted(m.zero_fraction for m in matmuls), pruned, strict=True))
-    precisions = list(executed(tmp_path).values())
-    assert sum(p in ("i8", "u8") for p in precisions) >= len(mask.tensors)
+    precisions = executed(tmp_path)
+    assert {precisions[name.removesuffix(".weight")] for name in mask.tensors} <= {"i8", "u8"}
 
 
 def test_exporting_leaves_the_torch_model_as_it_was(sparse, tmp_path):
@@ -138,11 +147,12 @@ def test_granularity_scheme_and_embeddings_of_the_recipe_are_honoured(sparse, tm
     assert any("_input_range_param_storage" in name for name, _ in quantized(sparse).named_parameters())
 
     sizes = {}
-    for embeddings in (True, False):
-        folder = tmp_path / str(embeddings)
-        exported(quantized(sparse, embeddings=embeddings), tokenizer, task, folder)
-        sizes[embeddings] = (folder / "openvino_model.bin").stat().st_size
-    assert sizes[True] < 0.6 * sizes[False]
+    for dtype in ("int8", "fp32"):
+        folder = tmp_path / dtype
+        model = quantized(sparse, optype_wise={"Embedding": {"weight": {"dtype": dtype}}})
+        exported(model, tokenizer, task, folder)
+        sizes[dtype] = (folder / "openvino_model.bin").stat().st_size
+    assert sizes["int8"] < 0.6 * sizes["fp32"]
 
 
 def test_overflow_fix_is_read_off_the_cpu(monkeypatch):
@@ -151,3 +161,5 @@ def test_overflow_fix_is_read_off_the_cpu(monkeypatch):
     monkeypatch.setattr("toolkit.quantization.nncf.system.isa", lambda: {"avx2", "avx512_vnni"})
     assert nncf.resolve_overflow_fix(Quantization()) == "disable"
     assert nncf.resolve_overflow_fix(Quantization(overflow_fix="enable")) == "enable"
+    seven = Quantization.model_validate({"model_wise": {"weight": {"bit": 7}}})
+    assert nncf.resolve_overflow_fix(seven) == "enable"

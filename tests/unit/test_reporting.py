@@ -233,3 +233,54 @@ def test_reporting_imports_neither_torch_nor_openvino_even_when_it_builds(tmp_pa
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def tuned(*, met: bool, objective: str = "modelsize") -> list:
+    """The manifests of a run whose quantized model was tuned."""
+    first = {"number": 0, "returned": [], "metric": 0.61, "loss": 0.18, "met": False, "seconds": 1.0}
+    second = {"number": 1, "returned": ["layer.one", "layer.two"], "metric": 0.742, "loss": 0.004, "met": met}
+    tuning = {
+        "examples": 1000,
+        "metric": "accuracy",
+        "reference": 0.745,
+        "kind": "relative",
+        "limit": 0.01,
+        "objective": objective,
+        "trials": [first, second | {"seconds": 2.0}],
+        "costs": {"1": 23_000_000.0},
+        "kept": 1,
+        "met": met,
+        "returned": ["layer.one", "layer.two"],
+        "sensitivity": {f"layer.{n}": 0.1 for n in ("one", "two", "three")},
+    }
+    return [
+        m.model_copy(update={"metrics": m.metrics | {"tuning": tuning}}) if m.stage == "quantize" else m
+        for m in run_manifests(("films",))
+    ]
+
+
+def test_trials_of_the_tuning_are_in_the_page_the_markdown_and_the_terminal(tmp_path):
+    page = reporting.build(tuned(met=True), tmp_path)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(reporting.console(tuned(met=True)))
+    for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
+        words = " ".join(shown.split())
+        assert "8 bits everywhere miss the accuracy criterion." in words
+        assert "number 1 is kept: 2 of 3 operations run in FP32" in words
+        assert "61.00 %" in words
+        assert "23.0 MB" in words
+        assert "1,000 training examples" in words
+    assert "layer.two" in page.read_text()
+
+
+def test_a_tuning_that_failed_is_a_missed_promise_where_nothing_was_benchmarked():
+    stages = [m for m in tuned(met=False) if m.stage != "benchmark"]
+    (line,) = reporting.missed_criteria(stages)
+    assert line.startswith("films: No quantized model of 2 tried keeps the accuracy criterion")
+    assert reporting.missed_criteria([m for m in tuned(met=True) if m.stage != "benchmark"]) == []
+
+
+def test_a_tuning_that_was_done_at_the_first_trial_is_not_talked_about():
+    found = next(m for m in tuned(met=True) if m.stage == "quantize").metrics["tuning"]
+    once = found | {"trials": [found["trials"][0] | {"met": True}], "kept": 0, "returned": []}
+    assert text.tuning(once) == ""

@@ -65,8 +65,9 @@ def _budget(manifest: Manifest) -> Budget:
 
 def _train_section(manifest: Manifest) -> dict[str, Any]:
     section = manifest.config.get(manifest.stage) or {}
-    found: dict[str, Any] = section.get("distillation", section).get("train", {})
-    return found
+    # With a teacher, without one in a task's stages, and in the teachers' own stages.
+    holders = (section.get("distillation"), section.get("pruning"), section.get("quantization"), section)
+    return next((h["train"] for h in holders if h and h.get("train")), {})
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
         student = next((m for m in manifests if m.stage == "student"), None)
         if student is None:
             continue
-        alike = repr((student.metrics["target_sparsity"], student.seed, student.inputs))
+        alike = repr((round(student.metrics["sparsity"], 3), student.seed, student.inputs))
         for m in manifests:
             if m.stage == "benchmark" and SHIPPED in m.metrics["variants"]:
                 found.setdefault((m.task or "", alike), []).append((int(student.metrics["steps"]), m))

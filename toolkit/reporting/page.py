@@ -36,6 +36,8 @@ class TaskView:
     left_out: dict[str, str]
     folder: str
     speeds: list[tuple[str, dict[str, Any]]]
+    tuning: dict[str, Any] | None
+    tuning_text: str
     plots: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -95,6 +97,7 @@ def build(manifests: Sequence[Manifest], folder: Path) -> Path:
             keep_trailing_newline=True,
         )
         environment.filters |= text.FILTERS
+        environment.globals["tuning_cost"] = text.tuning_cost
         script = {"plotly": Markup(get_plotlyjs())} if html else {}
         (folder / file).write_text(environment.get_template(template).render(**values, **script))
     return folder / PAGE
@@ -141,6 +144,8 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None
     from markupsafe import Markup
 
     benchmark, export = stage_of(run, "benchmark", task), stage_of(run, "export", task)
+    quantized = stage_of(run, "quantize", task)
+    tuning = quantized.metrics.get("tuning") if quantized else None
     if benchmark is None:
         return None
     head = headline(benchmark)
@@ -149,13 +154,15 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None
     exported_variants: dict[str, dict[str, Any]] = exported.get("variants", {})
     view = TaskView(
         head=head,
-        summary=text.summary(head, stage_of(run, "transfer", task)),
+        summary=text.summary(head, stage_of(run, "transfer", task) or quantized),
         criterion=text.criterion(benchmark),
         sizes=_sizes(benchmark),
         parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],
         matmuls=exported_variants.get(SHIPPED, {}).get("matmuls", []),
         left_out=exported.get("left_out", {}),
         folder=benchmark.artifact.path.as_posix(),
+        tuning=tuning,
+        tuning_text=text.tuning(tuning) if tuning else "",
         speeds=sorted(((v, p) for v, m in measured.items() for p in m["performance"]), key=lambda x: x[1]["batch"]),
     )
     metric = head.variants[0].scores[0].metric

@@ -1,7 +1,7 @@
 """The report's first table and its main statements, for the terminal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.artifacts import Manifest, failed
 from toolkit.reporting import text
@@ -25,12 +25,44 @@ def console(manifests: Sequence[Manifest]) -> "RenderableType":
         for benchmark in (m for m in run if m.stage == "benchmark"):
             head = headline(benchmark)
             parts.append(_table(head, f"run {number}, {head.task}" if len(runs) > 1 else head.task))
-            lines = [text.summary(head, stage_of(run, "transfer", head.task)), text.criterion(benchmark)]
+            quantized = stage_of(run, "quantize", head.task)
+            sparse = stage_of(run, "transfer", head.task) or quantized
+            lines = [text.summary(head, sparse), text.criterion(benchmark)]
             parts += [Text(line) for line in lines if line]
+            if quantized and quantized.metrics.get("tuning"):
+                parts += _tuning(quantized.metrics["tuning"])
         parts += [Text(line) for line in [text.budget(budgets(run))] if line]
     checks = [c for m in manifests for c in m.checks]
     parts.append(Text(f"{len(checks) - len(failed(checks))} of {len(checks)} checks hold."))
     return Group(*parts)
+
+
+def _tuning(found: dict[str, Any]) -> "list[RenderableType]":
+    """The trials, when there was more than one or none kept the criterion."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    said = text.tuning(found)
+    if not said:
+        return []
+    table = Table(box=SIMPLE, padding=0, title=f"trials, on {found['examples']:,} training examples set aside")
+    for column in ("trial", "in FP32", found["metric"], f"lost (max {text.percent(found['limit'], 2)})", "criterion"):
+        table.add_column(column, justify="right")
+    if found["costs"]:
+        table.add_column(found["objective"], justify="right")
+    for trial in found["trials"]:
+        kept = trial["number"] == found["kept"]
+        table.add_row(
+            f"{trial['number']}{' kept' if kept else ''}",
+            str(len(trial["returned"])),
+            text.percent(trial["metric"], 2),
+            text.percent(trial["loss"], 2),
+            "met" if trial["met"] else "missed",
+            *([text.tuning_cost(found, trial["number"])] if found["costs"] else []),
+            style="bold" if kept else None,
+        )
+    return [Text(said), table]
 
 
 def _table(head: Headline, title: str) -> "Table":

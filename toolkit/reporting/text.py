@@ -1,6 +1,7 @@
 """How figures are written, and the sentences made of them; shared by the page, the Markdown and the terminal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from toolkit.artifacts import Manifest
 from toolkit.reporting.budgets import PAPER_BATCH, PAPER_STEPS, Budget
@@ -78,13 +79,18 @@ FILTERS = {
 }
 
 
-def summary(head: Headline, transfer: Manifest | None) -> str:
-    """What was measured of the shipped variant, in words; of the last one where that was not exported."""
+def summary(head: Headline, sparse: Manifest | None) -> str:
+    """What was measured of the shipped variant, in words; of the last one where that was not exported.
+
+    Args:
+        head: The claims table.
+        sparse: A stage that says how many zeros the task's model has.
+    """
     variant = head.variant(SHIPPED) or head.variants[-1]
     first = variant.scores[0]
     zeros = ""
-    if variant.name.startswith("sparse") and transfer is not None:
-        zeros = f" ({percent(transfer.metrics['sparsity'])} of the encoder's weights are zero)"
+    if variant.name.startswith("sparse") and sparse is not None:
+        zeros = f" ({percent(sparse.metrics['sparsity'])} of the encoder's weights are zero)"
     text = f"{variant.name}{zeros} scores {score(first)} {first.metric} on {head.n:,} dev examples"
     if first.change is not None:
         text += f", {points(first.change)} points against {DENSE}"
@@ -115,10 +121,37 @@ def criterion(benchmark: Manifest) -> str:
     return f"8 bits may cost the sparse model {promised} in {found['metric']}; they cost {lost}: {verdict}."
 
 
+def tuning(found: dict[str, Any]) -> str:
+    """What the search for a model that keeps the promise came to, in words; empty where the first trial kept it."""
+    trials, returned = found["trials"], found["returned"]
+    if len(trials) == 1 and found["met"]:
+        return ""
+    n = f"{found['examples']:,} training examples that were set aside"
+    if not found["met"]:
+        return f"No quantized model of {len(trials)} tried keeps the accuracy criterion on {n}; the best one is kept."
+    first = "" if trials[0]["met"] else "8 bits everywhere miss the accuracy criterion. "
+    kept = f"{len(returned)} of {len(found['sensitivity'])} operations run in FP32" if returned else "8 bits everywhere"
+    return f"{first}Of {len(trials)} quantized models tried on {n}, number {found['kept']} is kept: {kept}."
+
+
+def tuning_cost(found: dict[str, Any], number: int) -> str:
+    """What a trial costs in the objective's unit; empty where it was not measured."""
+    cost = found["costs"].get(str(number))
+    if cost is None:
+        return ""
+    return milliseconds(cost) if found["objective"] == "performance" else storage(cost)
+
+
 def missed_criteria(manifests: Sequence[Manifest]) -> list[str]:
-    """One line for each task whose accuracy criterion was not met."""
+    """One line for each task whose accuracy criterion was not met; by tuning's figures where there are no others."""
     missed = [m for m in manifests if (m.metrics.get("accuracy_criterion") or {}).get("met") is False]
-    return [f"{m.task}: {criterion(m)} (n = {headline(m).n:,})" for m in missed]
+    lines = [f"{m.task}: {criterion(m)} (n = {headline(m).n:,})" for m in missed]
+    measured = {m.task for m in manifests if m.stage == "benchmark"}
+    for m in manifests:
+        found = m.metrics.get("tuning")
+        if found and not found["met"] and m.task not in measured:
+            lines.append(f"{m.task}: {tuning(found)}")
+    return lines
 
 
 def budget(budgets: Sequence[Budget]) -> str:

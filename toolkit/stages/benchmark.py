@@ -107,16 +107,11 @@ def criterion(promise: AccuracyCriterion, metric: str, scores: dict[Any, dict[st
     if not {"sparse-fp32", "sparse-int8"} <= scores.keys():
         return None
     before, after = scores["sparse-fp32"][metric], scores["sparse-int8"][metric]
-    kind = "absolute" if promise.relative is None else "relative"
-    promised = promise.absolute if promise.relative is None else promise.relative
-    assert promised is not None, "the recipe holds exactly one of the two"
-    lost = before - after
-    measured = lost if kind == "absolute" else (lost / before if before else 0.0)
     return {
-        "kind": kind,
+        "kind": "absolute" if promise.relative is None else "relative",
         "metric": metric,
         "reference": before,
-        "promised": promised,
-        "measured": measured,
-        "met": measured <= promised + 1e-12,  # 0.90 - 0.89 is not exactly 0.01
+        "promised": promise.limit(),
+        "measured": promise.loss(before, after),
+        "met": promise.met(before, after),
     }

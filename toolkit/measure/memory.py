@@ -1,0 +1,42 @@
+"""How much memory a process needs to load an IR and run it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from toolkit.errors import UserError
+
+_SCRIPT = """
+import json, resource, sys
+import numpy as np, openvino
+inputs = {name: np.array(rows, dtype=np.int64) for name, rows in json.load(sys.stdin).items()}
+model = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+model({port.get_any_name(): inputs[port.get_any_name()] for port in model.inputs})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak_bytes(folder: Path, inputs: Mapping[str, Sequence[Sequence[int]]]) -> int:
+    """Peak resident memory of a fresh Python process that compiles an IR and runs it once; the interpreter included.
+
+    Args:
+        folder: Holds `openvino_model.xml`.
+        inputs: Model inputs, [n, length] ids each.
+
+    Raises:
+        UserError: OpenVINO cannot run it.
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(folder / "openvino_model.xml")],
+        input=json.dumps({name: [list(map(int, row)) for row in rows] for name, rows in inputs.items()}),
+        env=os.environ | {"CI": "true"},  # no telemetry
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"OpenVINO cannot run it ({reason})", where=str(folder))
+    return int(result.stdout.split()[-1]) * 1024  # Linux counts in kB
