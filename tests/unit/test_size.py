@@ -48,6 +48,15 @@ def test_whole_model_at_90_percent_and_8_bits_has_the_known_size(model, label, m
     assert at_90(*model).sizes(value_bytes=1, sparse=True)[label] / 1e6 == pytest.approx(megabytes, abs=0.5)
 
 
+def test_matrices_in_fp32_count_four_bytes_a_value_in_an_8_bit_model():
+    footprint = Footprint((Matrix(1000, 100, "a"), Matrix(1000, 200, "b")), 50, 10)
+    sizes = footprint.sizes(value_bytes=1, sparse=True, fp32={"b"}, int8_embeddings=False)
+    assert sizes[size.VALUES] == 100 + 4 * 200
+    assert sizes[size.PLAIN] == 1000 + 4 * 1000 + 4 * 60
+    assert size.WHOLE_INT8 not in sizes
+    assert footprint.sizes(value_bytes=1, sparse=False, fp32={"b"})[size.VALUES] == 1000 + 4 * 1000
+
+
 def test_dense_model_keeps_all_values_and_has_no_mask():
     footprint = at_90(*BERT_BASE)
     sizes = footprint.sizes(value_bytes=4, sparse=False)
@@ -73,7 +82,9 @@ def test_counting_reads_matrices_embeddings_and_the_rest_from_a_checkpoint(tmp_p
     }
     save_file(tensors, tmp_path / "model.safetensors")
     footprint = size.count_weights(tmp_path, {"bert.encoder.layer.0.output.dense.weight": 26})
-    assert footprint == Footprint((Matrix(256, 26),), embeddings=400, other=8 + 16)
+    assert footprint == Footprint(
+        (Matrix(256, 26, "bert.encoder.layer.0.output.dense.weight"),), embeddings=400, other=8 + 16
+    )
 
 
 def test_file_sizes_are_those_of_the_file_and_of_its_gzip(tmp_path):

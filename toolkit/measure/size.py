@@ -5,7 +5,7 @@ Scales of 8-bit weights (4 bytes for each row, or one for a matrix) are left out
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,11 @@ PLAIN = "whole model: encoder with its zeros, rest FP32"
 
 @dataclass(frozen=True)
 class Matrix:
-    """A prunable matrix: number of weights, and how many of them the pattern keeps."""
+    """A prunable matrix: number of weights, how many of them the pattern keeps, and the weight's name."""
 
     weights: int
     kept: int
+    name: str = ""
 
     def mask_entropy(self) -> float:
         """Bits that an ideal coder needs for the positions: weights * H(kept / weights)."""
@@ -59,15 +60,20 @@ class Footprint:
         whole = self.encoder + self.embeddings + self.other
         return {"encoder": FP32_BYTES * self.encoder, "whole model": FP32_BYTES * whole}
 
-    def sizes(self, *, value_bytes: int, sparse: bool) -> dict[str, int]:
+    def sizes(
+        self, *, value_bytes: int, sparse: bool, fp32: Collection[str] = (), int8_embeddings: bool = True
+    ) -> dict[str, int]:
         """Bytes under each definition; a dense model has no mask and keeps all.
 
         Args:
             value_bytes: Bytes of one encoder weight, `FP32_BYTES` or `INT8_BYTES`.
             sparse: Whether the pattern applies.
+            fp32: Names of matrices that are in FP32 all the same.
+            int8_embeddings: Whether an 8-bit model has its embeddings in 8 bits too.
         """
+        bytes_ = [FP32_BYTES if m.name in fp32 else value_bytes for m in self.matrices]
         kept = sum(m.kept for m in self.matrices) if sparse else self.encoder
-        values = kept * value_bytes
+        values = sum((m.kept if sparse else m.weights) * b for m, b in zip(self.matrices, bytes_, strict=True))
         mask = math.ceil(self.encoder / 8) if sparse else 0
         rest = FP32_BYTES * (self.embeddings + self.other)
         sizes = {VALUES: values}
@@ -75,10 +81,10 @@ class Footprint:
             sizes[ENTROPY] = values + math.ceil(sum(m.mask_entropy() for m in self.matrices) / 8)
             sizes[INDEXED] = values + kept
         sizes[MASKED] = values + mask
-        if value_bytes == INT8_BYTES:
+        if value_bytes == INT8_BYTES and int8_embeddings:
             sizes[WHOLE_INT8] = values + mask + INT8_BYTES * self.embeddings + FP32_BYTES * self.other
         sizes[WHOLE_FP32] = values + mask + rest
-        sizes[PLAIN] = self.encoder * value_bytes + rest
+        sizes[PLAIN] = sum(m.weights * b for m, b in zip(self.matrices, bytes_, strict=True)) + rest
         return sizes
 
 
@@ -98,7 +104,7 @@ def count_weights(checkpoint: Path, kept: Mapping[str, int]) -> Footprint:
                 view = tensors.get_slice(name)
                 size = math.prod(view.get_shape())
                 if name in kept:
-                    matrices.append(Matrix(size, kept[name]))
+                    matrices.append(Matrix(size, kept[name], name))
                 elif name.endswith("embeddings.weight"):
                     embeddings += size
                 elif "F" in view.get_dtype():  # index buffers (position_ids) are no parameters

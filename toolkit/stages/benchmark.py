@@ -16,6 +16,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         UserError: There is no IR folder, or benchmark_app fails.
     """
     from toolkit import models, tasks
+    from toolkit.ir.inspect import inspect_ir
     from toolkit.measure import accuracy, latency, size
 
     export = inputs["export"].path
@@ -46,8 +47,13 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     for variant, folder in folders.items():
         sizes[variant] = size.file_sizes(folder)
         if footprint is not None:
-            value_bytes = size.INT8_BYTES if variant.endswith("int8") else size.FP32_BYTES
-            sizes[variant] |= footprint.sizes(value_bytes=value_bytes, sparse=variant.startswith("sparse"))
+            inspection = inspect_ir(folder)  # what is in 8 bits is read off the IR: tuning may have returned some
+            sizes[variant] |= footprint.sizes(
+                value_bytes=size.INT8_BYTES if variant.endswith("int8") else size.FP32_BYTES,
+                sparse=variant.startswith("sparse"),
+                fp32={f"{m.module}.weight" for m in inspection.matmuls if m.stored_type == "f32"},
+                int8_embeddings=all(table.stored_type == "i8" for table in inspection.embeddings),
+            )
 
     timed = latency.measure(folders, task.dev, tokenizer.pad_token_id, section, context.folder, lambda *_: advance())
     variants = {

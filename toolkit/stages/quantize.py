@@ -107,8 +107,8 @@ class _Trials:
             seconds=round(time.monotonic() - started, 3),
         )
         record.write_text(json.dumps(trial.as_dict()))
-        where = "8 bits everywhere" if not returned else f"{len(returned)} operations in FP32"
-        verdict = "meets the criterion" if trial.met else "misses the criterion"
+        where = "8 bits everywhere" if not returned else f"{len(returned)} in FP32"
+        verdict = "met" if trial.met else "missed"
         self._context.progress.say(f"trial {number}, {where}: {self.task.metrics[0]} {score:.4f}, {verdict}")
         return trial
 
@@ -181,7 +181,7 @@ class _Trials:
 
         record = self._context.work / "sensitivity.json"
         if not record.is_file():
-            self._context.progress.say("measuring what quantizing each operation alone does to the logits")
+            self._context.progress.say("measuring how sensitive each operation is")
             model = nncf.load(self.folder(0) / "model", self.fresh)
             count = min(_SENSITIVITY_EXAMPLES, len(self.task.tune))
             batches = nncf.calibration_batches(self._collate, self.task.tune, count)
