@@ -4,11 +4,11 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toolkit import __version__
+from toolkit import __version__, cli_options
 from toolkit.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+inc_app = typer.Typer(help="Read Intel Neural Compressor's YAML.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(inc_app, name="inc")
 
 QUICKSTART = "quickstart"
 RecipeFile = Annotated[Path, typer.Argument(help="recipe (YAML); without it: the quickstart", show_default=False)]
@@ -98,9 +100,43 @@ def run(
     start: Annotated[str | None, typer.Option("--from", help="make this stage and all later ones anew")] = None,
     only: Annotated[str | None, typer.Option("--only", help="run this stage alone")] = None,
     track: Annotated[bool, typer.Option("--track", help="log training curves for TensorBoard too")] = False,
-    runs: RunsFolder = Path("runs"),
+    runs: Annotated[Path | None, typer.Option("--runs", help="where run folders lie; default: runs")] = None,
+    inc: cli_options.IncFiles = None,
+    model: cli_options.Model = None,
+    teacher: cli_options.Teacher = None,
+    task: cli_options.TaskName = None,
+    train_file: cli_options.TrainFile = None,
+    validation_file: cli_options.ValidationFile = None,
+    columns: cli_options.TextColumn = None,
+    label: cli_options.LabelColumn = None,
+    labels: cli_options.Labels = None,
+    temperature: cli_options.Temperature = None,
+    loss_weights: cli_options.LossWeights = None,
+    learning_rate: cli_options.LearningRate = None,
+    num_train_epochs: cli_options.Epochs = None,
+    per_device_train_batch_size: cli_options.BatchSize = None,
+    max_seq_length: cli_options.Length = None,
+    seed: cli_options.Seed = None,
+    name: cli_options.RunName = None,
 ) -> None:
-    """Run a recipe: only what is not there yet; an interrupted stage goes on from its last checkpoint."""
+    """Run a recipe, or INC's files: only what is not there yet; an interrupted stage goes on where it stopped."""
+    if start and only:
+        raise UserError("--from and --only cannot be used together", instead="one of them")
+    # The parameters after `inc` are the fields of IncFlags, name by name.
+    flags = {k: v for k, v in locals().items() if k in _INC_FLAGS and v not in (None, [])}
+    if inc:
+        loaded, workspace = _load_inc(inc, flags, recipe, overrides)
+    elif flags:
+        raise UserError(
+            f"--{next(iter(flags)).replace('_', '-')} goes with --inc",
+            instead="--inc prune.yaml, or for a recipe an override such as transfer.epoch=3",
+        )
+    else:
+        loaded, workspace = _load(recipe, overrides), None
+    _execute(loaded, (runs or workspace or Path("runs")) / loaded.name, start, only, track)
+
+
+def _execute(loaded: "Recipe", folder: Path, start: str | None, only: str | None, track: bool) -> None:
     from rich.console import Console
 
     from toolkit import console as shown
@@ -108,14 +144,10 @@ def run(
     from toolkit.pipeline import Run
     from toolkit.recipe_yaml import dump_recipe
 
-    if start and only:
-        raise UserError("--from and --only cannot be used together", instead="one of them")
-    loaded = _load(recipe, overrides)
     check_recipe(loaded)
     terminal = Console()
     if loaded.threads:
         os.environ["OMP_NUM_THREADS"] = str(loaded.threads)
-    folder = runs / loaded.name
     terminal.print(f"[bold]{loaded.name}[/] {loaded.description}".rstrip(), highlight=False)
     log = folder / "tensorboard" if track else None
     job = Run(loaded, folder, lambda step: shown.stage_progress(step, terminal, log))
@@ -123,6 +155,58 @@ def run(
     (folder / "recipe.yaml").write_text(dump_recipe(loaded))
     if only is None:
         _report(manifests, folder)
+
+
+_INC_FLAGS = (
+    *("model", "teacher", "task", "train_file", "validation_file", "columns", "label", "labels", "temperature"),
+    *("loss_weights", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "max_seq_length"),
+    *("seed", "name"),
+)
+
+
+def _load_inc(
+    files: list[Path], flags: dict[str, Any], first: Path | None, overrides: list[str] | None
+) -> "tuple[Recipe, Path | None]":
+    """The recipe that INC's files amount to, what of them is not used (printed), and the workspace that they name."""
+    from toolkit.inc_yaml import IncFlags, explain, read_inc
+    from toolkit.recipe_yaml import parse_recipe
+
+    if first is not None and "=" not in str(first):
+        raise UserError("a recipe and --inc cannot be used together", where=str(first), instead="one of them")
+    plan = read_inc(files, IncFlags(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}))
+    for note in plan.notes:
+        typer.echo(note, err=True)
+    changes = [*([str(first)] if first else []), *(overrides or [])]
+    recipe = parse_recipe(explain(plan), " + ".join(map(str, files)), changes)
+    return recipe, Path(plan.run_folder) if plan.run_folder else None
+
+
+@inc_app.command("explain")
+def inc_explain(
+    files: Annotated[list[Path], typer.Argument(help="INC YAML files that belong together")],
+    model: cli_options.Model = None,
+    teacher: cli_options.Teacher = None,
+    task: cli_options.TaskName = None,
+    train_file: cli_options.TrainFile = None,
+    validation_file: cli_options.ValidationFile = None,
+    columns: cli_options.TextColumn = None,
+    label: cli_options.LabelColumn = None,
+    labels: cli_options.Labels = None,
+    temperature: cli_options.Temperature = None,
+    loss_weights: cli_options.LossWeights = None,
+    learning_rate: cli_options.LearningRate = None,
+    num_train_epochs: cli_options.Epochs = None,
+    per_device_train_batch_size: cli_options.BatchSize = None,
+    max_seq_length: cli_options.Length = None,
+    seed: cli_options.Seed = None,
+    name: cli_options.RunName = None,
+) -> None:
+    """Print the recipe that INC's files amount to, key by key; it can be saved and run."""
+    from toolkit.inc_yaml import IncFlags, explain, read_inc
+
+    flags = {k: v for k, v in locals().items() if k in _INC_FLAGS and v not in (None, [])}
+    given = IncFlags(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
+    typer.echo(explain(read_inc(files, given, placeholders=True)))
 
 
 def _report(manifests: list, folder: Path) -> None:

@@ -15,6 +15,11 @@ from toolkit.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 
+# No recipe comes near these. They keep a file that is something else, or malicious, from costing time and memory.
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 50  # sections within sections
+MAX_VALUES = 20_000  # an alias counts as often as it is used: a few nested ones can stand for billions
+
 _YAML = "tag:yaml.org,2002:"
 # Tags that say no more than the shape of the value. !Pruner is Intel Neural Compressor's.
 _SHAPES = {"map", "seq", "!Pruner"}
@@ -76,7 +81,7 @@ class Document:
 
     data: Any = None
     places: dict[KeyPath, Place] = field(default_factory=dict)
-    empty: list[KeyPath] = field(default_factory=list)
+    empty: dict[KeyPath, None] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
 
     def place(self, path: KeyPath) -> Place:
@@ -95,10 +100,14 @@ def read_yaml(path: Path) -> Document:
     """Reads a YAML file.
 
     Raises:
-        UserError: The file is missing or unreadable, or not valid YAML.
+        UserError: The file is missing, unreadable or too large, or not valid YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise UserError(f"larger than {MAX_BYTES / 1e6:g} MB: this is no file of settings", where=str(path))
+        text = raw.decode("utf-8")
     except FileNotFoundError:
         raise UserError("there is no such file", where=str(path), instead=_neighbours(path)) from None
     except IsADirectoryError:
@@ -114,7 +123,7 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
     """Reads a YAML text; its places are called `<name>:<line>`, or `<name>` without `lines`.
 
     Raises:
-        UserError: It is not valid YAML.
+        UserError: It is not valid YAML, nested too deeply, or its aliases stand for too much.
     """
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -125,7 +134,7 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {str(error).splitlines()[0]}", where=name) from None
     except RecursionError:
-        raise UserError("not valid YAML: nested too deeply", where=name) from None
+        raise UserError(f"nested too deeply: more than {MAX_DEPTH} levels", where=name) from None
     reader = _Reader(name, lines)
     if root is not None:
         reader.document.data = reader.value(root, ())
@@ -137,6 +146,14 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def dump_flow(data: Any) -> str:
+    """The same on one line."""
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6)
+    if "\n" in text.removesuffix("...\n").strip():  # a text of several lines
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=True, default_style='"', width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
 class _Reader:
     """Walks a node tree into a `Document`."""
 
@@ -144,11 +161,13 @@ class _Reader:
         self.name, self.lines = name, lines
         self.document = Document(places={(): Place(0, name)})
         self.open: set[int] = set()  # nodes around the current one: an anchor may contain itself
+        self.values = 0
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         if id(node) in self.open:
             self.document.complain(path, "this anchor contains itself")
             return None
+        self._limit(node)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if node.tag.removeprefix(_YAML) not in _SHAPES:
@@ -160,6 +179,14 @@ class _Reader:
             return [self._item(child, (*path, i)) for i, child in enumerate(node.value)]
         finally:
             self.open.remove(id(node))
+
+    def _limit(self, node: yaml.Node) -> None:
+        self.values += 1
+        where = f"{self.name}:{node.start_mark.line + 1}" if self.lines else self.name
+        if len(self.open) > MAX_DEPTH:
+            raise UserError(f"nested too deeply: more than {MAX_DEPTH} levels", where=where)
+        if self.values > MAX_VALUES:
+            raise UserError(f"more than {MAX_VALUES} values, aliases (*name) counted as often as used", where=where)
 
     def _item(self, node: yaml.Node, path: KeyPath) -> Any:
         self._note(node, path)
@@ -183,13 +210,20 @@ class _Reader:
             if key in own:
                 said = f"the key `{key}` is there twice, first in line {before}"
                 self.document.complain((*path, key), said, instead="only one of them")
+            if key in own or key in inherited:
+                self._forget((*path, key), own.get(key, inherited.get(key)))
             own[key] = self._mapping_value(value_node, (*path, key))
         return inherited | own
 
+    def _forget(self, path: KeyPath, value: Any) -> None:
+        """The value of a key that is given anew: its empty keys are no more."""
+        inside = isinstance(value, dict | list)
+        for gone in [p for p in self.document.empty if p[: len(path)] == path] if inside else [path]:
+            self.document.empty.pop(gone, None)
+
     def _mapping_value(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.document.empty = [p for p in self.document.empty if p[: len(path)] != path]  # of a key given before
         if isinstance(node, yaml.ScalarNode) and node.value == "" and node.tag == _YAML + "null":
-            self.document.empty.append(path)
+            self.document.empty[path] = None
         return self.value(node, path)
 
     def _merged(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
