@@ -121,9 +121,10 @@ def _must_end(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str)
     length = train.epoch and train.epoch * _EPOCH if in_epochs else train.steps
     if length and pruner.end_step >= length:
         unit, end = ("epoch", pruner.end_step / _EPOCH) if in_epochs else ("step", pruner.end_step)
+        count = train.epoch if in_epochs else train.steps
         raise UserError(
-            f"the last pruning is at the begin of {unit} {end:g}, but the training ends before it: "
-            f"it has {train.epoch if in_epochs else train.steps} {unit}s, counted from 0",
+            f"the last pruning is at the beginning of {unit} {end:g}, but the training has {count} {unit}s, "
+            "counted from 0",
             where=where,
             instead=f"a smaller end_{unit}, or a longer training",
         )
@@ -168,7 +169,7 @@ def _by_layer(shapes: dict[str, tuple[int, int]], shares: dict[str, float]) -> l
     for (pattern, shape, share), layers in groups.items():
         whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
         numbers = f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
-        lines.append(("  ", f"{pattern.replace('*', f'[{numbers}]')} {shape}: {share}"))
+        lines.append(("", f"{pattern.replace('*', f'[{numbers}]')} {shape}: {share}"))
     return lines
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.errors import UserError
 
 DENSE = 0.01  # a model with a smaller share of zeros was never pruned
+_BARE = ("encoder.", "transformer.", "embeddings.", "pooler.")  # names in an encoder that was saved without a head
 # Element type in safetensors -> bytes, and the bits that are clear in a zero (a sign does not count).
 _FLOATS = {"F64": (8, 0x7FFF_FFFF_FFFF_FFFF), "F32": (4, 0x7FFF_FFFF), "F16": (2, 0x7FFF), "BF16": (2, 0x7FFF)}
 # Tensors that only quantizers leave behind, in the names of torch, INC, NNCF, compressed-tensors and GPTQ.
@@ -31,7 +32,9 @@ class Tensor:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by name, from the headers of its safetensors files.
+    """Every tensor of a checkpoint, from the headers of its safetensors files.
+
+    The names are those in training: `bert.encoder…` also where a bare encoder was saved as `encoder…`.
 
     Raises:
         UserError: There is no safetensors file, or its header cannot be read.
@@ -40,6 +43,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     if not files:
         raise _no_weights(folder)
     found: dict[str, Tensor] = {}
+    prefix = _prefix(folder)
     for path in files:
         try:
             with path.open("rb") as stream:
@@ -48,10 +52,21 @@ def tensors(folder: Path) -> dict[str, Tensor]:
             for name, entry in header.items():
                 if name != "__metadata__":
                     start, stop = (size + 8 + int(offset) for offset in entry["data_offsets"])
-                    found[name] = Tensor(path, str(entry["dtype"]), tuple(entry["shape"]), start, stop)
+                    found[f"{prefix}{name}" if name.startswith(_BARE) else name] = Tensor(
+                        path, str(entry["dtype"]), tuple(entry["shape"]), start, stop
+                    )
         except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
             raise UserError("not a whole safetensors file", where=str(path), instead="a fresh copy of it") from None
     return found
+
+
+def _prefix(folder: Path) -> str:
+    """What transformers puts before the names of an encoder that has a head: `bert.`, `distilbert.`, `roberta.`"""
+    try:
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # told by those who need it
+    return f"{str(kind).removeprefix('xlm-').partition('-')[0]}."
 
 
 def must_be_plain(folder: Path) -> None:

@@ -70,12 +70,14 @@ def init(
 def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
     """Validate a recipe: keys, files, columns, matched matrices, reachable sparsity. Loads no torch."""
     from rich.console import Console
+    from rich.markup import escape
 
     from toolkit.checking import check_recipe
 
     console = Console()
     for what, found in check_recipe(_load(recipe, overrides)):
-        console.print(f"[green]✓[/] {what}: {found}", highlight=False)
+        mark = f"[green]✓[/] {what}: " if what else "    "  # lines without a name belong to the one before
+        console.print(f"{mark}{escape(found)}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -26,6 +26,15 @@ def test_zeros_are_counted_in_every_float_type_with_either_sign(folder, dtype):
     assert checkpoints.zero_shares(folder, ["a.weight"]) == {"a.weight": pytest.approx(6 / 20)}
 
 
+def test_a_bare_encoder_has_the_names_that_it_has_in_training(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "xlm-roberta"}))
+    save_file(
+        {"encoder.layer.0.w.weight": torch.zeros(2, 2), "lm_head.bias": torch.ones(2)}, folder / "model.safetensors"
+    )
+    assert set(checkpoints.tensors(folder)) == {"roberta.encoder.layer.0.w.weight", "lm_head.bias"}
+    assert checkpoints.zero_shares(folder, ["roberta.encoder.layer.0.w.weight"])
+
+
 def test_weights_cut_into_several_files_are_read_together(folder):
     save_file({"a.weight": torch.zeros(2, 2)}, folder / "model-00001-of-00002.safetensors")
     save_file({"b.weight": torch.ones(2, 2)}, folder / "model-00002-of-00002.safetensors")

@@ -1,0 +1,90 @@
+"""What `pruneofa check` says before anything runs: who gets which matrices, and what cannot come true."""
+
+import re
+
+import pytest
+import torch
+
+from toolkit import models
+from toolkit.checking import check_recipe
+from toolkit.errors import UserError
+from toolkit.recipe import Recipe
+from toolkit.sparsity.mask import SparsityMask
+
+
+@pytest.fixture
+def recipe(tiny_bert, tiny_task_files):
+    """A recipe that prunes the tiny model on its task."""
+
+    def make(compression: dict, *, epoch: int = 4, backend: str = "inc", **changes) -> Recipe:
+        task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev)}
+        pruning = {
+            "backend": backend,
+            "train": {"epoch": epoch},
+            "approach": {
+                "weight_compression": {"start_epoch": 0, "end_epoch": 2, "update_frequency": 0.5, "pruners": [{}]}
+                | compression
+            },
+        }
+        values = {
+            "name": "r",
+            "model": {"source": str(tiny_bert)},
+            "tasks": {"toy": task},
+            "transfer": {"pruning": pruning},
+        }
+        return Recipe.model_validate(values | changes)
+
+    return make
+
+
+def lines(found: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{what}: {text}" for what, text in found)
+
+
+def test_each_pruner_is_shown_with_its_matrices_and_the_sparsity_they_reach(recipe):
+    pruners = [
+        {"names": ["attention"], "target_sparsity": 0.9},
+        {"names": ["layer.0"], "exclude_names": ["attention"], "pattern": "2:4", "target_sparsity": 0.5},
+    ]
+    shown = lines(check_recipe(recipe({"pruners": pruners})))
+    assert "12 encoder matrices, 16,384 weights" in shown
+    first, second = shown.split("transfer pruner 2: ")
+    assert "magnitude, 0% -> 90% in epochs 0..2, every 0.5, cubic, tile_pattern_1x1" in first
+    assert "bert.encoder.layer.[0,1].attention.self.query.weight 32x32: 89.9%" in first
+    assert "intermediate" not in first
+    assert "bert.encoder.layer.[0].intermediate.dense.weight 64x32: 50.0%" in second
+
+
+def test_a_ready_sparse_model_is_shown_with_the_zeros_of_each_matrix(recipe, tiny_bert, tmp_path):
+    model = models.load_masked_lm(tiny_bert)
+    weights = {name: module.weight for name, module in models.prunable_matrices(model).items()}
+    torch.manual_seed(0)
+    SparsityMask({name: torch.rand_like(weight) >= 0.75 for name, weight in weights.items()}).apply_(weights)
+    models.save_checkpoint(model, models.load_tokenizer(tiny_bert), tmp_path)
+    locked = {"pruning": {"train": {"epoch": 1}}}
+    shown = lines(check_recipe(recipe({}, transfer=locked, ready={"student": str(tmp_path)})))
+    (share,) = re.findall(r"locked: (\d+\.\d+)% of 16,384 encoder weights are zero", shown)
+    assert float(share) == pytest.approx(75, abs=1)
+    assert len(re.findall(r"layer\.\[\d(?:,\d)?\]\.\S+ \d+x\d+: 7\d\.\d%", shown)) >= 6
+
+
+@pytest.mark.parametrize(
+    ("compression", "options", "words"),
+    [
+        ({}, {"epoch": 2}, "the last pruning is at the beginning of epoch 2, but the training has 2 epochs"),
+        ({"end_epoch": 0}, {}, "the ramp has no steps"),
+        ({"pattern": "tile_pattern_3x1"}, {}, "does not divide bert.encoder.layer.0"),
+        ({"pattern": "tile_pattern_4x1"}, {"backend": "nncf"}, "nncf cannot: pattern 'tile_pattern_4x1'"),
+        ({"pruners": [{"names": ["nothing"]}]}, {}, "'nothing' matches no prunable matrix"),
+    ],
+)
+def test_what_cannot_come_true_is_told(recipe, compression, options, words):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        check_recipe(recipe(compression, **options))
+    assert caught.value.where
+    assert caught.value.instead
+
+
+def test_a_dense_model_has_no_pattern_to_lock(recipe, tiny_bert):
+    with pytest.raises(UserError, match="there is no pattern to lock"):
+        check_recipe(recipe({}, transfer={"pruning": {"train": {"epoch": 1}}}, ready={"student": str(tiny_bert)}))
