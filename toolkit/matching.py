@@ -8,6 +8,7 @@ from toolkit.errors import UserError
 from toolkit.recipe_pruning import Backend, ResolvedPruner
 
 _MAGNITUDE = {"magnitude", "basic_magnitude"}
+_GRADIENT = {"snip", "snip_momentum", "gradient_sensitivity"}
 
 
 def assign(pruners: Sequence[ResolvedPruner], names: Iterable[str], where: str) -> list[list[str]]:
@@ -39,8 +40,9 @@ def assign(pruners: Sequence[ResolvedPruner], names: Iterable[str], where: str) 
     for number, group in enumerate(mine):
         for name in group:
             if name in taken:
+                first, second = (_first(pruners[n].names, name) for n in (taken[name], number))
                 raise UserError(
-                    f"{name} is named by pruners {taken[name] + 1} and {number + 1}",
+                    f"{name} is named by pruners {taken[name] + 1} and {number + 1}: {first!r} and {second!r}",
                     where=f"{where}.pruners",
                     instead=f"exclude_names: [{re.escape(name)!r}] in one of them",
                 )
@@ -61,6 +63,15 @@ def _found(expressions: Iterable[str], name: str) -> bool:
     return any(re.search(expression, name) for expression in expressions)
 
 
+def _first(expressions: Iterable[str], name: str) -> str:
+    return next(expression for expression in expressions if re.search(expression, name))
+
+
+def by_gradient(pruner: ResolvedPruner) -> bool:
+    """Whether the scores of its weights come from gradients."""
+    return pruner.prune_type in _GRADIENT
+
+
 def cannot(backend: Backend, pruner: ResolvedPruner) -> str:
     """What of a pruner a back end cannot do, in words; empty when it can do all of it."""
     if backend != "nncf":
@@ -79,8 +90,16 @@ def reachable(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, int]]) -> 
     """Weight name -> sparsity that the pattern leads to; with prune_domain global, only the whole is held to it.
 
     Raises:
-        UserError: The pattern does not divide a matrix.
+        UserError: The pattern does not divide a matrix, or gradients should decide before there is one.
     """
+    # Falling back on magnitudes would prune by a rule that nobody asked for.
+    at_once = pruner.initial_sparsity if pruner.end_step else pruner.target_sparsity
+    if by_gradient(pruner) and pruner.start_step == 0 and at_once > 0:
+        raise UserError(
+            f"{pruner.prune_type} goes by gradients, and there is none before step 0",
+            where="weight_compression",
+            instead="start_step: 1, or initial_sparsity: 0 and an end_step after start_step",
+        )
     tile = pruner.tile
     found = {}
     for name, shape in shapes.items():

@@ -58,7 +58,11 @@ def test_order_of_the_names_is_kept():
     ("pruners", "words", "instead"),
     [
         ([{"names": ["attn"]}], "'attn' matches no prunable matrix", "bert.encoder.layer.0"),
-        ([{"names": ["query"]}, {"names": ["attention"]}], "is named by pruners 1 and 2", "exclude_names"),
+        (
+            [{"names": ["query"]}, {"names": ["attention"]}],
+            "by pruners 1 and 2: 'query' and 'attention'",
+            "exclude_names",
+        ),
         ([{"names": ["."]}, {}], "pruner 2 gets no matrix", "one pruner less"),
         ([{"names": ["query"], "exclude_names": ["layer"]}], "pruner 1 gets no matrix", "fewer exclude_names"),
     ],
@@ -88,6 +92,27 @@ def test_the_sparsity_that_can_be_reached_counts_whole_blocks(pattern, target, s
 def test_a_global_domain_holds_only_the_whole_to_the_target():
     (pruner,) = resolved(prune_domain="global", target_sparsity=0.7)
     assert matching.reachable(pruner, {"a": (3, 3), "b": (5, 5)}) == {"a": 0.7, "b": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("compression", "fits"),
+    [
+        ({"end_step": 0}, False),
+        ({"end_step": 10, "initial_sparsity": 0.1}, False),
+        ({"end_step": 10}, True),
+        ({"start_step": 1, "end_step": 1}, True),
+    ],
+)
+def test_gradients_cannot_decide_before_the_first_step(compression, fits):
+    (pruner,) = resolved({"prune_type": "snip"}, **compression)
+    (by_magnitude,) = resolved(**compression)
+    assert matching.reachable(by_magnitude, {"w": (4, 5)}) == {"w": 0.9}
+    if fits:
+        assert matching.reachable(pruner, {"w": (4, 5)}) == {"w": 0.9}
+        return
+    with pytest.raises(UserError, match="snip goes by gradients, and there is none before step 0") as caught:
+        matching.reachable(pruner, {"w": (4, 5)})
+    assert "start_step: 1" in caught.value.instead
 
 
 def test_matching_loads_no_torch():

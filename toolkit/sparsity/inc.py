@@ -21,7 +21,10 @@ _CRITERIA = {"basic_magnitude": "magnitude", "group_lasso": "magnitude", "gradie
 
 
 class Pruner(GradualPruner):
-    """Asks an INC pruner over the same layers for its masks."""
+    """Asks an INC pruner over the same layers for its masks.
+
+    By gradient_sensitivity a pruned weight may come back, at zero: its gradient counts like any other.
+    """
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
         super().attach(matrices)
@@ -33,14 +36,21 @@ class Pruner(GradualPruner):
 
     def choose(self, sparsity: float) -> dict[str, Tensor]:
         inc = self._inc
-        inc.masks = {_key(name): kept.float() for name, kept in self.mask.tensors.items()}
         inc.pattern.keep_mask_layers = {}  # the layers INC found full at earlier updates: lost when a run is resumed
         inc.criterion.on_step_begin()
         if self._by_gradient():
-            scores = {name: self._told_apart(name) for name in self._parameters}
-            inc.criterion.scores = {_key(name): self._reduced(score, name) for name, score in scores.items()}
-        masks = inc.pattern.get_masks(inc.criterion.scores, sparsity, inc.masks)
-        return {name: masks[_key(name)].bool().view_as(p) for name, p in self._parameters.items()}
+            inc.criterion.scores = {_key(name): self._reduced(score, name) for name, score in self._scores.items()}
+        if self.section.tile.zeros:
+            sparsity += 1e-9  # a recipe's 0.333333333 means all groups of 1:3
+        names = list(self._parameters)
+        groups = [names] if self.section.prune_domain == "global" else [[name] for name in names]
+        kept: dict[str, Tensor] = {}
+        for group in groups:  # as INC does it; one at a time needs less memory
+            scores = {_key(n): _told_apart(inc.criterion.scores[_key(n)], self.mask.tensors[n]) for n in group}
+            before = {_key(n): self.mask.tensors[n].float() for n in group}
+            masks = inc.pattern.get_masks(scores, sparsity, before)
+            kept |= {n: masks[_key(n)].bool().view_as(self._parameters[n]) for n in group}
+        return kept
 
     @torch.no_grad()
     def before_optimizer_step(self) -> None:
@@ -57,24 +67,26 @@ class Pruner(GradualPruner):
         criterion.pattern = pattern
         self._scores = {name: criterion.scores[_key(name)] for name in self._parameters}
 
-    def _told_apart(self, name: str) -> Tensor:
-        """Scores without ties at zero: INC prunes every weight that ties with the last one to go.
-
-        What is pruned already keeps its score; other zeros become smaller than any other score, in the order in which
-        they lie.
-        """
-        score = self._scores[name]
-        tied = (score == 0) & self.mask.tensors[name]
-        if not tied.any():
-            return score
-        smallest = score[score > 0].min() if (score > 0).any() else torch.ones((), device=score.device)
-        order = torch.linspace(0.1, 0.9, score.numel(), dtype=score.dtype, device=score.device).view_as(score)
-        return torch.where(tied, smallest * order, score)
-
     def _reduced(self, score: Tensor, name: str) -> Tensor:
         """One score for each block, by INC's own rule."""
         pattern = self._inc.pattern
         return pattern.reduce_score(score, _key(name)) if hasattr(pattern, "reduce_score") else score
+
+
+def _told_apart(score: Tensor, kept: Tensor) -> Tensor:
+    """Scores without ties, float64, in the order of `score` and among equals in the order in which they lie.
+
+    INC prunes every weight that ties with the last one to go; gradients in bfloat16 have few values, and many ties.
+
+    Args:
+        score: >= 0, float32: of weights [rows, columns], or of blocks.
+        kept: The mask so far, bool, [rows, columns]. Zeros of what is pruned already are less than other zeros.
+    """
+    blocks = kept[:: kept.shape[0] // score.shape[0], :: kept.shape[1] // score.shape[1]]
+    order = torch.linspace(1, 2, score.numel(), dtype=torch.float64, device=score.device).view_as(score)
+    zeros = torch.where(blocks, order * 1e-60, order * 1e-70)  # less than any score of float32
+    # Two different values of float32 are 2**-24 of their size apart, or more: they keep their order.
+    return torch.where(score == 0, zeros, score.double() * (1 + order * 2.0**-26))
 
 
 def _key(name: str) -> str:

@@ -16,7 +16,8 @@ class Pruner(GradualPruner):
 
     def choose(self, sparsity: float) -> dict[str, Tensor]:
         tile = self.section.tile
-        share = sparsity * tile.columns / tile.zeros if tile.zeros else sparsity  # of the units
+        # Of the units. A recipe's 0.333333333 means all groups of 1:3.
+        share = sparsity * tile.columns / tile.zeros + 1e-8 if tile.zeros else sparsity
         cap = 1.0 if tile.zeros else self.section.max_sparsity_ratio_per_layer
         scores = {}
         for name in self._parameters:
@@ -31,8 +32,8 @@ class Pruner(GradualPruner):
 
 
 def _count(share: float, number: int) -> int:
-    """How many of a number of units go; 1/3 * 3 is one."""
-    return int(share * number + 1e-6)
+    """How many of a number of units go; rounded as `matching.reachable` does it, and INC."""
+    return int(share * number)
 
 
 def _units(score: Tensor, tile: Tile) -> Tensor:

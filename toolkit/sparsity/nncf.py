@@ -50,8 +50,21 @@ class Pruner(GradualPruner):
             # NNCF prunes int((size - 1) * ratio) + 1 weights: the ratio in the middle of those that give `count`.
             update_pruning_ratio(wrapped, self._mode(), min(1.0, (count - 0.5) / (size - 1)))
             masks = get_pruned_modules(wrapped)
-            kept |= {n: masks[f"weights.{i}"].binary_mask.clone() for i, n in enumerate(names)}
+            kept |= self._exactly(count, {n: masks[f"weights.{i}"].binary_mask.bool() for i, n in enumerate(names)})
         return kept
+
+    def _exactly(self, count: int, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """NNCF prunes every weight that ties with the last one to go: the last of them in their order stay."""
+        together = torch.cat([k.flatten() for k in kept.values()])
+        surplus = int((~together).count_nonzero()) - count
+        if surplus > 0:
+            weights = {n: self._parameters[n].detach() for n in kept}
+            score = torch.cat([(w.abs() / w.norm(2)).flatten() for w in weights.values()])
+            new = ~together & torch.cat([self.mask.tensors[n].flatten() for n in kept])
+            ties = (new & (score == score[new].max())).nonzero().squeeze(1)
+            together[ties[-surplus:]] = True
+        parts = together.split([k.numel() for k in kept.values()])
+        return {n: part.view_as(k).clone() for (n, k), part in zip(kept.items(), parts, strict=True)}
 
 
 class _StandIn(nn.Module):

@@ -101,12 +101,7 @@ class GradualPruner:
         sparsity = self.schedule.sparsity(step)
         if not self.schedule.updates_at(step) or sparsity == 0:
             return
-        if self._by_gradient() and not self._scores:
-            raise UserError(
-                f"{self.section.prune_type} goes by gradients, and there is none before step {step}",
-                where="weight_compression",
-                instead="start_step: 1, or initial_sparsity: 0 and an end_step after start_step",
-            )
+        assert self._scores or not self._by_gradient(), "`attach` lets no such schedule pass"
         self.mask = self.mask.beside(self._parameters)
         self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
         self.mask = SparsityMask(self.choose(sparsity))
@@ -140,7 +135,7 @@ class GradualPruner:
         self.after_optimizer_step()
 
     def _by_gradient(self) -> bool:
-        return self.section.prune_type in ("snip", "snip_momentum", "gradient_sensitivity")
+        return matching.by_gradient(self.section)
 
     def _ranked(self, name: str) -> Tensor:
         """What the smallest of goes first, >= 0, in the parameter's shape: |w|, or the score by gradients."""
