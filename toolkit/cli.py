@@ -12,6 +12,7 @@ from toolkit import __version__, cli_options
 from toolkit.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
+    from toolkit.inc_yaml import IncFlags
     from toolkit.recipe import Recipe
 
 app = typer.Typer(
@@ -170,17 +171,24 @@ def _load_inc(
     files: list[Path], flags: dict[str, Any], first: Path | None, overrides: list[str] | None
 ) -> "tuple[Recipe, Path | None]":
     """The recipe that INC's files amount to, what of them is not used (printed), and the workspace that they name."""
-    from toolkit.inc_yaml import IncFlags, explain, read_inc
+    from toolkit.inc_yaml import explain, read_inc
     from toolkit.recipe_yaml import parse_recipe
 
     if first is not None and "=" not in str(first):
         raise UserError("a recipe and --inc cannot be used together", where=str(first), instead="one of them")
-    plan = read_inc(files, IncFlags(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}))
+    plan = read_inc(files, _inc_flags(flags))
     for note in plan.notes:
         typer.echo(note, err=True)
     changes = [*([str(first)] if first else []), *(overrides or [])]
     recipe = parse_recipe(explain(plan), " + ".join(map(str, files)), changes)
     return recipe, Path(plan.run_folder) if plan.run_folder else None
+
+
+def _inc_flags(flags: dict[str, Any]) -> "IncFlags":
+    from toolkit.inc_yaml import IncFlags
+
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
+    return IncFlags(**given)
 
 
 @inc_app.command("explain")
@@ -204,11 +212,10 @@ def inc_explain(
     name: cli_options.RunName = None,
 ) -> None:
     """Print the recipe that INC's files amount to, key by key; it can be saved and run."""
-    from toolkit.inc_yaml import IncFlags, explain, read_inc
+    from toolkit.inc_yaml import explain, read_inc
 
     flags = {k: v for k, v in locals().items() if k in _INC_FLAGS and v not in (None, [])}
-    given = IncFlags(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
-    typer.echo(explain(read_inc(files, given, placeholders=True)))
+    typer.echo(explain(read_inc(files, _inc_flags(flags), placeholders=True)))
 
 
 def _report(manifests: list, folder: Path) -> None:

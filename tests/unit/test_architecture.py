@@ -32,7 +32,18 @@ LAYERS = [
     },
     {
         *("recipe", "recipe_base", "recipe_training", "recipe_pruning", "recipe_quantization"),
-        *("recipe_yaml", "recipe_schema", "yaml_lines", "inc_schema", "inc_yaml", "matching", "checkpoints"),
+        *("recipe_yaml", "recipe_schema", "yaml_lines", "matching", "checkpoints"),
+        *(
+            "inc_schema",
+            "inc_schema_train",
+            "inc_source",
+            "inc_translate",
+            "inc_quantization",
+            "inc_pruning",
+            "inc_training",
+            "inc_explain",
+            "inc_yaml",
+        ),
         *("artifacts", "sources", "learning_rate", "errors"),
     },
 ]

@@ -116,9 +116,10 @@ def criterion(benchmark: Manifest) -> str:
     if not found:
         return ""
     unit = " of the FP32 score" if found["kind"] == "relative" else ""
-    promised, lost = percent(found["promised"], 2) + unit, percent(found["measured"], 2) + unit
+    promised, lost = percent(found["promised"], 2) + unit, percent(abs(found["measured"]), 2) + unit
+    verb = "cost" if found["measured"] >= 0 else "gained"
     verdict = "kept" if found["met"] else "missed"
-    return f"8 bits may cost the sparse model {promised} in {found['metric']}; they cost {lost}: {verdict}."
+    return f"8 bits may cost the sparse model {promised} in {found['metric']}; they {verb} {lost}: {verdict}."
 
 
 def tuning(found: dict[str, Any]) -> str:

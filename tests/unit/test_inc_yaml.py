@@ -1,0 +1,357 @@
+"""INC's files as recipes: what each section becomes, what flags do, and that nothing in a file is lost."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.inc_schema import IncFile
+from toolkit.inc_yaml import IncFlags, explain, read_inc
+from toolkit.recipe import Recipe
+from toolkit.recipe_schema import Schema
+from toolkit.recipe_yaml import dotted, load_recipe, parse_recipe
+from toolkit.yaml_lines import dump_yaml, parse_yaml
+
+CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs" / "inc"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+FLAGS = IncFlags(model="m", task="sst2", train_file="train.tsv", validation_file="dev.tsv")
+TAUGHT = IncFlags(model="m", teacher="t", task="sst2", train_file="train.tsv", validation_file="dev.tsv")
+HEAD = "model: {name: x, framework: pytorch}\n"
+LOCK = HEAD + "pruning: {approach: {weight_compression: {pruners: [!Pruner {prune_type: pattern_lock}]}}}\n"
+QAT = HEAD + "quantization: {approach: quant_aware_training}\n"
+KD = HEAD + "distillation: {train: {criterion: {KnowledgeDistillationLoss: {temperature: 3.0}}}}\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Plan and recipe of INC texts."""
+
+    def read(*texts: str, flags: IncFlags = FLAGS, overrides: tuple[str, ...] = ()):
+        paths = [tmp_path / f"file{number}.yaml" for number in range(len(texts))]
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text)
+        plan = read_inc(paths, flags)
+        return plan, parse_recipe(explain(plan), "explained", overrides)
+
+    return read
+
+
+# --- which stages, which model ---
+
+
+def test_a_lock_becomes_a_transfer_of_a_sparse_model(read):
+    _, recipe = read(LOCK)
+    assert recipe.ready == {"student": "m"}
+    assert recipe.transfer.pruning.locks_all
+    assert (recipe.transfer.train.epoch, recipe.transfer.train.batch_size) == (9, 32)
+    assert recipe.transfer.train.optimizer.settings.learning_rate == 1e-4
+    assert recipe.quantize is None
+    assert recipe.export is not None
+    assert recipe.benchmark is not None
+
+
+def test_other_pruners_prune_the_dense_model_on_the_task(read):
+    plan, recipe = read(HEAD + "pruning: {approach: {weight_compression: {target_sparsity: 0.8}}}\n")
+    assert recipe.ready == {}
+    compression = recipe.transfer.pruning.approach.weight_compression
+    (pruner,) = compression.resolve(10)
+    assert (pruner.prune_type, pruner.target_sparsity, pruner.prune_domain) == ("basic_magnitude", 0.8, "global")
+    assert (pruner.start_step, pruner.end_step, pruner.update_frequency_on_step) == (0, 40, 10)
+    assert (pruner.sparsity_decay_type, pruner.max_sparsity_ratio_per_layer) == ("exp", 0.98)
+    assert recipe.transfer.pruning.learning_rate_rewinding is False
+    assert plan.origin["transfer", "pruning", "approach", "weight_compression", "prune_domain"] == "INC's default"
+
+
+def test_quantization_alone_takes_a_model_that_knows_the_task(read):
+    _, recipe = read(QAT)
+    assert recipe.transfer is None
+    assert recipe.tasks["sst2"].ready == {"transfer": "m"}
+    assert (recipe.quantize.train.epoch, recipe.quantize.train.optimizer.settings.learning_rate) == (3, 1e-5)
+    assert recipe.quantize.tuning.accuracy_criterion.relative == 0.01
+
+
+def test_incs_three_files_become_one_taught_recipe(read):
+    _, recipe = read(LOCK, QAT, KD, flags=TAUGHT)
+    assert recipe.tasks["sst2"].ready == {"task_teacher": "t"}
+    for stage in (recipe.transfer, recipe.quantize):
+        settings = stage.distillation.train.criterion.settings
+        assert (settings.temperature, settings.loss_types, settings.loss_weights) == (3.0, ("CE", "CE"), (0.5, 0.5))
+
+
+def test_a_teacher_without_a_distillation_section_teaches_as_the_scripts_did(read):
+    flags = IncFlags(**{**vars(TAUGHT), "temperature": 2.0, "loss_weights": (0.0, 1.0)})
+    _, recipe = read(LOCK, flags=flags)
+    settings = recipe.transfer.distillation.train.criterion.settings
+    assert (settings.temperature, settings.loss_weights) == (2.0, (0.0, 1.0))
+
+
+def test_the_seed_is_the_first_that_is_written_and_others_are_told(read):
+    plan, recipe = read(LOCK + "tuning: {random_seed: 7}\n", QAT + "tuning: {random_seed: 8}\n")
+    assert recipe.seed == 7
+    assert any("tuning.random_seed" in note and "file1.yaml:3" in note for note in plan.notes)
+    assert read(LOCK)[1].seed == 1978
+    assert read(LOCK, flags=IncFlags(**{**vars(FLAGS), "seed": 5}))[1].seed == 5
+
+
+def test_a_criterion_in_a_file_that_quantizes_nothing_is_told(read):
+    plan, recipe = read(LOCK + "tuning: {accuracy_criterion: {relative: 0.2}}\n", QAT)
+    assert recipe.quantize.tuning.accuracy_criterion.relative == 0.01
+    assert any("tuning.accuracy_criterion.relative: this file quantizes nothing" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "metrics"),
+    [
+        ("sst2", ("sentence",), ("accuracy",)),
+        ("MNLI", ("premise", "hypothesis"), ("accuracy",)),
+        ("qqp", ("question1", "question2"), ("accuracy", "f1")),
+        ("mine", ("sentence",), ("accuracy",)),
+    ],
+)
+def test_tasks_of_glue_have_their_columns_and_metrics(read, task, columns, metrics):
+    _, recipe = read(LOCK, flags=IncFlags(**{**vars(FLAGS), "task": task}))
+    assert (recipe.tasks[task].columns, recipe.tasks[task].metrics) == (columns, metrics)
+
+
+# --- training ---
+
+
+def test_flags_win_over_files_and_say_so(read):
+    text = LOCK.replace("pruning: {", "pruning: {train: {epoch: 4, optimizer: {SGD: {learning_rate: 0.1}}}, ")
+    plan, recipe = read(text, QAT, flags=IncFlags(**{**vars(FLAGS), "num_train_epochs": 2, "learning_rate": 0.5}))
+    assert recipe.transfer.train.epoch == 2
+    assert recipe.transfer.train.optimizer.SGD.learning_rate == 0.5
+    assert recipe.quantize.train.epoch == 3
+    told = "\n".join(plan.notes)
+    assert "epoch: --num-train-epochs counts" in told
+    assert "quantize has overrides such as quantize.quantization.train.epoch=3" in told
+
+
+def test_iterations_of_an_epoch_make_steps_and_a_span_of_epochs_their_number(read):
+    train = "train: {start_epoch: 1, end_epoch: 4, iteration: 50}, "
+    assert read(LOCK.replace("pruning: {", "pruning: {" + train))[1].transfer.train.steps == 150
+    assert (
+        read(LOCK.replace("pruning: {", "pruning: {train: {start_epoch: 0, end_epoch: 4}, "))[1].transfer.train.epoch
+        == 4
+    )
+
+
+def test_layers_are_compared_as_incs_section_says(read):
+    text = HEAD + (
+        "distillation: {train: {criterion: {IntermediateLayersKnowledgeDistillationLoss: "
+        "{layer_mappings: [[a, b], [c, '1', d, '0']], loss_types: [MSE, KL], loss_weights: [1, 2], "
+        "add_origin_loss: true}}}}\n"
+    )
+    _, recipe = read(LOCK, text, flags=TAUGHT)
+    settings = recipe.transfer.distillation.train.criterion.settings
+    assert settings.pairs() == [("a", 0, "b", 0, "MSE", 1.0), ("c", 1, "d", 0, "KL", 2.0)]
+    assert settings.add_origin_loss
+
+
+# --- pruning ---
+
+
+def test_steps_names_and_parameters_of_pruners_arrive(read):
+    text = HEAD + (
+        "pruning:\n  approach:\n    weight_compression_pytorch:\n"
+        "      end_step: 100\n      not_to_prune_names: ['layer.0']\n      pattern: 4x1\n      pruners:\n"
+        "        - !Pruner {prune_type: snip_momentum, names: [attention], start_step: 10, target_sparsity: 0.5}\n"
+        "        - !Pruner {prune_type: group_lasso, parameters: {alpha: 6e-4, pattern: tile_pattern_1x16}}\n"
+    )
+    _, recipe = read(text)
+    first, second = recipe.transfer.pruning.approach.weight_compression.resolve()
+    assert (first.prune_type, first.names, first.start_step, first.target_sparsity) == (
+        "snip_momentum", ("attention",), 10, 0.5,
+    )  # fmt: skip
+    assert (first.pattern, first.exclude_names) == ("tile_pattern_4x1", ("layer.0",))
+    assert (second.prune_type, second.alpha, second.pattern, second.end_step) == (
+        "group_lasso", 6e-4, "tile_pattern_1x16", 100,
+    )  # fmt: skip
+
+
+def test_n_of_m_says_its_sparsity_itself(read):
+    text = HEAD + 'pruning: {approach: {weight_compression_pytorch: {pattern: "2:4", end_step: 10}}}\n'
+    plan, recipe = read(text)
+    (pruner,) = recipe.transfer.pruning.approach.weight_compression.resolve()
+    assert pruner.target_sparsity == 0.5
+    assert "what 2:4 means" in plan.origin.values()
+
+
+def test_cube_stays_incs_cube(read):
+    _, recipe = read(HEAD + "pruning: {approach: {weight_compression: {sparsity_decay_type: cube}}}\n")
+    assert recipe.transfer.pruning.approach.weight_compression.sparsity_decay_type == "cube"
+
+
+# --- quantization and tuning ---
+
+
+def test_formats_by_model_type_and_operation_arrive_and_other_candidates_are_told(read):
+    text = HEAD + (
+        "quantization:\n"
+        "  approach: post_training_static_quant\n"
+        "  calibration: {sampling_size: '100, 200'}\n"
+        "  model_wise: {weight: {granularity: [per_tensor, per_channel], bit: 7.0}, activation: {scheme: sym}}\n"
+        "  optype_wise: {MatMul: {activation: {dtype: [fp32]}}}\n"
+        "  op_wise: {'layer.0': {weight: {dtype: [bf16]}, activation: {dtype: [bf16]}}}\n"
+        "  recipes: {fast_bias_correction: true}\n"
+    )
+    plan, recipe = read(text)
+    section = recipe.quantize.quantization
+    assert section.calibration.sampling_size == 100
+    assert (section.model_wise.weight.granularity, section.model_wise.weight.bit) == ("per_tensor", 7)
+    assert section.model_wise.activation.scheme == "sym"
+    assert section.wanted("bert.layer.0.x", "Linear").weight.dtype == "fp32"
+    assert section.wanted("bert.layer.1.x", "MatMul").activation.dtype == "fp32"
+    assert section.recipes.fast_bias_correction is True
+    told = "\n".join(plan.notes)
+    assert "sampling_size: the first, 100, is taken" in told
+    assert "granularity: per_channel: per_tensor is taken" in told
+    assert "dtype: bf16: the operation is kept in FP32" in told
+
+
+def test_the_search_is_told_what_incs_tuning_says(read):
+    tuning = (
+        'tuning: {accuracy_criterion: {relative: "2%"}, objective: footprint, '
+        "exit_policy: {timeout: 60, max_trials: 9}, workspace: {path: ./ws}}\n"
+    )
+    plan, recipe = read(QAT + tuning)
+    assert recipe.quantize.tuning.accuracy_criterion.relative == pytest.approx(0.02)
+    assert recipe.quantize.tuning.objective == "footprint"
+    assert (recipe.quantize.tuning.exit_policy.timeout, recipe.quantize.tuning.exit_policy.max_trials) == (60, 9)
+    assert plan.run_folder == "./ws"
+    only = read(QAT + "tuning: {exit_policy: {performance_only: true}}\n")[1]
+    assert only.quantize.tuning.exit_policy.max_trials == 1
+
+
+def test_cores_and_instances_go_to_the_benchmark(read):
+    text = QAT + "evaluation: {performance: {configs: {cores_per_instance: 4, num_of_instance: 2}}}\n"
+    configs = read(text)[1].benchmark.evaluation.performance.configs
+    assert (configs.cores_per_instance, configs.num_of_instance) == (4, 2)
+
+
+# --- explained ---
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_file_is_explained_as_a_recipe_that_loads(path, tmp_path):
+    plan = read_inc([path], IncFlags(), placeholders=True)
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(explain(plan))
+    assert load_recipe(saved) == Recipe.model_validate(plan.recipe)
+
+
+def test_the_explanation_says_where_a_value_comes_from_and_what_back_ends_do(read):
+    plan, _ = read(HEAD + "pruning: {approach: {weight_compression: {pattern: tile_pattern_4x1}}}\n" + QAT[len(HEAD) :])
+    text = explain(plan)
+    assert "pattern: tile_pattern_4x1" in text
+    assert "file0.yaml:2" in text
+    assert "inc: can do it; nncf: cannot do pattern 'tile_pattern_4x1'; magnitude: can do it" in text
+    assert "done by NNCF" in text
+    assert "# understood, not used" not in text
+
+
+# --- nothing is lost ---
+
+BASE: dict[str, Any] = {
+    "model": {"name": "x", "framework": "pytorch"},
+    "pruning": {"approach": {"weight_compression": {"pruners": [{"exclude_names": ["query"]}]}}},
+    "quantization": {"approach": "post_training_static_quant"},
+    "distillation": {"train": {"criterion": {"KnowledgeDistillationLoss": {"temperature": 1.5}}}},
+}
+SCHEMA = Schema(IncFile)
+
+
+def leaves(node: dict, path: tuple = ()) -> Iterator[tuple[tuple, dict]]:
+    """Every key of INC's schema that holds a value."""
+    node = SCHEMA.resolved(node)
+    for key, child in node.get("properties", {}).items():
+        inner = SCHEMA.resolved(child)
+        if inner.get("properties"):
+            yield from leaves(inner, (*path, key))
+        elif key == "pruners":
+            yield from leaves(inner["items"], (*path, key, 0))
+        elif inner.get("type") == "object" and isinstance(inner.get("additionalProperties"), dict):
+            yield from leaves(inner["additionalProperties"], (*path, key, "Linear"))
+        else:
+            yield (*path, key), child | inner
+
+
+def other_value(path: tuple, node: dict) -> Any:
+    """A legal value that is not the default."""
+    default = node.get("default")
+    if path[-1] == "layer_mappings":
+        return [["a", "b"]]
+    if "enum" in node:
+        return next(value for value in node["enum"] if value not in (default, "pytorch", "basic_magnitude"))
+    if node.get("type") == "array":
+        items = SCHEMA.resolved(node.get("items", {"type": "string"}))
+        taken = default[0] if default else None
+        return [other_value(path, items | {"default": taken})] * node.get("minItems", 1)
+    if node.get("type") == "boolean":
+        return not default
+    if node.get("type") in ("integer", "number"):
+        return next(
+            v
+            for v in (1, 0.5, 2, 7)
+            if v != default and v <= node.get("maximum", 9) and v < node.get("exclusiveMaximum", 9)
+        )
+    return {"anything": 1} if node.get("type") == "object" else "text"
+
+
+def with_value(path: tuple, value: Any) -> dict[str, Any]:
+    data = copy.deepcopy(BASE)
+    if "weight_compression_pytorch" in path:
+        approach = data["pruning"]["approach"]
+        approach["weight_compression_pytorch"] = approach.pop("weight_compression")
+    section: Any = data
+    for key in path[:-1]:
+        section = section[key] if isinstance(section, list) else section.setdefault(key, {})
+    section[path[-1]] = value
+    return data
+
+
+LEAVES = dict(leaves(SCHEMA.root))
+# Values other than INC's default that ask for what is done in any case.
+DONE_ANYWAY = {("version",), ("model", "framework"), ("quantization", "model_wise", "activation", "algorithm")}
+
+
+def test_the_walk_finds_incs_schema():
+    assert len(LEAVES) > 150
+    assert ("tuning", "exit_policy", "max_trials") in LEAVES
+    assert ("pruning", "approach", "weight_compression", "pruners", 0, "names") in LEAVES
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda p: ".".join(map(str, p)))
+def test_every_key_of_incs_changes_the_recipe_or_is_told_or_refused(path, tmp_path):
+    """The heart of the promise: a key that is written and has no effect is a line or an error, never silence."""
+    value = other_value(path, LEAVES[path])
+    base = with_value(("version",), 1.0)
+    if "weight_compression_pytorch" in path:
+        base["pruning"]["approach"]["weight_compression_pytorch"] = base["pruning"]["approach"].pop(
+            "weight_compression"
+        )
+    before = read_inc([_write(tmp_path / "base.yaml", base)], TAUGHT)
+    file = _write(tmp_path / "changed.yaml", with_value(path, value))
+    try:
+        plan = read_inc([file], TAUGHT)
+    except UserError as error:
+        message = str(error)
+    else:
+        message = ""
+        told = any(str(path[-1]) in note for note in set(plan.notes) - set(before.notes))
+        changed = _plain(plan.recipe) != _plain(before.recipe) or plan.run_folder != before.run_folder
+        assert told or changed or path in DONE_ANYWAY, f"{dotted(path)} = {value!r} is lost"
+    assert not message or any(str(key) in message for key in path[-3:]), message
+
+
+def _plain(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key != "description"}
+
+
+def _write(path: Path, data: dict[str, Any]) -> Path:
+    path.write_text(dump_yaml(data))
+    assert parse_yaml(path.read_text(), "x").data == data
+    return path

@@ -1,0 +1,227 @@
+"""From INC's files to a recipe: the stages they amount to, the task, the promise. Larger sections have their files."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from toolkit.errors import UserError
+from toolkit.inc_pruning import pruning
+from toolkit.inc_quantization import quantization
+from toolkit.inc_source import IncFlags, IncPlan, Source
+from toolkit.inc_training import SCRIPT, training
+from toolkit.yaml_lines import KeyPath
+
+# What the tasks of GLUE call their columns; any other task has one `sentence`, unless the flags say otherwise.
+_COLUMNS = {
+    "mnli": ("premise", "hypothesis"),
+    "qqp": ("question1", "question2"),
+    "qnli": ("question", "sentence"),
+    "mrpc": ("sentence1", "sentence2"),
+    "rte": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+}
+_F1_TOO = {"qqp", "mrpc"}
+
+
+def translate(sources: Sequence[Source], flags: IncFlags, placeholders: bool) -> IncPlan:
+    """The recipe that INC's files and flags amount to.
+
+    Raises:
+        UserError: Something cannot be honoured, or a flag is missing.
+    """
+    plan = IncPlan()
+    owners = {
+        name: _owner(sources, name) for name in ("pruning", "quantization", "distillation", "train", "evaluation")
+    }
+    if not (owners["pruning"] or owners["quantization"] or owners["distillation"]):
+        raise UserError(
+            "nothing to do in this file: no pruning, distillation or quantization",
+            where=str(sources[0].path),
+            instead="pruning: {approach: …}, or quantization: {approach: …}",
+        )
+    stages = [
+        s
+        for s, there in (
+            ("transfer", owners["pruning"] or not owners["quantization"]),
+            ("quantize", owners["quantization"]),
+        )
+        if there
+    ]
+    for source in sources:
+        if not source.take("model", "framework").startswith(("pytorch", "NA")):
+            raise source.refuse(("model", "framework"), "this toolkit compresses PyTorch models", "framework: pytorch")
+    name = sources[0].take("model", "name")
+    plan.put(
+        ("name",),
+        re.sub(r"[^A-Za-z0-9_.-]+", "-", flags.name or name).strip("-."),
+        _or_flag(flags.name, "--name", sources[0], "model", "name"),
+    )
+    plan.put(("description",), "from " + ", ".join(s.path.name for s in sources), "the files")
+    _seed(plan, sources, flags)
+    model = _flag(flags.model, "--model", "<model>", placeholders)
+    plan.put(("model", "source"), model, "--model")
+    task = _task(plan, owners["evaluation"], flags, placeholders)
+    locks = pruning(plan, owners["pruning"]) if owners["pruning"] else True
+    if "transfer" not in stages:
+        plan.put(
+            ("tasks", task, "ready", "transfer"),
+            model,
+            "--model: the files prune nothing, so it is a model of the task",
+        )
+    elif locks:
+        plan.put(("ready", "student"), model, "--model: its zeros are locked")
+    teacher = flags.teacher or ("<teacher>" if placeholders and owners["distillation"] else None)
+    if owners["distillation"] and not teacher:
+        raise UserError("who teaches?", where=owners["distillation"].where("distillation"), instead="--teacher MODEL")
+    if teacher:
+        plan.put(("tasks", task, "ready", "task_teacher"), teacher, "--teacher")
+    eight_bits = owners["quantization"]
+    trains = eight_bits is not None and eight_bits.peek("quantization", "approach") == "quant_aware_training"
+    trained = [stage for stage in stages if stage == "transfer" or trains]
+    for stage in trained:
+        training(plan, stage, trained, owners, flags, bool(teacher))
+    if eight_bits:
+        quantization(plan, eight_bits)
+        _tuning(plan, eight_bits)
+    for source in sources:
+        path = source.peek("tuning", "workspace", "path")
+        if path and plan.run_folder is None:
+            plan.run_folder = source.take("tuning", "workspace", "path")
+    plan.put(("export",), {}, "every file ends in IR")
+    plan.put(("benchmark",), {}, "every file ends in figures")
+    _speed(plan, owners["evaluation"])
+    return plan
+
+
+def _owner(sources: Sequence[Source], section: str) -> Source | None:
+    """The file that has a section; two may have it only if they say the same."""
+    found = [s for s in sources if s.peek(section) is not None]
+    for other in found[1:]:
+        if other.peek(section) != found[0].peek(section):
+            raise UserError(
+                f"`{section}` is in {found[0].path.name} as well, and says something else there",
+                where=other.where(section),
+                instead=f"one file with `{section}`",
+            )
+        other.take(section)
+    return found[0] if found else None
+
+
+def _flag(value: str | None, flag: str, placeholder: str, placeholders: bool) -> str:
+    if value is None and not placeholders:
+        raise UserError(f"{flag} is missing: INC's files do not say it", instead=f"{flag} …")
+    return value or placeholder
+
+
+def _or_flag(value: Any, flag: str, source: Source, *path: str) -> str:
+    return flag if value is not None else source.where(*path)
+
+
+def _seed(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
+    written = [s for s in sources if s.written("tuning", "random_seed")]
+    if flags.seed is not None or not written:
+        plan.put(
+            ("seed",),
+            1978 if flags.seed is None else flags.seed,
+            "--seed" if flags.seed is not None else "INC's default",
+        )
+        return
+    seed = written[0].take("tuning", "random_seed")
+    plan.put(("seed",), seed, written[0].where("tuning", "random_seed"))
+    for source in written[1:]:
+        if source.peek("tuning", "random_seed") == seed:
+            source.take("tuning", "random_seed")
+
+
+def _task(plan: IncPlan, evaluation: Source | None, flags: IncFlags, placeholders: bool) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", _flag(flags.task, "--task", "task", placeholders))
+    glue = name.lower().replace("-", "").replace("_", "")
+    at = ("tasks", name)
+    plan.put((*at, "train"), _flag(flags.train_file, "--train-file", "<train file>", placeholders), "--train-file")
+    dev = _flag(flags.validation_file, "--validation-file", "<validation file>", placeholders)
+    plan.put((*at, "dev"), dev, "--validation-file")
+    known = f"columns of {glue}" if glue in _COLUMNS else "toolkit's default"
+    columns = flags.columns if flags.columns else _COLUMNS.get(glue, ("sentence",))
+    plan.put((*at, "columns"), list(columns), "--text-column" if flags.columns else known)
+    if flags.label:
+        plan.put((*at, "label"), flags.label, "--label-column")
+    if flags.labels:
+        plan.put((*at, "labels"), list(flags.labels), "--class-label")
+    plan.put(
+        (*at, "max_seq_length"), flags.max_seq_length or 128, "--max-seq-length" if flags.max_seq_length else SCRIPT
+    )
+    metrics, origin = _metrics(evaluation, glue)
+    plan.put((*at, "metrics"), metrics, origin)
+    return name
+
+
+def _metrics(evaluation: Source | None, glue: str) -> tuple[list[str], str]:
+    at = ("evaluation", "accuracy", "metric")
+    metric = evaluation.peek(*at) if evaluation else None
+    if metric is None or evaluation is None:
+        return (["accuracy", "f1"], f"metrics of {glue}") if glue in _F1_TOO else (["accuracy"], "toolkit's default")
+    (name,) = [key for key in type(metric).model_fields if getattr(metric, key) is not None] or ["Accuracy"]
+    value = evaluation.take(*at, name)
+    if name in ("Accuracy", "F1") or (name == "topk" and value.k == 1):
+        return (["f1", "accuracy"] if name == "F1" else ["accuracy"]), evaluation.where(*at, name)
+    if name == "GLUE":
+        task = value.task.lower().replace("-", "")
+        if task in ("sst2", "qqp", "mrpc", "mnli", "qnli", "rte", "wnli"):
+            return (["accuracy", "f1"] if task in _F1_TOO else ["accuracy"]), evaluation.where(*at, name)
+    raise evaluation.refuse(
+        (*at, name), "this metric is not computed here", "topk: 1, Accuracy, F1 or GLUE of a classification task"
+    )
+
+
+def _tuning(plan: IncPlan, source: Source) -> None:
+    """The promise and the search, from the file that quantizes."""
+    at: KeyPath = ("quantize", "tuning")
+    criterion = source.peek("tuning", "accuracy_criterion")
+    kind = "absolute" if criterion is not None and criterion.absolute is not None else "relative"
+    value = getattr(criterion, kind) if criterion is not None else None
+    if criterion is not None and not criterion.higher_is_better:
+        raise source.refuse(
+            ("tuning", "accuracy_criterion", "higher_is_better"),
+            "higher is better for every metric here",
+            "higher_is_better: true",
+        )
+    source.take("tuning", "accuracy_criterion", kind)
+    plan.put(
+        (*at, "accuracy_criterion", kind),
+        0.01 if value is None else value,
+        source.where("tuning", "accuracy_criterion", kind),
+    )
+    if source.peek("tuning") is None:
+        return
+    several = source.peek("tuning", "multi_objectives")
+    objective = source.take("tuning", "objective")
+    where = source.where("tuning", "objective")
+    if several is not None:
+        if len(several.objective) != 1:
+            raise source.refuse(
+                ("tuning", "multi_objectives"),
+                "one objective chooses among those that meet the criterion",
+                "objective: performance",
+            )
+        objective, where = several.objective[0], source.where("tuning", "multi_objectives", "objective")
+        source.take("tuning", "multi_objectives")
+    plan.put((*at, "objective"), objective, where)
+    for key in ("timeout", "max_trials"):
+        plan.put(
+            (*at, "exit_policy", key),
+            source.take("tuning", "exit_policy", key),
+            source.where("tuning", "exit_policy", key),
+        )
+    if source.take("tuning", "exit_policy", "performance_only"):
+        plan.put((*at, "exit_policy", "max_trials"), 1, source.where("tuning", "exit_policy", "performance_only"))
+
+
+def _speed(plan: IncPlan, source: Source | None) -> None:
+    at: KeyPath = ("evaluation", "performance", "configs")
+    for key in ("cores_per_instance", "num_of_instance"):
+        if source is not None and source.written(*at, key):
+            plan.put(
+                ("benchmark", "evaluation", "performance", "configs", key),
+                source.take(*at, key),
+                source.where(*at, key),
+            )
