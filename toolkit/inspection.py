@@ -81,22 +81,37 @@ def _checkpoint_table(path: Path) -> "Table":
 
 
 def _ir_table(path: Path) -> "Table":
+    from rich.box import SIMPLE
     from rich.table import Table
 
     from toolkit.ir.inspect import inspect_ir
 
     size = (path / "openvino_model.bin").stat().st_size
-    table = Table(title=f"{path} ({size / 1e6:.1f} MB .bin)")
-    for column in ("MatMul", "shape", "stored as", "zeros", "8-bit input"):
-        table.add_column(column, justify="left" if column == "MatMul" else "right")
-    for m in inspect_ir(path).matmuls:
+    table = Table(title=f"{path} ({size / 1e6:.1f} MB .bin)", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("operation", overflow="fold")
+    for column in ("shape", "stored", "scales", "zeros", "input"):
+        table.add_column(column, justify="right", no_wrap=True)
+    inspection = inspect_ir(path)
+    for m in inspection.matmuls:
         table.add_row(
-            m.weight_name or m.name,
+            m.module or m.name,
             "x".join(map(str, m.shape)),
             m.stored_type,
-            f"{m.zero_fraction:.2%}",
-            "yes" if m.input_fake_quantized else "no",
+            m.weight_granularity.removeprefix("per_"),
+            f"{m.zero_fraction:.1%}",
+            f"i8 {m.activation_scheme}" if m.activation_scheme else "f32",
         )
+    for e in inspection.embeddings:
+        table.add_row(
+            e.module or e.name,
+            "x".join(map(str, e.shape)),
+            e.stored_type,
+            e.weight_granularity.removeprefix("per_"),
+            "",
+            "",
+        )
+    for a in inspection.attentions:
+        table.add_row(f"{a.module}: Q x K", "", "", "", "", "i8 sym" if a.activation_scheme else "f32")
     return table
 
 

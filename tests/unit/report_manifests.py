@@ -103,10 +103,14 @@ def task_manifests(task: str, n: int, shift: float, variants: tuple[str, ...]) -
     matmuls = [
         {
             "name": f"/{name}/MatMul",
-            "weight_name": name,
+            "weight_name": "",
+            "module": name.removesuffix(".weight"),
             "shape": [HIDDEN, HIDDEN],
             "stored_type": "i8",
+            "weight_granularity": "per_channel",
+            "weight_scheme": "sym",
             "zero_fraction": 0.9003,
+            "activation_scheme": "asym",
             "input_fake_quantized": True,
         }
         for name, _ in MATRICES

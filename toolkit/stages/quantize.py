@@ -183,8 +183,7 @@ class _Trials:
         if not record.is_file():
             self._context.progress.say("measuring how sensitive each operation is")
             model = nncf.load(self.folder(0) / "model", self.fresh)
-            count = min(_SENSITIVITY_EXAMPLES, len(self.task.tune))
-            batches = nncf.calibration_batches(self._collate, self.task.tune, count)
+            batches = self._batches(self.task.tune, _SENSITIVITY_EXAMPLES, 32)
             record.write_text(json.dumps(sensitivity.measure(model, batches, self._operations(model))))
         found: dict[str, float] = json.loads(record.read_text())
         return sorted(found, key=lambda name: -found[name])
@@ -247,6 +246,14 @@ class _Trials:
 
         predicted = training.predict(model, self.task.tune, self.tokenizer.pad_token_id).argmax(axis=1)
         return tasks.score(self.task.metrics[:1], self.task.tune.labels, predicted)[self.task.metrics[0]]
+
+    def _batches(self, examples: Any, count: int, size: int) -> list[Any]:
+        """Model inputs of the first `count` examples, those of like length together."""
+        from toolkit.distillation import inputs_of
+
+        order = sorted(range(min(count, len(examples))), key=lambda i: len(examples[i]["input_ids"]))
+        groups = [order[first : first + size] for first in range(0, len(order), size)]
+        return [inputs_of(self._collate([examples[i] for i in group])) for group in groups]
 
     def _collate(self, features: list[Any]) -> Any:
         from toolkit.tasks import pad
