@@ -7,12 +7,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from toolkit.inc_explain import explain as explain
 from toolkit.inc_source import IncFlags as IncFlags
 from toolkit.inc_source import IncPlan, Source, read_source
 from toolkit.inc_translate import translate
-from toolkit.recipe_yaml import dotted
-from toolkit.yaml_lines import KeyPath
+from toolkit.recipe import Recipe
+from toolkit.recipe_schema import RECIPE
+from toolkit.recipe_yaml import dotted, mistakes_in, together
+from toolkit.yaml_lines import Document, KeyPath, Place
 
 # Keys that the translation leaves -> why they make no difference. The first that fits counts.
 _HARMLESS: tuple[tuple[str, str], ...] = (
@@ -64,7 +68,18 @@ def read_inc(paths: Sequence[Path], flags: IncFlags, placeholders: bool = False)
         # A list is told of once, not item by item.
         for path in dict.fromkeys(p[:-1] if isinstance(p[-1], int) else p for p in source.left_over()):
             _account_for(plan, source, path)
+    _check(plan, ", ".join(map(str, paths)))
     return plan
+
+
+def _check(plan: IncPlan, name: str) -> None:
+    """The recipe must be one; what is wrong with it is told where INC's files say it."""
+    places = {path: Place(order, origin) for order, (path, origin) in enumerate(plan.origin.items(), start=1)}
+    document = Document(data=plan.recipe, places={(): Place(0, name)} | places)
+    try:
+        Recipe.model_validate(plan.recipe)
+    except ValidationError as error:
+        raise together(mistakes_in(error, document, RECIPE), name) from None
 
 
 def _account_for(plan: IncPlan, source: Source, path: KeyPath) -> None:

@@ -72,6 +72,11 @@ def complaint(tmp_path):
         (QUANT + "tuning: {accuracy_criterion: {higher_is_better: false}}\n", 6, "higher is better"),
         (QUANT + "graph_optimization: {precisions: [bf16]}\n", 6, "cannot be done here"),
         (HEAD + "device: cpu\n", None, "nothing to do in this file"),
+        # what the recipe says of it
+        (PRUNE + "      target_sparsity: 0.99\n", 7, "must not be above max_sparsity_ratio_per_layer (0.98)"),
+        (PRUNE + '      pattern: "2:4"\n      target_sparsity: 0.9\n', 8, "2:4 means a sparsity of 2/4"),
+        (PRUNE + "      initial_sparsity: 0.9\n      target_sparsity: 0.5\n", 7, "must not be above target_sparsity"),
+        (PRUNE + "      pruners: [!Pruner {}, !Pruner {}]\n", 7, "only one pruner may go without `names`"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(complaint, text, line, words):
