@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from toolkit.errors import UserError
 from toolkit.inc_pruning import pruning
@@ -21,6 +20,7 @@ _COLUMNS = {
     "wnli": ("sentence1", "sentence2"),
 }
 _F1_TOO = {"qqp", "mrpc"}
+_SECTIONS = ("pruning", "quantization", "distillation", "train", "evaluation")
 
 
 def translate(sources: Sequence[Source], flags: IncFlags, placeholders: bool) -> IncPlan:
@@ -30,67 +30,55 @@ def translate(sources: Sequence[Source], flags: IncFlags, placeholders: bool) ->
         UserError: Something cannot be honoured, or a flag is missing.
     """
     plan = IncPlan()
-    owners = {
-        name: _owner(sources, name) for name in ("pruning", "quantization", "distillation", "train", "evaluation")
-    }
-    if not (owners["pruning"] or owners["quantization"] or owners["distillation"]):
+    owners = {name: _owner(sources, name) for name in _SECTIONS}
+    prunes, eight_bits, teaches = owners["pruning"], owners["quantization"], owners["distillation"]
+    if not (prunes or eight_bits or teaches):
         raise UserError(
             "nothing to do in this file: no pruning, distillation or quantization",
             where=str(sources[0].path),
             instead="pruning: {approach: …}, or quantization: {approach: …}",
         )
-    stages = [
-        s
-        for s, there in (
-            ("transfer", owners["pruning"] or not owners["quantization"]),
-            ("quantize", owners["quantization"]),
-        )
-        if there
-    ]
-    for source in sources:
-        if not source.take("model", "framework").startswith(("pytorch", "NA")):
-            raise source.refuse(("model", "framework"), "this toolkit compresses PyTorch models", "framework: pytorch")
-    name = sources[0].take("model", "name")
-    plan.put(
-        ("name",),
-        re.sub(r"[^A-Za-z0-9_.-]+", "-", flags.name or name).strip("-."),
-        _or_flag(flags.name, "--name", sources[0], "model", "name"),
-    )
-    plan.put(("description",), "from " + ", ".join(s.path.name for s in sources), "the files")
+    _name(plan, sources, flags)
     _seed(plan, sources, flags)
     model = _flag(flags.model, "--model", "<model>", placeholders)
     plan.put(("model", "source"), model, "--model")
     task = _task(plan, owners["evaluation"], flags, placeholders)
-    locks = pruning(plan, owners["pruning"]) if owners["pruning"] else True
-    if "transfer" not in stages:
-        plan.put(
-            ("tasks", task, "ready", "transfer"),
-            model,
-            "--model: the files prune nothing, so it is a model of the task",
-        )
+    transfers = prunes is not None or eight_bits is None
+    locks = pruning(plan, prunes) if prunes else True
+    if not transfers:
+        why = "--model: the files prune nothing, so it is a model of the task"
+        plan.put(("tasks", task, "ready", "transfer"), model, why)
     elif locks:
         plan.put(("ready", "student"), model, "--model: its zeros are locked")
-    teacher = flags.teacher or ("<teacher>" if placeholders and owners["distillation"] else None)
-    if owners["distillation"] and not teacher:
-        raise UserError("who teaches?", where=owners["distillation"].where("distillation"), instead="--teacher MODEL")
+    teacher = flags.teacher or ("<teacher>" if placeholders and teaches else None)
     if teacher:
         plan.put(("tasks", task, "ready", "task_teacher"), teacher, "--teacher")
-    eight_bits = owners["quantization"]
+    elif teaches:
+        raise UserError("who teaches?", where=teaches.where("distillation"), instead="--teacher MODEL")
     trains = eight_bits is not None and eight_bits.peek("quantization", "approach") == "quant_aware_training"
-    trained = [stage for stage in stages if stage == "transfer" or trains]
-    for stage in trained:
-        training(plan, stage, trained, owners, flags, bool(teacher))
+    stages = ["transfer"] * transfers + ["quantize"] * trains
+    for stage in stages:
+        training(plan, stage, stages, owners, flags, bool(teacher))
     if eight_bits:
         quantization(plan, eight_bits)
         _tuning(plan, eight_bits)
-    for source in sources:
-        path = source.peek("tuning", "workspace", "path")
-        if path and plan.run_folder is None:
-            plan.run_folder = source.take("tuning", "workspace", "path")
     plan.put(("export",), {}, "every file ends in IR")
     plan.put(("benchmark",), {}, "every file ends in figures")
     _speed(plan, owners["evaluation"])
     return plan
+
+
+def _name(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
+    """What the run is called, and where INC's workspace puts it."""
+    for source in sources:
+        if not source.take("model", "framework").startswith(("pytorch", "NA")):
+            raise source.refuse(("model", "framework"), "this toolkit compresses PyTorch models", "framework: pytorch")
+        if source.written("tuning", "workspace", "path") and plan.run_folder is None:
+            plan.run_folder = source.take("tuning", "workspace", "path")
+    name = flags.name or sources[0].take("model", "name")
+    origin = "--name" if flags.name else sources[0].where("model", "name")
+    plan.put(("name",), re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-."), origin)
+    plan.put(("description",), "from " + ", ".join(s.path.name for s in sources), "the files")
 
 
 def _owner(sources: Sequence[Source], section: str) -> Source | None:
@@ -113,22 +101,18 @@ def _flag(value: str | None, flag: str, placeholder: str, placeholders: bool) ->
     return value or placeholder
 
 
-def _or_flag(value: Any, flag: str, source: Source, *path: str) -> str:
-    return flag if value is not None else source.where(*path)
-
-
 def _seed(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
+    """The flag's, else the first that is written; a file that says the same agrees with it."""
     written = [s for s in sources if s.written("tuning", "random_seed")]
-    if flags.seed is not None or not written:
-        plan.put(
-            ("seed",),
-            1978 if flags.seed is None else flags.seed,
-            "--seed" if flags.seed is not None else "INC's default",
-        )
+    if flags.seed is not None:
+        plan.put(("seed",), flags.seed, "--seed")
         return
-    seed = written[0].take("tuning", "random_seed")
+    if not written:
+        plan.put(("seed",), 1978, "INC's default")
+        return
+    seed = written[0].peek("tuning", "random_seed")
     plan.put(("seed",), seed, written[0].where("tuning", "random_seed"))
-    for source in written[1:]:
+    for source in written:
         if source.peek("tuning", "random_seed") == seed:
             source.take("tuning", "random_seed")
 

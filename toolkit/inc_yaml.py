@@ -30,7 +30,7 @@ _HARMLESS: tuple[tuple[str, str], ...] = (
     (r".*\bdataloader\b.*", "data come from --train-file and --validation-file"),
     (r"(\w+\.)?train\.criterion\.\w*Crossentropy\w*\b.*", "the task's cross entropy is the loss with the labels"),
     (r"(\w+\.)?train\.criterion\.CrossEntropyLoss\b.*", "the task's cross entropy is the loss with the labels"),
-    (r"(\w+\.)?train\b.*", "another section's training counts for this stage"),
+    (r"(\w+\.)?train\b.*", "no stage trains by it: another section's counts, or the approach does not train"),
     (r"quantization\.recipes\.first_conv_or_matmul_quantization", "every product is, unless op_wise says otherwise"),
     (r"quantization\.recipes\.weight_correction", "weights stay as they are"),
     (r"quantization\.recipes\.\w+", "a BERT-like encoder has no such operation"),
