@@ -55,7 +55,7 @@ _DONE: dict[KeyPath, str] = {
 
 def explain(plan: IncPlan) -> str:
     """The recipe as commented YAML; it loads back to the same recipe."""
-    lines = [f"# {note}" for note in plan.notes]
+    lines = [f"# {_one_line(note)}" for note in plan.notes]
     lines += [""] if lines else []
     _section(plan, plan.recipe, (), lines)
     return "\n".join(lines) + "\n"
@@ -92,7 +92,12 @@ def _comment(plan: IncPlan, path: KeyPath) -> str:
 
 
 def _commented(line: str, comment: str) -> str:
-    return f"{line:<{_WIDTH}} # {comment}" if comment else line
+    return f"{line:<{_WIDTH}} # {_one_line(comment)}" if comment else line
+
+
+def _one_line(text: str) -> str:
+    """Keys are the user's: one with a line break in it, of any kind, must not end a comment."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _backends(plan: IncPlan, path: KeyPath, pruner: dict[str, Any]) -> list[str]:

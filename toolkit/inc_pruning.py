@@ -20,8 +20,7 @@ def pruning(plan: IncPlan, source: Source) -> bool:
     plan.put(("transfer", "pruning", "backend"), "inc", "toolkit's default")
     section = source.peek(*at)
     if section is None:
-        source.take("pruning", "approach")
-        return True
+        raise source.refuse(("pruning",), "it does not say how", "approach: {weight_compression: {…}}")
     types = [pruner.prune_type or section.prune_type for pruner in section.pruners]
     locks = all(kind == "pattern_lock" for kind in types)
     _layer_types(source, at)
@@ -78,9 +77,11 @@ def _pruner(
         )
     source.take(*at, "prune_type")
     plan.put((*target, "prune_type"), kind, source.where(*typed))
-    names = source.take(*at, "names") or section.names
+    names, of = source.take(*at, "names"), at
+    if not names:
+        names, of = section.names, at[:-2]
     if names:
-        plan.put((*target, "names"), list(names), source.where(*at, "names"))
+        plan.put((*target, "names"), list(names), source.where(*of, "names"))
     for key in _STEPS if not in_steps else _EPOCHS:
         if getattr(pruner, key) is not None and kind != "pattern_lock":
             unit, other = ("steps", "") if in_steps else ("epochs", "_pytorch")

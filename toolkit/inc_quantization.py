@@ -55,6 +55,8 @@ def quantization(plan: IncPlan, source: Source) -> None:
         for name in source.peek("quantization", group):
             path: KeyPath = ("quantization", group, name)
             key = name_of(source, path) if name_of else name
+            if key in plan.recipe["quantize"]["quantization"].get(group, {}):
+                raise source.refuse(path, f"{key} is there already, under another name", f"one entry for {key}")
             _formats(plan, source, path, (*at, group, key), approach)
     _recipes(plan, source, at, approach)
 

@@ -9,6 +9,7 @@ from toolkit.yaml_lines import KeyPath
 # Epochs and learning rate of INC's published commands for Prune-OFA: they were flags, not in the files.
 _PUBLISHED = {"transfer": (9, 1e-4), "quantize": (3, 1e-5)}
 SCRIPT = "default of INC's published command"
+TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "temperature", "loss_weights")
 
 
 def training(
@@ -59,7 +60,7 @@ def _sources(owners: dict[str, Source | None], sections: list[str]) -> list[tupl
 def _length(sources: list[tuple[Source, KeyPath]], at: KeyPath, published: int) -> tuple[KeyPath, int, str]:
     """Key, steps or epochs, and who says so."""
     for source, path in sources:
-        keys = [k for k in ("epoch", "start_epoch", "end_epoch", "iteration") if source.written(*path, k)]
+        keys = [k for k in ("epoch", "end_epoch", "iteration") if source.written(*path, k)]
         if not keys:
             continue
         values = {k: source.take(*path, k) for k in ("epoch", "start_epoch", "end_epoch", "iteration")}
@@ -130,10 +131,11 @@ def _criterion(plan: IncPlan, at: KeyPath, source: Source, path: KeyPath, taught
         )
     plain = criterion.CrossEntropyLoss or criterion.SparseCategoricalCrossentropy
     if plain is not None:
+        named = "CrossEntropyLoss" if criterion.CrossEntropyLoss else "SparseCategoricalCrossentropy"
+        if path[0] == "distillation":
+            raise source.refuse((*where, named), "this loss has no teacher", "KnowledgeDistillationLoss: {…}")
         if plain.reduction not in ("mean", "auto", "sum_over_batch_size"):
-            raise source.refuse(
-                (*where, "CrossEntropyLoss", "reduction"), "losses are means over examples", "reduction: mean"
-            )
+            raise source.refuse((*where, named, "reduction"), "losses are means over examples", "reduction: mean")
         return
     name = (
         "KnowledgeDistillationLoss"

@@ -7,7 +7,7 @@ from toolkit.errors import UserError
 from toolkit.inc_pruning import pruning
 from toolkit.inc_quantization import quantization
 from toolkit.inc_source import IncFlags, IncPlan, Source
-from toolkit.inc_training import SCRIPT, training
+from toolkit.inc_training import SCRIPT, TRAINING_FLAGS, training
 from toolkit.yaml_lines import KeyPath
 
 # What the tasks of GLUE call their columns; any other task has one `sentence`, unless the flags say otherwise.
@@ -18,6 +18,12 @@ _COLUMNS = {
     "mrpc": ("sentence1", "sentence2"),
     "rte": ("sentence1", "sentence2"),
     "wnli": ("sentence1", "sentence2"),
+}
+# The order of their classes. Sorted by name it would be another one, and a teacher's logits would mean other classes.
+_CLASSES = {
+    "mnli": ("entailment", "neutral", "contradiction"),
+    "qnli": ("entailment", "not_entailment"),
+    "rte": ("entailment", "not_entailment"),
 }
 _F1_TOO = {"qqp", "mrpc"}
 _SECTIONS = ("pruning", "quantization", "distillation", "train", "evaluation")
@@ -59,6 +65,9 @@ def translate(sources: Sequence[Source], flags: IncFlags, placeholders: bool) ->
     stages = ["transfer"] * transfers + ["quantize"] * trains
     for stage in stages:
         training(plan, stage, stages, owners, flags, bool(teacher))
+    if not stages:
+        for flag in (f for f in TRAINING_FLAGS if getattr(flags, f) is not None):
+            plan.note("flag", f"--{flag.replace('_', '-')}", "nothing is trained")
     if eight_bits:
         quantization(plan, eight_bits)
         _tuning(plan, eight_bits)
@@ -119,7 +128,7 @@ def _seed(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
 
 def _task(plan: IncPlan, evaluation: Source | None, flags: IncFlags, placeholders: bool) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", _flag(flags.task, "--task", "task", placeholders))
-    glue = name.lower().replace("-", "").replace("_", "")
+    glue = name.lower().replace("-", "").replace("_", "").removesuffix("mm")  # mnli-mm: the mismatched dev split
     at = ("tasks", name)
     plan.put((*at, "train"), _flag(flags.train_file, "--train-file", "<train file>", placeholders), "--train-file")
     dev = _flag(flags.validation_file, "--validation-file", "<validation file>", placeholders)
@@ -129,8 +138,9 @@ def _task(plan: IncPlan, evaluation: Source | None, flags: IncFlags, placeholder
     plan.put((*at, "columns"), list(columns), "--text-column" if flags.columns else known)
     if flags.label:
         plan.put((*at, "label"), flags.label, "--label-column")
-    if flags.labels:
-        plan.put((*at, "labels"), list(flags.labels), "--class-label")
+    if flags.labels or glue in _CLASSES:
+        origin = "--class-label" if flags.labels else f"classes of {glue}"
+        plan.put((*at, "labels"), list(flags.labels or _CLASSES[glue]), origin)
     plan.put(
         (*at, "max_seq_length"), flags.max_seq_length or 128, "--max-seq-length" if flags.max_seq_length else SCRIPT
     )
@@ -180,6 +190,8 @@ def _tuning(plan: IncPlan, source: Source) -> None:
     several = source.peek("tuning", "multi_objectives")
     objective = source.take("tuning", "objective")
     where = source.where("tuning", "objective")
+    if several is not None and source.written("tuning", "objective"):
+        raise source.refuse(("tuning", "multi_objectives"), "`objective` says it as well", "one of the two")
     if several is not None:
         if len(several.objective) != 1:
             raise source.refuse(
@@ -188,7 +200,7 @@ def _tuning(plan: IncPlan, source: Source) -> None:
                 "objective: performance",
             )
         objective, where = several.objective[0], source.where("tuning", "multi_objectives", "objective")
-        source.take("tuning", "multi_objectives")
+        source.take("tuning", "multi_objectives", "objective")
     plan.put((*at, "objective"), objective, where)
     for key in ("timeout", "max_trials"):
         plan.put(
@@ -197,15 +209,23 @@ def _tuning(plan: IncPlan, source: Source) -> None:
             source.where("tuning", "exit_policy", key),
         )
     if source.take("tuning", "exit_policy", "performance_only"):
+        if source.written("tuning", "exit_policy", "max_trials"):
+            plan.note(
+                source.where("tuning", "exit_policy", "max_trials"), "max_trials", "performance_only is one trial"
+            )
         plan.put((*at, "exit_policy", "max_trials"), 1, source.where("tuning", "exit_policy", "performance_only"))
 
 
 def _speed(plan: IncPlan, source: Source | None) -> None:
-    at: KeyPath = ("evaluation", "performance", "configs")
+    """Threads, streams and batch of the benchmark."""
+    if source is None:
+        return
+    at: KeyPath = ("evaluation", "performance")
+    target: KeyPath = ("benchmark", *at)
     for key in ("cores_per_instance", "num_of_instance"):
-        if source is not None and source.written(*at, key):
-            plan.put(
-                ("benchmark", "evaluation", "performance", "configs", key),
-                source.take(*at, key),
-                source.where(*at, key),
-            )
+        if source.written(*at, "configs", key):
+            value = source.take(*at, "configs", key)
+            plan.put((*target, "configs", key), value, source.where(*at, "configs", key))
+    batch: KeyPath = (*at, "dataloader", "batch_size")
+    if source.written(*batch):
+        plan.put((*target, "batch_sizes"), [source.take(*batch)], source.where(*batch))

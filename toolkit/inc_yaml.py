@@ -42,6 +42,10 @@ _HARMLESS: tuple[tuple[str, str], ...] = (
     (r"tuning\.diagnosis\b.*", "the report shows every trial and every matrix"),
     (r"tuning\.workspace\.resume", "an interrupted run goes on by itself"),
     (r"tuning\.accuracy_criterion\.higher_is_better", "so it is for every metric here"),
+    (
+        r"tuning\.multi_objectives\.(weight|higher_is_better)",
+        "one objective has no weight; smaller is better for costs",
+    ),
     (r"tuning\.(accuracy_criterion|objective|multi_objectives|exit_policy)\b.*", "this file quantizes nothing"),
     (r"tuning\.random_seed", "another file's, or --seed, counts"),
     (r"tuning\.workspace\.path", "another file's counts"),
@@ -74,8 +78,13 @@ def read_inc(paths: Sequence[Path], flags: IncFlags, placeholders: bool = False)
 
 def _check(plan: IncPlan, name: str) -> None:
     """The recipe must be one; what is wrong with it is told where INC's files say it."""
-    places = {path: Place(order, origin) for order, (path, origin) in enumerate(plan.origin.items(), start=1)}
-    document = Document(data=plan.recipe, places={(): Place(0, name)} | places)
+    places: dict[KeyPath, Place] = {(): Place(0, name)}
+    for order, (path, origin) in enumerate(plan.origin.items(), start=1):
+        places[path] = Place(order, origin)
+    for path, origin in plan.origin.items():
+        for length in range(1, len(path) if re.search(r":\d+$", origin) else 0):
+            places.setdefault(path[:length], places[path])  # a section is where its first key is written
+    document = Document(data=plan.recipe, places=places)
     try:
         Recipe.model_validate(plan.recipe)
     except ValidationError as error:
@@ -86,7 +95,7 @@ def _account_for(plan: IncPlan, source: Source, path: KeyPath) -> None:
     """A key that the translation did not use: a line that says why, or an error."""
     key = dotted(path)
     for pattern, why in _HARMLESS:
-        if re.fullmatch(pattern, re.sub(r"\[\d+\]", "", key)):
+        if re.fullmatch(pattern, re.sub(r"\[\d+\]", "", key), re.DOTALL):
             if why:
                 plan.note(source.where(*path), key, why)
             return

@@ -212,7 +212,9 @@ class Export(Section):
         min_length=1,
         description="what to export and compare",
     )
-    tolerance: Number = Field(0.05, gt=0, description="largest |IR - torch| of INT8 logits, as a share of their range")
+    tolerance: Number = Field(
+        0.02, gt=0, description="largest mean |IR - torch| of INT8 logits, as a share of their range"
+    )
     metric_tolerance: Fraction = Field(0.01, description="largest |IR - torch| of the metric on the whole dev split")
 
 

@@ -72,7 +72,13 @@ def complaint(tmp_path):
         (QUANT + "tuning: {accuracy_criterion: {higher_is_better: false}}\n", 6, "higher is better"),
         (QUANT + "graph_optimization: {precisions: [bf16]}\n", 6, "cannot be done here"),
         (HEAD + "device: cpu\n", None, "nothing to do in this file"),
+        (HEAD + "pruning: {}\n", 4, "does not say how"),
+        (QUANT + "  optype_wise: {matmul: {weight: {dtype: [fp32]}}, BMM: {}}\n", 6, "under another name"),
+        (QUANT + "tuning:\n  objective: accuracy\n  multi_objectives: {objective: [accuracy]}\n", 8, "says it as well"),
+        (HEAD + "distillation: {train: {criterion: {CrossEntropyLoss: {}}}}\n", 4, "this loss has no teacher"),
         # what the recipe says of it
+        (PRUNE + "      names: ['(']\n", 7, "not a regular expression"),
+        (QUANT + "  op_wise: {'(': {weight: {dtype: [fp32]}}}\n", 6, "not a regular expression"),
         (PRUNE + "      target_sparsity: 0.99\n", 7, "must not be above max_sparsity_ratio_per_layer (0.98)"),
         (PRUNE + '      pattern: "2:4"\n      target_sparsity: 0.9\n', 8, "2:4 means a sparsity of 2/4"),
         (PRUNE + "      initial_sparsity: 0.9\n      target_sparsity: 0.5\n", 7, "must not be above target_sparsity"),

@@ -232,6 +232,29 @@ def test_cores_and_instances_go_to_the_benchmark(read):
     assert (configs.cores_per_instance, configs.num_of_instance) == (4, 2)
 
 
+STATIC = QAT.replace("quant_aware_training", "post_training_static_quant")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "told"),
+    [
+        (STATIC, {"learning_rate": 0.1}, "--learning-rate: nothing is trained"),
+        (QAT + "tuning: {exit_policy: {performance_only: true, max_trials: 9}}\n", {}, "performance_only is one trial"),
+        (QAT + "tuning: {multi_objectives: {objective: [modelsize], weight: [1]}}\n", {}, "multi_objectives.weight"),
+        (LOCK, {"temperature": 2.0}, "nobody teaches"),
+    ],
+)
+def test_keys_and_flags_that_others_overrule_are_told(read, text, flags, told):
+    plan, _ = read(text, flags=IncFlags(**{**vars(FLAGS), **flags}))
+    assert any(told in note for note in plan.notes)
+
+
+def test_classes_of_glue_are_in_their_own_order_so_that_a_teacher_means_the_same(read):
+    _, recipe = read(LOCK, flags=IncFlags(**{**vars(FLAGS), "task": "mnli-mm"}))
+    assert recipe.tasks["mnli-mm"].labels == ("entailment", "neutral", "contradiction")
+    assert recipe.tasks["mnli-mm"].columns == ("premise", "hypothesis")
+
+
 # --- explained ---
 
 
@@ -251,6 +274,12 @@ def test_the_explanation_says_where_a_value_comes_from_and_what_back_ends_do(rea
     assert "inc: can do it; nncf: cannot do pattern 'tile_pattern_4x1'; magnitude: can do it" in text
     assert "done by NNCF" in text
     assert "# understood, not used" not in text
+
+
+def test_a_key_with_line_breaks_in_it_breaks_no_comment(read):
+    plan, recipe = read(LOCK + 'evaluation: {accuracy: {dataloader: {dataset: {"a\\u2028b\\nc": 1}}}}\n')
+    assert len(plan.notes) == 1
+    assert recipe.transfer is not None
 
 
 # --- nothing is lost ---
