@@ -65,7 +65,7 @@ def test_page_shows_the_measured_figures_with_their_meaning(page):
     shown = re.sub(r"\s+", " ", Page(page).shown.replace("\u202f", " "))
     for expected in ("73.9 % ± 1.3", "−8.3", "n = 1,066", "23.1 MB", "3.91×", "12.8 MB", "40.0×", "6.28 ms", "1.82×"):
         assert expected in shown, expected
-    assert "8 bits may cost the sparse model 1.00 % of the FP32 score in accuracy; they cost 0.81 %" in shown
+    assert "8 bits may cost 1.00 % of the FP32 score in accuracy; they cost 0.81 %" in shown
     assert "100,000 × 256, 3,200 times as many" in shown
     for label in (size.VALUES, size.MASKED, size.ENTROPY, size.WHOLE_INT8, size.PLAIN, size.FILE, size.GZIP):
         assert label in shown, label

@@ -119,7 +119,7 @@ def criterion(benchmark: Manifest) -> str:
     promised, lost = percent(found["promised"], 2) + unit, percent(abs(found["measured"]), 2) + unit
     verb = "cost" if found["measured"] >= 0 else "gained"
     verdict = "kept" if found["met"] else "missed"
-    return f"8 bits may cost the sparse model {promised} in {found['metric']}; they {verb} {lost}: {verdict}."
+    return f"8 bits may cost {promised} in {found['metric']}; they {verb} {lost}: {verdict}."
 
 
 def tuning(found: dict[str, Any]) -> str:
