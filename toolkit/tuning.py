@@ -24,7 +24,7 @@ class Trial:
         metric: Score on the tuning examples.
         loss: What was lost against FP32, in the criterion's unit.
         met: Whether the criterion allows that.
-        seconds: What the trial took.
+        seconds: What the trial took; of the first one only the judging, since it is made without a search as well.
     """
 
     number: int

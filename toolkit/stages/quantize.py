@@ -96,6 +96,8 @@ class _Trials:
             return tuning.Trial(**values | {"returned": tuple(values["returned"])})
         started = time.monotonic()
         self.make(number, returned)
+        if number == 0:  # it is made with or without a search: the search's time begins here
+            started = time.monotonic()
         score = self._score(nncf.load(self.folder(number) / "model", self.fresh))
         promise = self._sections.quantize.tuning.accuracy_criterion
         trial = tuning.Trial(
@@ -128,6 +130,7 @@ class _Trials:
             model = nncf.load(self.folder(0) / "model", self.fresh)
             nncf_ops.return_to_fp32(model, returned, self._operations(model))
             fitted = self._retrained(model, number)
+        model = model.cpu()  # training may have moved it to a GPU
         nncf.settle(model, self._sample(), self._sections.quantize.quantization)
         nncf.save(model, target)
         (self.folder(number) / "fitted.json").write_text(json.dumps(fitted))
