@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolkit.inc_yaml import IncFlags, explain, read_inc
 
 from toolkit import checking, models, pipeline, tasks
 from toolkit.artifacts import Silent
+from toolkit.inc_yaml import IncFlags, explain, read_inc
 from toolkit.recipe import LOCK
 from toolkit.recipe_yaml import parse_recipe
 from toolkit.sparsity.mask import SparsityMask

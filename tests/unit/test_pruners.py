@@ -328,8 +328,6 @@ def test_ramps_in_epochs_become_steps(toy):
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("backend", ["inc", "magnitude"])
 def test_a_resumed_run_ends_with_the_same_weights(toy, backend, kind, tmp_path):
-    if not possible(backend, kind, "tile_pattern_4x1"):
-        pytest.skip("the back end says that it cannot")
     settings = pruning(backend, pattern="tile_pattern_4x1", target_sparsity=0.75, pruners=[{"prune_type": kind}])
     whole, _ = run(toy, settings)
 
