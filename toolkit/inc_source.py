@@ -64,7 +64,9 @@ class IncPlan:
 
     def note(self, where: str, key: str, why: str) -> None:
         """Tells of a key that makes no difference."""
-        self.notes.append(f"understood, not used: {where}: {key}: {why}")
+        line = f"understood, not used: {where}: {key}: {why}"
+        if line not in self.notes:  # two stages may have the same to say
+            self.notes.append(line)
 
 
 class Source:
