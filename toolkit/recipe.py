@@ -213,7 +213,9 @@ class Export(Section):
         description="what to export and compare",
     )
     tolerance: Number = Field(
-        0.02, gt=0, description="largest mean |IR - torch| of INT8 logits, as a share of their range"
+        0.02,
+        gt=0,
+        description="mean |IR - torch| of INT8 logits at most, as a share of their range; ten times that for any one",
     )
     metric_tolerance: Fraction = Field(0.01, description="largest |IR - torch| of the metric on the whole dev split")
 
