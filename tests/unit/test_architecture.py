@@ -32,6 +32,7 @@ LAYERS = [
     },
     {
         *("recipe", "recipe_base", "recipe_training", "recipe_pruning", "recipe_quantization"),
+        *("recipe_corpus", "recipe_stages", "recipe_task"),
         *("recipe_yaml", "recipe_schema", "yaml_lines", "matching", "checkpoints"),
         *(
             "inc_schema",
