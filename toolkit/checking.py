@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit import checkpoints, matching, sources
+from toolkit import checkpoints, matching, sources, tables
 from toolkit.checkpoints import DENSE
 from toolkit.errors import UserError
 from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, Train
@@ -73,7 +73,7 @@ def check_recipe(recipe: Recipe) -> list[tuple[str, str]]:
         files = sources.corpus_files(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
         found.append(("corpus", ", ".join(f.name for f in files)))
     for name, task in recipe.tasks.items():
-        columns = sources.column_names(sources.task_files(task)[0])
+        columns = tables.column_names(sources.task_files(task)[0])
         wanted = [*task.columns, task.label, *task.rows, *([task.hold_out.column] if task.hold_out else [])]
         missing = [c for c in wanted if c not in columns]
         if missing:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.errors import UserError
+from toolkit.heads import LABELS, label_loss, logits_of
 from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings
 
 Batch = dict[str, Any]
@@ -89,7 +90,7 @@ class Teacher:
 
 def inputs_of(batch: Batch) -> Batch:
     """The tensors that go into a model's forward pass: no labels, no counts."""
-    return {k: v for k, v in batch.items() if k not in ("labels", "items", "kd_items", "examples")}
+    return {k: v for k, v in batch.items() if k not in (*LABELS, "items", "kd_items", "examples")}
 
 
 def combine(task: Tensor | None, kd: Tensor | None, weights: tuple[float, float]) -> LossTerms:
@@ -141,10 +142,13 @@ class MlmLoss:
 
 
 class TaskLoss:
-    """Classification loss, with or without a teacher; per example.
+    """A task's loss, with or without a teacher; per example.
+
+    Each row of logits is compared with the teacher's: one of a classifier, start and end of an answer (their mean).
+    A number has no distribution: in regression the distance is always the squared difference.
 
     Args:
-        teacher: A frozen classifier, or None.
+        teacher: A frozen model of the task, or None.
         settings: Weights and temperature.
     """
 
@@ -153,13 +157,15 @@ class TaskLoss:
 
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
         inputs = inputs_of(batch)
-        logits = model(**inputs).logits
-        task = F.cross_entropy(logits.float(), batch["labels"], reduction="sum") / batch["items"]
+        logits = logits_of(model, inputs)
+        task = label_loss(logits, batch) / batch["items"]
         if self._teacher is None or self._settings is None:
             return LossTerms(task, task.detach())
-        theirs = self._teacher(lambda teacher: teacher(**inputs).logits)
-        distance = _DISTANCES[self._settings.loss_types[1]]
-        kd = distance(logits, theirs, self._settings.temperature, batch["items"])
+        theirs = self._teacher(lambda teacher: logits_of(teacher, inputs))
+        distance = _DISTANCES["MSE" if logits.shape[-1] == 1 else self._settings.loss_types[1]]
+        rows = 2 if logits.dim() == 3 else 1
+        mine, target = (x.reshape(-1, x.shape[-1]) for x in (logits, theirs))
+        kd = distance(mine, target, self._settings.temperature, rows * batch["items"])
         return combine(task, kd, self._settings.loss_weights)
 
 

@@ -11,11 +11,17 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
 from toolkit.checkpoints import DENSE, must_be_plain
 from toolkit.errors import UserError
+from toolkit.recipe import Kind
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
 if TYPE_CHECKING:
@@ -113,6 +119,19 @@ def load_classifier(folder: Path, labels: Sequence[str]) -> "PreTrainedModel":
         label2id={label: number for number, label in names.items()},
         problem_type="single_label_classification",
     )
+
+
+def load_task_model(folder: Path, kind: Kind, labels: Sequence[str]) -> "PreTrainedModel":
+    """A model with the head of a task's kind; a head that the checkpoint lacks is made from torch's global seed.
+
+    Raises:
+        UserError: As `load_classifier`.
+    """
+    if kind == "classification":
+        return load_classifier(folder, labels)
+    if kind == "regression":
+        return _load(AutoModelForSequenceClassification, folder, num_labels=1, problem_type="regression")
+    return _load(AutoModelForQuestionAnswering, folder)
 
 
 def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) -> dict[str, nn.Linear]:

@@ -39,7 +39,7 @@ from toolkit.artifacts import (
 )
 from toolkit.errors import CheckFailed, UserError
 from toolkit.measure import system
-from toolkit.recipe import Recipe
+from toolkit.recipe import OWN_STAGES, Recipe
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Stage:
     teacher: str | None = None
     per_task: bool = True
 
-    def needed(self, recipe: Recipe) -> tuple[str, ...]:
+    def needed(self, recipe: Recipe, task: str | None) -> tuple[str, ...]:
         """Inputs that this stage of the recipe cannot do without."""
-        taught = self.teacher and getattr(recipe, self.name).distillation is not None
+        taught = self.teacher and recipe.section(self.name, task).distillation is not None
         return (*self.needs, self.teacher) if self.teacher and taught else self.needs
 
 
@@ -80,7 +80,11 @@ STAGES = (
 STAGE_NAMES = tuple(s.name for s in STAGES)
 _DISK_FULL = 1 << 20  # bytes free
 # Where files lie says nothing about what they hold: the key takes their content hashes instead.
-_PATH_KEYS = {"model": {"source"}, "corpus": {"files"}, "task": {"train", "dev", "ready"}}
+_PATH_KEYS = {
+    "model": {"source"},
+    "corpus": {"files"},
+    "task": {"train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
+}
 
 
 class Sections:
@@ -131,7 +135,7 @@ def plan(recipe: Recipe, run_folder: Path) -> list[Step]:
         for stage in (s for s in STAGES if s.per_task == (task is not None)):
             if stage.name in ready:
                 made[task, stage.name] = _ready(stage.kind, ready[stage.name])  # type: ignore[index]
-            elif getattr(recipe, stage.name) is not None:
+            elif recipe.section(stage.name, task) is not None:
                 step = _step(recipe, stage, task, run_folder, made)
                 made[task, stage.name] = step
                 steps.append(step)
@@ -151,7 +155,7 @@ def _step(
     made: "dict[tuple[str | None, str], Step | Artifact]",
 ) -> Step:
     inputs: dict[str, Step | Artifact] = {}
-    needed = stage.needed(recipe)
+    needed = stage.needed(recipe, task)
     for need in (*needed, *stage.optional):
         names = need.split("|")
         found = next((made[t, n] for n in names for t in (task, None) if (t, n) in made), None)
@@ -186,7 +190,7 @@ def _sections(recipe: Recipe, stage: Stage, task: str | None) -> dict[str, Any]:
         "task": recipe.tasks[task] if task else None,
         "corpus_tasks": {t: recipe.tasks[t] for t in recipe.corpus.tasks} if recipe.corpus else {},
     }
-    return {name: special[name] if name in special else getattr(recipe, name) for name in stage.sections}
+    return {name: special[name] if name in special else recipe.section(name, task) for name in stage.sections}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -195,7 +199,8 @@ def _plain(name: str, value: Any) -> Any:
         return None
     if name == "corpus_tasks":
         return {t: _plain("task", section) for t, section in value.items()}
-    return value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
+    plain: dict[str, Any] = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
+    return plain | {"more_dev": sorted(value.more_dev)} if name == "task" else plain  # their names name the metrics
 
 
 def _data_hashes(sections: dict[str, Any]) -> dict[str, str]:

@@ -7,11 +7,11 @@ stage that does not run. Keys that INC 1.x knows keep INC's names and places (`p
 """
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe_base import Count, Name, Number, Position, Section, wrong
+from toolkit.recipe_base import Count, Name, Number, Position, Section, laid_over, wrong
 from toolkit.recipe_corpus import Corpus as Corpus
 from toolkit.recipe_pruning import LOCK as LOCK
 from toolkit.recipe_pruning import Pruning as Pruning
@@ -34,7 +34,10 @@ from toolkit.recipe_stages import StudentDistillation as StudentDistillation
 from toolkit.recipe_stages import TrainOnly as TrainOnly
 from toolkit.recipe_stages import Transfer as Transfer
 from toolkit.recipe_stages import Variant as Variant
+from toolkit.recipe_task import OWN_STAGES as OWN_STAGES
+from toolkit.recipe_task import AnswerWindows as AnswerWindows
 from toolkit.recipe_task import HoldOut as HoldOut
+from toolkit.recipe_task import Kind as Kind
 from toolkit.recipe_task import Task as Task
 from toolkit.recipe_training import AdamSettings as AdamSettings
 from toolkit.recipe_training import AdamWSettings as AdamWSettings
@@ -88,6 +91,25 @@ class Recipe(Section):
     benchmark: Benchmark | None = None
     ready: dict[Literal["teacher", "student"], str] = Field({}, description="checkpoints used in place of stages")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_over(cls, values: Any) -> Any:
+        """A task's own sections say only what is different: the rest is the recipe's section of that name."""
+        if not isinstance(values, dict) or not isinstance(values.get("tasks"), dict):
+            return values
+        tasks = {
+            name: task | {k: laid_over(values[k], task[k]) for k in OWN_STAGES if _both(values.get(k), task.get(k))}
+            if isinstance(task, dict)
+            else task
+            for name, task in values["tasks"].items()
+        }
+        return values | {"tasks": tasks}
+
+    def section(self, stage: str, task: str | None = None) -> Any:
+        """The section of a stage: the task's own where it has one, else the recipe's; None: it does not run."""
+        own = getattr(self.tasks[task], stage, None) if task else None
+        return own or getattr(self, stage)
+
     @model_validator(mode="after")
     def _stages_have_what_they_need(self) -> "Recipe":
         for stage in ("teacher", "student"):
@@ -100,6 +122,13 @@ class Recipe(Section):
             if getattr(self, stage) and not self.tasks:
                 raise wrong("needs a task: there is none under `tasks`", stage, instead="tasks: {<name>: {…}}")
         sparse = self.student is not None or "student" in self.ready
-        if self.transfer and self.transfer.pruning.only_locks and not sparse:
-            raise wrong("needs a sparse model", "transfer", instead="a `student` section, or `ready: {student: …}`")
+        for own in (None, *self.tasks):
+            transfer = self.section("transfer", own)
+            if transfer and transfer.pruning.only_locks and not sparse:
+                at = ("tasks", own, "transfer") if own and self.transfer is None else ("transfer",)
+                raise wrong("needs a sparse model", *at, instead="a `student` section, or `ready: {student: …}`")
         return self
+
+
+def _both(below: Any, above: Any) -> bool:
+    return isinstance(below, dict) and isinstance(above, dict)

@@ -21,6 +21,15 @@ Position = Annotated[int, Field(ge=0), _NotBool]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # it becomes the name of a folder
 NAME_RULE = "letters, digits, '-', '_' and '.', the first one a letter or digit"
 
+# Keys of one section that exclude each other.
+EXCLUSIVE = (
+    {"steps", "epoch"},
+    {"relative", "absolute"},
+    {"dev", "hold_out"},
+    {"AdamW", "Adam", "SGD"},
+    {"KnowledgeDistillationLoss", "IntermediateLayersKnowledgeDistillationLoss"},
+)
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys are errors, `labels: [0, 1]` are texts, no infinities."""
@@ -31,3 +40,20 @@ class Section(BaseModel):
 def wrong(what: str, *at: str | int, instead: str = "") -> PydanticCustomError:
     """What a validator raises: `what` is wrong with the key `at` of its section (no key: with the section)."""
     return PydanticCustomError("recipe", "{what}", {"what": what, "at": at, "instead": instead})
+
+
+def replaced(section: dict[str, Any], key: str) -> None:
+    """Takes out what the value of `key` stands in place of: keys that exclude it."""
+    for group in EXCLUSIVE:
+        for other in group - {key} if key in group else ():
+            section.pop(other, None)
+
+
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two sections of the same kind as one: keys of `above` win, sections are joined key by key, lists replaced."""
+    joined = dict(below)
+    for key, value in above.items():
+        replaced(joined, key)
+        under = joined.get(key)
+        joined[key] = laid_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return joined

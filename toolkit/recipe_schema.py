@@ -10,19 +10,11 @@ from functools import cache
 from typing import Any
 
 from toolkit.recipe import Recipe
-from toolkit.recipe_base import NAME_RULE, Section
+from toolkit.recipe_base import EXCLUSIVE, NAME_RULE, Section
 from toolkit.yaml_lines import KeyPath
 
 Node = dict[str, Any]
 _KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text"}
-# Keys of one section that exclude each other.
-EXCLUSIVE = (
-    {"steps", "epoch"},
-    {"relative", "absolute"},
-    {"dev", "hold_out"},
-    {"AdamW", "Adam", "SGD"},
-    {"KnowledgeDistillationLoss", "IntermediateLayersKnowledgeDistillationLoss"},
-)
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
 

@@ -1,10 +1,23 @@
 """The recipe's `tasks.<name>` section: where a task's rows come from, what its columns mean, what is measured."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe_base import Count, Number, Position, Section, wrong
+from toolkit.recipe_base import Count, Name, Number, Position, Section, wrong
+from toolkit.recipe_presets import PRESETS, Preset
+from toolkit.recipe_stages import Benchmark, Quantize, TrainOnly, Transfer
+
+Kind = Literal["classification", "regression", "question_answering"]
+Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman", "exact_match"]
+
+# What can be measured of each kind; the first one where the recipe does not say.
+METRICS: dict[Kind, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "f1", "matthews_correlation"),
+    "regression": ("pearson", "spearman"),
+    "question_answering": ("f1", "exact_match"),
+}
+OWN_STAGES = ("task_teacher", "transfer", "quantize", "benchmark")
 
 
 class HoldOut(Section):
@@ -22,29 +35,72 @@ class HoldOut(Section):
         return self
 
 
-class Task(Section):
-    """A classification task over one or two text columns. `tasks.py` turns it into data, head and metrics."""
+class AnswerWindows(Section):
+    """How long contexts are cut for question answering, and how an answer is put together from the pieces."""
 
+    stride: Count = Field(128, description="tokens of context that two neighbouring windows share")
+    max_question_length: Count = Field(64, description="tokens; longer questions are cut")
+    max_answer_length: Count = Field(30, description="tokens; no longer answer is given")
+    n_best: Count = Field(20, description="starts, and ends, that are paired in each window")
+
+
+class Task(Section):
+    """A task over one or two text columns, or questions about texts. `tasks.py` turns it into data and metrics."""
+
+    preset: Preset | None = Field(
+        None, description="a public task: fills in files (from the hub), columns, labels and metrics not said here"
+    )
+    kind: Kind = Field("classification", description="classes, a number (regression), or answers cut out of a text")
     train: str = Field(
-        min_length=1, description="file (TSV, CSV, JSON lines; .bz2/.gz/.xz too) or package:<distribution>/<file>"
+        min_length=1,
+        description="file (TSV, CSV, JSON lines, Parquet, SQuAD's JSON; .bz2/.gz/.xz/.zst too), "
+        "package:<distribution>/<file>, or hub:<dataset>[@revision]:<config>:<split>",
     )
     dev: str | None = Field(None, description="file of the split that is measured; or use hold_out")
+    more_dev: dict[Name, str] = Field(
+        {}, description="further splits that are measured, by name, e.g. {mismatched: dev_mismatched.tsv}"
+    )
     hold_out: HoldOut | None = None
     rows: dict[str, tuple[str, ...]] = Field({}, description="keep only rows whose column has one of these values")
+    drop_empty: bool = Field(False, description="leave out rows with an empty text; else such a row is an error")
     columns: tuple[str, ...] = Field(
-        ("sentence",), min_length=1, max_length=2, description="the text column, or the two of a pair of sentences"
+        ("sentence",),
+        min_length=1,
+        max_length=2,
+        description="the text column, the two of a pair of sentences, or those of question and context",
     )
-    label: str = Field("label", description="column of the label")
+    label: str = Field("label", description="column of the label, number or answers")
     labels: tuple[str, ...] = Field((), description="label names in the order of the classes; empty: as found in train")
-    metrics: tuple[Literal["accuracy", "f1"], ...] = Field(
+    metrics: tuple[Metric, ...] = Field(
         ("accuracy",), min_length=1, description="what is measured on dev; the first one counts for tuning"
     )
-    max_seq_length: Count = Field(128, description="tokens per example; longer ones are cut")
+    max_seq_length: Count = Field(128, description="tokens per example; longer ones are cut (contexts: into windows)")
+    windows: AnswerWindows = AnswerWindows()
     tuning_examples: Position = Field(
         1000, description="training examples, at most a tenth, that no stage trains on: tuning decides by them"
     )
     note: str = Field("", description="said beside every result, e.g. 'reduced training data'")
     ready: dict[Literal["task_teacher", "transfer"], str] = Field({}, description="checkpoints used in place of stages")
+    task_teacher: TrainOnly | None = Field(None, description="this task's own; laid over the recipe's, key by key")
+    transfer: Transfer | None = Field(None, description="this task's own; laid over the recipe's, key by key")
+    quantize: Quantize | None = Field(None, description="this task's own; laid over the recipe's, key by key")
+    benchmark: Benchmark | None = Field(None, description="this task's own; laid over the recipe's, key by key")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """What a preset says of a public task, and the kind's first metric, where the recipe says nothing."""
+        if not isinstance(values, dict):
+            return values
+        preset = values.get("preset")
+        known = dict(PRESETS[preset]) if isinstance(preset, str) and preset in PRESETS else {}
+        if "dev" in values or "hold_out" in values:  # the public task's splits are not those of another file
+            known.pop("dev", None)
+            known.pop("more_dev", None)
+        filled = known | {k: v for k, v in values.items() if v is not None}
+        if "metrics" not in filled and filled.get("kind") in METRICS:
+            filled["metrics"] = METRICS[filled["kind"]][:1]
+        return filled
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Task":
@@ -54,4 +110,27 @@ class Task(Section):
             raise wrong(f"{self.label!r} is the label: as a text it would give the answer away", "columns")
         if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):
             raise wrong("must be two or more different names", "labels", instead="e.g. [negative, positive]")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "Task":
+        for number, metric in enumerate(self.metrics):
+            if metric not in METRICS[self.kind]:
+                raise wrong(
+                    f"{metric} is not measured of {self.kind.replace('_', ' ')}",
+                    *("metrics", number),
+                    instead=" or ".join(METRICS[self.kind]),
+                )
+        if self.kind != "classification" and self.labels:
+            raise wrong(f"a task of {self.kind.replace('_', ' ')} has no classes", "labels", instead="no labels")
+        if self.kind == "question_answering" and len(self.columns) != 2:
+            raise wrong("needs two columns", "columns", instead="[question, context]")
+        least = self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
+        if self.kind == "question_answering" and self.max_seq_length <= least:
+            raise wrong(
+                f"a question of {self.windows.max_question_length} tokens and an overlap of {self.windows.stride} "
+                "leave nothing new for a window",
+                "max_seq_length",
+                instead=f"more than {least}, or a smaller windows.stride",
+            )
         return self

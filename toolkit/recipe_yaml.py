@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from toolkit import recipe_schema
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
-from toolkit.recipe_base import NAME_RULE
+from toolkit.recipe_base import NAME_RULE, replaced
 from toolkit.recipe_schema import RECIPE, Schema
 from toolkit.yaml_lines import Document, KeyPath, Mistake, Place, dump_flow, dump_yaml, parse_yaml, read_yaml
 
@@ -29,6 +29,7 @@ _FILE_KEYS = (
     ("corpus", "files", "*"),
     ("tasks", "*", "train"),
     ("tasks", "*", "dev"),
+    ("tasks", "*", "more_dev", "*"),
     ("tasks", "*", "ready", "*"),
     ("ready", "*"),
 )
@@ -145,10 +146,7 @@ def _override(document: Document, text: str, place: Place) -> None:
     section = document.data
     for key in path[:-1]:
         section = section.setdefault(key, {})
-    # Who changes one of several keys that exclude each other means it in place of the others.
-    for others in (group - {path[-1]} for group in recipe_schema.EXCLUSIVE if path[-1] in group):
-        for other in others:
-            section.pop(other, None)
+    replaced(section, path[-1])
     for pruner in section.get("pruners") or [] if path[-2:-1] == ("weight_compression",) else []:
         if isinstance(pruner, dict):  # a pruner's own value would win over the section's
             pruner.pop(path[-1], None)
@@ -161,14 +159,14 @@ def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, .
     dotted = {".".join(path): path for path in known}
     if name in dotted:
         return dotted[name]
-    matches = _of_student([full for full in dotted if _is_part(name.split("."), full.split("."))])
+    matches = _of_recipe([full for full in dotted if _is_part(name.split("."), full.split("."))])
     if len(matches) == 1:
         return dotted[matches[0]]
     if matches:
         raise UserError(f"`{name}` can mean several keys", where=place.text, instead=f"one of {', '.join(matches)}")
     last = name.rpartition(".")[2]
     meant = recipe_schema.nearest(last, [path[-1] for path in known])
-    near = _of_student([full for full, path in dotted.items() if path[-1] == meant])
+    near = _of_recipe([full for full, path in dotted.items() if path[-1] == meant])
     raise UserError(
         f"this recipe has no key `{name}`",
         where=place.text,
@@ -176,10 +174,13 @@ def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, .
     )
 
 
-def _of_student(found: list[str]) -> list[str]:
-    """Where a recipe has a student, pruning is set there: its tasks only lock the pattern."""
+def _of_recipe(found: list[str]) -> list[str]:
+    """Leaves out what is set elsewhere too: pruning in `student` where tasks only lock; a task's own stages."""
     return [
-        f for f in found if not (f.startswith("transfer.pruning.") and f.replace("transfer", "student", 1) in found)
+        f
+        for f in found
+        if not (f.startswith("transfer.pruning.") and f.replace("transfer", "student", 1) in found)
+        and not (f.startswith("tasks.") and f.split(".", 2)[2] in found)
     ]
 
 

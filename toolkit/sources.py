@@ -1,26 +1,21 @@
 """Where models and data come from: local files and folders, data inside installed packages, the hub. Loads no torch."""
 
 import bz2
-import csv
 import gzip
-import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Any, TextIO, cast
 
 from toolkit.errors import UserError
+from toolkit.hub import hub_split, is_hub
 from toolkit.recipe import Corpus, Task
 
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
-_FORMATS: dict[str, Literal["tsv", "csv", "json"]] = {
-    ".tsv": "tsv",
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-}
+_HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+")
 _LONGEST_LINE = 1 << 20  # characters; a longer line is handed on in pieces, so that no file has to fit in memory
 
 
@@ -58,15 +53,29 @@ def package_path(spec: str) -> Path:
 
 
 def local_file(spec: str) -> Path:
-    """A file given by path or as `package:…`.
+    """A file given by path, as `package:…`, or as `hub:…`, which is fetched once.
 
     Raises:
-        UserError: It is not there.
+        UserError: It is not there, or cannot be fetched.
     """
+    if is_hub(spec):
+        return hub_split(spec).fetched()
     path = package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
     if not path.is_file():
         raise UserError("no such file", where=spec, instead="a path from the recipe's folder or from where you stand")
     return path
+
+
+def at_hand(spec: str) -> Path | None:
+    """As `local_file`; None for a split on the hub that was not fetched yet.
+
+    Raises:
+        UserError: A local file or package is not there.
+    """
+    if not is_hub(spec):
+        return local_file(spec)
+    file = hub_split(spec).file
+    return file if file.is_file() else None
 
 
 def model_folder(source: str) -> Path:
@@ -75,15 +84,41 @@ def model_folder(source: str) -> Path:
     Raises:
         UserError: There is no such folder, and the hub does not have it or cannot be reached.
     """
-    folder = package_path(source) if source.startswith("package:") else Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError("no config.json in this folder", where=str(folder), instead="a Hugging Face model folder")
+    return _local_model(source) or _snapshot(source, fetch=True)
+
+
+def model_at_hand(source: str) -> Path | None:
+    """As `model_folder`; None for what may be a model on the hub that was not fetched yet.
+
+    Raises:
+        UserError: There is no such folder, and it cannot be the name of a model on the hub.
+    """
+    folder = _local_model(source)
+    if folder is not None:
         return folder
+    try:
+        return _snapshot(source, fetch=False)
+    except UserError:
+        if _HUB_MODEL.fullmatch(source) and not Path(source).parent.is_dir():
+            return None
+        raise
+
+
+def _local_model(source: str) -> Path | None:
+    folder = package_path(source) if source.startswith("package:") else Path(source).expanduser()
+    if not folder.is_dir():
+        return None
+    if not (folder / "config.json").is_file():
+        raise UserError("no config.json in this folder", where=str(folder), instead="a Hugging Face model folder")
+    return folder
+
+
+def _snapshot(source: str, *, fetch: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        kinds = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(source, allow_patterns=kinds, local_files_only=not fetch))
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(
             f"neither a local folder nor a model that the hub gives ({type(error).__name__})",
@@ -92,14 +127,28 @@ def model_folder(source: str) -> Path:
         ) from None
 
 
+def task_specs(task: Task) -> list[str]:
+    """What a recipe names as the data files of a task, the train file first."""
+    return [f for f in (task.train, task.dev, *task.more_dev.values()) if f]
+
+
 def task_files(task: Task) -> list[Path]:
-    """The data files of a task, the train file first."""
-    return [local_file(f) for f in (task.train, task.dev) if f]
+    """The data files of a task, the train file first; those on the hub are fetched.
+
+    Raises:
+        UserError: One is not there.
+    """
+    return [local_file(f) for f in task_specs(task)]
 
 
 def corpus_files(corpus: Corpus, tasks: Mapping[str, Task]) -> list[Path]:
     """All files that pre-training text comes from."""
     return [local_file(f) for f in corpus.files] + [local_file(tasks[t].train) for t in corpus.tasks]
+
+
+def is_compression(suffix: str) -> bool:
+    """Whether a file of this suffix is compressed text."""
+    return suffix in _OPENERS
 
 
 def open_text(path: Path) -> TextIO:
@@ -134,76 +183,3 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         where=str(path),
         instead="a whole UTF-8 file, plain or .xz, .gz, .bz2",
     )
-
-
-def table_format(path: Path) -> Literal["tsv", "csv", "json"]:
-    """`tsv`, `csv` or `json` (JSON lines), by the suffix before any compression suffix.
-
-    Raises:
-        UserError: It is none of these.
-    """
-    suffix = next((s for s in reversed(path.suffixes) if s not in _OPENERS), "")
-    if suffix not in _FORMATS:
-        raise UserError("unknown table format", where=str(path), instead="a .tsv, .csv, .json or .jsonl file")
-    return _FORMATS[suffix]
-
-
-def column_names(path: Path) -> list[str]:
-    """Column names of a TSV, CSV or JSON-lines file, compressed or not.
-
-    Raises:
-        UserError: The format is none of these, or the file is empty or damaged.
-    """
-    if table_format(path) == "json":
-        return list(next(_json_rows(path))[1])
-    return next(_fields(path))[1]
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a TSV, CSV or JSON-lines file as (line number, column -> text); JSON's numbers become text.
-
-    Raises:
-        UserError: The format is none of these, or the file is empty or damaged; says the line.
-    """
-    if table_format(path) == "json":
-        yield from _json_rows(path)
-        return
-    fields = _fields(path)
-    _, names = next(fields)
-    for line, values in fields:
-        if len(values) != len(names):
-            raise UserError(f"{len(values)} fields where the header has {len(names)}", where=f"{path}:{line}")
-        yield line, dict(zip(names, values, strict=True))
-
-
-def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields, the header first. GLUE's TSV files quote nothing: a quotation mark in them is text."""
-    quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if table_format(path) == "tsv" else {}
-    reader = csv.reader(lines(path), **quoting)
-    empty = True
-    try:
-        for fields in reader:
-            if fields:
-                empty = False
-                yield reader.line_num, fields
-    except csv.Error as error:
-        raise UserError(f"not a table ({error})", where=f"{path}:{reader.line_num}") from None
-    if empty:
-        raise UserError("the file is empty", where=str(path))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    empty = True
-    for number, line in enumerate(lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise UserError("not a JSON object", where=f"{path}:{number}", instead='one {"column": value, …} per line')
-        empty = False
-        yield number, {k: v if isinstance(v, str) else str(v) for k, v in row.items() if v is not None}
-    if empty:
-        raise UserError("the file is empty", where=str(path))

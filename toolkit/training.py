@@ -21,11 +21,13 @@ from toolkit import learning_rate
 from toolkit.artifacts import Context
 from toolkit.corpus import Sequences, mask_tokens, masked_count, pad_masked
 from toolkit.distillation import Batch, LossTerms, MlmLoss, inputs_of
+from toolkit.heads import logits_of
+from toolkit.metrics import in_order
 from toolkit.recipe import AdamSettings, SGDSettings, Train
 from toolkit.sparsity.schedule import PruningSchedule
 from toolkit.sparsity.sparsifier import Sparsifier
 from toolkit.stream import Stream
-from toolkit.tasks import Examples, TaskData, pad, score
+from toolkit.tasks import Split, TaskData, pad
 
 _WHOLE = "whole.json"  # written last into a checkpoint: one without it was cut off
 _MODEL = "model.safetensors"
@@ -67,7 +69,7 @@ def steps_per_epoch(section: Train, examples: int) -> int:
     return math.ceil(examples / (section.batch_size * section.gradient_accumulation_steps))
 
 
-def task_data(examples: Examples, pad_id: int, section: Train, seed: int) -> TrainingData:
+def task_data(examples: Split, pad_id: int, section: Train, seed: int) -> TrainingData:
     """Labelled examples; the losses are averaged over the examples of an optimizer step."""
     steps = steps_of(section, len(examples))
     stream = _stream(examples.lengths, lambda i, _: examples[i], section, steps, seed)
@@ -339,16 +341,20 @@ def _last_whole(checkpoints: Path, context: Context) -> Path | None:
 
 
 @torch.inference_mode()
-def predict(model: Any, examples: Examples, pad_id: int, batch_size: int = 32) -> np.ndarray:
-    """Logits of every example, [n, C], in the order of the examples, whatever the batch size."""
+def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> Sequence[np.ndarray]:
+    """Logits of every example, in the order of the examples, whatever the batch size.
+
+    Returns:
+        [n, C] of a classifier or regressor; [2, length] for each window of question answering.
+    """
     model.eval().to(device())
     order = np.argsort(examples.lengths, kind="stable")
     logits: list[np.ndarray] = []
     for first in range(0, len(order), batch_size):
         features = [examples[int(i)] for i in order[first : first + batch_size]]
         batch = {k: v.to(device()) for k, v in pad(features, pad_id).items()}
-        logits.append(model(**inputs_of(batch)).logits.float().cpu().numpy())
-    return np.concatenate(logits)[np.argsort(order, kind="stable")]
+        logits += list(logits_of(model, inputs_of(batch)).float().cpu().numpy())
+    return in_order(logits, order, examples.lengths)
 
 
 @torch.inference_mode()
@@ -368,10 +374,9 @@ def mlm_loss(model: Any, loss: MlmLoss, sequences: Sequences, tokenizer: Any, pr
 
 def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData | None = None) -> dict[str, Any]:
     """The scores on the whole dev split, and how many examples are behind them."""
-    predicted = predict(model, task.dev, tokenizer.pad_token_id).argmax(axis=1)
     return {
         "examples_seen": len(data.stream) if data else 0,
-        "train_n": len(task.train),
-        "dev_n": len(task.dev),
-        "dev": score(task.metrics, task.dev.labels, predicted),
+        "train_n": len(task.train.truth),
+        "dev_n": task.dev_n,
+        "dev": task.scores(predict(model, task.dev, tokenizer.pad_token_id)),
     }

@@ -27,12 +27,12 @@ LAYERS = [
     {"inspection", "estimate", "checking", "console", "pipeline"},
     {"stages"},
     {
-        *("training", "stream", "corpus", "tasks", "models", "distillation"),
+        *("training", "stream", "corpus", "tasks", "questions", "heads", "models", "distillation"),
         *("sparsity", "quantization", "ir", "measure", "reporting", "tuning"),
     },
     {
         *("recipe", "recipe_base", "recipe_training", "recipe_pruning", "recipe_quantization"),
-        *("recipe_corpus", "recipe_stages", "recipe_task"),
+        *("recipe_corpus", "recipe_stages", "recipe_task", "recipe_presets"),
         *("recipe_yaml", "recipe_schema", "yaml_lines", "matching", "checkpoints"),
         *(
             "inc_schema",
@@ -45,7 +45,7 @@ LAYERS = [
             "inc_explain",
             "inc_yaml",
         ),
-        *("artifacts", "sources", "learning_rate", "errors"),
+        *("artifacts", "sources", "tables", "hub", "metrics", "learning_rate", "errors"),
     },
 ]
 

@@ -7,9 +7,11 @@ import lzma
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from toolkit import sources
+from toolkit import sources, tables
 from toolkit.errors import UserError
 from toolkit.recipe import Corpus, Task
 
@@ -127,14 +129,17 @@ def test_rows_of_all_formats_are_the_same(tmp_path):
     tsv = write(tmp_path / "a.tsv", 'sentence\tlabel\nsays "hi\t1\n')
     table = write(tmp_path / "a.csv", 'sentence,label\n"says ""hi",1\n')
     json_lines = write(tmp_path / "a.jsonl", json.dumps({"sentence": 'says "hi', "label": 1}) + "\n")
-    for path in (tsv, table, json_lines):
-        assert [row for _, row in sources.read_rows(path)] == [{"sentence": 'says "hi', "label": "1"}]
-        assert sources.column_names(path) == ["sentence", "label"]
+    parquet = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"sentence": ['says "hi'], "label": [1]}), parquet)
+    for path in (tsv, table, json_lines, parquet):
+        rows = [{name: str(value) for name, value in row.items()} for _, row in tables.read_rows(path)]
+        assert rows == [{"sentence": 'says "hi', "label": "1"}]
+        assert tables.column_names(path) == ["sentence", "label"]
 
 
 def test_rows_carry_the_line_they_end_on(tmp_path):
     path = write(tmp_path / "a.csv", 'a,b\n1,"x\ny"\n2,z\n')
-    assert [line for line, _ in sources.read_rows(path)] == [3, 4]
+    assert [where for where, _ in tables.read_rows(path)] == [f"{path}:3", f"{path}:4"]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +150,7 @@ def test_rows_carry_the_line_they_end_on(tmp_path):
         ("a.jsonl", '{"a": 1}\n{"a"\n', "not a JSON object", ":2"),
         ("a.tsv", "", "the file is empty", ""),
         ("a.jsonl", "\n", "the file is empty", ""),
+        ("a.parquet", "PAR0", "not a Parquet file", ""),
         ("a.xlsx", "a", "unknown table format", ""),
         ("noext", "a", "unknown table format", ""),
     ],
@@ -152,5 +158,5 @@ def test_rows_carry_the_line_they_end_on(tmp_path):
 def test_bad_tables_are_answered_with_file_and_line(tmp_path, name, text, message, line):
     path = write(tmp_path / name, text)
     with pytest.raises(UserError, match=message) as error:
-        list(sources.read_rows(path))
+        list(tables.read_rows(path))
     assert error.value.where == f"{path}{line}"

@@ -1,9 +1,11 @@
 """Tables to examples: splits, labels, padding, scores, and what bad data is answered with."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from toolkit import models, tasks
+from toolkit import metrics, models, tasks
 from toolkit.errors import UserError
 from toolkit.recipe import HoldOut, Task
 
@@ -24,6 +26,8 @@ def table(tmp_path):
 
     return write
 
+
+score = partial(metrics.score, "classification")
 
 TWO_ROWS = ("a | 0", "b | 1")
 
@@ -115,7 +119,7 @@ def test_only_rows_with_the_asked_values_are_kept(table, tokenizer):
 
 def test_split_without_rows_is_a_user_error(table, tokenizer):
     train, dev = table("train.tsv", "sentence | label", *TWO_ROWS), table("dev.tsv", "sentence | label")
-    with pytest.raises(UserError, match="no rows") as error:
+    with pytest.raises(UserError, match="the file is empty") as error:
         tasks.load_task("t", Task(train=train, dev=dev), tokenizer)
     assert error.value.where == dev
 
@@ -202,17 +206,17 @@ def test_pad_fills_to_the_longest_or_to_a_given_length():
 
 def test_score_counts_by_hand():
     labels, predictions = np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1])
-    assert tasks.score(["accuracy", "f1"], labels, predictions) == {"accuracy": 0.75, "f1": pytest.approx(0.8)}
-    assert list(tasks.score(["f1"], labels, predictions)) == ["f1"]
+    assert score(["accuracy", "f1"], labels, predictions) == {"accuracy": 0.75, "f1": pytest.approx(0.8)}
+    assert list(score(["f1"], labels, predictions)) == ["f1"]
 
 
 def test_f1_of_three_classes_is_the_mean_over_classes():
     labels, predictions = np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1])
-    assert tasks.score(["f1"], labels, predictions)["f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert score(["f1"], labels, predictions)["f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
 
 
 def test_f1_of_a_model_that_never_says_yes_is_zero():
-    assert tasks.score(["f1"], np.array([0, 1]), np.array([0, 0])) == {"f1": 0.0}
+    assert score(["f1"], np.array([0, 1]), np.array([0, 0])) == {"f1": 0.0}
 
 
 def test_real_sst2_is_read_whole(shared_data, tokenizer):

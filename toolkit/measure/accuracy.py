@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from toolkit.errors import UserError
+from toolkit.metrics import in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +27,8 @@ def predict_ir(
     pad_id: int,
     batch_size: int = 32,
     properties: Mapping[str, str] | None = None,
-) -> "np.ndarray":
-    """Logits [n, classes] of ALL examples, in their order.
+) -> "Sequence[np.ndarray]":
+    """Logits of ALL examples, in their order: [n, C]; or [2, length] for each window of question answering.
 
     Examples of like length share a batch, which is padded to its longest one. Products are computed in FP32 where
     the model is FP32, also on CPUs that would pick bfloat16 by themselves: formats are compared, not CPU defaults.
@@ -56,22 +57,22 @@ def predict_ir(
     request = compiled.create_infer_request()
     features = [examples[i] for i in range(len(examples))]
     order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
-    logits: np.ndarray | None = None
+    logits: list[np.ndarray] = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = padded([features[i] for i in chosen], names, pad_id)
-        out = request.infer(batch)[compiled.output(0)]
-        if len(out) != len(chosen):  # seen with activations quantized at run time on a CPU held to AVX2
+        answer = request.infer(batch)
+        # One output of a classifier; of question answering the logits of starts, then those of ends.
+        outputs = [answer[port] for port in compiled.outputs]
+        rows = outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=1)
+        if len(rows) != len(chosen):  # seen with activations quantized at run time on a CPU held to AVX2
             raise UserError(
-                f"OpenVINO answered {len(out)} of {len(chosen)} examples",
+                f"OpenVINO answered {len(rows)} of {len(chosen)} examples",
                 where=str(folder),
                 instead="another quantization.approach than post_training_dynamic_quant on this CPU",
             )
-        if logits is None:
-            logits = np.empty((len(features), out.shape[-1]), out.dtype)
-        logits[chosen] = out
-    assert logits is not None
-    return logits
+        logits += list(rows.copy())
+    return in_order(logits, order, [len(f["input_ids"]) for f in features])
 
 
 def padded(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.heads import logits_of
 from toolkit.quantization import nncf_ops
 
 
@@ -32,8 +33,8 @@ def measure(model: Any, batches: Sequence[Mapping[str, Tensor]], operations: Map
 
 
 def _logits(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """[n, classes]."""
+    """All logits of all batches, one after the other."""
     model.eval()
     device = next(model.parameters()).device
-    outputs = [model(**{k: v.to(device) for k, v in batch.items()}).logits for batch in batches]
-    return torch.cat(outputs).float()
+    moved = ({k: v.to(device) for k, v in batch.items()} for batch in batches)
+    return torch.cat([logits_of(model, batch).float().flatten() for batch in moved])

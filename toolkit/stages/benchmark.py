@@ -38,7 +38,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     scores, answered = {}, []
     for variant, folder in folders.items():
         logits = accuracy.predict_ir(folder, task.dev, tokenizer.pad_token_id)
-        scores[variant] = tasks.score(task.metrics, task.dev.labels, logits.argmax(axis=1))
+        scores[variant] = task.scores(logits)
         answered.append(len(logits))
         advance()
 
@@ -69,8 +69,9 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     return StageResult(
         kind="measurement",
         metrics={
-            "dev_n": len(task.dev),
+            "dev_n": task.dev_n,
             "metrics": list(task.metrics),
+            "counts": {m.name: m.n for m in task.measures},
             "note": sections.task.note,
             "variants": variants,
             "sizes_reference": footprint.reference() if footprint else {},

@@ -74,7 +74,7 @@ class _Trials:
         """The FP32 model that is quantized."""
         from toolkit import models
 
-        return models.load_classifier(self._source, self.task.labels)
+        return models.load_task_model(self._source, self.task.kind, self.task.labels)
 
     def matrices(self, model: Any) -> dict[str, Any]:
         """The prunable matrices of a model, quantized or not."""
@@ -158,7 +158,7 @@ class _Trials:
         lock.attach(self.matrices(model))
         loss = task_loss()
         if self._sections.quantize.distillation is not None:
-            teacher = models.load_classifier(self._inputs["task_teacher"].path, self.task.labels)
+            teacher = models.load_task_model(self._inputs["task_teacher"].path, self.task.kind, self.task.labels)
             loss = task_loss(Teacher(teacher, training.device()), train.criterion)
         data = self._data
         if steps is not None:
@@ -219,7 +219,7 @@ class _Trials:
         """The search, for the manifest and for those who open the checkpoint."""
         promise, record = self._sections.quantize.tuning, self._context.work / "sensitivity.json"
         return {
-            "examples": len(self.task.tune),
+            "examples": len(self.task.tune.truth),
             "metric": self.task.metrics[0],
             "reference": self._reference,
             "kind": "absolute" if promise.accuracy_criterion.relative is None else "relative",
@@ -245,10 +245,9 @@ class _Trials:
         return nncf_ops.quantized_ops(model, self._sample())
 
     def _score(self, model: Any) -> float:
-        from toolkit import tasks, training
+        from toolkit import training
 
-        predicted = training.predict(model, self.task.tune, self.tokenizer.pad_token_id).argmax(axis=1)
-        return tasks.score(self.task.metrics[:1], self.task.tune.labels, predicted)[self.task.metrics[0]]
+        return self.task.tuning_score(training.predict(model, self.task.tune, self.tokenizer.pad_token_id))
 
     def _batches(self, examples: Any, count: int, size: int) -> list[Any]:
         """Model inputs of the first `count` examples, those of like length together."""

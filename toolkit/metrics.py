@@ -1,0 +1,115 @@
+"""Metrics in [0, 1] (correlations in [-1, 1]) of what was predicted against what is true, by a task's kind."""
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit.recipe import Kind
+
+Answers = Sequence[Any] | np.ndarray
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def score(kind: Kind, metrics: Sequence[str], truth: Answers, predicted: Answers) -> dict[str, float]:
+    """The metrics of all examples; both sequences have one entry for each.
+
+    Args:
+        kind: classification (class numbers), regression (numbers) or question_answering (predicted: a text; truth:
+            all texts that are right).
+        metrics: Those that `recipe_task.METRICS` names for the kind.
+        truth: [n].
+        predicted: [n].
+    """
+    assert len(truth) == len(predicted) > 0
+    return {name: float(_METRICS[kind][name](truth, predicted)) for name in metrics}
+
+
+def in_order(logits: Sequence[np.ndarray], order: Answers, lengths: Answers) -> Sequence[np.ndarray]:
+    """Logits of examples that were answered in another order, without their padding.
+
+    Args:
+        logits: One array per answer: [C] of a classifier, [2, padded length] of starts and ends.
+        order: Number of the example that each answer is to.
+        lengths: Tokens of each example.
+
+    Returns:
+        By example: one array [n, C]; or a list of [2, length].
+    """
+    found: list[Any] = [None] * len(order)
+    for row, index in zip(logits, order, strict=True):
+        found[index] = row if row.ndim == 1 else row[:, : lengths[index]]
+    return np.stack(found) if found[0].ndim == 1 else found
+
+
+def _f1(truth: Any, predicted: Any) -> float:
+    """Of class 1 where there are two classes (as GLUE has it), else the mean over the classes."""
+    from sklearn.metrics import f1_score
+
+    two = max(np.max(truth), np.max(predicted)) <= 1
+    return float(f1_score(truth, predicted, average="binary" if two else "macro", zero_division=0.0))
+
+
+def _accuracy(truth: Any, predicted: Any) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(truth, predicted))
+
+
+def _matthews(truth: Any, predicted: Any) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(truth, predicted))
+
+
+def _pearson(truth: Any, predicted: Any) -> float:
+    """0 where one side does not vary: there is no correlation then."""
+    if np.std(truth) == 0 or np.std(predicted) == 0:
+        return 0.0
+    return float(np.corrcoef(truth, predicted)[0, 1])
+
+
+def _spearman(truth: Any, predicted: Any) -> float:
+    from scipy.stats import rankdata
+
+    return _pearson(rankdata(truth), rankdata(predicted))
+
+
+def plain_answer(text: str) -> str:
+    """An answer as SQuAD v1.1 compares it: lower case, no punctuation, no English articles, single spaces.
+
+    Source: the definition that comes with the data set (Rajpurkar et al., 2016, section 6.1, and its script).
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def answer_matches(answers: Sequence[str], predicted: str) -> float:
+    """1 when the prediction is one of the right answers, up to `plain_answer`; nothing predicted is never right."""
+    return float(bool(predicted) and any(plain_answer(predicted) == plain_answer(a) for a in answers))
+
+
+def answer_overlap(answers: Sequence[str], predicted: str) -> float:
+    """Largest F1 of the words in common, each counted as often as it stands on both sides, over the right answers."""
+    return max((_overlap(plain_answer(a).split(), plain_answer(predicted).split()) for a in answers), default=0.0)
+
+
+def _overlap(right: list[str], predicted: list[str]) -> float:
+    common = sum((Counter(right) & Counter(predicted)).values())
+    return 2 * common / (len(right) + len(predicted)) if common else 0.0
+
+
+def _mean(measure: Callable[[Sequence[str], str], float]) -> Callable[[Any, Any], float]:
+    return lambda truth, predicted: math.fsum(map(measure, truth, predicted)) / len(predicted)
+
+
+_METRICS: dict[str, dict[str, Callable[[Any, Any], float]]] = {
+    "classification": {"accuracy": _accuracy, "f1": _f1, "matthews_correlation": _matthews},
+    "regression": {"pearson": _pearson, "spearman": _spearman},
+    "question_answering": {"f1": _mean(answer_overlap), "exact_match": _mean(answer_matches)},
+}

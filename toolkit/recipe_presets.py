@@ -1,0 +1,52 @@
+"""The public tasks by name: what a recipe's `preset` fills in where the recipe itself says nothing.
+
+A new public task is one more entry here. Class names are in the order of the numbers in the published files.
+"""
+
+from typing import Any, Literal
+
+Preset = Literal["sst2", "mnli", "qqp", "qnli", "squad", "mrpc", "rte", "cola", "stsb"]
+
+
+def _glue(config: str, dev: str = "validation") -> dict[str, Any]:
+    return {"train": f"hub:nyu-mll/glue:{config}:train", "dev": f"hub:nyu-mll/glue:{config}:{dev}"}
+
+
+_TWO_SENTENCES = ["sentence1", "sentence2"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "sst2": _glue("sst2") | {"columns": ["sentence"], "labels": ["negative", "positive"]},
+    "mnli": _glue("mnli", "validation_matched")
+    | {
+        "more_dev": {"mismatched": "hub:nyu-mll/glue:mnli:validation_mismatched"},
+        "columns": ["premise", "hypothesis"],
+        "labels": ["entailment", "neutral", "contradiction"],
+    },
+    "qqp": _glue("qqp")
+    | {
+        "columns": ["question1", "question2"],
+        "labels": ["not_duplicate", "duplicate"],
+        "metrics": ["accuracy", "f1"],
+        "drop_empty": True,  # Quora's file has pairs with one question missing
+    },
+    "qnli": _glue("qnli") | {"columns": ["question", "sentence"], "labels": ["entailment", "not_entailment"]},
+    "mrpc": _glue("mrpc")
+    | {"columns": _TWO_SENTENCES, "labels": ["not_equivalent", "equivalent"], "metrics": ["accuracy", "f1"]},
+    "rte": _glue("rte") | {"columns": _TWO_SENTENCES, "labels": ["entailment", "not_entailment"]},
+    "cola": _glue("cola")
+    | {
+        "columns": ["sentence"],
+        "labels": ["unacceptable", "acceptable"],
+        "metrics": ["matthews_correlation", "accuracy"],
+    },
+    "stsb": _glue("stsb") | {"kind": "regression", "columns": _TWO_SENTENCES, "metrics": ["pearson", "spearman"]},
+    "squad": {
+        "kind": "question_answering",
+        "train": "hub:rajpurkar/squad::train",
+        "dev": "hub:rajpurkar/squad::validation",
+        "columns": ["question", "context"],
+        "label": "answers",
+        "metrics": ["f1", "exact_match"],
+        "max_seq_length": 384,
+    },
+}
