@@ -38,6 +38,7 @@ from toolkit.artifacts import (
     write_manifest,
 )
 from toolkit.errors import CheckFailed, UserError
+from toolkit.hub import is_hub
 from toolkit.measure import system
 from toolkit.recipe import OWN_STAGES, Recipe
 
@@ -121,29 +122,36 @@ class Step:
         return f"{self.task}/{self.stage.name}" if self.task else self.stage.name
 
 
-def plan(recipe: Recipe, run_folder: Path) -> list[Step]:
+def plan(recipe: Recipe, run_folder: Path, *, fetch: bool = True) -> list[Step]:
     """The steps of a recipe in the order in which they run, each with what is already there.
+
+    Args:
+        recipe: What to do.
+        run_folder: Where it is done.
+        fetch: Get models and data from the hub; else what is not at hand is taken for something never seen.
 
     Raises:
         UserError: A model, checkpoint or data file is missing, or a stage has no input.
     """
     made: dict[tuple[str | None, str], Step | Artifact] = {}
-    made[None, "base"] = _ready("dense", recipe.model.source)
+    made[None, "base"] = _ready("dense", recipe.model.source, fetch)
     steps = []
     for task in (None, *recipe.tasks):
         ready = recipe.tasks[task].ready if task else recipe.ready
         for stage in (s for s in STAGES if s.per_task == (task is not None)):
             if stage.name in ready:
-                made[task, stage.name] = _ready(stage.kind, ready[stage.name])  # type: ignore[index]
+                made[task, stage.name] = _ready(stage.kind, ready[stage.name], fetch)  # type: ignore[index]
             elif recipe.section(stage.name, task) is not None:
-                step = _step(recipe, stage, task, run_folder, made)
+                step = _step(recipe, stage, task, run_folder, made, fetch)
                 made[task, stage.name] = step
                 steps.append(step)
     return steps
 
 
-def _ready(kind: Kind, source: str) -> Artifact:
-    folder = sources.model_folder(source)
+def _ready(kind: Kind, source: str, fetch: bool) -> Artifact:
+    folder = sources.model_folder(source) if fetch else sources.model_at_hand(source)
+    if folder is None:
+        return Artifact(kind=kind, path=Path(source), sha256=source)
     return Artifact(kind=kind, path=folder, sha256=content_hash(folder))
 
 
@@ -153,6 +161,7 @@ def _step(
     task: str | None,
     run_folder: Path,
     made: "dict[tuple[str | None, str], Step | Artifact]",
+    fetch: bool,
 ) -> Step:
     inputs: dict[str, Step | Artifact] = {}
     needed = stage.needed(recipe, task)
@@ -168,7 +177,7 @@ def _step(
                 instead=f"add a `{names[0]}` section, or name a checkpoint under `ready`",
             )
     sections = _sections(recipe, stage, task)
-    data = _data_hashes(sections)
+    data = _data_hashes(sections, fetch)
     key = json_hash(
         {
             "stage": stage.name,
@@ -203,13 +212,19 @@ def _plain(name: str, value: Any) -> Any:
     return plain | {"more_dev": sorted(value.more_dev)} if name == "task" else plain  # their names name the metrics
 
 
-def _data_hashes(sections: dict[str, Any]) -> dict[str, str]:
-    files: list[Path] = []
+def _data_hashes(sections: dict[str, Any], fetch: bool) -> dict[str, str]:
+    """Data file -> content hash. Text on the hub is streamed, never fetched whole: its name is all there is to it."""
+    specs: list[str] = []
     if sections.get("corpus") is not None:
-        files += sources.corpus_files(sections["corpus"], sections["corpus_tasks"])
+        specs += sources.corpus_specs(sections["corpus"], sections["corpus_tasks"])
+    streamed = {s for s in (sections["corpus"].files if sections.get("corpus") else ()) if is_hub(s)}
     if sections.get("task") is not None:
-        files += sources.task_files(sections["task"])
-    return {str(f): file_hash(f) for f in dict.fromkeys(files)}
+        specs += sources.task_specs(sections["task"])
+    hashes = {}
+    for spec in dict.fromkeys(specs):
+        file = None if spec in streamed else sources.local_file(spec) if fetch else sources.at_hand(spec)
+        hashes[str(file or spec)] = file_hash(file) if file else spec
+    return hashes
 
 
 def select(steps: list[Step], *, only: str | None = None, start: str | None = None) -> list[Step]:

@@ -141,9 +141,14 @@ def task_files(task: Task) -> list[Path]:
     return [local_file(f) for f in task_specs(task)]
 
 
+def corpus_specs(corpus: Corpus, tasks: Mapping[str, Task]) -> list[str]:
+    """What a recipe names as the files that pre-training text comes from."""
+    return [*corpus.files, *(tasks[t].train for t in corpus.tasks)]
+
+
 def corpus_files(corpus: Corpus, tasks: Mapping[str, Task]) -> list[Path]:
     """All files that pre-training text comes from."""
-    return [local_file(f) for f in corpus.files] + [local_file(tasks[t].train) for t in corpus.tasks]
+    return [local_file(f) for f in corpus_specs(corpus, tasks)]
 
 
 def is_compression(suffix: str) -> bool:
