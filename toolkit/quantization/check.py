@@ -48,7 +48,7 @@ def _linear(matmul: "MatMul", section: Quantization, returned: bool) -> Iterator
         if matmul.activation_scheme:
             yield f"the activation is {matmul.activation_scheme}, FP32 was wanted"
         return
-    yield from _weight(matmul.stored_type, matmul.weight_granularity, wanted)
+    yield from _weight(matmul.stored_type, matmul.weight_granularity, wanted, rows=min(matmul.shape))
     if matmul.weight_scheme == "asym":
         yield "the weight has a zero point, sym was wanted"
     if wanted.weight.bit == 7 and matmul.largest_code > _SEVEN_BITS:
@@ -65,7 +65,7 @@ def _embedding(table: "Embedding", section: Quantization, returned: bool) -> Ite
     if returned or not in_8_bits(wanted):
         yield from _fp32(table.stored_type)
     else:
-        yield from _weight(table.stored_type, table.weight_granularity, wanted)
+        yield from _weight(table.stored_type, table.weight_granularity, wanted, rows=min(table.shape))
 
 
 def _attention(product: "AttentionProduct", section: Quantization, returned: bool) -> Iterator[str]:
@@ -82,8 +82,9 @@ def _fp32(stored_type: str) -> Iterator[str]:
         yield f"the weight is stored as {stored_type}, f32 was wanted"
 
 
-def _weight(stored_type: str, granularity: str, wanted: ModelWise) -> Iterator[str]:
+def _weight(stored_type: str, granularity: str, wanted: ModelWise, rows: int) -> Iterator[str]:
+    """A matrix of one row, as of a regression's head, has one scale whatever is asked for."""
     if stored_type != "i8":
         yield f"the weight is stored as {stored_type}, i8 was wanted"
-    elif granularity != wanted.weight.granularity:
+    elif rows > 1 and granularity != wanted.weight.granularity:
         yield f"the weight's scale is {granularity}, {wanted.weight.granularity} was wanted"

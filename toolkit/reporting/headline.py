@@ -9,6 +9,7 @@ from toolkit.measure.size import FILE, GZIP, VALUES
 
 DENSE, SHIPPED = "dense-fp32", "sparse-int8"
 _LARGER_IS_BETTER = ("throughput_median",)
+_SHARES = ("accuracy", "exact_match")  # metrics that are a share of examples
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Score:
 
     Attributes:
         error: Binomial standard error; None for metrics that are no share of examples (F1).
+        n: Examples, or questions, behind it.
         change: Difference to dense FP32; None for dense FP32 itself, or without it.
     """
 
@@ -24,6 +26,7 @@ class Score:
     value: float
     error: float | None
     change: float | None
+    n: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,6 @@ class Headline:
 
     task: str
     note: str
-    n: int
     variants: tuple[Variant, ...]
     latency_batch: int
     throughput_batch: int
@@ -73,10 +75,13 @@ def headline(benchmark: Manifest) -> Headline:
     batches = sorted({p["batch"] for v in found.values() for p in v["performance"]}) or [1]
     small, large = batches[0], batches[-1]
     n = int(metrics["dev_n"])
+    counts: dict[str, int] = metrics.get("counts", {})
     variants = tuple(
         Variant(
             name=name,
-            scores=tuple(_score(m, v["accuracy"], dense if name != DENSE else None, n) for m in metrics["metrics"]),
+            scores=tuple(
+                _score(m, v["accuracy"], dense if name != DENSE else None, counts.get(m, n)) for m in metrics["metrics"]
+            ),
             file=_size(v["sizes"][FILE], dense["sizes"][FILE] if dense else None),
             gzip=_size(v["sizes"][GZIP], dense["sizes"][GZIP] if dense else None),
             encoder=_size(v["sizes"][VALUES], metrics["sizes_reference"]["encoder"]) if VALUES in v["sizes"] else None,
@@ -85,7 +90,7 @@ def headline(benchmark: Manifest) -> Headline:
         )
         for name, v in found.items()
     )
-    return Headline(benchmark.task or "", metrics.get("note", ""), n, variants, small, large)
+    return Headline(benchmark.task or "", metrics.get("note", ""), variants, small, large)
 
 
 def binomial_error(share: float, n: int) -> float:
@@ -95,8 +100,8 @@ def binomial_error(share: float, n: int) -> float:
 
 def _score(metric: str, scores: dict[str, float], dense: dict[str, Any] | None, n: int) -> Score:
     value = scores[metric]
-    error = binomial_error(value, n) if metric == "accuracy" else None
-    return Score(metric, value, error, None if dense is None else value - dense["accuracy"][metric])
+    error = binomial_error(value, n) if metric.split(" (")[0] in _SHARES else None
+    return Score(metric, value, error, None if dense is None else value - dense["accuracy"][metric], n)
 
 
 def _size(value: float, reference: float | None) -> Measured:

@@ -75,7 +75,7 @@ def _table(head: Headline, title: str) -> "Table":
         title=title,
         box=SIMPLE,
         padding=0,
-        caption=f"n = {head.n:,}; ± one standard error; second lines: points and × against dense-fp32{note}",
+        caption=f"n = {text.examples(head)}; ± one standard error; second lines: points and × against dense-fp32{note}",
     )
     table.add_column("variant", no_wrap=True)
     columns = [s.metric for s in head.variants[0].scores]

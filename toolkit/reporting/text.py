@@ -74,8 +74,17 @@ def cell(content: object) -> str:
     return str(content).replace("|", "\\|")
 
 
+def examples(head: Headline) -> str:
+    """How many dev examples are behind the scores: 872; or 9,815 (accuracy), 9,832 (accuracy (mismatched))."""
+    scores = head.variants[0].scores
+    if len({s.n for s in scores}) == 1:
+        return f"{scores[0].n:,}"
+    return ", ".join(f"{s.n:,} ({s.metric})" for s in scores)
+
+
 FILTERS = {
-    f.__name__: f for f in (percent, points, storage, milliseconds, times, number, measured, score, duration, cell)
+    f.__name__: f
+    for f in (percent, points, storage, milliseconds, times, number, measured, score, duration, cell, examples)
 }
 
 
@@ -91,7 +100,7 @@ def summary(head: Headline, sparse: Manifest | None) -> str:
     zeros = ""
     if variant.name.startswith("sparse") and sparse is not None:
         zeros = f" ({percent(sparse.metrics['sparsity'])} of the encoder's weights are zero)"
-    text = f"{variant.name}{zeros} scores {score(first)} {first.metric} on {head.n:,} dev examples"
+    text = f"{variant.name}{zeros} scores {score(first)} {first.metric} on {first.n:,} dev examples"
     if first.change is not None:
         text += f", {points(first.change)} points against {DENSE}"
     text += f". {_size_sentence(variant)}"
@@ -146,7 +155,7 @@ def tuning_cost(found: dict[str, Any], number: int) -> str:
 def missed_criteria(manifests: Sequence[Manifest]) -> list[str]:
     """One line for each task whose accuracy criterion was not met; by tuning's figures where there are no others."""
     missed = [m for m in manifests if (m.metrics.get("accuracy_criterion") or {}).get("met") is False]
-    lines = [f"{m.task}: {criterion(m)} (n = {headline(m).n:,})" for m in missed]
+    lines = [f"{m.task}: {criterion(m)} (n = {headline(m).variants[0].scores[0].n:,})" for m in missed]
     measured = {m.task for m in manifests if m.stage == "benchmark"}
     for m in manifests:
         found = m.metrics.get("tuning")

@@ -1,0 +1,184 @@
+"""Every kind of task and every architecture from text to checked INT8 IR, on tiny models with random weights."""
+
+import csv
+import json
+import random
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from tests.conftest import BAD, GOOD, NOUNS, sentence
+from toolkit import pipeline
+from toolkit.artifacts import Silent
+from toolkit.recipe import Recipe
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+MATRICES = 12  # of two layers: query, key, value, output, and the two of the feed-forward part
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_bert, tiny_text, tmp_path_factory):
+    """Model type -> checkpoint of a masked language model."""
+    import transformers as t
+    from tokenizers import ByteLevelBPETokenizer
+
+    words = len(json.loads((tiny_bert / "tokenizer.json").read_text())["model"]["vocab"])
+    tokenizer = t.AutoTokenizer.from_pretrained(tiny_bert)
+    distil = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    made = {
+        "distilbert": (
+            t.DistilBertForMaskedLM(t.DistilBertConfig(vocab_size=words, max_position_embeddings=128, **distil)),
+            t.DistilBertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=128),
+        ),
+        "electra": (
+            t.ElectraForMaskedLM(
+                t.ElectraConfig(vocab_size=words, embedding_size=16, max_position_embeddings=128, **SMALL)
+            ),
+            tokenizer,
+        ),
+    }
+    bpe = ByteLevelBPETokenizer()
+    bpe.train([str(tiny_text)], vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    bpe.save_model(str(tmp_path_factory.mktemp("bpe")))
+    learned = json.loads(bpe.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    roberta = t.RobertaConfig(vocab_size=len(learned["vocab"]), max_position_embeddings=130, pad_token_id=1, **SMALL)
+    made["roberta"] = (
+        t.RobertaForMaskedLM(roberta),
+        t.RobertaTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=128),
+    )
+    found = {"bert": tiny_bert}
+    for name, (model, own) in made.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(found[name])
+        own.save_pretrained(found[name])
+    return found
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Kind -> the `tasks` section of a task of 60 training and 30 measured rows."""
+    folder = tmp_path_factory.mktemp("kinds")
+    rng = random.Random(2)
+
+    def table(name, header, rows):
+        path = folder / name
+        with path.open("w", newline="") as stream:
+            csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n").writerows([header, *rows])
+        return str(path)
+
+    def rows(count, label):
+        return [(sentence(rng, GOOD), sentence(rng, (GOOD, BAD)[n % 2]), label(n)) for n in range(count)]
+
+    def squad(name, count):
+        questions = []
+        for n in range(count):
+            words = rng.sample(NOUNS, 30)
+            context, answer = " ".join(words), words[n % 30]
+            at = f" {context} ".index(f" {answer} ")
+            asked = {"id": str(n), "question": f"who is {answer} ?", "answers": [{"text": answer, "answer_start": at}]}
+            questions.append({"context": context, "qas": [asked]})
+        path = folder / name
+        path.write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": questions}]}))
+        return str(path)
+
+    pairs = ["one", "two", "label"]
+    texts = {"columns": ["one", "two"], "max_seq_length": 32}
+    return {
+        "classification": texts
+        | {
+            "train": table("train.tsv", pairs, rows(60, lambda n: ("same", "other", "none")[n % 3])),
+            "dev": table("dev.tsv", pairs, rows(30, lambda n: ("same", "other", "none")[n % 3])),
+            "more_dev": {"odd": table("odd.tsv", pairs, rows(20, lambda n: ("same", "none")[n % 2]))},
+            "labels": ["same", "other", "none"],
+            "metrics": ["accuracy", "f1"],
+        },
+        "regression": texts
+        | {
+            "kind": "regression",
+            "train": table("scores.tsv", pairs, rows(60, lambda n: n % 2 * 4 + rng.random())),
+            "dev": table("more_scores.tsv", pairs, rows(30, lambda n: n % 2 * 4 + rng.random())),
+            "metrics": ["pearson", "spearman"],
+        },
+        "question_answering": {
+            "preset": "squad",
+            "train": squad("train.json", 60),
+            "dev": squad("dev.json", 30),
+            "max_seq_length": 40,
+            "windows": {"stride": 8, "max_question_length": 10},
+        },
+    }
+
+
+def recipe(model, task, text, benchmark: bool) -> Recipe:
+    steps = {"steps": 3, "batch_size": 8}
+    pruner = {"target_sparsity": 0.9, "end_step": 2, "update_frequency_on_step": 1}
+    values = {
+        "name": "kinds",
+        "model": {"source": str(model)},
+        "tasks": {"toy": task},
+        "corpus": {"files": [str(text)], "max_seq_length": 32, "limit": 40},
+        "teacher": {"train": steps},
+        "student": {
+            "pruning": {"approach": {"weight_compression": pruner | {"pruners": [{"prune_type": "magnitude"}]}}},
+            "distillation": {"train": steps},
+        },
+        "task_teacher": {"train": steps},
+        "transfer": {"distillation": {"train": steps}},
+        "quantize": {"distillation": {"train": steps}, "quantization": {"calibration": {"sampling_size": 8}}},
+        # Three steps teach nothing: a number that hardly varies makes every difference large beside its range.
+        "export": {"metric_tolerance": 0.5, "tolerance": 0.2},
+    }
+    if benchmark:
+        timing = {"warmup": 0, "iteration": 1, "seconds": 1, "batch_sizes": [1], "sequence_length": 40}
+        values["benchmark"] = {"evaluation": {"performance": timing}}
+    return Recipe.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("bert", "question_answering"),
+        ("distilbert", "question_answering"),
+        ("roberta", "question_answering"),
+        ("roberta", "classification"),
+        ("electra", "regression"),
+    ],
+)
+def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, files, tiny_text, tmp_path):
+    chosen = recipe(folders[architecture], files[kind], tiny_text, benchmark=architecture == "bert")
+    run = pipeline.Run(chosen, tmp_path / "run", lambda step: nullcontext(Silent()))
+    made = {m.stage: m for m in run()}  # a broken check is an error
+    assert all(check.ok for m in made.values() for check in m.checks)
+    assert len(made["student"].metrics["per_matrix"]) == MATRICES
+    measured = {
+        "classification": {"accuracy": 30, "f1": 30, "accuracy (odd)": 20, "f1 (odd)": 20},
+        "regression": {"pearson": 30, "spearman": 30},
+        "question_answering": {"f1": 30, "exact_match": 30},
+    }[kind]
+    for figures in made["export"].metrics["variants"].values():
+        assert figures["torch"].keys() == figures["ir"].keys() == measured.keys()
+        assert figures["dev_n"] == (50 if kind == "classification" else 30)
+    assert set(made["export"].metrics["variants"]) == {"dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8"}
+    if architecture == "bert":
+        assert made["benchmark"].metrics["counts"] == measured
+
+
+def test_question_answering_ir_opens_with_optimum_intel_and_answers_as_torch_does(folders, files, tiny_text, tmp_path):
+    from optimum.intel import OVModelForQuestionAnswering
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    values = recipe(folders["bert"], files["question_answering"], tiny_text, benchmark=False)
+    values = values.model_copy(update={"transfer": None, "quantize": None, "student": None})
+    values = values.model_copy(update={"export": values.export.model_copy(update={"variants": ("dense-fp32",)})})
+    pipeline.Run(values, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    folder = tmp_path / "run/tasks/toy"
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export/dense-fp32")
+    inputs = tokenizer("who is bar ?", "the lovely story of bar and its end", return_tensors="pt")
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}  # CPUs with AMX would pick bfloat16
+    opened = OVModelForQuestionAnswering.from_pretrained(folder / "export/dense-fp32", ov_config=precision)(**inputs)
+    with torch.no_grad():
+        wanted = AutoModelForQuestionAnswering.from_pretrained(folder / "task_teacher").eval()(**inputs)
+    assert torch.allclose(opened.start_logits, wanted.start_logits, atol=1e-4)
+    assert torch.allclose(opened.end_logits, wanted.end_logits, atol=1e-4)
