@@ -93,7 +93,7 @@ def hub_split(spec: str) -> HubSplit:
     Raises:
         UserError: It has another form.
     """
-    name, *rest = spec.removeprefix(PREFIX).rsplit(":", 2)
+    name, *rest = spec.removeprefix(PREFIX).split(":", 2)  # a split may be a slice: train[:1000]
     dataset, _, revision = name.partition("@")
     if not dataset or len(rest) != 2 or not rest[1]:
         raise UserError("not a split of a data set on the hub", where=spec, instead=_FORM)

@@ -122,6 +122,8 @@ class Recipe(Section):
             if getattr(self, stage) and not self.tasks:
                 raise wrong("needs a task: there is none under `tasks`", stage, instead="tasks: {<name>: {…}}")
         sparse = self.student is not None or "student" in self.ready
+        for name in self.tasks:
+            _distances_fit(self, name)
         for own in (None, *self.tasks):
             transfer = self.section("transfer", own)
             if transfer and transfer.pruning.only_locks and not sparse:
@@ -132,3 +134,22 @@ class Recipe(Section):
 
 def _both(below: Any, above: Any) -> bool:
     return isinstance(below, dict) and isinstance(above, dict)
+
+
+def _distances_fit(recipe: Recipe, name: str) -> None:
+    """Logits of answers are as many as a text has tokens: only distributions over them can be compared."""
+    task = recipe.tasks[name]
+    for stage in ("transfer", "quantize"):
+        section = recipe.section(stage, name)
+        if task.kind != "question_answering" or section is None or section.distillation is None:
+            continue
+        settings = section.distillation.train.criterion.settings
+        if isinstance(settings, KDLossSettings) and settings.loss_types[1] == "MSE":
+            at = ("tasks", name, stage) if getattr(task, stage) is not None else (stage,)
+            keys = ("distillation", "train", "criterion", "KnowledgeDistillationLoss", "loss_types")
+            raise wrong(
+                f"MSE compares logits one by one, and those of {name!r} are as many as a text has tokens",
+                *at,
+                *keys,
+                instead="[CE, KL]",
+            )

@@ -1,0 +1,89 @@
+"""Splits of the hub, by means of a local folder laid out like a data set there: no network."""
+
+import pytest
+
+from toolkit import hub, models, sources, tables, tasks
+from toolkit.errors import UserError
+from toolkit.recipe import Task
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """A data set with one config `small`; splits train and validation, labels as class numbers."""
+    import datasets
+
+    folder = tmp_path / "toy"
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    for split, rows in (("train", 20), ("validation", 6)):
+        texts = [f"{split} {n}" for n in range(rows)]
+        table = datasets.Dataset.from_dict({"sentence": texts, "label": [n % 2 for n in range(rows)]}, features)
+        (folder / "small").mkdir(parents=True, exist_ok=True)
+        table.to_parquet(folder / "small" / f"{split}-00000-of-00001.parquet")
+    files = "".join(f"  - split: {s}\n    path: small/{s}-*\n" for s in ("train", "validation"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: small\n  data_files:\n{files}---\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    return folder
+
+
+def test_split_is_fetched_once_into_one_table(dataset, tmp_path):
+    spec = f"hub:{dataset}:small:validation"
+    assert sources.at_hand(spec) is None
+    file = sources.local_file(spec)
+    assert sources.at_hand(spec) == file
+    assert file.is_relative_to(tmp_path / "cache")
+    assert [row["label"] for _, row in tables.read_rows(file)] == [0, 1, 0, 1, 0, 1]
+    before = file.stat().st_mtime_ns
+    assert sources.local_file(spec).stat().st_mtime_ns == before
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_task_from_the_hub_has_the_recipes_class_names(dataset, tiny_bert):
+    section = Task(train=f"hub:{dataset}:small:train", dev=f"hub:{dataset}:small:validation", labels=("bad", "good"))
+    task = tasks.load_task("toy", section, models.load_tokenizer(tiny_bert))
+    assert (len(task.train), len(task.tune), task.dev_n, task.labels) == (18, 2, 6, ("bad", "good"))
+    assert task.dev.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_texts_are_streamed(dataset):
+    texts = hub.hub_split(f"hub:{dataset}:small:train").texts("sentence")
+    assert [next(texts) for _ in range(2)] == ["train 0", "train 1"]
+    with pytest.raises(UserError, match="no column 'text'"):
+        next(hub.hub_split(f"hub:{dataset}:small:train").texts("text"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("hub:nyu-mll/glue:sst2:train", hub.HubSplit("nyu-mll/glue", "sst2", "train")),
+        ("hub:rajpurkar/squad::validation", hub.HubSplit("rajpurkar/squad", "", "validation")),
+        ("hub:a/b@1a2b3c:c:train[:10]", hub.HubSplit("a/b", "c", "train[:10]", "1a2b3c")),
+    ],
+)
+def test_split_is_named_by_dataset_config_and_split(spec, expected):
+    assert hub.hub_split(spec) == expected
+
+
+@pytest.mark.parametrize("spec", ["hub:", "hub:a/b", "hub:a/b:c", "hub:a/b:c:", "hub::c:train"])
+def test_name_of_another_form_is_refused(spec):
+    with pytest.raises(UserError, match="not a split") as error:
+        hub.hub_split(spec)
+    assert "hub:nyu-mll/glue:sst2:train" in error.value.instead
+
+
+def test_hub_that_does_not_answer_is_a_user_error_that_names_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="the hub does not give this split") as error:
+        sources.local_file("hub:no-such/data-set:x:train")
+    assert "local file" in error.value.instead
+
+
+def test_model_on_the_hub_is_not_at_hand_and_a_missing_folder_is_an_error(tmp_path, monkeypatch):
+    assert sources.model_at_hand("google-bert/bert-base-uncased-that-nobody-fetched") is None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for missing in ("models/mine", str(tmp_path / "nowhere"), "nowhere"):
+        with pytest.raises(UserError, match="neither a local folder nor a model"):
+            sources.model_at_hand(missing)
