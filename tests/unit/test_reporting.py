@@ -89,7 +89,7 @@ def test_markdown_tables_have_as_many_cells_in_each_row_as_in_their_head(tmp_pat
     reporting.build(run_manifests(("films", "sst2")), tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
     rulers = [i for i, line in enumerate(lines) if re.fullmatch(r"\|[-:|]+\|", line)]
-    assert len(rulers) == 2 * 2 + 3
+    assert len(rulers) == 1 + 2 * 2 + 3  # what the tasks came to; two for each task; budget, checks, data
     for i in rulers:
         rows = [lines[i - 1]]
         rows += lines[i + 1 : next((k for k in range(i + 1, len(lines)) if not lines[k].startswith("|")), None)]
@@ -105,6 +105,33 @@ def test_terminal_table_fits_80_columns():
         assert expected in shown, expected
     assert "…" not in shown
     assert "4 of 4 checks hold." in shown
+
+
+def test_several_tasks_are_compared_in_one_table_with_the_examples_behind_each_metric(tmp_path):
+    two = run_manifests(("films", "mnli"))
+    index = next(i for i, m in enumerate(two) if m.stage == "benchmark" and m.task == "mnli")
+    metrics = two[index].metrics
+    for variant in metrics["variants"].values():
+        variant["accuracy"]["accuracy (mismatched)"] = variant["accuracy"]["accuracy"] + 0.01
+    own = {
+        "metrics": ["accuracy", "accuracy (mismatched)"],
+        "counts": {"accuracy": 9815, "accuracy (mismatched)": 9832},
+    }
+    two[index] = two[index].model_copy(update={"metrics": metrics | own})
+    reporting.build(two, tmp_path)
+    lines = (tmp_path / "report.md").read_text().replace("\u202f", " ").splitlines()
+    start = lines.index("## One sparse model, 2 tasks")
+    rows = [line for line in lines[start : start + 12] if line.startswith("| ")]
+    assert [row.split(" | ")[:3] for row in rows[1:]] == [
+        ["| films", "accuracy", "1,066"],
+        ["| mnli", "accuracy", "9,815"],
+        ["| mnli", "accuracy (mismatched)", "9,832"],
+    ]
+    assert "−8.3" in rows[1]
+    assert "9,815 (accuracy), 9,832 (accuracy (mismatched)) dev examples" in "\n".join(lines)
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(reporting.console(two))
+    assert "2 tasks" in stream.getvalue()
 
 
 def test_failed_checks_and_missed_promises_are_said(tmp_path):

@@ -1,6 +1,7 @@
 """The claims table: what each variant of a task scores, weighs and costs, against dense FP32. Numbers, no text."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,11 @@ def headline(benchmark: Manifest) -> Headline:
         for name, v in found.items()
     )
     return Headline(benchmark.task or "", metrics.get("note", ""), variants, small, large)
+
+
+def variants_of(heads: Sequence[Headline]) -> list[str]:
+    """Names of all variants that were measured of some task, in the order in which they appear."""
+    return list(dict.fromkeys(v.name for head in heads for v in head.variants))
 
 
 def binomial_error(share: float, n: int) -> float:

@@ -9,7 +9,7 @@ from toolkit.artifacts import Manifest, failed
 from toolkit.measure.size import FILE, GZIP
 from toolkit.reporting import figures, text
 from toolkit.reporting.budgets import Budget, budgets, gains
-from toolkit.reporting.headline import DENSE, SHIPPED, Headline, headline
+from toolkit.reporting.headline import DENSE, SHIPPED, Headline, headline, variants_of
 from toolkit.reporting.runs import split_runs, stage_of, tasks_of
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -48,6 +48,7 @@ class RunView:
     title: str
     manifests: Sequence[Manifest]
     tasks: list[TaskView]
+    variants: list[str]  # of all tasks
     student: Manifest | None
     pattern: Manifest | None  # who tells the zeros of each matrix: the student, else a transfer of a ready one
     budgets: list[Budget]
@@ -117,10 +118,12 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
     pattern = next((m for m in (student, *run) if m is not None and m.metrics.get("per_matrix")), None)
     mark = prefix.lower().replace(" ", "-") or "run"  # plots need names that are unique in the page
     spent = budgets(run)
+    tasks = [t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t]
     view = RunView(
         title=prefix,
         manifests=run,
-        tasks=[t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t],
+        tasks=tasks,
+        variants=variants_of([t.head for t in tasks]),
         student=student,
         pattern=pattern,
         budgets=spent,

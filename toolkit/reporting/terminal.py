@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.artifacts import Manifest, failed
 from toolkit.reporting import text
 from toolkit.reporting.budgets import budgets
-from toolkit.reporting.headline import Headline, Variant, headline
+from toolkit.reporting.headline import Headline, Score, Variant, headline, variants_of
 from toolkit.reporting.runs import split_runs, stage_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ def console(manifests: Sequence[Manifest]) -> "RenderableType":
     parts: list[RenderableType] = []
     runs = split_runs(manifests)
     for number, run in enumerate(runs, start=1):
+        heads = [headline(m) for m in run if m.stage == "benchmark"]
+        if len(heads) > 1:
+            parts.append(_overview(heads))
         for benchmark in (m for m in run if m.stage == "benchmark"):
             head = headline(benchmark)
             parts.append(_table(head, f"run {number}, {head.task}" if len(runs) > 1 else head.task))
@@ -65,6 +68,22 @@ def _tuning(found: dict[str, Any]) -> "list[RenderableType]":
     return [Text(said), table]
 
 
+def _overview(heads: Sequence[Headline]) -> "Table":
+    """Every task's first metric in every variant: what one pruning came to."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    names = variants_of(heads)
+    table = Table(box=SIMPLE, padding=0, title=f"{len(heads)} tasks", caption="second lines: points against dense-fp32")
+    table.add_column("task", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for head in heads:
+        scores = [v.scores[0] if (v := head.variant(name)) else None for name in names]
+        table.add_row(f"{head.task}\n{head.variants[0].scores[0].metric}", *(_compared(s) if s else "" for s in scores))
+    return table
+
+
 def _table(head: Headline, title: str) -> "Table":
     """Second lines of the cells compare with dense FP32, so that the table fits 80 columns."""
     from rich.box import SIMPLE
@@ -88,8 +107,12 @@ def _table(head: Headline, title: str) -> "Table":
     return table
 
 
+def _compared(score: Score) -> str:
+    return f"{text.score(score)}\n{text.points(score.change) if score.change is not None else ''}"
+
+
 def _cells(v: Variant) -> list[str]:
-    scores = [f"{text.score(s)}\n{text.points(s.change) if s.change is not None else ''}" for s in v.scores]
+    scores = [_compared(s) for s in v.scores]
     costs = [
         (v.file, text.storage),
         (v.gzip, text.storage),
