@@ -18,7 +18,9 @@ def _flag(help_text: str, *names: str) -> typer.models.OptionInfo:
 Model = Annotated[str | None, _flag("model to start from: folder, hub id or package:<distribution>", "--model")]
 Teacher = Annotated[str | None, _flag("dense model that knows the task; teaches by distillation", "--teacher")]
 TaskName = Annotated[str | None, _flag("sst2, mnli, qqp, qnli, … or any name", "--task", "--task-name")]
-TrainFile = Annotated[str | None, _flag("TSV, CSV or JSON lines with a header", "--train-file")]
+TrainFile = Annotated[
+    str | None, _flag("table or SQuAD JSON; default: the public task's, from the hub", "--train-file")
+]
 ValidationFile = Annotated[str | None, _flag("what is measured", "--validation-file")]
 TextColumn = Annotated[list[str] | None, _flag("column of the text; twice for a pair", "--text-column")]
 LabelColumn = Annotated[str | None, _flag("column of the label", "--label-column")]

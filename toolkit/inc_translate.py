@@ -2,30 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from toolkit.errors import UserError
 from toolkit.inc_pruning import pruning
 from toolkit.inc_quantization import quantization
 from toolkit.inc_source import IncFlags, IncPlan, Source
 from toolkit.inc_training import SCRIPT, TRAINING_FLAGS, training
+from toolkit.recipe_presets import PRESETS
 from toolkit.yaml_lines import KeyPath
 
-# What the tasks of GLUE call their columns; any other task has one `sentence`, unless the flags say otherwise.
-_COLUMNS = {
-    "mnli": ("premise", "hypothesis"),
-    "qqp": ("question1", "question2"),
-    "qnli": ("question", "sentence"),
-    "mrpc": ("sentence1", "sentence2"),
-    "rte": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
-# The order of their classes. Sorted by name it would be another one, and a teacher's logits would mean other classes.
-_CLASSES = {
-    "mnli": ("entailment", "neutral", "contradiction"),
-    "qnli": ("entailment", "not_entailment"),
-    "rte": ("entailment", "not_entailment"),
-}
-_F1_TOO = {"qqp", "mrpc"}
 _SECTIONS = ("pruning", "quantization", "distillation", "train", "evaluation")
 
 
@@ -128,42 +114,59 @@ def _seed(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
 
 def _task(plan: IncPlan, evaluation: Source | None, flags: IncFlags, placeholders: bool) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", _flag(flags.task, "--task", "task", placeholders))
-    glue = name.lower().replace("-", "").replace("_", "").removesuffix("mm")  # mnli-mm: the mismatched dev split
+    known = _public(name)
+    public: dict[str, Any] = PRESETS.get(known, {})
     at = ("tasks", name)
-    plan.put((*at, "train"), _flag(flags.train_file, "--train-file", "<train file>", placeholders), "--train-file")
-    dev = _flag(flags.validation_file, "--validation-file", "<validation file>", placeholders)
-    plan.put((*at, "dev"), dev, "--validation-file")
-    known = f"columns of {glue}" if glue in _COLUMNS else "toolkit's default"
-    columns = flags.columns if flags.columns else _COLUMNS.get(glue, ("sentence",))
-    plan.put((*at, "columns"), list(columns), "--text-column" if flags.columns else known)
+    if public:
+        plan.put((*at, "preset"), known, "--task")
+    files = (("train", flags.train_file, "--train-file"), ("dev", flags.validation_file, "--validation-file"))
+    for split, file, flag in files:
+        if file is None and public and not placeholders:  # the public splits, from the hub
+            if split == "dev" and name.lower().endswith("mm"):
+                plan.put((*at, "dev"), public["more_dev"]["mismatched"], "--task")
+            continue
+        plan.put((*at, split), _flag(file, flag, f"<{flag[2:].replace('-', ' ')}>", placeholders), flag)
+    if flags.columns:
+        plan.put((*at, "columns"), list(flags.columns), "--text-column")
+    elif not public:
+        plan.put((*at, "columns"), ["sentence"], "toolkit's default")
     if flags.label:
         plan.put((*at, "label"), flags.label, "--label-column")
-    if flags.labels or glue in _CLASSES:
-        origin = "--class-label" if flags.labels else f"classes of {glue}"
-        plan.put((*at, "labels"), list(flags.labels or _CLASSES[glue]), origin)
-    plan.put(
-        (*at, "max_seq_length"), flags.max_seq_length or 128, "--max-seq-length" if flags.max_seq_length else SCRIPT
-    )
-    metrics, origin = _metrics(evaluation, glue)
-    plan.put((*at, "metrics"), metrics, origin)
+    if flags.labels:
+        plan.put((*at, "labels"), list(flags.labels), "--class-label")
+    if flags.max_seq_length or "max_seq_length" not in public:
+        length = flags.max_seq_length or 128
+        plan.put((*at, "max_seq_length"), length, "--max-seq-length" if flags.max_seq_length else SCRIPT)
+    metrics, origin = _metrics(evaluation, public)
+    if metrics:
+        plan.put((*at, "metrics"), metrics, origin)
     return name
 
 
-def _metrics(evaluation: Source | None, glue: str) -> tuple[list[str], str]:
+def _public(name: str) -> str:
+    """The public task that a name means: SST-2, stsb, or mnli-mm for the mismatched dev split of MNLI."""
+    return name.lower().replace("-", "").replace("_", "").removesuffix("mm")
+
+
+def _metrics(evaluation: Source | None, public: dict[str, Any]) -> tuple[list[str], str]:
+    """INC's metric in the recipe's words; none where the public task's own are meant."""
     at = ("evaluation", "accuracy", "metric")
     metric = evaluation.peek(*at) if evaluation else None
     if metric is None or evaluation is None:
-        return (["accuracy", "f1"], f"metrics of {glue}") if glue in _F1_TOO else (["accuracy"], "toolkit's default")
+        return ([], "") if public else (["accuracy"], "toolkit's default")
     (name,) = [key for key in type(metric).model_fields if getattr(metric, key) is not None] or ["Accuracy"]
     value = evaluation.take(*at, name)
-    if name in ("Accuracy", "F1") or (name == "topk" and value.k == 1):
+    classes = public.get("kind", "classification") == "classification"
+    if classes and (name in ("Accuracy", "F1") or (name == "topk" and value.k == 1)):
         return (["f1", "accuracy"] if name == "F1" else ["accuracy"]), evaluation.where(*at, name)
-    if name == "GLUE":
-        task = value.task.lower().replace("-", "")
-        if task in ("sst2", "qqp", "mrpc", "mnli", "qnli", "rte", "wnli"):
-            return (["accuracy", "f1"] if task in _F1_TOO else ["accuracy"]), evaluation.where(*at, name)
+    if name == "GLUE" and _public(value.task) in PRESETS and _public(value.task) != "squad":
+        return list(PRESETS[_public(value.task)].get("metrics", ["accuracy"])), evaluation.where(*at, name)
+    if name == "SquadF1" and public.get("kind") == "question_answering":
+        return ["f1", "exact_match"], evaluation.where(*at, name)
     raise evaluation.refuse(
-        (*at, name), "this metric is not computed here", "topk: 1, Accuracy, F1 or GLUE of a classification task"
+        (*at, name),
+        "this metric is not computed here of this task",
+        "topk: 1, Accuracy, F1 or GLUE of a classification task; SquadF1 of squad",
     )
 
 

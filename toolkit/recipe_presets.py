@@ -5,7 +5,7 @@ A new public task is one more entry here. Class names are in the order of the nu
 
 from typing import Any, Literal
 
-Preset = Literal["sst2", "mnli", "qqp", "qnli", "squad", "mrpc", "rte", "cola", "stsb"]
+Preset = Literal["sst2", "mnli", "qqp", "qnli", "squad", "mrpc", "rte", "wnli", "cola", "stsb"]
 
 
 def _glue(config: str, dev: str = "validation") -> dict[str, Any]:
@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mrpc": _glue("mrpc")
     | {"columns": _TWO_SENTENCES, "labels": ["not_equivalent", "equivalent"], "metrics": ["accuracy", "f1"]},
     "rte": _glue("rte") | {"columns": _TWO_SENTENCES, "labels": ["entailment", "not_entailment"]},
+    "wnli": _glue("wnli") | {"columns": _TWO_SENTENCES, "labels": ["not_entailment", "entailment"]},
     "cola": _glue("cola")
     | {
         "columns": ["sentence"],

@@ -96,7 +96,7 @@ def test_a_mistake_is_told_with_its_line(complaint, text, line, words):
     ("flags", "text", "words"),
     [
         ({"model": None}, PRUNE + "      target_sparsity: 0.5\n", "--model is missing"),
-        ({"train_file": None}, PRUNE + "      target_sparsity: 0.5\n", "--train-file is missing"),
+        ({"task": "mine", "train_file": None}, PRUNE + "      target_sparsity: 0.5\n", "--train-file is missing"),
         ({"teacher": None}, KD + "        temperature: 2.0\n", "who teaches?"),
     ],
 )

@@ -255,6 +255,23 @@ def test_classes_of_glue_are_in_their_own_order_so_that_a_teacher_means_the_same
     assert recipe.tasks["mnli-mm"].columns == ("premise", "hypothesis")
 
 
+def test_public_task_needs_no_files_and_mm_is_the_mismatched_split(read):
+    flags = {**vars(FLAGS), "train_file": None, "validation_file": None}
+    _, recipe = read(LOCK, flags=IncFlags(**{**flags, "task": "mnli-mm"}))
+    assert recipe.tasks["mnli-mm"].train == "hub:nyu-mll/glue:mnli:train"
+    assert recipe.tasks["mnli-mm"].dev == "hub:nyu-mll/glue:mnli:validation_mismatched"
+    _, recipe = read(LOCK, flags=IncFlags(**{**flags, "task": "squad"}))
+    assert (recipe.tasks["squad"].kind, recipe.tasks["squad"].max_seq_length) == ("question_answering", 384)
+
+
+def test_squad_f1_is_the_metric_of_squad_and_of_no_other_task(read):
+    text = LOCK + "evaluation: {accuracy: {metric: {SquadF1: {}}}}\n"
+    _, recipe = read(text, flags=IncFlags(**{**vars(FLAGS), "task": "squad"}))
+    assert recipe.tasks["squad"].metrics == ("f1", "exact_match")
+    with pytest.raises(UserError, match="not computed here of this task"):
+        read(text, flags=FLAGS)
+
+
 # --- explained ---
 
 
