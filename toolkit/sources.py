@@ -183,8 +183,20 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    line = f":{_undecodable_line(path)}" if isinstance(error, UnicodeDecodeError) else ""
     return UserError(
         f"cannot be read as text ({str(error) or type(error).__name__})",
-        where=str(path),
+        where=f"{path}{line}",
         instead="a whole UTF-8 file, plain or .xz, .gz, .bz2",
     )
+
+
+def _undecodable_line(path: Path) -> int:
+    """Number of the first line that is not UTF-8; decoding goes by blocks and cannot tell."""
+    with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError("the file was not UTF-8 a moment ago")

@@ -224,3 +224,60 @@ def test_real_sst2_is_read_whole(shared_data, tokenizer):
     task = tasks.load_task("sst2", Task(train=str(folder / "dev.tsv"), dev=str(folder / "dev.tsv")), tokenizer)
     assert len(task.dev) == 872
     assert int(task.dev.labels.sum()) == 444
+
+
+@pytest.mark.parametrize("empty", ["a |  | x", " | b | x"])
+def test_row_with_an_empty_text_is_refused_with_its_line_or_left_out_when_asked(table, tokenizer, empty):
+    path = table("a.tsv", "one | two | label", "a | b | x", empty, "a | b | y")
+    values = {"train": path, "dev": path, "columns": ("one", "two")}
+    with pytest.raises(UserError, match=r"the text in column '(one|two)' is empty") as error:
+        tasks.load_task("t", Task(**values), tokenizer)
+    assert error.value.where == f"{path}:3"
+    assert "drop_empty" in error.value.instead
+    assert tasks.load_task("t", Task(**values, drop_empty=True), tokenizer).dev_n == 2
+
+
+def test_wrong_encoding_is_refused_with_its_line(table, tokenizer, tmp_path):
+    path = tmp_path / "latin.tsv"
+    path.write_bytes("sentence\tlabel\nfine\t0\ncaf\u00e9\t1\n".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot be read as text") as error:
+        tasks.load_task("t", Task(train=str(path), dev=str(path)), tokenizer)
+    assert error.value.where == f"{path}:3"
+
+
+def test_further_splits_are_measured_each_by_itself(table, tokenizer):
+    dev, odd = (
+        table(f"{name}.tsv", "sentence | label", *rows)
+        for name, rows in (("d", TWO_ROWS), ("o", (*TWO_ROWS[::-1], "c | 1")))
+    )
+    task = tasks.load_task("t", Task(train=dev, dev=dev, more_dev={"odd": odd}, metrics=("accuracy", "f1")), tokenizer)
+    assert task.metrics == ("accuracy", "f1", "accuracy (odd)", "f1 (odd)")
+    assert ([m.n for m in task.measures], task.dev_n, len(task.dev)) == ([2, 2, 3, 3], 5, 5)
+    always_one = np.tile([0.0, 1.0], (5, 1))
+    found = task.scores(always_one)
+    assert (found["accuracy"], found["accuracy (odd)"]) == (0.5, pytest.approx(2 / 3))
+
+
+def test_numbers_are_predicted_by_one_logit(table, tokenizer):
+    path = table("a.tsv", "sentence | label", "a | 0.5", "b | 3", "c | 4.75")
+    section = Task(train=path, dev=path, kind="regression", tuning_examples=0)
+    task = tasks.load_task("t", section, tokenizer)
+    assert task.dev.labels.tolist() == [0.5, 3.0, 4.75]
+    assert task.dev[0]["labels"] == 0.5
+    assert task.scores(np.array([[1.0], [2.0], [3.0]]))["pearson"] == pytest.approx(4.25 / (9.125 * 2) ** 0.5)
+    bad = table("b.tsv", "sentence | label", "a | 0.5", "b | many")
+    with pytest.raises(UserError, match="'many' is not a number") as error:
+        tasks.load_task("t", section.model_copy(update={"dev": bad}), tokenizer)
+    assert error.value.where == f"{bad}:3"
+
+
+def test_public_samples_load_by_their_preset(shared_data, tokenizer):
+    def load(name, train, dev):
+        section = Task(preset=name, train=str(shared_data / train), dev=str(shared_data / dev))
+        return tasks.load_task(name, section, tokenizer)
+
+    mnli = load("mnli", "mnli/train_sample.tsv", "mnli/dev_matched.tsv")
+    assert (mnli.dev_n, len(mnli.train) + len(mnli.tune)) == (9815, 22641)
+    assert np.bincount(mnli.dev.labels).tolist() == [3479, 3123, 3213]  # entailment, neutral, contradiction
+    qqp = load("qqp", "qqp/train_sample.tsv", "qqp/dev_sample.tsv")
+    assert (qqp.dev_n, len(qqp.train) + len(qqp.tune), qqp.metrics) == (1000, 8999, ("accuracy", "f1"))
