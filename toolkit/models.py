@@ -103,7 +103,7 @@ def load_masked_lm(folder: Path) -> "PreTrainedModel":
     return _load(AutoModelForMaskedLM, folder)
 
 
-def load_classifier(folder: Path, labels: Sequence[str]) -> "PreTrainedModel":
+def load_classifier(folder: Path, labels: Sequence[str], *, fitted: bool = False) -> "PreTrainedModel":
     """A sequence classifier for these class names; a head that the checkpoint lacks is made from torch's global seed.
 
     Raises:
@@ -114,6 +114,7 @@ def load_classifier(folder: Path, labels: Sequence[str]) -> "PreTrainedModel":
     return _load(
         AutoModelForSequenceClassification,
         folder,
+        whole=fitted,
         num_labels=len(labels),
         id2label=names,
         label2id={label: number for number, label in names.items()},
@@ -121,17 +122,24 @@ def load_classifier(folder: Path, labels: Sequence[str]) -> "PreTrainedModel":
     )
 
 
-def load_task_model(folder: Path, kind: Kind, labels: Sequence[str]) -> "PreTrainedModel":
-    """A model with the head of a task's kind; a head that the checkpoint lacks is made from torch's global seed.
+def load_task_model(folder: Path, kind: Kind, labels: Sequence[str], *, fitted: bool) -> "PreTrainedModel":
+    """A model with the head of a task's kind.
+
+    Args:
+        folder: The checkpoint.
+        kind: Of the task.
+        labels: Class names of a classification task.
+        fitted: It knows the task already; else a head that it lacks is made from torch's global seed.
 
     Raises:
-        UserError: As `load_classifier`.
+        UserError: As `load_classifier`; or it should know the task and lacks weights of the head.
     """
     if kind == "classification":
-        return load_classifier(folder, labels)
+        return load_classifier(folder, labels, fitted=fitted)
     if kind == "regression":
-        return _load(AutoModelForSequenceClassification, folder, num_labels=1, problem_type="regression")
-    return _load(AutoModelForQuestionAnswering, folder)
+        settings = {"num_labels": 1, "problem_type": "regression"}
+        return _load(AutoModelForSequenceClassification, folder, whole=fitted, **settings)
+    return _load(AutoModelForQuestionAnswering, folder, whole=fitted)
 
 
 def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) -> dict[str, nn.Linear]:
@@ -222,7 +230,8 @@ def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_to
     return mask
 
 
-def _load(auto_class: Any, folder: Path, **settings: Any) -> "PreTrainedModel":
+def _load(auto_class: Any, folder: Path, *, whole: bool = False, **settings: Any) -> "PreTrainedModel":
+    """Weights of the encoder must be there; with `whole`, those of the head too."""
     must_be_plain(folder)
     try:
         with _quiet():
@@ -243,6 +252,13 @@ def _load(auto_class: Any, folder: Path, **settings: Any) -> "PreTrainedModel":
             f"the checkpoint lacks {len(fresh)} of the encoder's {len(encoder)} weights, e.g. {fresh[0]}",
             where=str(folder),
             instead=f"a checkpoint of a {type(model.base_model).__name__}",
+        )
+    if whole and report["missing_keys"]:
+        lacking = min(report["missing_keys"], key=lambda n: (n.startswith(f"{model.base_model_prefix}."), n))
+        raise UserError(
+            f"this checkpoint was not fitted to the task: it lacks {lacking}",
+            where=str(folder),
+            instead=f"a checkpoint of a {type(model).__name__}",
         )
     return model
 

@@ -117,6 +117,23 @@ def test_saved_classifier_comes_back_whole_and_only_for_its_own_classes(tiny_ber
             models.load_classifier(tmp_path, labels)
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels", "head"),
+    [
+        ("classification", ["a", "b"], "classifier"),
+        ("regression", [], "classifier"),
+        ("question_answering", [], "qa_outputs"),
+    ],
+)
+def test_checkpoint_that_should_know_a_task_must_have_its_head(tiny_bert, tmp_path, kind, labels, head):
+    with pytest.raises(UserError, match=f"was not fitted to the task: it lacks {head}"):
+        models.load_task_model(tiny_bert, kind, labels, fitted=True)
+    made = models.load_task_model(tiny_bert, kind, labels, fitted=False)
+    models.save_checkpoint(made, models.load_tokenizer(tiny_bert), tmp_path)
+    again = models.load_task_model(tmp_path, kind, labels, fitted=True)
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
+
+
 def test_loading_and_saving_say_nothing_and_leave_transformers_settings_alone(tiny_bert, tmp_path, capfd):
     before = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     tokenizer = models.load_tokenizer(tiny_bert)

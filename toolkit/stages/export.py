@@ -59,7 +59,7 @@ def _makers(sections: Any, inputs: dict[str, Artifact], task: Any, tokenizer: An
     section = sections.quantize.quantization if sections.quantize else Quantization()
 
     def plain(name: str) -> Any:
-        return models.load_task_model(inputs[name].path, task.kind, task.labels).eval()
+        return models.load_task_model(inputs[name].path, task.kind, task.labels, fitted=True).eval()
 
     def dense_int8() -> Any:
         batches = nncf.calibration_batches(

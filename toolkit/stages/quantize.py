@@ -74,7 +74,7 @@ class _Trials:
         """The FP32 model that is quantized."""
         from toolkit import models
 
-        return models.load_task_model(self._source, self.task.kind, self.task.labels)
+        return models.load_task_model(self._source, self.task.kind, self.task.labels, fitted=True)
 
     def matrices(self, model: Any) -> dict[str, Any]:
         """The prunable matrices of a model, quantized or not."""
@@ -158,7 +158,8 @@ class _Trials:
         lock.attach(self.matrices(model))
         loss = task_loss()
         if self._sections.quantize.distillation is not None:
-            teacher = models.load_task_model(self._inputs["task_teacher"].path, self.task.kind, self.task.labels)
+            source = self._inputs["task_teacher"].path
+            teacher = models.load_task_model(source, self.task.kind, self.task.labels, fitted=True)
             loss = task_loss(Teacher(teacher, training.device()), train.criterion)
         data = self._data
         if steps is not None:

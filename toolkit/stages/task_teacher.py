@@ -15,7 +15,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     source = inputs["teacher"].path
     tokenizer = models.load_tokenizer(source)
     task = tasks.load_task(context.task or "", sections.task, tokenizer)
-    model = models.load_task_model(source, task.kind, task.labels)
+    model = models.load_task_model(source, task.kind, task.labels, fitted=False)
     data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
     fitted = training.fit(model, data, train, TaskLoss(), context)
     models.save_checkpoint(model, tokenizer, context.folder)

@@ -21,7 +21,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     source = inputs["student"].path
     tokenizer = models.load_tokenizer(source)
     task = tasks.load_task(context.task or "", sections.task, tokenizer)
-    model = models.load_task_model(source, task.kind, task.labels)
+    model = models.load_task_model(source, task.kind, task.labels, fitted=False)
     matrices = models.prunable_matrices(model, sections.model.prunable)
     if pruning.locks_all:  # the mask file says it, where there is one
         lock = PatternLock(models.checkpoint_mask(source, matrices))
@@ -32,7 +32,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
 
     loss = task_loss()
     if section.distillation is not None:
-        teacher = models.load_task_model(inputs["task_teacher"].path, task.kind, task.labels)
+        teacher = models.load_task_model(inputs["task_teacher"].path, task.kind, task.labels, fitted=True)
         loss = task_loss(Teacher(teacher, training.device()), train.criterion)
     data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
     outcome.must_end_within((p.section for p in sparsifier.gradual), data.steps, "transfer.pruning")
