@@ -4,9 +4,13 @@ A finished stage is a folder with a `manifest.json`; the folder's content hash i
 stages build their cache keys from. Nothing here imports torch.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -106,6 +110,8 @@ class Context:
     Attributes:
         folder: Where the stage writes its result; becomes the stage's folder when it returns.
         work: Scratch that survives an interruption (trainer checkpoints); deleted when the stage is done.
+        cache: What all stages of a run share and is made again when it is missing, each under a name made of its
+            content; it stays.
         seed: Seed of all randomness in the stage.
         task: Name of the task, None for `teacher`, `student` and `report`.
         progress: Where to say how far the stage is.
@@ -116,6 +122,7 @@ class Context:
     seed: int
     task: str | None = None
     progress: Progress = field(default_factory=Silent)
+    cache: Path = Path(".cache")
 
 
 def file_hash(path: Path) -> str:
@@ -174,3 +181,36 @@ def read_manifest(folder: Path) -> Manifest | None:
 def failed(checks: Iterable[Check]) -> list[Check]:
     """Those that do not hold."""
     return [c for c in checks if not c.ok]
+
+
+def fresh_unless_same(partial: Path, key: str) -> Path:
+    """The scratch folder of an interrupted attempt at the same step, or a new one."""
+    work = partial / ".work"
+    marker = work / "key.json"
+    if not (marker.is_file() and marker.read_text() == json.dumps(key)):
+        shutil.rmtree(partial, ignore_errors=True)
+        work.mkdir(parents=True)
+        marker.write_text(json.dumps(key))
+    return work
+
+
+def promote(partial: Path, folder: Path) -> None:
+    """Puts the whole stage in its place; what was there before goes only when the new one is complete."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Two processes in one run folder would overwrite each other."""
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError("another process is running in this folder", where=str(folder)) from None
+        stream.write(str(os.getpid()))
+        yield

@@ -101,7 +101,7 @@ def combine(task: Tensor | None, kd: Tensor | None, weights: tuple[float, float]
 
 
 class MlmLoss:
-    """Masked-language-model loss, with or without a teacher.
+    """Masked-language-model loss, with or without a teacher; of pairs also that of next-sentence prediction.
 
     Hidden states are gathered first: the vocabulary head, by far the largest product of a small model, runs only at
     the positions that carry a loss.
@@ -111,6 +111,7 @@ class MlmLoss:
         teacher: A frozen masked language model, or None.
         settings: Weights and temperature.
         positions: `masked`, or `all` attended ones; the label loss is always at the masked ones.
+        next_head: model -> its next-sentence head, pooled output [n, h] -> logits [n, 2]; used for batches of pairs.
     """
 
     def __init__(
@@ -119,26 +120,41 @@ class MlmLoss:
         teacher: Teacher | None = None,
         settings: KDLossSettings | None = None,
         positions: str = "masked",
+        next_head: Callable[[Any], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self._head, self._teacher, self._settings, self._positions = head, teacher, settings, positions
+        self._next_head = next_head
 
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
         labels = batch["labels"]
         masked = labels != -100
         chosen = masked if self._positions == "masked" else batch["attention_mask"].bool()
-        logits = self._logits(model, batch, chosen)
+        words, following = self._logits(model, batch, chosen)
         targets = labels[chosen]
-        task = F.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum") / batch["items"]
+        task = F.cross_entropy(words.float(), targets, ignore_index=-100, reduction="sum") / batch["items"]
+        if following is not None:
+            right = batch["next_sentence_label"]
+            task = task + F.cross_entropy(following.float(), right, reduction="sum") / batch["examples"]
         if self._teacher is None or self._settings is None:
             return LossTerms(task, task.detach())
-        theirs = self._teacher(lambda teacher: self._logits(teacher, batch, chosen))
-        distance = _DISTANCES[self._settings.loss_types[1]]
-        kd = distance(logits, theirs, self._settings.temperature, batch["kd_items"])
+        their_words, their_following = self._teacher(lambda teacher: self._logits(teacher, batch, chosen))
+        distance, temperature = _DISTANCES[self._settings.loss_types[1]], self._settings.temperature
+        kd = distance(words, their_words, temperature, batch["kd_items"])
+        if following is not None:
+            kd = kd + distance(following, their_following, temperature, batch["examples"])
         return combine(task, kd, self._settings.loss_weights)
 
-    def _logits(self, model: Any, batch: Batch, chosen: Tensor) -> Tensor:
-        hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
-        return self._head(model)(hidden[chosen])
+    def logits(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Of the vocabulary at the masked positions [m, V]; of pairs those of next-sentence prediction [n, 2] too."""
+        return self._logits(model, batch, batch["labels"] != -100)
+
+    def _logits(self, model: Any, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of the vocabulary at the chosen positions; and of next-sentence prediction, where the batch has pairs."""
+        output = model.base_model(**inputs_of(batch))
+        words = self._head(model)(output[0][chosen])
+        if "next_sentence_label" not in batch or self._next_head is None:
+            return words, None
+        return words, self._next_head(model)(output.pooler_output)
 
 
 class TaskLoss:
@@ -209,13 +225,17 @@ class LayersLoss:
 
 
 def mlm_loss(
-    head: Callable[[Any], Callable[[Tensor], Tensor]], teacher: Teacher, criterion: Criterion, positions: str
+    head: Callable[[Any], Callable[[Tensor], Tensor]],
+    teacher: Teacher,
+    criterion: Criterion,
+    positions: str,
+    next_head: Callable[[Any], Callable[[Tensor], Tensor]] | None = None,
 ) -> Callable[[Any, Batch], LossTerms]:
     """The loss of pre-training with a teacher that a recipe's `criterion` asks for."""
     settings = criterion.settings
     if isinstance(settings, IntermediateSettings):
-        return LayersLoss(teacher, settings, MlmLoss(head))
-    return MlmLoss(head, teacher, settings, positions)
+        return LayersLoss(teacher, settings, MlmLoss(head, next_head=next_head))
+    return MlmLoss(head, teacher, settings, positions, next_head)
 
 
 def task_loss(teacher: Teacher | None = None, criterion: Criterion | None = None) -> Callable[[Any, Batch], LossTerms]:

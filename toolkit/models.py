@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 # Attribute that a masked-LM model has -> its head, as a function of the last hidden states.
 _MLM_HEADS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
-    "cls": lambda model: model.cls,  # BERT
+    "cls": lambda model: model.cls.predictions,  # BERT
     "lm_head": lambda model: model.lm_head,  # RoBERTa
     "predictions": lambda model: model.predictions,  # ALBERT
     "generator_lm_head": lambda model: lambda hidden: model.generator_lm_head(model.generator_predictions(hidden)),
@@ -94,13 +95,27 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def load_masked_lm(folder: Path) -> "PreTrainedModel":
+def load_masked_lm(folder: Path, *, pairs: bool = False) -> "PreTrainedModel":
     """A masked language model; a head that the checkpoint lacks is made from torch's global seed.
 
+    Args:
+        folder: The checkpoint.
+        pairs: With the head of next-sentence prediction.
+
     Raises:
-        UserError: The checkpoint is missing, damaged, or lacks weights of the encoder.
+        UserError: The checkpoint is missing, damaged, or lacks weights of the encoder; or its architecture has no such
+            head.
     """
-    return _load(AutoModelForMaskedLM, folder)
+    if not pairs:
+        return _load(AutoModelForMaskedLM, folder)
+    model = _load(AutoModelForPreTraining, folder)
+    if not hasattr(getattr(model, "cls", None), "seq_relationship"):
+        raise UserError(
+            f"{type(model).__name__} has no head for next-sentence prediction",
+            where="corpus.pairs",
+            instead="a BERT, or no `pairs`",
+        )
+    return model
 
 
 def load_classifier(folder: Path, labels: Sequence[str], *, fitted: bool = False) -> "PreTrainedModel":
@@ -188,6 +203,12 @@ def mlm_head(model: "PreTrainedModel") -> Callable[[Tensor], Tensor]:
         where="model.source",
         instead="BERT, DistilBERT, RoBERTa, ELECTRA or ALBERT",
     )
+
+
+def next_sentence_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The head of next-sentence prediction alone: pooled output [n, h] -> logits [n, 2]; class 1: from elsewhere."""
+    head: Callable[[Tensor], Tensor] = model.cls.seq_relationship
+    return head
 
 
 def save_checkpoint(

@@ -11,13 +11,10 @@ so a kill at any moment loses at most the work since the last checkpoint in `<st
 """
 
 import contextlib
-import fcntl
 import importlib
-import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,7 +30,10 @@ from toolkit.artifacts import (
     content_hash,
     failed,
     file_hash,
+    fresh_unless_same,
     json_hash,
+    locked,
+    promote,
     read_manifest,
     write_manifest,
 )
@@ -260,7 +260,7 @@ class Run:
             CheckFailed: A stage's invariant does not hold; its folder stays `<stage>.partial` for a look.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder):
+        with locked(self.folder):
             steps = plan(self.recipe, self.folder)
             again = {s.label for s in select(steps, only=only, start=start)}
             done: dict[str, Manifest] = {}
@@ -281,13 +281,13 @@ class Run:
         partial = step.folder.with_name(step.folder.name + ".partial")
         whole = read_manifest(partial)
         if whole is not None and whole.key == step.key:  # killed between the last write and the rename
-            _promote(partial, step.folder)
+            promote(partial, step.folder)
             return whole
-        work = _fresh_unless_same(partial, step.key)
+        work = fresh_unless_same(partial, step.key)
         inputs = {name: self._input(step, made, done) for name, made in step.inputs.items()}
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with self.progress_of(step) as progress:
-            context = Context(partial, work, self.recipe.seed, step.task, progress)
+            context = Context(partial, work, self.recipe.seed, step.task, progress, self.folder / ".cache")
             stage_run = importlib.import_module(f"toolkit.stages.{step.stage.name}").run
             try:
                 result = stage_run(Sections(step.sections), inputs, context)
@@ -330,7 +330,7 @@ class Run:
             seconds=round(time.monotonic() - clock, 3),
         )
         write_manifest(partial, manifest)
-        _promote(partial, step.folder)
+        promote(partial, step.folder)
         return manifest
 
     def _input(self, step: Step, made: "Step | Artifact", done: dict[str, Manifest]) -> Artifact:
@@ -354,39 +354,6 @@ def _verify(step: Step) -> None:
             where=str(step.folder),
             instead=f"delete the folder (it is made again), or `ready: {{{step.stage.name}: <your checkpoint>}}`",
         )
-
-
-def _fresh_unless_same(partial: Path, key: str) -> Path:
-    """The scratch folder of an interrupted attempt at the same step, or a new one."""
-    work = partial / ".work"
-    marker = work / "key.json"
-    if not (marker.is_file() and marker.read_text() == json.dumps(key)):
-        shutil.rmtree(partial, ignore_errors=True)
-        work.mkdir(parents=True)
-        marker.write_text(json.dumps(key))
-    return work
-
-
-def _promote(partial: Path, folder: Path) -> None:
-    """Puts the whole stage in its place; what was there before goes only when the new one is complete."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two processes in one run folder would overwrite each other."""
-    with (folder / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError("another process is running in this folder", where=str(folder)) from None
-        stream.write(str(os.getpid()))
-        yield
 
 
 def finished(run_folder: Path) -> list[Manifest]:

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import zlib
@@ -14,8 +15,22 @@ from toolkit.errors import UserError
 from toolkit.hub import hub_split, is_hub
 from toolkit.recipe import Corpus, Task
 
-_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
-_HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+")
+
+def _open_zstd(path: Path, mode: str, **settings: Any) -> Any:
+    """pyarrow's reader: it says when a file was cut off, which others pass over."""
+    import pyarrow as pa
+
+    stream = io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return stream if mode == "rb" else io.TextIOWrapper(stream, **settings)
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".zst": _open_zstd,
+}
+_HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _LONGEST_LINE = 1 << 20  # characters; a longer line is handed on in pieces, so that no file has to fit in memory
 
 
@@ -79,7 +94,7 @@ def at_hand(spec: str) -> Path | None:
 
 
 def model_folder(source: str) -> Path:
-    """The folder of a checkpoint: a local folder, `package:…`, or a hub id that is then fetched.
+    """The folder of a checkpoint: a local folder, `package:…`, or a hub id (`owner/name[@revision]`), then fetched.
 
     Raises:
         UserError: There is no such folder, and the hub does not have it or cannot be reached.
@@ -118,7 +133,10 @@ def _snapshot(source: str, *, fetch: bool) -> Path:
         from huggingface_hub import snapshot_download
 
         kinds = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(snapshot_download(source, allow_patterns=kinds, local_files_only=not fetch))
+        name, _, revision = source.partition("@")
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=kinds, local_files_only=not fetch)
+        )
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(
             f"neither a local folder nor a model that the hub gives ({type(error).__name__})",
@@ -157,7 +175,7 @@ def is_compression(suffix: str) -> bool:
 
 
 def open_text(path: Path) -> TextIO:
-    """Opens a text file, compressed (.xz, .gz, .bz2) or not, as UTF-8."""
+    """Opens a text file, compressed (.xz, .gz, .bz2, .zst) or not, as UTF-8."""
     opener = _OPENERS.get(path.suffix)
     if opener is None:
         return path.open(encoding="utf-8-sig", newline="")
@@ -177,7 +195,7 @@ def lines(path: Path) -> Iterator[str]:
     except (UnicodeDecodeError, EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise _unreadable(path, error) from None
     except OSError as error:
-        if error.errno is not None:  # bz2 says OSError without a number for damaged data
+        if error.errno is not None:  # bz2 and zstd say OSError without a number for damaged data
             raise
         raise _unreadable(path, error) from None
 
@@ -187,7 +205,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(
         f"cannot be read as text ({str(error) or type(error).__name__})",
         where=f"{path}{line}",
-        instead="a whole UTF-8 file, plain or .xz, .gz, .bz2",
+        instead="a whole UTF-8 file, plain or .xz, .gz, .bz2, .zst",
     )
 
 

@@ -5,7 +5,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from transformers.trainer_callback import PrinterCallback
 
 from toolkit import learning_rate
 from toolkit.artifacts import Context
-from toolkit.corpus import Sequences, mask_tokens, masked_count, pad_masked
-from toolkit.distillation import Batch, LossTerms, MlmLoss, inputs_of
-from toolkit.heads import logits_of
-from toolkit.metrics import in_order
-from toolkit.recipe import AdamSettings, SGDSettings, Train
+from toolkit.corpus import Sequences
+from toolkit.distillation import Batch, LossTerms
+from toolkit.masking import mask_tokens, masked_count, pad_masked
+from toolkit.pairs import PairSequences
+from toolkit.recipe import AdamSettings, Corpus, SGDSettings, Train
 from toolkit.sparsity.schedule import PruningSchedule
 from toolkit.sparsity.sparsifier import Sparsifier
 from toolkit.stream import Stream
-from toolkit.tasks import Split, TaskData, pad
+from toolkit.tasks import Split, pad
 
 _WHOLE = "whole.json"  # written last into a checkpoint: one without it was cut off
 _MODEL = "model.safetensors"
@@ -83,19 +83,27 @@ def task_data(examples: Split, pad_id: int, section: Train, seed: int) -> Traini
 
 
 def mlm_data(
-    sequences: Sequences, tokenizer: Any, probability: float, positions: str, section: Train, seed: int
+    sequences: Sequences | PairSequences,
+    tokenizer: Any,
+    corpus: Corpus,
+    positions: str,
+    section: Train,
+    seed: int,
 ) -> TrainingData:
     """Masked sequences; the label loss is averaged over an optimizer step's masked tokens, KL over its `positions`."""
     steps = steps_of(section, len(sequences))
+    specials, probability, whole_words = sequences.specials, corpus.mlm_probability, corpus.whole_word_masking
 
     def item(index: int, rng: np.random.Generator) -> dict[str, Any]:
-        return dict(mask_tokens(sequences[index], rng, tokenizer, probability))
+        example = sequences.example(index)
+        ids = example["input_ids"]
+        return example | mask_tokens(ids, rng, tokenizer, probability, specials=specials, whole_words=whole_words)
 
     stream = _stream(sequences.lengths, item, section, steps, seed)
 
     def collate(features: list[dict[str, Any]]) -> Batch:
         lengths = stream.step_lengths(features[0]["step"])
-        masked = float(sum(masked_count(int(n), probability) for n in lengths))
+        masked = float(sum(masked_count(int(n), probability, specials) for n in lengths))
         kd_items = masked if positions == "masked" else float(lengths.sum())
         counts = {"items": masked, "kd_items": kd_items, "examples": float(len(lengths))}
         return pad_masked(features, tokenizer.pad_token_id) | counts
@@ -165,7 +173,7 @@ def fit(
         loss=loss,
         multiplier=_multiplier(section, data.steps, rewound),
         autocast=section.precision == "bf16",
-        optimizer_cls_and_kwargs=_optimizer(section),
+        optimizer_cls_and_kwargs=optimizer_class(section),
     )
     context.progress.start(data.steps)
     started, first = time.monotonic(), hooks.last_step
@@ -198,7 +206,7 @@ def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingA
     )
 
 
-def _optimizer(section: Train) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+def optimizer_class(section: Train) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """Class and settings; weight decay is not in them: the Trainer gives it to some parameters only."""
     settings = section.optimizer.settings
     if isinstance(settings, SGDSettings):
@@ -338,45 +346,3 @@ def _last_whole(checkpoints: Path, context: Context) -> Path | None:
         context.progress.say(f"{folder.name} was cut off; going back to the one before it")
         shutil.rmtree(folder)
     return None
-
-
-@torch.inference_mode()
-def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> Sequence[np.ndarray]:
-    """Logits of every example, in the order of the examples, whatever the batch size.
-
-    Returns:
-        [n, C] of a classifier or regressor; [2, length] for each window of question answering.
-    """
-    model.eval().to(device())
-    order = np.argsort(examples.lengths, kind="stable")
-    logits: list[np.ndarray] = []
-    for first in range(0, len(order), batch_size):
-        features = [examples[int(i)] for i in order[first : first + batch_size]]
-        batch = {k: v.to(device()) for k, v in pad(features, pad_id).items()}
-        logits += list(logits_of(model, inputs_of(batch)).float().cpu().numpy())
-    return in_order(logits, order, examples.lengths)
-
-
-@torch.inference_mode()
-def mlm_loss(model: Any, loss: MlmLoss, sequences: Sequences, tokenizer: Any, probability: float) -> float:
-    """Label loss per masked token of (at most 512) held-out sequences, always masked in the same way."""
-    model.eval().to(device())
-    total = count = 0.0
-    chosen: Sequence[int] = range(min(512, len(sequences)))
-    for first in range(0, len(chosen), 32):
-        indices = chosen[first : first + 32]
-        items = [mask_tokens(sequences[i], np.random.default_rng((0, i)), tokenizer, probability) for i in indices]
-        batch = {k: v.to(device()) for k, v in pad_masked(items, tokenizer.pad_token_id).items()}
-        terms = loss(model, batch | {"items": 1.0})
-        total, count = total + float(terms.total), count + float((batch["labels"] != -100).sum())
-    return total / count
-
-
-def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData | None = None) -> dict[str, Any]:
-    """The scores on the whole dev split, and how many examples are behind them."""
-    return {
-        "examples_seen": len(data.stream) if data else 0,
-        "train_n": len(task.train.truth),
-        "dev_n": task.dev_n,
-        "dev": task.scores(predict(model, task.dev, tokenizer.pad_token_id)),
-    }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit import models, tasks, training
+from toolkit import evaluation, models, tasks
 from toolkit.distillation import inputs_of
 from toolkit.ir.convert import export_ir
 from toolkit.ir.inspect import executed, inspect_ir
@@ -51,7 +51,7 @@ def encoder_matmuls(folder, mask):
 
 def test_fp32_ir_answers_as_torch_does_and_keeps_every_zero(sparse, tmp_path):
     model, mask, tokenizer, task = sparse
-    logits = training.predict(model, task.dev, tokenizer.pad_token_id)
+    logits = evaluation.predict(model, task.dev, tokenizer.pad_token_id)
     np.testing.assert_allclose(exported(model, tokenizer, task, tmp_path), logits, atol=1e-5)
     matmuls = encoder_matmuls(tmp_path, mask)
     assert sorted(m.zero_fraction for m in matmuls) == pytest.approx(sorted(mask.per_matrix().values()))
@@ -70,7 +70,7 @@ def test_fp32_ir_answers_as_torch_does_and_keeps_every_zero(sparse, tmp_path):
 def test_int8_ir_stores_i8_keeps_every_zero_and_is_executed_in_8_bits(sparse, tmp_path):
     _, mask, tokenizer, task = sparse
     model = quantized(sparse)
-    logits = training.predict(model, task.dev, tokenizer.pad_token_id)
+    logits = evaluation.predict(model, task.dev, tokenizer.pad_token_id)
     found = exported(model, tokenizer, task, tmp_path)
     assert np.abs(found - logits).max() <= 0.05 * np.ptp(logits)
     matmuls = encoder_matmuls(tmp_path, mask)
@@ -88,7 +88,7 @@ def test_exporting_leaves_the_torch_model_as_it_was(sparse, tmp_path):
     before = {n: v.clone() for n, v in model.state_dict().items()}
     exported(model, tokenizer, task, tmp_path)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
-    assert np.isfinite(training.predict(model, task.dev, tokenizer.pad_token_id)).all()
+    assert np.isfinite(evaluation.predict(model, task.dev, tokenizer.pad_token_id)).all()
 
 
 def test_optimum_intel_opens_the_folder_and_gives_the_same_logits(sparse, tmp_path):
@@ -121,7 +121,7 @@ def test_a_saved_quantized_model_opens_bit_for_bit(sparse, tmp_path):
     model = quantized(sparse)
     nncf.save(model, tmp_path)
     again = nncf.load(tmp_path, lambda: models.load_classifier(sparse_folder(sparse, tmp_path), task.labels))
-    first, second = (training.predict(m, task.dev, tokenizer.pad_token_id) for m in (model, again))
+    first, second = (evaluation.predict(m, task.dev, tokenizer.pad_token_id) for m in (model, again))
     assert np.array_equal(first, second)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from toolkit import models, tasks, training
+from toolkit import evaluation, models, tasks
 from toolkit.distillation import inputs_of
 from toolkit.ir.convert import export_ir
 from toolkit.measure.accuracy import predict_ir
@@ -45,7 +45,7 @@ class Case:
         return nncf.quantized(self.model, self.batches, section), section
 
     def logits(self, model):
-        return training.predict(model, self.task.dev, self.tokenizer.pad_token_id)
+        return evaluation.predict(model, self.task.dev, self.tokenizer.pad_token_id)
 
     def export(self, model, folder):
         export_ir(model, self.tokenizer, folder, inputs_of(self.collate([self.task.dev[0], self.task.dev[1]])))

@@ -5,9 +5,10 @@ import lzma
 import numpy as np
 import pytest
 
-from toolkit import corpus, models, tasks
+from toolkit import corpus, masking, models, tasks
 from toolkit.errors import UserError
 from toolkit.recipe import Corpus, Task
+from toolkit.recipe_corpus import Pairs
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,10 @@ def test_limit_stops_reading(tiny_text, tokenizer, tmp_path):
 
 def test_second_call_opens_what_the_first_one_wrote(tiny_text, tokenizer, tmp_path):
     first = corpus.load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
-    again = corpus.load_corpus(Corpus(files=("gone.txt",)), {}, tokenizer, tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    masked_otherwise = Corpus(files=(str(tiny_text),), mlm_probability=0.3, whole_word_masking=True)
+    again = corpus.load_corpus(masked_otherwise, {}, tokenizer, tmp_path)
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert np.array_equal(first.train.ids, again.train.ids)
     assert isinstance(again.train.ids, np.memmap)
     assert again.train.ids.dtype == np.uint16
@@ -96,11 +100,13 @@ def test_second_call_opens_what_the_first_one_wrote(tiny_text, tokenizer, tmp_pa
 
 
 def test_interrupted_tokenising_starts_over(tiny_text, tokenizer, tmp_path):
-    (tmp_path / "corpus.partial").mkdir()
-    (tmp_path / "corpus.partial" / "train.ids").write_bytes(b"half a ")
+    corpus.load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    folder.rename(folder.with_suffix(".partial"))
+    (folder.with_suffix(".partial") / "train.ids").write_bytes(b"half a ")
     data = corpus.load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
     assert int(data.train[0][0]) == tokenizer.cls_token_id
-    assert not (tmp_path / "corpus.partial").exists()
+    assert [path.suffix for path in tmp_path.iterdir()] == [""]
 
 
 def test_file_without_blank_lines_still_gives_both_splits(tokenizer, tmp_path):
@@ -117,7 +123,7 @@ def test_too_little_text_is_a_user_error(tokenizer, tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match="too little text"):
         corpus.load_corpus(Corpus(files=(str(path),)), {}, tokenizer, tmp_path)
-    assert not (tmp_path / "corpus").exists()
+    assert all(folder.suffix == ".partial" for folder in tmp_path.iterdir() if folder.is_dir())
 
 
 def test_longer_sequences_than_the_model_has_positions_are_a_user_error(tiny_text, tokenizer, tmp_path):
@@ -125,17 +131,19 @@ def test_longer_sequences_than_the_model_has_positions_are_a_user_error(tiny_tex
         corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=129), {}, tokenizer, tmp_path)
 
 
-def test_tokens_are_on_disk_while_text_is_still_being_read(tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("pairs", [None, Pairs()])
+def test_tokens_are_on_disk_while_text_is_still_being_read(tiny_text, tokenizer, tmp_path, monkeypatch, pairs):
     sizes = []
 
     def endless_text(*_):
         for document in range(20_000):
             if document % 5000 == 0:
-                sizes.append((tmp_path / "corpus.partial" / "train.ids").stat().st_size)
+                (file,) = tmp_path.glob("*.partial/train.ids")
+                sizes.append(file.stat().st_size)
             yield document, "a b c d e f g h"
 
     monkeypatch.setattr(corpus, "_texts", endless_text)
-    data = corpus.load_corpus(Corpus(files=("any",)), {}, tokenizer, tmp_path)
+    data = corpus.load_corpus(Corpus(files=(str(tiny_text),), pairs=pairs), {}, tokenizer, tmp_path)
     for quarter, size in enumerate(sizes):
         assert size >= data.train.ids.nbytes * (quarter / 4 - 0.05)
 
@@ -144,9 +152,9 @@ def test_masking_picks_the_promised_share_and_never_special_tokens(tokenizer):
     rng = np.random.default_rng(0)
     ids = np.array([tokenizer.cls_token_id, *range(100, 150), tokenizer.sep_token_id, *range(150, 200), 3, 3, 3])
     for _ in range(50):
-        masked = corpus.mask_tokens(ids, rng, tokenizer, 0.15)
+        masked = masking.mask_tokens(ids, rng, tokenizer, 0.15)
         picked = np.flatnonzero(masked["labels"] != -100)
-        assert len(picked) == corpus.masked_count(len(ids), 0.15) == 15
+        assert len(picked) == masking.masked_count(len(ids), 0.15) == 15
         assert not set(ids[picked]) & set(tokenizer.all_special_ids)
         assert np.array_equal(masked["labels"][picked], ids[picked])
         others = np.delete(np.arange(len(ids)), picked)
@@ -157,7 +165,7 @@ def test_masking_is_80_10_10(tokenizer):
     rng, ids = np.random.default_rng(0), np.arange(100, 220)
     counts = np.zeros(3)
     for _ in range(400):
-        masked = corpus.mask_tokens(ids, rng, tokenizer, 0.5)
+        masked = masking.mask_tokens(ids, rng, tokenizer, 0.5)
         picked = masked["labels"] != -100
         now, was = masked["input_ids"][picked], ids[picked]
         counts += [(now == tokenizer.mask_token_id).sum(), (now == was).sum(), len(now)]
@@ -168,7 +176,7 @@ def test_masking_is_80_10_10(tokenizer):
 
 def test_masking_depends_on_the_generator_alone(tokenizer):
     ids = np.arange(100, 150)
-    one, same, other = (corpus.mask_tokens(ids, np.random.default_rng(s), tokenizer, 0.15) for s in (1, 1, 2))
+    one, same, other = (masking.mask_tokens(ids, np.random.default_rng(s), tokenizer, 0.15) for s in (1, 1, 2))
     assert np.array_equal(one["labels"], same["labels"])
     assert np.array_equal(one["input_ids"], same["input_ids"])
     assert not np.array_equal(one["labels"], other["labels"])
@@ -177,17 +185,80 @@ def test_masking_depends_on_the_generator_alone(tokenizer):
 def test_a_short_sequence_has_one_token_masked_and_an_empty_one_none(tokenizer):
     cls, sep, unknown = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
     rng = np.random.default_rng(0)
-    assert corpus.mask_tokens(np.array([cls, 120, sep]), rng, tokenizer, 0.15)["labels"].tolist() == [-100, 120, -100]
-    assert set(corpus.mask_tokens(np.array([cls, unknown, sep]), rng, tokenizer, 0.15)["labels"]) == {-100}
+    assert masking.mask_tokens(np.array([cls, 120, sep]), rng, tokenizer, 0.15)["labels"].tolist() == [-100, 120, -100]
+    assert set(masking.mask_tokens(np.array([cls, unknown, sep]), rng, tokenizer, 0.15)["labels"]) == {-100}
 
 
 def test_padding_of_masked_sequences_carries_no_loss_and_no_attention():
     items = [{"input_ids": np.array([2, 8, 3]), "labels": np.array([-100, 7, -100])}]
     items.append({"input_ids": np.array([2, 3]), "labels": np.array([-100, -100])})
-    batch = corpus.pad_masked(items, pad_id=0)
+    batch = masking.pad_masked(items, pad_id=0)
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[2, 8, 3], [2, 3, 0]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
         "labels": [[-100, 7, -100], [-100, -100, -100]],
     }
     assert {str(value.dtype) for value in batch.values()} == {"torch.int64"}
+
+
+def pieces_of_words(masked: dict, ids: np.ndarray, tokenizer) -> list[list[bool]]:
+    """For each word, whether each of its pieces is to be guessed."""
+    words: list[list[bool]] = []
+    for token, label in zip(tokenizer.convert_ids_to_tokens(ids), masked["labels"], strict=True):
+        if token.startswith("##"):
+            words[-1].append(label != -100)
+        else:
+            words.append([label != -100])
+    return words
+
+
+def test_whole_words_are_hidden_with_all_their_pieces_and_as_many_tokens_as_fit(tokenizer):
+    text = "strange " * 6 + "the old " * 12 + "unheard " * 4
+    ids = np.array(tokenizer(text)["input_ids"])
+    counts = []
+    for seed in range(60):
+        masked = masking.mask_tokens(ids, np.random.default_rng(seed), tokenizer, 0.2, whole_words=True)
+        for word in pieces_of_words(masked, ids, tokenizer):
+            assert len(set(word)) == 1
+        counts.append(int((masked["labels"] != -100).sum()))
+    wanted = masking.masked_count(len(ids), 0.2)
+    assert max(counts) <= wanted
+    assert np.mean(counts) > wanted - 2
+    one_by_one = masking.mask_tokens(ids, np.random.default_rng(0), tokenizer, 0.2)
+    assert any(len(set(word)) == 2 for word in pieces_of_words(one_by_one, ids, tokenizer))
+
+
+def test_a_word_longer_than_the_share_is_hidden_rather_than_nothing(tokenizer):
+    ids = np.array(tokenizer("incomprehensibilities")["input_ids"])
+    masked = masking.mask_tokens(ids, np.random.default_rng(0), tokenizer, 0.15, whole_words=True)
+    assert (masked["labels"] != -100).sum() == len(ids) - 2
+
+
+def test_vocabulary_without_word_marks_cannot_mask_whole_words(tiny_text, tmp_path, tokenizer, monkeypatch):
+    plain = {word: number for word, number in tokenizer.get_vocab().items() if not word.startswith("##")}
+    masking._continues.cache_clear()
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda _: plain)
+    with pytest.raises(UserError, match="does not mark") as error:
+        corpus.load_corpus(Corpus(files=(str(tiny_text),), whole_word_masking=True), {}, tokenizer, tmp_path)
+    masking._continues.cache_clear()
+    assert error.value.where == "corpus.whole_word_masking"
+
+
+@pytest.mark.parametrize("pairs", [None, Pairs()])
+def test_rows_of_a_hub_data_set_are_documents(tokenizer, tmp_path, pairs, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    articles = [f"lovely story {n}.\nIt is the old end of it." for n in range(60)]
+    folder = tmp_path / "wiki"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"text": articles}).to_parquet(folder / "train-00000-of-00001.parquet")
+    written = tmp_path / "wiki.txt"
+    written.write_text("\n\n".join(articles) + "\n")
+    spec = f"hub:{folder}::train"
+    streamed = corpus.load_corpus(Corpus(files=(spec,), pairs=pairs), {}, tokenizer, tmp_path / "a")
+    local = corpus.load_corpus(Corpus(files=(str(written),), pairs=pairs), {}, tokenizer, tmp_path / "b")
+    assert np.array_equal(streamed.train.ids, local.train.ids)
+    assert streamed.summary() == local.summary()
+    with pytest.raises(UserError, match="no column 'body'"):
+        corpus.load_corpus(Corpus(files=(spec,), column="body"), {}, tokenizer, tmp_path / "c")

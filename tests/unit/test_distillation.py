@@ -43,6 +43,9 @@ def test_the_teacher_is_frozen_in_eval_mode_and_no_child_of_anything():
     assert not teacher(lambda m: m(torch.ones(1, 3))).requires_grad
 
 
+MASKED = Corpus(files=("any",), mlm_probability=0.3)
+
+
 @pytest.fixture
 def tiny(tiny_bert, tiny_task_files, tiny_text, tmp_path):
     """Masked language model, tokenizer, text and task of the tiny BERT."""
@@ -58,7 +61,7 @@ def test_mlm_loss_equals_the_plain_formula_over_full_logits(tiny, positions):
     student, teacher = models.load_masked_lm(folder).eval(), models.load_masked_lm(folder)
     with torch.no_grad():
         teacher.cls.predictions.bias += torch.randn_like(teacher.cls.predictions.bias)
-    data = training.mlm_data(text.train, tokenizer, 0.3, positions, Train(steps=1, batch_size=6), seed=3)
+    data = training.mlm_data(text.train, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
     batch = data.collate([data.stream[k] for k in range(6)])
     settings = KDLossSettings(temperature=2.0, loss_weights=(0.3, 0.7))
     terms = MlmLoss(models.mlm_head, Teacher(teacher), settings, positions)(student, batch)
@@ -89,7 +92,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_for_mlm(tiny):
     found = []
     for passes in (1, 4):
         section = Train(steps=1, batch_size=8 // passes, gradient_accumulation_steps=passes)
-        data = training.mlm_data(text.train, tokenizer, 0.3, "all", section, seed=5)
+        data = training.mlm_data(text.train, tokenizer, MASKED, "all", section, seed=5)
         data.stream.index = lambda k: k  # the same eight examples in both cuts
         found.append(gradients(model, loss, data, passes))
     assert text.train.lengths[:8].std() > 0, "sequences of one length would hide a wrong normalisation"
@@ -219,7 +222,7 @@ def test_layers_loss_adds_the_loss_with_the_labels_when_asked(pair):
 def test_layers_loss_teaches_a_masked_language_model_too(tiny):
     folder, tokenizer, text, _ = tiny
     student, teacher = models.load_masked_lm(folder).eval(), models.load_masked_lm(folder)
-    data = training.mlm_data(text.train, tokenizer, 0.3, "masked", Train(steps=1, batch_size=4), seed=3)
+    data = training.mlm_data(text.train, tokenizer, MASKED, "masked", Train(steps=1, batch_size=4), seed=3)
     batch = data.collate([data.stream[k] for k in range(4)])
     name = "bert.encoder.layer.1"
     loss = mlm_loss(models.mlm_head, Teacher(teacher), layers(layer_mappings=[[name, name]]), "masked")

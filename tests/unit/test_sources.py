@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import sys
@@ -15,7 +16,13 @@ from toolkit import sources, tables
 from toolkit.errors import UserError
 from toolkit.recipe import Corpus, Task
 
-OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+
+def zstd_open(path, mode, **settings):
+    stream = pa.CompressedOutputStream(str(path), "zstd")
+    return io.TextIOWrapper(stream, **settings) if mode == "wt" else stream
+
+
+OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": zstd_open}
 
 
 @pytest.fixture

@@ -85,14 +85,14 @@ def _export(
     """One variant: its figures, its checks (design: invariants 2, 3 and 4), and what was found in the IR."""
     import numpy as np
 
-    from toolkit import tasks, training
+    from toolkit import evaluation, tasks
     from toolkit.distillation import inputs_of
     from toolkit.ir.convert import export_ir
     from toolkit.ir.inspect import inspect_ir
     from toolkit.measure.accuracy import predict_ir
 
     folder = context.folder / variant
-    torch_logits = training.predict(model, task.dev, tokenizer.pad_token_id)
+    torch_logits = evaluation.predict(model, task.dev, tokenizer.pad_token_id)
     before = _weights_hash(model)
     sample = inputs_of(tasks.pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id))
     export_ir(model, tokenizer, folder, sample)

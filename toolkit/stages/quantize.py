@@ -236,9 +236,9 @@ class _Trials:
 
     def dev_metrics(self, model: Any) -> dict[str, Any]:
         """The kept model on the dev split, which nothing was chosen by."""
-        from toolkit import training
+        from toolkit import evaluation
 
-        return training.task_metrics(model, self.task, self.tokenizer, self._data)
+        return evaluation.task_metrics(model, self.task, self.tokenizer, self._data)
 
     def _operations(self, model: Any) -> Any:
         from toolkit.quantization import nncf_ops
@@ -246,9 +246,9 @@ class _Trials:
         return nncf_ops.quantized_ops(model, self._sample())
 
     def _score(self, model: Any) -> float:
-        from toolkit import training
+        from toolkit import evaluation
 
-        return self.task.tuning_score(training.predict(model, self.task.tune, self.tokenizer.pad_token_id))
+        return self.task.tuning_score(evaluation.predict(model, self.task.tune, self.tokenizer.pad_token_id))
 
     def _batches(self, examples: Any, count: int, size: int) -> list[Any]:
         """Model inputs of the first `count` examples, those of like length together."""

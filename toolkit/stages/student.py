@@ -7,28 +7,35 @@ from toolkit.artifacts import Artifact, Check, Context, StageResult
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Gradual pruning with distillation and a rewound learning rate (paper, section 3)."""
-    from toolkit import corpus, models, training
-    from toolkit.distillation import MlmLoss, Teacher, mlm_loss
+    from toolkit import corpus, evaluation, models, training
+    from toolkit.distillation import LayersLoss, MlmLoss, Teacher, mlm_loss
     from toolkit.sparsity import outcome
     from toolkit.sparsity.sparsifier import make_sparsifier
 
     training.seed_everything(context.seed)
     pruning, distillation = sections.student.pruning, sections.student.distillation
     train = distillation.train
-    source = inputs["teacher"].path
+    section, source = sections.corpus, inputs["teacher"].path
     tokenizer = models.load_tokenizer(source)
-    model, teacher = models.load_masked_lm(source), models.load_masked_lm(source)
+    model, teacher = (models.load_masked_lm(source, pairs=section.pairs is not None) for _ in range(2))
     matrices = models.prunable_matrices(model, sections.model.prunable)
-    context.progress.say("reading the corpus")
-    text = corpus.load_corpus(sections.corpus, sections.corpus_tasks, tokenizer, context.work)
+    text = corpus.load_corpus(
+        section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
+    )
     sparsifier = make_sparsifier(pruning, matrices, training.steps_per_epoch(train, len(text.train)))
 
-    probability = sections.corpus.mlm_probability
     frozen = Teacher(teacher, training.device())
-    loss = mlm_loss(models.mlm_head, frozen, train.criterion, distillation.positions)
-    labels_only = MlmLoss(models.mlm_head)
-    before = training.mlm_loss(model, labels_only, text.valid, tokenizer, probability)
-    data = training.mlm_data(text.train, tokenizer, probability, distillation.positions, train, context.seed)
+    loss = mlm_loss(models.mlm_head, frozen, train.criterion, distillation.positions, models.next_sentence_head)
+
+    def held_out() -> dict[str, float]:
+        # Where words play no part in the loss, the word head stays as it was: its own loss would tell nothing.
+        if isinstance(loss, LayersLoss):
+            return evaluation.layers_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
+        labels_only = MlmLoss(models.mlm_head, next_head=models.next_sentence_head)
+        return evaluation.mlm_metrics(model, labels_only, text.valid, tokenizer, section.mlm_probability)
+
+    before = held_out()
+    data = training.mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
     outcome.must_end_within((p.section for p in sparsifier.gradual), data.steps, "student.pruning")
     fitted = training.fit(model, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
     models.save_checkpoint(model, tokenizer, context.folder, sparsifier.mask)
@@ -39,11 +46,11 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         | outcome.figures(sparsifier.mask)
         | {
             "tokens_seen": data.tokens_seen(),
-            "mlm_loss_before": before,
-            "mlm_loss": training.mlm_loss(model, labels_only, text.valid, tokenizer, probability),
             "prunable_weights": sum(module.weight.numel() for module in matrices.values()),
             "backend": pruning.backend,
         }
+        | {f"{name}_before": value for name, value in before.items()}
+        | held_out()
         | ({"target_sparsity": targets.pop()} if len(targets) == 1 else {}),
         checks=[
             Check(name="matrices matched", ok=bool(matrices), measured=float(len(matrices)), limit=">= 1"),

@@ -7,7 +7,7 @@ from toolkit.artifacts import Artifact, Context, StageResult
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Ordinary fine-tuning."""
-    from toolkit import models, tasks, training
+    from toolkit import evaluation, models, tasks, training
     from toolkit.distillation import TaskLoss
 
     training.seed_everything(context.seed)
@@ -21,7 +21,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     models.save_checkpoint(model, tokenizer, context.folder)
     return StageResult(
         kind="task",
-        metrics=fitted.metrics() | training.task_metrics(model, task, tokenizer, data),
+        metrics=fitted.metrics() | evaluation.task_metrics(model, task, tokenizer, data),
         data={"note": sections.task.note},
         history=fitted.history,
     )

@@ -6,30 +6,29 @@ from toolkit.artifacts import Artifact, Context, StageResult
 
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
-    """Masked-language-model training of the base model."""
-    from toolkit import corpus, models, training
+    """Masked-language-model training of the base model; with next-sentence prediction where the corpus has pairs."""
+    from toolkit import corpus, evaluation, models, training
     from toolkit.distillation import MlmLoss
 
     training.seed_everything(context.seed)
-    train = sections.teacher.train
+    train, section = sections.teacher.train, sections.corpus
     tokenizer = models.load_tokenizer(inputs["base"].path)
-    model = models.load_masked_lm(inputs["base"].path)
-    context.progress.say("reading the corpus")
-    text = corpus.load_corpus(sections.corpus, sections.corpus_tasks, tokenizer, context.work)
-    loss = MlmLoss(models.mlm_head)
-    probability = sections.corpus.mlm_probability
-    before = training.mlm_loss(model, loss, text.valid, tokenizer, probability)
-    data = training.mlm_data(text.train, tokenizer, probability, "masked", train, context.seed)
+    model = models.load_masked_lm(inputs["base"].path, pairs=section.pairs is not None)
+    text = corpus.load_corpus(
+        section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
+    )
+    loss = MlmLoss(models.mlm_head, next_head=models.next_sentence_head)
+    before = evaluation.mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
+    data = training.mlm_data(text.train, tokenizer, section, "masked", train, context.seed)
     fitted = training.fit(model, data, train, loss, context)
     models.save_checkpoint(model, tokenizer, context.folder)
+    after = evaluation.mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
     return StageResult(
         kind="dense",
         metrics=fitted.metrics()
-        | {
-            "tokens_seen": data.tokens_seen(),
-            "mlm_loss_before": before,
-            "mlm_loss": training.mlm_loss(model, loss, text.valid, tokenizer, probability),
-        },
+        | {"tokens_seen": data.tokens_seen()}
+        | {f"{name}_before": value for name, value in before.items()}
+        | after,
         data={"corpus": text.summary()},
         history=fitted.history,
     )

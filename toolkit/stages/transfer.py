@@ -10,7 +10,7 @@ from toolkit.artifacts import Artifact, Context, StageResult
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Fine-tuning with pattern lock and distillation (paper, section 3.2)."""
-    from toolkit import models, tasks, training
+    from toolkit import evaluation, models, tasks, training
     from toolkit.distillation import Teacher, task_loss
     from toolkit.sparsity import outcome
     from toolkit.sparsity.sparsifier import Joined, PatternLock, make_sparsifier
@@ -41,7 +41,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     return StageResult(
         kind="task",
         metrics=fitted.metrics()
-        | training.task_metrics(model, task, tokenizer, data)
+        | evaluation.task_metrics(model, task, tokenizer, data)
         | outcome.figures(sparsifier.mask),
         checks=[
             *(outcome.on_target(p.section, p.mask) for p in sparsifier.gradual),

@@ -1,0 +1,95 @@
+"""What a torch model answers and scores: on a task's splits, and on held-out pre-training text."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolkit.corpus import Sequences
+from toolkit.distillation import Batch, LossTerms, MlmLoss, inputs_of
+from toolkit.heads import logits_of
+from toolkit.masking import mask_tokens, pad_masked
+from toolkit.metrics import in_order
+from toolkit.pairs import PairSequences
+from toolkit.tasks import Split, TaskData, pad
+from toolkit.training import TrainingData, device
+
+
+@torch.inference_mode()
+def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> Sequence[np.ndarray]:
+    """Logits of every example, in the order of the examples, whatever the batch size.
+
+    Returns:
+        [n, C] of a classifier or regressor; [2, length] for each window of question answering.
+    """
+    model.eval().to(device())
+    order = np.argsort(examples.lengths, kind="stable")
+    logits: list[np.ndarray] = []
+    for first in range(0, len(order), batch_size):
+        features = [examples[int(i)] for i in order[first : first + batch_size]]
+        batch = {k: v.to(device()) for k, v in pad(features, pad_id).items()}
+        logits += list(logits_of(model, inputs_of(batch)).float().cpu().numpy())
+    return in_order(logits, order, examples.lengths)
+
+
+@torch.inference_mode()
+def mlm_metrics(
+    model: Any, loss: MlmLoss, sequences: Sequences | PairSequences, tokenizer: Any, probability: float
+) -> dict[str, float]:
+    """Of held-out sequences, always the same ones, masked in the same way.
+
+    Returns:
+        `mlm_loss`, the label loss per masked token; of pairs also `next_sentence_accuracy`.
+    """
+    model.eval().to(device())
+    total = count = right = seen = 0.0
+    for batch in _held_out(sequences, tokenizer, probability):
+        words, following = loss.logits(model, batch)
+        targets = batch["labels"][batch["labels"] != -100]
+        total += float(torch.nn.functional.cross_entropy(words.float(), targets, reduction="sum"))
+        count += len(targets)
+        if following is not None:
+            right += float((following.argmax(dim=-1) == batch["next_sentence_label"]).sum())
+            seen += len(following)
+    return {"mlm_loss": total / count} | ({"next_sentence_accuracy": right / seen} if seen else {})
+
+
+@torch.inference_mode()
+def layers_metrics(
+    model: Any,
+    loss: Callable[[Any, Batch], LossTerms],
+    sequences: Sequences | PairSequences,
+    tokenizer: Any,
+    probability: float,
+) -> dict[str, float]:
+    """`layers_loss`: distance from the teacher's hidden features per held-out sequence, the same ones always."""
+    model.eval().to(device())
+    total = seen = 0.0
+    for batch in _held_out(sequences, tokenizer, probability):
+        terms = loss(model, batch | {"items": 1.0, "examples": 1.0})
+        assert terms.kd is not None
+        total, seen = total + float(terms.kd), seen + len(batch["input_ids"])
+    return {"layers_loss": total / seen}
+
+
+def _held_out(sequences: Sequences | PairSequences, tokenizer: Any, probability: float) -> Iterator[Batch]:
+    """At most 512 masked sequences, in batches."""
+    count = min(512, len(sequences))
+    for first in range(0, count, 32):
+        items = []
+        for index in range(first, min(first + 32, count)):
+            example, rng = sequences.example(index), np.random.default_rng((0, index))
+            masked = mask_tokens(example["input_ids"], rng, tokenizer, probability, specials=sequences.specials)
+            items.append(example | masked)
+        yield {k: v.to(device()) for k, v in pad_masked(items, tokenizer.pad_token_id).items()}
+
+
+def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData | None = None) -> dict[str, Any]:
+    """The scores on the whole dev split, and how many examples are behind them."""
+    return {
+        "examples_seen": len(data.stream) if data else 0,
+        "train_n": len(task.train.truth),
+        "dev_n": task.dev_n,
+        "dev": task.scores(predict(model, task.dev, tokenizer.pad_token_id)),
+    }
