@@ -7,10 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit import checkpoints, matching, sources, tables
+from toolkit import checkpoints, known, matching, sources, tables
 from toolkit.checkpoints import DENSE
 from toolkit.errors import UserError
-from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, Train
+from toolkit.hub import is_hub
+from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, Task, TaskPruning, Train
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,17 +19,24 @@ if TYPE_CHECKING:
 # The linear layers inside an encoder's stack of layers, in every BERT-like naming: bert.encoder.layer.3…,
 # distilbert.transformer.layer.3…, roberta.encoder.layer.3….
 _LAYER_NUMBER = re.compile(r"layers?\.(\d+)\.")
+_LATER = "from the hub when it runs"
 _IN_LAYER_STACK = re.compile(r"(^|\.)layers?\.\d+\..+\.weight$")
 
 
-def prunable_shapes(recipe: Recipe, folder: Path) -> dict[str, tuple[int, int]]:
-    """The matrices of a checkpoint that pruning gets, by parameter name.
+def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
+    """The matrices of a checkpoint that pruning gets, by parameter name; none for one that was never fetched.
 
     Raises:
         UserError: Nothing is matched, or a pattern of `model.prunable` matches nothing.
     """
-    found = checkpoints.tensors(folder).items()
-    matrices = {n: (t.shape[0], t.shape[1]) for n, t in found if len(t.shape) == 2 and _IN_LAYER_STACK.search(n)}
+    folder = sources.model_at_hand(source)
+    if folder is not None:
+        found = checkpoints.tensors(folder).items()
+        matrices = {n: (t.shape[0], t.shape[1]) for n, t in found if len(t.shape) == 2 and _IN_LAYER_STACK.search(n)}
+    elif config := known.config_of(source):
+        matrices = known.matrix_shapes(config)
+    else:
+        return {}
     if not matrices:
         raise UserError("no encoder layers found to prune", where=str(folder), instead="a BERT-like encoder")
     patterns = recipe.model.prunable
@@ -38,57 +46,78 @@ def prunable_shapes(recipe: Recipe, folder: Path) -> dict[str, tuple[int, int]]:
         if not any(re.search(pattern, n.removesuffix(".weight")) for n in matrices):
             raise UserError(
                 f"model.prunable: {pattern!r} matches no matrix",
-                where=str(folder),
+                where=str(folder or source),
                 instead=f"a regular expression that matches names such as {next(iter(matrices), '(none)')!r}",
             )
     return {n: s for n, s in matrices.items() if any(re.search(p, n.removesuffix(".weight")) for p in patterns)}
 
 
 def check_recipe(recipe: Recipe) -> list[tuple[str, str]]:
-    """What was checked and what was found, line by line.
+    """What was checked and what was found, line by line. Nothing is fetched from the hub.
 
     Raises:
         UserError: The first thing that is wrong.
     """
     found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
-    folder = sources.model_folder(recipe.model.source)
-    found.append(("model", str(folder)))
-    ready = [(f"ready {name}", source) for name, source in recipe.ready.items()]
-    ready += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
-    folders = [folder]
-    for what, source in ready:
-        folders.append(sources.model_folder(source))
-        found.append((what, str(folders[-1])))
-    for each in dict.fromkeys(folders):
-        checkpoints.must_be_plain(each)
+    named = [("model", recipe.model.source), *((f"ready {name}", source) for name, source in recipe.ready.items())]
+    named += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
+    for what, source in named:
+        folder = sources.model_at_hand(source)
+        found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
+        if folder is not None:
+            checkpoints.must_be_plain(folder)
     if recipe.student is not None:
-        found += _pruning(recipe, "student", recipe.student.pruning, recipe.student.distillation.train, folder)
-    if recipe.transfer is not None:
-        start = sources.model_folder(recipe.ready.get("student", recipe.model.source))
-        if not recipe.transfer.pruning.only_locks:
-            found += _pruning(recipe, "transfer", recipe.transfer.pruning, recipe.transfer.train, start)
-        elif "student" in recipe.ready:
-            found += _locked(recipe, start)
+        found += _pruning(recipe, "student", recipe.student.pruning, recipe.student.distillation.train)
+    found += _transfers(recipe)
     if recipe.corpus is not None:
-        files = sources.corpus_files(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
-        found.append(("corpus", ", ".join(f.name for f in files)))
+        specs = sources.corpus_specs(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
+        found.append(("corpus", _data(specs)))
     for name, task in recipe.tasks.items():
-        columns = tables.column_names(sources.task_files(task)[0])
-        wanted = [*task.columns, task.label, *task.rows, *([task.hold_out.column] if task.hold_out else [])]
-        missing = [c for c in wanted if c not in columns]
-        if missing:
-            raise UserError(
-                f"no column {missing[0]!r}",
-                where=str(sources.task_files(task)[0]),
-                instead=f"one of {', '.join(columns)}",
-            )
-        found.append((f"task {name}", ", ".join(f.name for f in sources.task_files(task))))
+        found.append((f"task {name}", _data(sources.task_specs(task))))
+        for spec in sources.task_specs(task):
+            _must_have_columns(task, sources.at_hand(spec))
     return found
 
 
-def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train, folder: Path) -> list[tuple[str, str]]:
+def _data(specs: list[str]) -> str:
+    """Names of data files; of splits on the hub all of it, and which are still to be fetched."""
+    later = [spec for spec in specs if sources.at_hand(spec) is None]
+    here = [spec if is_hub(spec) else sources.local_file(spec).name for spec in specs if spec not in later]
+    return "; ".join([", ".join(here)] * bool(here) + [f"{', '.join(later)}, {_LATER}"] * bool(later))
+
+
+def _must_have_columns(task: Task, file: Path | None) -> None:
+    if file is None:
+        return
+    columns = tables.column_names(file)
+    wanted = [*task.columns, task.label, *task.rows, *([task.hold_out.column] if task.hold_out else [])]
+    missing = [c for c in wanted if c not in columns]
+    if missing:
+        raise UserError(f"no column {missing[0]!r}", where=str(file), instead=f"one of {', '.join(columns)}")
+
+
+def _transfers(recipe: Recipe) -> list[tuple[str, str]]:
+    """What is locked or pruned while tasks are learnt; tasks that do the same are told once."""
+    found: list[tuple[str, str]] = []
+    told: list[TaskPruning] = []
+    for task in recipe.tasks:
+        transfer = recipe.section("transfer", task)
+        if transfer is None or transfer.pruning in told:
+            continue
+        told.append(transfer.pruning)
+        if not transfer.pruning.only_locks:
+            found += _pruning(recipe, "transfer", transfer.pruning, transfer.train)
+        elif "student" in recipe.ready:
+            found += _locked(recipe, recipe.ready["student"])
+    return found
+
+
+def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list[tuple[str, str]]:
     """Each pruner: its schedule, the matrices that it gets, and the sparsity that they can reach."""
-    shapes = prunable_shapes(recipe, folder)
+    source = recipe.ready.get("student", recipe.model.source) if stage == "transfer" else recipe.model.source
+    shapes = prunable_shapes(recipe, source)
+    if not shapes:
+        return [("prunable", f"the matrices of {source} are checked when it was fetched")]
     weights = sum(rows * columns for rows, columns in shapes.values())
     found = [("prunable", f"{len(shapes)} encoder matrices, {weights:,} weights")]
     compression = pruning.approach.weight_compression
@@ -98,7 +127,8 @@ def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train, folder:
     for number, (pruner, names) in enumerate(zip(pruners, matching.assign(pruners, shapes, where), strict=True)):
         label = f"{stage} pruner {number + 1}" if len(pruners) > 1 else f"{stage} pruner"
         if pruner.prune_type == LOCK:
-            shares = checkpoints.zero_shares(folder, names)
+            folder = sources.model_at_hand(source)
+            shares = checkpoints.zero_shares(folder, names) if folder else {}
             found += [(label, "pattern_lock"), *_by_layer(shapes, shares)]
             continue
         problem = matching.cannot(pruning.backend, pruner)
@@ -140,9 +170,12 @@ def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:
     )
 
 
-def _locked(recipe: Recipe, folder: Path) -> list[tuple[str, str]]:
+def _locked(recipe: Recipe, source: str) -> list[tuple[str, str]]:
     """The zeros of a ready sparse model, matrix by matrix."""
-    shapes = prunable_shapes(recipe, folder)
+    folder = sources.model_at_hand(source)
+    if folder is None:
+        return [("locked", f"the zeros of {source} are checked when it was fetched")]
+    shapes = prunable_shapes(recipe, source)
     shares = checkpoints.zero_shares(folder, shapes)
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
     zeros = sum(share * weights[name] for name, share in shares.items()) / sum(weights.values())

@@ -124,7 +124,11 @@ def _no_weights(folder: Path) -> UserError:
             where=str(folder),
             instead="where you trust it, save it anew with transformers' save_pretrained: it writes safetensors",
         )
-    return UserError("no model.safetensors in this folder", where=str(folder), instead="a safetensors checkpoint")
+    return UserError(
+        "no model.safetensors in this folder",
+        where=str(folder),
+        instead="a safetensors checkpoint; of a model on the hub often its revision owner/name@refs/pr/1",
+    )
 
 
 def _quantized(folder: Path, what: str) -> UserError:

@@ -54,7 +54,8 @@ class Model(Section):
     """The dense pre-trained model that everything starts from."""
 
     source: str = Field(
-        min_length=1, description="folder, Hugging Face id, or package:<distribution>[/<folder in site-packages>]"
+        min_length=1,
+        description="folder, Hugging Face id (owner/name[@revision]), or package:<distribution>[/<folder in it>]",
     )
     framework: Literal["pytorch"] = Field("pytorch", description="INC's key; pytorch is the only one")
     prunable: tuple[str, ...] = Field(

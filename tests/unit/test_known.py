@@ -1,0 +1,79 @@
+"""What is known of public models, against the models themselves; and every shipped recipe, checked offline."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from toolkit import known, models
+from toolkit.checking import check_recipe
+from toolkit.recipe_presets import PRESETS
+from toolkit.recipe_yaml import load_recipe
+
+CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs"
+# Without INC's own files, and the template, whose files are the user's.
+RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "inc" and p.stem != "template")
+PAPER = [p for p in RECIPES if p.parent.name in ("bert_base", "bert_large", "distilbert")]
+
+
+@pytest.mark.parametrize(
+    ("source", "auto", "weights"),
+    [
+        ("google-bert/bert-base-uncased", transformers.AutoModelForMaskedLM, 84_934_656),
+        ("google-bert/bert-large-uncased", transformers.AutoModelForQuestionAnswering, 301_989_888),
+        ("distilbert/distilbert-base-uncased", transformers.AutoModelForSequenceClassification, 42_467_328),
+    ],
+)
+def test_known_matrices_are_those_that_pruning_finds_in_the_model(source, auto, weights):
+    sizes = known.CONFIGS[source]
+    config = transformers.AutoConfig.for_model(**sizes)
+    with torch.device("meta"):
+        found = models.prunable_matrices(auto.from_config(config))
+    shapes = {name: tuple(module.weight.shape) for name, module in found.items()}
+    assert known.matrix_shapes(sizes) == shapes
+    assert sum(rows * columns for rows, columns in shapes.values()) == weights
+
+
+def test_a_revision_does_not_change_what_is_known():
+    assert known.config_of("google-bert/bert-base-uncased@main") is known.CONFIGS["google-bert/bert-base-uncased"]
+    assert known.config_of("somebody/else") is None
+
+
+def test_rows_of_every_public_split_are_known():
+    specs = [str(p[key]) for p in PRESETS.values() for key in ("train", "dev")]
+    assert {spec.removeprefix("hub:") for spec in specs} <= known.ROWS.keys()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_shipped_recipe_checks_without_a_network(path, request):
+    if path.parent.name == "minilm":
+        request.getfixturevalue("shared_data")
+    found = dict(check_recipe(load_recipe(path)))
+    assert found["recipe"]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_recipe_of_the_paper_has_its_settings(path):
+    recipe = load_recipe(path)
+    assert list(recipe.tasks) == ["sst2", "mnli", "qqp", "qnli", "squad"]
+    glue, squad = recipe.section("transfer", "mnli").train, recipe.section("transfer", "squad").train
+    rate = 1.8e-4 if path.parent.name == "distilbert" else 1.5e-4
+    assert (glue.epoch, glue.batch_size, glue.optimizer.settings.learning_rate) == (9, 32, 1e-4)
+    assert (squad.epoch, squad.batch_size, squad.optimizer.settings.learning_rate) == (8, 12, rate)
+    assert squad.criterion.settings.loss_weights == (0.0, 1.0)
+    assert [recipe.section("quantize", t).train.epoch for t in ("mnli", "squad")] == [3, 2]
+    assert (recipe.tasks["squad"].max_seq_length, recipe.tasks["squad"].windows.stride) == (384, 128)
+    assert recipe.export.variants == ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8")
+    if path.name.startswith("transfer"):
+        assert recipe.ready["student"].startswith("Intel/")
+        return
+    train, pruning = recipe.student.distillation.train, recipe.student.pruning
+    (pruner,) = pruning.approach.weight_compression.resolve(steps_per_epoch=0)
+    assert train.steps == recipe.teacher.train.steps == 100_000
+    assert train.batch_size * train.gradient_accumulation_steps == 256
+    assert (pruner.start_step, pruner.end_step, pruner.update_frequency_on_step) == (0, 50_000, 1000)
+    assert f"{pruner.target_sparsity:.2f}" == f"0.{path.stem}"
+    assert pruning.learning_rate_rewinding
+    assert train.criterion.settings.loss_weights == (0.5, 0.5)
+    assert (recipe.corpus.pairs is not None) == (path.parent.name != "distilbert")

@@ -1,0 +1,198 @@
+"""Claims against measurements: what counts, what does not, and a tiny row from its recipe to its record."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from toolkit import cli_scoreboard, scoreboard
+from toolkit.errors import CheckFailed, UserError
+from toolkit.reporting import scoreboard as shown
+from toolkit.scoreboard import Measurement
+from toolkit.yaml_lines import dump_yaml
+
+ROW = "tiny-90-int8-toy"
+BOARD = """
+tolerance: 0.5
+sources:
+  card: {text: a card, url: "https://example.org/<card>", seen: second-hand}
+rows:
+  tiny-90-int8-toy:
+    {model: Tiny, sparsity: 0.9, precision: int8, task: toy, source: card, recipe: tiny,
+     claimed: {accuracy: 80.0, f1: 70.0}}
+  other-85-fp32-toy:
+    {model: Other, sparsity: 0.85, precision: fp32, task: toy, source: card, recipe: none, claimed: {accuracy: 90.0}}
+"""
+
+
+@pytest.fixture
+def board(tmp_path):
+    path = tmp_path / "board.yaml"
+    path.write_text(BOARD)
+    return scoreboard.load(path)
+
+
+def measured(accuracy: float, f1: float, **values) -> Measurement:
+    defaults = {
+        "row": ROW,
+        "start": "pre-training",
+        "overrides": (),
+        "note": "",
+        "values": {"accuracy": accuracy, "f1": f1},
+        "n": {"accuracy": 872, "f1": 872},
+        "seed": 42,
+        "machine": {"cpu": "some CPU"},
+        "versions": {},
+        "commit": "abc",
+        "started": "2031-02-03T04:05:06+00:00",
+    }
+    return Measurement(**(defaults | values))
+
+
+@pytest.mark.parametrize(
+    ("runs", "status"),
+    [
+        ([], "unverified"),
+        ([measured(80.0, 70.0)], "reproduced"),
+        ([measured(79.5, 69.5)], "reproduced"),  # within the tolerance
+        ([measured(79.49, 75.0)], "below"),  # one metric is not
+        ([measured(79.0, 71.0), measured(80.2, 71.0, seed=43)], "reproduced"),  # the mean counts
+        ([measured(90.0, 90.0, overrides=("transfer.epoch=1",))], "other setting"),
+        ([measured(90.0, 90.0, note="reduced training data")], "other setting"),
+        ([measured(80.0, 70.0, overrides=("seed=7", "threads=2"))], "reproduced"),
+        ([measured(10.0, 10.0), measured(99.0, 99.0, note="reduced")], "below"),  # other settings change nothing
+    ],
+)
+def test_status_follows_from_the_runs_that_are_the_rows_experiment(board, runs, status):
+    first, second = scoreboard.standings(board, runs)
+    assert (first.name, first.status) == (ROW, status)
+    assert second.status == "unverified"
+
+
+def test_several_seeds_show_mean_and_spread(board):
+    first, _ = scoreboard.standings(board, [measured(79.0, 71.0), measured(81.0, 71.0, seed=43)])
+    assert (first.measured, first.seeds) == ({"accuracy": 80.0, "f1": 71.0}, (42, 43))
+    assert first.spread["accuracy"] == pytest.approx(2**0.5)
+    assert "80.00 ± 1.41" in shown.markdown(board, [first])
+
+
+def test_table_markdown_and_page_tell_claims_measurements_and_where_they_stand(board, tmp_path):
+    standings = scoreboard.standings(board, [measured(79.0, 71.0, note="reduced <data>")])
+    lines = shown.markdown(board, standings).splitlines()
+    assert {line.count("|") for line in lines} == {11}
+    assert "accuracy 80.00, f1 70.00" in lines[2]
+    assert "other setting (reduced <data>)" in lines[2]
+    assert "second-hand" in lines[2]
+    shown.html(board, standings, tmp_path / "deep" / "board.html")
+    page = (tmp_path / "deep" / "board.html").read_text()
+    assert "reduced &lt;data&gt;" in page
+    assert "unverified" in page
+    assert "<script" not in page
+    console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
+    console.print(shown.console(standings))
+    assert "other-85-fp32-toy" in console.export_text()
+
+
+def test_the_shipped_rows_have_recipes_that_measure_their_claims():
+    from toolkit.cli import shipped
+    from toolkit.recipe_yaml import load_recipe
+
+    board = scoreboard.load(cli_scoreboard.BOARD)
+    assert len(board.rows) == 25 + 6 + 2
+    for name, row in board.rows.items():
+        sparsity = f"{round(100 * row.sparsity)}{'-' + row.blocks if row.blocks else ''}"
+        assert name == f"{row.model.lower()}-{sparsity}-{row.precision}-{row.task}"
+        assert row.recipe or row.published
+        for recipe in filter(None, (row.recipe, row.published)):
+            task = load_recipe(shipped(recipe)).tasks[row.task]
+            splits = ["", *(f" ({split})" for split in task.more_dev)]
+            assert row.claimed.keys() <= {f"{metric}{split}" for metric in task.metrics for split in splits}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("source: card, recipe: tiny", "source: cart, recipe: tiny", "unknown source 'cart'"),
+        ("precision: int8", "precision: int4", "rows.tiny-90-int8-toy.precision"),
+        ("tolerance: 0.5", "tolerance: much", "tolerance"),
+    ],
+)
+def test_mistake_in_the_rows_is_told_with_its_line(tmp_path, old, new, message):
+    path = tmp_path / "board.yaml"
+    path.write_text(BOARD.replace(old, new))
+    with pytest.raises(UserError) as error:
+        scoreboard.load(path)
+    assert message in error.value.what
+    assert "board.yaml:" in error.value.where
+
+
+def test_missing_scoreboard_unknown_row_and_damaged_record_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="no scoreboard here"):
+        scoreboard.load(tmp_path / "none.yaml")
+    path = tmp_path / "board.yaml"
+    path.write_text(BOARD)
+    with pytest.raises(UserError, match="no row 'x'") as error:
+        cli_scoreboard.reproduce("x", None, False, tmp_path, path)
+    assert ROW in error.value.instead
+    with pytest.raises(UserError, match="no published sparse model"):
+        cli_scoreboard.reproduce(ROW, None, True, tmp_path, path)
+    (tmp_path / "measured" / ROW).mkdir(parents=True)
+    (tmp_path / "measured" / ROW / "a.json").write_text("{}")
+    with pytest.raises(UserError, match="not a record"):
+        cli_scoreboard.scoreboard(None, None, path)
+
+
+def test_a_row_is_run_for_its_task_alone_and_recorded(
+    tiny_bert, tiny_task_files, tiny_text, tmp_path, monkeypatch, capsys
+):
+    steps = {"steps": 3, "batch_size": 8}
+    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "metrics": ["accuracy", "f1"]}
+    pruner = {
+        "target_sparsity": 0.9,
+        "end_step": 2,
+        "update_frequency_on_step": 1,
+        "pruners": [{"prune_type": "magnitude"}],
+    }
+    timing = {"warmup": 0, "iteration": 1, "seconds": 1, "batch_sizes": [1], "sequence_length": 16}
+    recipe = {
+        "name": "tiny",
+        "model": {"source": str(tiny_bert)},
+        "tasks": {"unused": task | {"max_seq_length": 16}, "toy": task | {"max_seq_length": 16}},
+        "corpus": {"files": [str(tiny_text)], "max_seq_length": 32, "limit": 40},
+        "student": {
+            "pruning": {"approach": {"weight_compression": pruner}},
+            "distillation": {"train": steps},
+        },
+        "task_teacher": {"train": steps},
+        "transfer": {"distillation": {"train": steps}},
+        "quantize": {
+            "distillation": {"train": steps},
+            "quantization": {"calibration": {"sampling_size": 8}},
+            "tuning": {"accuracy_criterion": {"absolute": 0.9}},
+        },
+        "export": {"variants": ["sparse-int8"], "metric_tolerance": 0.5, "tolerance": 0.2},
+        "benchmark": {"evaluation": {"performance": timing}},
+    }
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(recipe))
+    path = tmp_path / "board.yaml"
+    path.write_text(BOARD.replace("accuracy: 80.0, f1: 70.0", "accuracy: 1.0, f1: 0.0"))
+    monkeypatch.setenv("COLUMNS", "150")
+    try:
+        cli_scoreboard.reproduce(ROW, None, False, tmp_path / "runs", path)
+    except CheckFailed:
+        pytest.fail("the promise of this recipe cannot be missed")
+    assert not (tmp_path / "runs/tiny/tasks/unused").exists()
+    (file,) = (tmp_path / "measured" / ROW).glob("*.json")
+    values = json.loads(file.read_text())
+    benchmark = json.loads((tmp_path / "runs/tiny/tasks/toy/benchmark/manifest.json").read_text())
+    scores = benchmark["metrics"]["variants"]["sparse-int8"]["accuracy"]
+    assert values["values"] == {k: pytest.approx(100 * v, abs=1e-4) for k, v in scores.items()}
+    assert (values["n"], values["seed"], values["start"]) == ({"accuracy": 120, "f1": 120}, 42, "pre-training")
+    assert values["machine"]
+    assert "reproduced" in capsys.readouterr().out
+    path.write_text(BOARD.replace("accuracy: 80.0", "accuracy: 100.0"))
+    cli_scoreboard.reproduce(ROW, None, False, tmp_path / "runs", path)  # nothing runs again: the claim is new
+    assert "below" in capsys.readouterr().out
+    cli_scoreboard.reproduce(ROW, ["benchmark.seconds=2"], False, tmp_path / "runs", path)
+    assert len(list((tmp_path / "measured" / ROW).glob("*.json"))) == 1  # the same seed and commit
+    assert "other setting" in capsys.readouterr().out

@@ -1,0 +1,84 @@
+"""`pruneofa reproduce` and `pruneofa scoreboard`: published results against runs of this toolkit."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toolkit.errors import UserError
+
+if TYPE_CHECKING:
+    from toolkit.scoreboard import Row
+
+BOARD = Path(__file__).resolve().parent.parent / "benchmarks" / "scoreboard.yaml"
+File = Annotated[Path, typer.Option("--file", help="the rows (YAML); records lie in measured/ beside it")]
+
+
+def reproduce(
+    row: Annotated[str, typer.Argument(help="as `pruneofa scoreboard` names it")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="changes to its recipe; any but seed, threads and name make it another setting"),
+    ] = None,
+    published: Annotated[bool, typer.Option("--published", help="start from the published sparse model")] = False,
+    runs: Annotated[Path, typer.Option("--runs", help="where run folders lie")] = Path("runs"),
+    file: File = BOARD,
+) -> None:
+    """Run the recipe of a published row for its task alone, and record what it measures."""
+    from rich.console import Console
+
+    from toolkit import scoreboard
+    from toolkit.cli import execute, show_report
+    from toolkit.recipe_yaml import load_recipe
+    from toolkit.reporting import scoreboard as shown
+
+    board = scoreboard.load(file)
+    if row not in board.rows:
+        raise UserError(f"no row {row!r}", where=str(file), instead=f"one of {', '.join(board.rows)}")
+    chosen = board.rows[row]
+    recipe = load_recipe(_recipe_file(row, chosen, published, file.parent), overrides or ())
+    if chosen.task not in recipe.tasks:
+        raise UserError(f"its recipe has no task {chosen.task!r}", where=row, instead=", ".join(recipe.tasks))
+    read = recipe.corpus.tasks if recipe.corpus else ()
+    kept = {name: task for name, task in recipe.tasks.items() if name == chosen.task or name in read}
+    recipe = recipe.model_copy(update={"tasks": kept})
+    folder = runs / recipe.name
+    manifests = execute(recipe, folder)
+    found = scoreboard.measurement_of(row, chosen, manifests, recipe, overrides or (), published)
+    path = scoreboard.record(found, file.parent / "measured")
+    standings = scoreboard.standings(board, scoreboard.measurements(file.parent / "measured"))
+    Console().print(shown.console([s for s in standings if s.name == row]))
+    typer.echo(f"Recorded: {path}")
+    show_report(manifests, folder)
+
+
+def _recipe_file(name: str, row: "Row", published: bool, folder: Path) -> Path:
+    """A row's recipe: beside the scoreboard, or one of those that come with the toolkit."""
+    from toolkit.cli import shipped
+
+    recipe = row.published if published else row.recipe
+    if recipe is None:
+        known, other = ("published sparse model", "without") if published else ("recipe with pre-training", "with")
+        raise UserError(f"no {known} is known for this row", where=name, instead=f"{other} --published")
+    beside = folder / f"{recipe}.yaml"
+    return beside if beside.is_file() else shipped(recipe)
+
+
+def scoreboard(
+    markdown: Annotated[Path | None, typer.Option(help="write it as Markdown too")] = None,
+    html: Annotated[Path | None, typer.Option(help="write it as a page too")] = None,
+    file: File = BOARD,
+) -> None:
+    """Print every published row: claimed, measured, and whether it was reproduced."""
+    from rich.console import Console
+
+    from toolkit import scoreboard
+    from toolkit.reporting import scoreboard as shown
+
+    board = scoreboard.load(file)
+    standings = scoreboard.standings(board, scoreboard.measurements(file.parent / "measured"))
+    if markdown:
+        markdown.write_text(shown.markdown(board, standings))
+    if html:
+        shown.html(board, standings, html)
+    Console().print(shown.console(standings))

@@ -1,0 +1,227 @@
+"""Published results against what was measured here: the rows, the records of our runs, and what they amount to."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from toolkit.artifacts import Manifest
+from toolkit.errors import UserError
+from toolkit.recipe import Recipe
+from toolkit.recipe_base import Fraction, Number, Section
+from toolkit.yaml_lines import read_yaml
+
+Status = Literal["unverified", "reproduced", "below", "other setting"]
+
+# What may differ from a row's recipe without making it another experiment.
+_HARMLESS = ("seed", "threads", "name")
+
+
+class Source(Section):
+    """Where a claim stands."""
+
+    text: str
+    url: str
+    seen: Literal["yes", "second-hand"] = Field(description="read at the source, or in somebody's copy")
+
+
+class Row(Section):
+    """A published result: one model, sparsity, precision and task.
+
+    Attributes:
+        blocks: Shape of the blocks that are pruned as one; None: single weights.
+        recipe: The shipped recipe that makes it, without `.yaml`; with pre-training.
+        published: The shipped recipe that starts from the published sparse model.
+        claimed: Metric -> percent.
+    """
+
+    model: str
+    sparsity: Fraction
+    blocks: str | None = None
+    precision: Literal["fp32", "int8"]
+    task: str
+    source: str
+    recipe: str | None = None
+    published: str | None = None
+    claimed: dict[str, Number]
+
+    @property
+    def variant(self) -> str:
+        """The IR that it is measured on."""
+        return f"sparse-{self.precision}"
+
+
+class Scoreboard(Section):
+    """All rows.
+
+    Attributes:
+        tolerance: Points below a claim that still count as reproduced.
+    """
+
+    tolerance: Number
+    sources: dict[str, Source]
+    rows: dict[str, Row]
+
+
+class Measurement(Section):
+    """One run of a row's recipe.
+
+    Attributes:
+        start: `pre-training`, or `published` for the published sparse model.
+        overrides: What was changed of the recipe, by whoever ran it.
+        note: What the task says beside its results, e.g. that its data are reduced.
+        values: Metric -> percent, of the exported IR on the whole dev split.
+        n: Metric -> examples.
+    """
+
+    row: str
+    start: Literal["pre-training", "published"]
+    overrides: tuple[str, ...]
+    note: str
+    values: dict[str, Number]
+    n: dict[str, int]
+    seed: int
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    commit: str
+    started: str
+
+    @property
+    def as_published(self) -> bool:
+        """Whether it is the row's experiment: its budget, its data, nothing reduced."""
+        return not self.note and all(o.partition("=")[0].strip() in _HARMLESS for o in self.overrides)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A row and what was measured of it.
+
+    Attributes:
+        measured: Metric -> mean over the runs, percent; of those as published, else of those in another setting.
+        spread: Metric -> standard deviation over seeds, points; nothing for a single one.
+    """
+
+    name: str
+    row: Row
+    status: Status
+    measured: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, float] = field(default_factory=dict)
+    n: dict[str, int] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    note: str = ""
+
+
+def load(path: Path) -> Scoreboard:
+    """Reads the rows.
+
+    Raises:
+        UserError: The file is not there, or not a scoreboard.
+    """
+    if not path.is_file():
+        raise UserError("no scoreboard here", where=str(path), instead="--file benchmarks/scoreboard.yaml")
+    document = read_yaml(path)
+    try:
+        board = Scoreboard.model_validate(document.data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{key}: {first['msg']}", where=document.place(first["loc"]).text) from None
+    for name, row in board.rows.items():
+        if row.source not in board.sources:
+            place = document.place(("rows", name, "source")).text
+            raise UserError(f"unknown source {row.source!r}", where=place, instead=", ".join(board.sources))
+    return board
+
+
+def measurement_of(
+    name: str, row: Row, manifests: Sequence[Manifest], recipe: Recipe, overrides: Sequence[str], published: bool
+) -> Measurement:
+    """The record of a run of a row's recipe.
+
+    Raises:
+        UserError: The run did not measure the row's variant or metrics.
+    """
+    benchmark = next((m for m in manifests if m.stage == "benchmark" and m.task == row.task), None)
+    found = benchmark.metrics["variants"].get(row.variant) if benchmark else None
+    if benchmark is None or found is None or not row.claimed.keys() <= found["accuracy"].keys():
+        raise UserError(
+            f"the run did not measure {', '.join(row.claimed)} of {row.variant}",
+            where=name,
+            instead="a recipe that exports and benchmarks it",
+        )
+    return Measurement(
+        row=name,
+        start="published" if published else "pre-training",
+        overrides=tuple(overrides),
+        note=recipe.tasks[row.task].note,
+        values={metric: round(100 * found["accuracy"][metric], 4) for metric in row.claimed},
+        n={metric: benchmark.metrics["counts"][metric] for metric in row.claimed},
+        seed=recipe.seed,
+        machine=benchmark.machine,
+        versions=benchmark.versions,
+        commit=benchmark.commit or "",
+        started=benchmark.started,
+    )
+
+
+def record(measurement: Measurement, folder: Path) -> Path:
+    """Writes a measurement beside the others of its row; the same seed, start and commit again take its place."""
+    name = f"{measurement.start}-seed{measurement.seed}-{measurement.commit or 'unknown'}.json"
+    path = folder / measurement.row / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measurement.model_dump(mode="json"), indent=1) + "\n")
+    return path
+
+
+def measurements(folder: Path) -> list[Measurement]:
+    """All records, in the order of their files.
+
+    Raises:
+        UserError: One is damaged.
+    """
+    found = []
+    for path in sorted(folder.glob("*/*.json")):
+        try:
+            found.append(Measurement.model_validate_json(path.read_text()))
+        except ValidationError:
+            raise UserError(
+                "not a record of a measurement", where=str(path), instead="reproduce the row again"
+            ) from None
+    return found
+
+
+def standings(board: Scoreboard, found: Sequence[Measurement]) -> list[Standing]:
+    """Every row with its status."""
+    by_row: dict[str, list[Measurement]] = {}
+    for measurement in found:
+        by_row.setdefault(measurement.row, []).append(measurement)
+    return [_standing(name, row, by_row.get(name, []), board.tolerance) for name, row in board.rows.items()]
+
+
+def _standing(name: str, row: Row, runs: list[Measurement], tolerance: float) -> Standing:
+    whole = [m for m in runs if m.as_published]
+    counted = whole or runs
+    if not counted:
+        return Standing(name=name, row=row, status="unverified")
+    values = {metric: [m.values[metric] for m in counted] for metric in row.claimed}
+    means = {metric: statistics.mean(v) for metric, v in values.items()}
+    status: Status = "other setting" if not whole else _verdict(row.claimed, means, tolerance)
+    notes = {m.note or " ".join(m.overrides) for m in counted} if not whole else {m.start for m in whole}
+    return Standing(
+        name=name,
+        row=row,
+        status=status,
+        measured=means,
+        spread={metric: statistics.stdev(v) for metric, v in values.items() if len(v) > 1},
+        n=counted[-1].n,
+        seeds=tuple(sorted({m.seed for m in counted})),
+        note="; ".join(sorted(notes)),
+    )
+
+
+def _verdict(claimed: Mapping[str, float], means: Mapping[str, float], tolerance: float) -> Status:
+    return "reproduced" if all(means[m] >= claim - tolerance for m, claim in claimed.items()) else "below"
