@@ -1,5 +1,6 @@
 """`pruneofa reproduce` and `pruneofa scoreboard`: published results against runs of this toolkit."""
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,15 +35,19 @@ def reproduce(
 
     board = scoreboard.load(file)
     if row not in board.rows:
-        raise UserError(f"no row {row!r}", where=str(file), instead=f"one of {', '.join(board.rows)}")
+        near = difflib.get_close_matches(row, board.rows, n=5, cutoff=0.5)
+        listed = "one that `pruneofa scoreboard` lists"
+        raise UserError(f"no row {row!r}", where=str(file), instead=" or ".join(near) or listed)
     chosen = board.rows[row]
-    recipe = load_recipe(_recipe_file(row, chosen, published, file.parent), overrides or ())
+    source = _recipe_file(row, chosen, published, file.parent)
+    recipe = load_recipe(source, overrides or ())
     if chosen.task not in recipe.tasks:
         raise UserError(f"its recipe has no task {chosen.task!r}", where=row, instead=", ".join(recipe.tasks))
     read = recipe.corpus.tasks if recipe.corpus else ()
     kept = {name: task for name, task in recipe.tasks.items() if name == chosen.task or name in read}
     recipe = recipe.model_copy(update={"tasks": kept})
-    folder = runs / recipe.name
+    # Another seed gets a folder of its own: in the same one its pre-training would take the place of the first's.
+    folder = runs / (recipe.name if recipe.seed == load_recipe(source).seed else f"{recipe.name}-seed{recipe.seed}")
     manifests = execute(recipe, folder)
     found = scoreboard.measurement_of(row, chosen, manifests, recipe, overrides or (), published)
     path = scoreboard.record(found, file.parent / "measured")
@@ -58,8 +63,9 @@ def _recipe_file(name: str, row: "Row", published: bool, folder: Path) -> Path:
 
     recipe = row.published if published else row.recipe
     if recipe is None:
-        known, other = ("published sparse model", "without") if published else ("recipe with pre-training", "with")
-        raise UserError(f"no {known} is known for this row", where=name, instead=f"{other} --published")
+        missing, other = ("published sparse model", "without") if published else ("recipe with pre-training", "with")
+        instead = f"{other} --published" if row.recipe or row.published else "a row that has a recipe"
+        raise UserError(f"no {missing} is at hand for this row", where=name, instead=instead)
     beside = folder / f"{recipe}.yaml"
     return beside if beside.is_file() else shipped(recipe)
 

@@ -20,6 +20,8 @@ _BERT_LARGE = _BERT_BASE | {
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
+_ROBERTA_BASE = _BERT_BASE | {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514}
+_ELECTRA_BASE = _BERT_BASE | {"model_type": "electra"}
 _DISTILBERT = {
     "model_type": "distilbert",
     "dim": 768,
@@ -35,6 +37,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "google-bert/bert-base-uncased": _BERT_BASE,
     "google-bert/bert-large-uncased": _BERT_LARGE,
     "distilbert/distilbert-base-uncased": _DISTILBERT,
+    "FacebookAI/roberta-base": _ROBERTA_BASE,
+    "google/electra-base-discriminator": _ELECTRA_BASE,
     "Intel/bert-base-uncased-sparse-85-unstructured-pruneofa": _BERT_BASE,
     "Intel/bert-base-uncased-sparse-90-unstructured-pruneofa": _BERT_BASE,
     "Intel/bert-base-uncased-sparse-80-1x4-block-pruneofa": _BERT_BASE,
@@ -46,8 +50,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def config_of(source: str) -> dict[str, Any] | None:
-    """What is known of a model on the hub, whatever its revision; None: nothing."""
-    return CONFIGS.get(source.partition("@")[0])
+    """What is known of a model on the hub, whatever its revision; None: nothing. Old ids have no owner."""
+    name = source.partition("@")[0]
+    return CONFIGS.get(name) or next((c for known, c in CONFIGS.items() if known.endswith(f"/{name}")), None)
 
 
 # `<dataset>:<config>:<split>` -> rows.
@@ -95,14 +100,14 @@ _DISTILBERT_LAYER = {
 
 
 def matrix_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Parameter name -> (rows, columns) of the encoder's matrices, from the sizes in a BERT or DistilBERT config."""
+    """Parameter name -> (rows, columns) of the encoder's matrices, from the sizes in one of `CONFIGS`."""
     distil = config["model_type"] == "distilbert"
     sizes = {
         "h": config["dim" if distil else "hidden_size"],
         "f": config["hidden_dim" if distil else "intermediate_size"],
     }
     layers = config["n_layers" if distil else "num_hidden_layers"]
-    stack = "distilbert.transformer.layer" if distil else "bert.encoder.layer"
+    stack = "distilbert.transformer.layer" if distil else f"{config['model_type']}.encoder.layer"
     return {
         f"{stack}.{number}.{name}.weight": (sizes[shape[0]], sizes[shape[1]])
         for number in range(layers)

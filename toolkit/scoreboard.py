@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from toolkit.artifacts import Manifest
+from toolkit.artifacts import Manifest, json_hash
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
 from toolkit.recipe_base import Fraction, Number, Section
@@ -91,9 +91,25 @@ class Measurement(Section):
     started: str
 
     @property
+    def changes(self) -> tuple[str, ...]:
+        """The overrides that make it another experiment."""
+        return tuple(sorted(o for o in self.overrides if o.partition("=")[0].strip() not in _HARMLESS))
+
+    @property
+    def dirty(self) -> bool:
+        """Whether files, and so maybe the recipe, differed from the commit: nobody could run it again."""
+        return self.commit.endswith("-dirty")
+
+    @property
     def as_published(self) -> bool:
         """Whether it is the row's experiment: its budget, its data, nothing reduced."""
-        return not self.note and all(o.partition("=")[0].strip() in _HARMLESS for o in self.overrides)
+        return not (self.note or self.changes or self.dirty)
+
+    @property
+    def setting(self) -> str:
+        """What it shares with the runs that differ from it by the seed alone, in words."""
+        uncommitted = "uncommitted changes" if self.dirty else ""
+        return "; ".join(filter(None, (self.start, self.note, " ".join(self.changes), uncommitted)))
 
 
 @dataclass(frozen=True)
@@ -101,8 +117,9 @@ class Standing:
     """A row and what was measured of it.
 
     Attributes:
-        measured: Metric -> mean over the runs, percent; of those as published, else of those in another setting.
+        measured: Metric -> mean over seeds, percent; of the runs as published, else of those in another setting.
         spread: Metric -> standard deviation over seeds, points; nothing for a single one.
+        note: The setting of these runs.
     """
 
     name: str
@@ -169,8 +186,9 @@ def measurement_of(
 
 
 def record(measurement: Measurement, folder: Path) -> Path:
-    """Writes a measurement beside the others of its row; the same seed, start and commit again take its place."""
-    name = f"{measurement.start}-seed{measurement.seed}-{measurement.commit or 'unknown'}.json"
+    """Writes a measurement beside the others of its row; the same seed, setting and commit again take its place."""
+    other = "" if measurement.as_published else "-" + json_hash(measurement.setting)[:8]
+    name = f"{measurement.start}-seed{measurement.seed}-{measurement.commit or 'unknown'}{other}.json"
     path = folder / measurement.row / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(measurement.model_dump(mode="json"), indent=1) + "\n")
@@ -203,14 +221,12 @@ def standings(board: Scoreboard, found: Sequence[Measurement]) -> list[Standing]
 
 
 def _standing(name: str, row: Row, runs: list[Measurement], tolerance: float) -> Standing:
-    whole = [m for m in runs if m.as_published]
-    counted = whole or runs
-    if not counted:
+    if not runs:
         return Standing(name=name, row=row, status="unverified")
+    counted = _counted(runs)
     values = {metric: [m.values[metric] for m in counted] for metric in row.claimed}
     means = {metric: statistics.mean(v) for metric, v in values.items()}
-    status: Status = "other setting" if not whole else _verdict(row.claimed, means, tolerance)
-    notes = {m.note or " ".join(m.overrides) for m in counted} if not whole else {m.start for m in whole}
+    status = _verdict(row.claimed, means, tolerance) if counted[0].as_published else "other setting"
     return Standing(
         name=name,
         row=row,
@@ -218,9 +234,21 @@ def _standing(name: str, row: Row, runs: list[Measurement], tolerance: float) ->
         measured=means,
         spread={metric: statistics.stdev(v) for metric, v in values.items() if len(v) > 1},
         n=counted[-1].n,
-        seeds=tuple(sorted({m.seed for m in counted})),
-        note="; ".join(sorted(notes)),
+        seeds=tuple(sorted(m.seed for m in counted)),
+        note=counted[0].setting,
     )
+
+
+def _counted(runs: Sequence[Measurement]) -> list[Measurement]:
+    """The runs behind a row's figures, all of one setting, the last one of each seed.
+
+    The row's own experiment goes first, with its pre-training before the published model; else it is the setting that
+    was run last.
+    """
+    own = [m for m in runs if m.as_published]
+    first = min(own, key=lambda m: m.start != "pre-training") if own else max(runs, key=lambda m: m.started)
+    alike = sorted((m for m in runs if m.setting == first.setting), key=lambda m: m.started)
+    return list({m.seed: m for m in alike}.values())
 
 
 def _verdict(claimed: Mapping[str, float], means: Mapping[str, float], tolerance: float) -> Status:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from toolkit import known
 from toolkit.errors import UserError
 from toolkit.hub import hub_split, is_hub
 from toolkit.recipe import Corpus, Task
@@ -114,7 +115,8 @@ def model_at_hand(source: str) -> Path | None:
     try:
         return _snapshot(source, fetch=False)
     except UserError:
-        if _HUB_MODEL.fullmatch(source) and not Path(source).parent.is_dir():
+        named = _HUB_MODEL.fullmatch(source) and not Path(source).parent.is_dir()
+        if named or known.config_of(source) is not None:
             return None
         raise
 

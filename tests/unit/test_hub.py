@@ -82,6 +82,7 @@ def test_hub_that_does_not_answer_is_a_user_error_that_names_the_way_out(monkeyp
 
 def test_model_on_the_hub_is_not_at_hand_and_a_missing_folder_is_an_error(tmp_path, monkeypatch):
     assert sources.model_at_hand("google-bert/bert-base-uncased-that-nobody-fetched") is None
+    assert sources.model_at_hand("bert-base-uncased") is None  # an old id without an owner
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     for missing in ("models/mine", str(tmp_path / "nowhere"), "nowhere"):

@@ -23,6 +23,8 @@ PAPER = [p for p in RECIPES if p.parent.name in ("bert_base", "bert_large", "dis
         ("google-bert/bert-base-uncased", transformers.AutoModelForMaskedLM, 84_934_656),
         ("google-bert/bert-large-uncased", transformers.AutoModelForQuestionAnswering, 301_989_888),
         ("distilbert/distilbert-base-uncased", transformers.AutoModelForSequenceClassification, 42_467_328),
+        ("FacebookAI/roberta-base", transformers.AutoModelForMaskedLM, 84_934_656),
+        ("google/electra-base-discriminator", transformers.AutoModelForSequenceClassification, 84_934_656),
     ],
 )
 def test_known_matrices_are_those_that_pruning_finds_in_the_model(source, auto, weights):
@@ -35,7 +37,9 @@ def test_known_matrices_are_those_that_pruning_finds_in_the_model(source, auto, 
     assert sum(rows * columns for rows, columns in shapes.values()) == weights
 
 
-def test_a_revision_does_not_change_what_is_known():
+def test_neither_a_revision_nor_an_id_without_its_owner_changes_what_is_known():
+    assert known.config_of("bert-base-uncased") is known.CONFIGS["google-bert/bert-base-uncased"]
+    assert known.config_of("uncased") is None
     assert known.config_of("google-bert/bert-base-uncased@main") is known.CONFIGS["google-bert/bert-base-uncased"]
     assert known.config_of("somebody/else") is None
 
@@ -64,6 +68,8 @@ def test_recipe_of_the_paper_has_its_settings(path):
     assert squad.criterion.settings.loss_weights == (0.0, 1.0)
     assert [recipe.section("quantize", t).train.epoch for t in ("mnli", "squad")] == [3, 2]
     assert (recipe.tasks["squad"].max_seq_length, recipe.tasks["squad"].windows.stride) == (384, 128)
+    assert {task.tuning_examples for task in recipe.tasks.values()} == {0}  # 8 bits everywhere, all rows trained on
+    assert recipe.section("quantize", "squad").quantization.model_wise.weight.granularity == "per_tensor"
     assert recipe.export.variants == ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8")
     if path.name.startswith("transfer"):
         assert recipe.ready["student"].startswith("Intel/")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from toolkit import cli_scoreboard, scoreboard
 from toolkit.errors import CheckFailed, UserError
+from toolkit.measure import system
 from toolkit.reporting import scoreboard as shown
 from toolkit.scoreboard import Measurement
 from toolkit.yaml_lines import dump_yaml
@@ -61,6 +62,9 @@ def measured(accuracy: float, f1: float, **values) -> Measurement:
         ([measured(90.0, 90.0, note="reduced training data")], "other setting"),
         ([measured(80.0, 70.0, overrides=("seed=7", "threads=2"))], "reproduced"),
         ([measured(10.0, 10.0), measured(99.0, 99.0, note="reduced")], "below"),  # other settings change nothing
+        ([measured(90.0, 90.0, commit="abc-dirty")], "other setting"),  # whose recipe nobody can look up
+        ([measured(10.0, 10.0), measured(99.0, 99.0, start="published")], "below"),  # two experiments have no mean
+        ([measured(10.0, 10.0), measured(99.0, 99.0, started="2031-02-04T00:00:00+00:00")], "reproduced"),  # same seed
     ],
 )
 def test_status_follows_from_the_runs_that_are_the_rows_experiment(board, runs, status):
@@ -76,12 +80,27 @@ def test_several_seeds_show_mean_and_spread(board):
     assert "80.00 ± 1.41" in shown.markdown(board, [first])
 
 
+def test_of_other_settings_the_last_one_is_shown_and_none_takes_the_place_of_a_reproduction(board, tmp_path):
+    runs = [
+        measured(90.0, 90.0),
+        measured(50.0, 50.0, overrides=("transfer.epoch=1",), started="2031-02-04T00:00:00+00:00"),
+        measured(60.0, 60.0, overrides=("transfer.epoch=2", "seed=43"), seed=43, started="2031-02-05T00:00:00+00:00"),
+    ]
+    for run in runs:
+        scoreboard.record(run, tmp_path)
+    found = scoreboard.measurements(tmp_path)
+    assert len(found) == 3
+    assert scoreboard.standings(board, found)[0].measured["f1"] == 90.0
+    other = scoreboard.standings(board, [m for m in found if not m.as_published])[0]
+    assert (other.measured["f1"], other.note) == (60.0, "pre-training; transfer.epoch=2")
+
+
 def test_table_markdown_and_page_tell_claims_measurements_and_where_they_stand(board, tmp_path):
     standings = scoreboard.standings(board, [measured(79.0, 71.0, note="reduced <data>")])
     lines = shown.markdown(board, standings).splitlines()
     assert {line.count("|") for line in lines} == {11}
     assert "accuracy 80.00, f1 70.00" in lines[2]
-    assert "other setting (reduced <data>)" in lines[2]
+    assert "other setting (pre-training; reduced <data>)" in lines[2]
     assert "second-hand" in lines[2]
     shown.html(board, standings, tmp_path / "deep" / "board.html")
     page = (tmp_path / "deep" / "board.html").read_text()
@@ -98,11 +117,11 @@ def test_the_shipped_rows_have_recipes_that_measure_their_claims():
     from toolkit.recipe_yaml import load_recipe
 
     board = scoreboard.load(cli_scoreboard.BOARD)
-    assert len(board.rows) == 25 + 6 + 2
+    assert len(board.rows) == 25 + 6 + 2 + 1 + 5
     for name, row in board.rows.items():
         sparsity = f"{round(100 * row.sparsity)}{'-' + row.blocks if row.blocks else ''}"
-        assert name == f"{row.model.lower()}-{sparsity}-{row.precision}-{row.task}"
-        assert row.recipe or row.published
+        assert name.replace("-released", "") == f"{row.model.lower()}-{sparsity}-{row.precision}-{row.task}"
+        assert row.recipe or row.published or row.blocks == "1of2"
         for recipe in filter(None, (row.recipe, row.published)):
             task = load_recipe(shipped(recipe)).tasks[row.task]
             splits = ["", *(f" ({split})" for split in task.more_dev)]
@@ -131,15 +150,35 @@ def test_missing_scoreboard_unknown_row_and_damaged_record_are_user_errors(tmp_p
         scoreboard.load(tmp_path / "none.yaml")
     path = tmp_path / "board.yaml"
     path.write_text(BOARD)
+    with pytest.raises(UserError, match="no row 'tiny-90-int8'") as error:
+        cli_scoreboard.reproduce("tiny-90-int8", None, False, tmp_path, path)
+    assert error.value.instead == ROW
     with pytest.raises(UserError, match="no row 'x'") as error:
         cli_scoreboard.reproduce("x", None, False, tmp_path, path)
-    assert ROW in error.value.instead
+    assert "pruneofa scoreboard" in error.value.instead
     with pytest.raises(UserError, match="no published sparse model"):
         cli_scoreboard.reproduce(ROW, None, True, tmp_path, path)
+    with pytest.raises(UserError, match="no recipe with pre-training") as error:
+        cli_scoreboard.reproduce("bert-base-50-1of2-fp32-sst2", None, False, tmp_path)
+    assert error.value.instead == "a row that has a recipe"
     (tmp_path / "measured" / ROW).mkdir(parents=True)
     (tmp_path / "measured" / ROW / "a.json").write_text("{}")
     with pytest.raises(UserError, match="not a record"):
         cli_scoreboard.scoreboard(None, None, path)
+
+
+def test_another_seed_leaves_the_pre_training_of_the_first_alone(tmp_path, monkeypatch):
+    folders = []
+
+    def execute(recipe, folder):
+        folders.append(folder.name)
+        raise CheckFailed("enough")
+
+    monkeypatch.setattr("toolkit.cli.execute", execute)
+    for overrides in (None, ["seed=43"], ["seed=43", "name=other"]):
+        with pytest.raises(CheckFailed):
+            cli_scoreboard.reproduce("bert-base-90-fp32-sst2", overrides, False, tmp_path)
+    assert folders == ["bert-base-90", "bert-base-90-seed43", "other-seed43"]
 
 
 def test_a_row_is_run_for_its_task_alone_and_recorded(
@@ -177,6 +216,7 @@ def test_a_row_is_run_for_its_task_alone_and_recorded(
     path = tmp_path / "board.yaml"
     path.write_text(BOARD.replace("accuracy: 80.0, f1: 70.0", "accuracy: 1.0, f1: 0.0"))
     monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setattr(system, "commit", lambda: "0123456789ab")  # not that of a working copy with changes
     try:
         cli_scoreboard.reproduce(ROW, None, False, tmp_path / "runs", path)
     except CheckFailed:
@@ -194,5 +234,5 @@ def test_a_row_is_run_for_its_task_alone_and_recorded(
     cli_scoreboard.reproduce(ROW, None, False, tmp_path / "runs", path)  # nothing runs again: the claim is new
     assert "below" in capsys.readouterr().out
     cli_scoreboard.reproduce(ROW, ["benchmark.seconds=2"], False, tmp_path / "runs", path)
-    assert len(list((tmp_path / "measured" / ROW).glob("*.json"))) == 1  # the same seed and commit
-    assert "other setting" in capsys.readouterr().out
+    assert len(list((tmp_path / "measured" / ROW).glob("*.json"))) == 2
+    assert "below" in capsys.readouterr().out  # what the row's own experiment gave
