@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toolkit import __version__, cli_options
+from toolkit import __version__, cli_options, cli_scoreboard
 from toolkit.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
+    from toolkit.artifacts import Manifest
     from toolkit.inc_yaml import IncFlags
     from toolkit.recipe import Recipe
 
@@ -34,7 +35,7 @@ Overrides = Annotated[
 RunsFolder = Annotated[Path, typer.Option("--runs", help="where run folders lie")]
 
 
-def _shipped(name: str) -> Path:
+def shipped(name: str) -> Path:
     """A recipe that comes with the toolkit, by its name under yaml_configs/ (without .yaml)."""
     folder = Path(__file__).resolve().parent.parent / "yaml_configs"
     path = folder / f"{name}.yaml"
@@ -51,7 +52,7 @@ def _load(recipe: Path | None, overrides: list[str] | None) -> "Recipe":
     if recipe is not None and "=" in str(recipe) and not recipe.exists():  # `pruneofa run seed=1`: no recipe given
         changes.insert(0, str(recipe))
         recipe = None
-    return load_recipe(recipe or _shipped(QUICKSTART), changes)
+    return load_recipe(recipe or shipped(QUICKSTART), changes)
 
 
 @app.command()
@@ -60,7 +61,7 @@ def init(
     recipe: Annotated[str, typer.Option("--from", help="shipped recipe to copy")] = "template",
 ) -> None:
     """Copy a commented recipe to start from."""
-    source = _shipped(recipe)
+    source = shipped(recipe)
     if target.exists():
         raise UserError("it is already there", where=str(target), instead="another name; nothing was overwritten")
     target.write_text(source.read_text())
@@ -87,13 +88,16 @@ def plan(
     overrides: Overrides = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Show the stages, what is cached, the steps, and rough time and disk."""
+    """Show the stages, what is cached, steps, and memory, time and disk by a short measurement on this machine."""
     from rich.console import Console
 
     from toolkit.estimate import plan_table
 
     loaded = _load(recipe, overrides)
-    Console().print(plan_table(loaded, runs / loaded.name))
+    terminal = Console()
+    with terminal.status("reading the data") as status:
+        table = plan_table(loaded, runs / loaded.name, say=status.update)
+    terminal.print(table)
 
 
 @app.command()
@@ -136,10 +140,16 @@ def run(
         )
     else:
         loaded, workspace = _load(recipe, overrides), None
-    _execute(loaded, (runs or workspace or Path("runs")) / loaded.name, start, only, track)
+    folder = (runs or workspace or Path("runs")) / loaded.name
+    manifests = execute(loaded, folder, start, only, track)
+    if only is None:
+        show_report(manifests, folder)
 
 
-def _execute(loaded: "Recipe", folder: Path, start: str | None, only: str | None, track: bool) -> None:
+def execute(
+    loaded: "Recipe", folder: Path, start: str | None = None, only: str | None = None, track: bool = False
+) -> "list[Manifest]":
+    """Checks and runs a recipe with its progress shown; the manifests of the run's finished stages."""
     from rich.console import Console
 
     from toolkit import console as shown
@@ -156,8 +166,7 @@ def _execute(loaded: "Recipe", folder: Path, start: str | None, only: str | None
     job = Run(loaded, folder, lambda step: shown.stage_progress(step, terminal, log))
     manifests = job(only=only, start=start)
     (folder / "recipe.yaml").write_text(dump_recipe(loaded))
-    if only is None:
-        _report(manifests, folder)
+    return manifests
 
 
 _INC_FLAGS = (
@@ -218,7 +227,12 @@ def inc_explain(
     typer.echo(explain(read_inc(files, _inc_flags(flags), placeholders=True)))
 
 
-def _report(manifests: list, folder: Path) -> None:
+def show_report(manifests: "list[Manifest]", folder: Path) -> None:
+    """Writes and prints the report.
+
+    Raises:
+        CheckFailed: A promise of the recipe was measured and missed.
+    """
     from rich.console import Console
 
     from toolkit import reporting
@@ -305,6 +319,10 @@ def schema() -> None:
     from toolkit.recipe_yaml import schema_json
 
     typer.echo(schema_json())
+
+
+app.command()(cli_scoreboard.reproduce)
+app.command()(cli_scoreboard.scoreboard)
 
 
 @app.callback(invoke_without_command=True)

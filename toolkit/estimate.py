@@ -1,127 +1,397 @@
-"""What a plan will cost, roughly: steps, time and disk of each stage.
+"""What a plan will cost, roughly: steps, memory, time and disk of each stage.
 
-Time comes from an earlier run of the same stage in this run folder where there is one; otherwise from counting
-floating-point operations against this machine's measured matrix speed. Both are marked, neither is a promise.
+Time and memory of training come from a few real steps on this machine (`measure/training_step.py`); time from this run
+folder's own steps where the stage ran before with the same batches. Nothing is fetched: of models on the hub the public
+sizes are enough, of data on the hub the public numbers of rows.
 """
 
 import json
-import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import sources
-from toolkit.artifacts import read_manifest
+from toolkit import amounts, known, sources
+from toolkit.amounts import Amount
+from toolkit.artifacts import Artifact, Manifest, read_manifest
+from toolkit.errors import UserError
+from toolkit.measure import latency
+from toolkit.measure.memory import machine_memory
 from toolkit.pipeline import Step, plan
-from toolkit.recipe import Recipe, Student, Train
+from toolkit.recipe import Criterion, DistillationTrain, KDLossSettings, Optimizer, Recipe, Student, Train
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Share of the machine's plain matrix speed that a training step reaches: measured on the quickstart (small matrices,
-# softmax, LayerNorm and the optimizer cost the rest).
-_EFFICIENCY = 0.35
+    from toolkit.measure.training_step import StepCost, StepShape
+
+Measure = Callable[["StepShape", float], "StepCost"]
+
+_SECONDS = 32.0  # for all measurements together, less the building of their models
+_ONE_SHAPE = 6.0  # for one of them at most
+_LIBRARIES = 1e9  # bytes of a process that has loaded torch, transformers, NNCF and its data
+# Seconds that a stage takes besides its steps and its passes over the dev split, as the shipped recipes' runs showed.
+_START = 5.0  # model, data, first step
+_QUANTIZE = 20.0  # NNCF, calibration
+_EXPORT = 10.0  # of one variant
+_BENCHMARK_APP = 0.6  # start of one run
+_DENSE = "task_teacher"
+_INPUT_OF_VARIANT = {"dense-fp32": _DENSE, "dense-int8": _DENSE, "sparse-fp32": "transfer", "sparse-int8": "quantize"}
 
 
-def plan_table(recipe: Recipe, run_folder: Path) -> "Table":
-    """One row per step: cached or not, optimizer steps, time, disk."""
+@dataclass(frozen=True)
+class Estimate:
+    """Of one step of the plan; None: cannot be known here.
+
+    Attributes:
+        steps: Optimizer steps; 0: the stage does not train.
+        exact: Whether the steps are what the run will count.
+        seconds: All of the stage.
+        source: Of the seconds: `=` measured in this run folder, `~` measured on a few layers, `≤` the same with every
+            example as long as the recipe allows.
+        memory: Bytes.
+        disk: Bytes that stay.
+        remark: What does not fit, and what to write instead.
+    """
+
+    step: Step
+    steps: int | None
+    exact: bool
+    seconds: float | None
+    source: str
+    memory: float | None
+    disk: float | None
+    remark: str = ""
+
+
+def estimate(
+    recipe: Recipe,
+    run_folder: Path,
+    measure: Measure | None = None,
+    available: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Estimate]:
+    """What each step of the plan costs.
+
+    Args:
+        recipe: What to do.
+        run_folder: Where it is, or was, done.
+        measure: (shape of a training step, seconds it may take) -> its cost; None: on this machine.
+        available: Bytes that training may use; None: this machine's memory.
+        say: Told what is being measured.
+
+    Raises:
+        UserError: As `pipeline.plan`.
+    """
+    steps = plan(recipe, run_folder, fetch=False)
+    costs = _Costs(recipe, steps, measure, available, say)
+    return [_finished(step, step.manifest) if step.manifest else costs.of(step) for step in steps]
+
+
+def plan_table(
+    recipe: Recipe,
+    run_folder: Path,
+    measure: Measure | None = None,
+    available: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> "Table":
+    """One row per step; arguments and errors as of `estimate`."""
     from rich.table import Table
 
-    table = Table(title=f"{recipe.name}: {run_folder}", caption="~ estimated from operation counts; = measured before")
-    for column, justify in (
-        ("stage", "left"),
-        ("cached", "left"),
-        ("steps", "right"),
-        ("time", "right"),
-        ("disk", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    config = json.loads((sources.model_folder(recipe.model.source) / "config.json").read_text())
-    speed = _matrix_flops()
-    total = 0.0
-    for step in plan(recipe, run_folder):
-        steps, seconds, measured = _cost(recipe, step, config, speed)
-        total += 0.0 if step.manifest else seconds
+    rows = estimate(recipe, run_folder, measure, available, say)
+    legend = (
+        "~ from a few steps on its first layers; ≤ the same, every example at its longest; = measured in this folder"
+    )
+    remarks = [row.remark for row in rows if row.remark]
+    table = Table(title=f"{recipe.name}: {run_folder}", caption="\n".join([legend, *dict.fromkeys(remarks)]))
+    table.add_column("stage")
+    table.add_column("cached")
+    for column in ("steps", "memory", "time", "disk"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        need = _gigabytes(row.memory)
         table.add_row(
-            step.label,
-            "[green]yes[/]" if step.manifest else "no",
-            f"{steps:,}" if steps else "",
-            f"{'=' if measured else '~'} {_duration(seconds)}",
-            f"{_disk(step, config) / 1e6:,.0f} MB",
+            row.step.label,
+            "[green]yes[/]" if row.step.manifest else "no",
+            "?" if row.steps is None else f"{'' if row.exact else '~ '}{row.steps:,}" if row.steps else "",
+            f"[red]{need}[/]" if row.remark and row.memory else need,
+            "?" if row.seconds is None else f"{row.source} {_duration(row.seconds)}",
+            "?" if row.disk is None else f"{row.disk / 1e6:,.0f} MB",
         )
+    to_do = [row.seconds for row in rows if row.step.manifest is None]
+    known_ones = sum(seconds for seconds in to_do if seconds is not None)
     table.add_section()
-    table.add_row("to do", "", "", f"~ {_duration(total)}", "")
+    table.add_row("to do", "", "", "", f"{'~' if None not in to_do else '>'} {_duration(known_ones)}", "")
     return table
 
 
-def _cost(recipe: Recipe, step: Step, config: dict[str, Any], flops: float) -> tuple[int, float, bool]:
-    """Optimizer steps, seconds, and whether the seconds were measured."""
-    train = _train_of(step)
-    before = read_manifest(step.folder)
-    if train is None:
-        return 0, before.seconds if before else 60.0, before is not None
-    steps = optimizer_steps(recipe, step, train)
-    if before and before.metrics.get("seconds_per_step"):
-        return steps, steps * float(before.metrics["seconds_per_step"]), True
-    length = (step.sections.get("corpus") or step.sections["task"]).max_seq_length
-    tokens = train.batch_size * train.gradient_accumulation_steps * length
-    hidden, layers, inner = _shape(config)
-    encoder = layers * (4 * hidden * hidden + 2 * hidden * inner)
-    masked = step.sections["corpus"].mlm_probability if "corpus" in step.sections else 0.0
-    weights = encoder + masked * hidden * config["vocab_size"]
-    passes = 6 + (2 if step.stage.name in ("student", "transfer", "quantize") else 0)  # the teacher's forward pass
-    fake_quantization = 2.0 if step.stage.name == "quantize" else 1.0
-    return steps, steps * tokens * weights * passes * fake_quantization / (flops * _EFFICIENCY), False
-
-
-def optimizer_steps(recipe: Recipe, step: Step, train: Train) -> int:
-    """Steps of a training stage; epochs are counted in lines of the training file."""
-    if train.steps is not None:
-        return train.steps
-    task = step.sections.get("task")
-    files = sources.task_files(task)[:1] if task else sources.corpus_files(recipe.corpus, step.sections["corpus_tasks"])  # type: ignore[arg-type]
-    lines = 0
-    for path in files:
-        with sources.open_text(path) as stream:
-            lines += sum(1 for _ in stream)
-    return -(-lines // (train.batch_size * train.gradient_accumulation_steps)) * (train.epoch or 1)
-
-
-def _train_of(step: Step) -> Train | None:
+def train_of(step: Step) -> Train | None:
+    """How a stage trains; None: it does not."""
     section = step.sections.get(step.stage.name)
     return section.distillation.train if isinstance(section, Student) else getattr(section, "train", None)
 
 
-def _shape(config: dict[str, Any]) -> tuple[int, int, int]:
-    """Hidden size, layers, feed-forward size; DistilBERT has names of its own."""
-    hidden = config.get("hidden_size") or config["dim"]
-    return (
-        hidden,
-        config.get("num_hidden_layers") or config["n_layers"],
-        config.get("intermediate_size") or config["hidden_dim"],
+def _finished(step: Step, manifest: Manifest) -> Estimate:
+    disk = float(sum(f.stat().st_size for f in step.folder.rglob("*") if f.is_file()))
+    return Estimate(step, int(manifest.metrics.get("steps", 0)), True, manifest.seconds, "=", None, disk)
+
+
+@dataclass
+class _Costs:
+    """The costs of the steps that are to be made: shapes that are alike are measured once."""
+
+    recipe: Recipe
+    steps: list[Step]
+    measure: Measure | None
+    available: float | None
+    say: Callable[[str], None]
+    found: "dict[StepShape, StepCost]" = field(default_factory=dict)
+    read: dict[tuple[Any, ...], Amount] = field(default_factory=dict)
+
+    def of(self, step: Step) -> Estimate:
+        shape, train = self._shape(step), train_of(step)
+        if shape is None:
+            source = str(_root(step).path)
+            remark = f"{source}: its size is not known before it is fetched, so neither are memory and time"
+            count, exact = self._count(step, train)
+            return Estimate(step, count, exact, None, "", None, None, remark)
+        cost = self._cost(shape)
+        if _teacher_of(step) is None:
+            cost = cost.untaught()
+        if train is None:
+            return Estimate(
+                step, 0, True, self._aside(step, cost), _sign(self._amount(step)), None, self._disk(step, cost)
+            )
+        count, exact = self._count(step, train)
+        need = cost.memory_bytes(train.batch_size) + _LIBRARIES
+        if step.stage.name == "quantize":  # the FP32 model that was quantized is still there
+            need += 4 * cost.parameters
+        before = read_manifest(step.folder)
+        seconds, sign = None, ""
+        if count is not None and before is not None and _alike(before, step, train):
+            own = float(before.metrics["seconds_per_step"])
+            rest = max(0.0, before.seconds - own * float(before.metrics["steps"]))
+            seconds, sign = count * own + rest, "="
+        elif count is not None:
+            each = cost.step_seconds(train.gradient_accumulation_steps)
+            seconds, sign = count * each + self._aside(step, cost), _sign(self._amount(step))
+        remark = self._too_much(step, train, cost, need)
+        return Estimate(step, count, exact, seconds, sign, need, self._disk(step, cost), remark)
+
+    def _shape(self, step: Step) -> "StepShape | None":
+        """Of a stage that does not train: that of the task's evaluation. None: a model's size is not known."""
+        from toolkit.measure.training_step import StepShape
+
+        config, train = _config(_root(step)), train_of(step)
+        section = step.sections[step.stage.name]
+        teaching = _teacher_of(step)
+        teacher = _config(_root(teaching)) if teaching else None
+        if config is None or (teaching and teacher is None):
+            return None
+        amount = self._amount(step)
+        task, corpus = step.sections.get("task"), step.sections.get("corpus")
+        longest = (task or corpus).max_seq_length  # type: ignore[union-attr]
+        positions = json.loads(config).get("max_position_embeddings") or longest
+        if longest > positions:
+            raise UserError(
+                f"max_seq_length {longest} is more than the model's {positions} positions",
+                where=f"tasks.{step.task}" if task else "corpus",
+                instead=f"max_seq_length: {positions}",
+            )
+        settings = self._batches(step)
+        return StepShape(
+            config=config,
+            # A task's steps are measured once, with a teacher: what it takes is told apart.
+            teacher=teacher or (config if task else None),
+            kind=task.kind if task else None,
+            train=_what_costs(settings, bool(task)),
+            length=amount.batch_length(settings.batch_size),
+            longest=longest,
+            masked=corpus.mlm_probability if corpus else 0.0,
+            positions=section.distillation.positions if step.stage.name == "student" else "masked",
+            quantized=train is not None and step.stage.name == "quantize",
+        )
+
+    def _batches(self, step: Step) -> Train:
+        """How a step trains; of one that does not, how its task's other stages do, so that nothing more is measured."""
+        stages = (self.recipe.section(name, step.task) for name in ("transfer", "task_teacher"))
+        return train_of(step) or next((stage.train for stage in stages if stage), Train(steps=1))
+
+    def _cost(self, shape: "StepShape") -> "StepCost":
+        if shape not in self.found:
+            if self.measure is None:
+                self.measure = _here(self.recipe.threads)
+            self.say(f"measuring training steps on this machine: {len(self.found) + 1} of {len(self._shapes)}")
+            self.found[shape] = self.measure(shape, min(_ONE_SHAPE, _SECONDS / len(self._shapes)))
+        return self.found[shape]
+
+    @cached_property
+    def _shapes(self) -> "set[StepShape]":
+        """All that is to be measured."""
+        shapes = (self._shape(step) for step in self.steps if step.manifest is None)
+        return {shape for shape in shapes if shape is not None}
+
+    def _amount(self, step: Step) -> Amount:
+        """What the step reads; each task and corpus is read once."""
+        root, train = _root(step), train_of(step)
+        task = step.sections.get("task")
+        count = train is not None and train.steps is None
+        key = (str(root.path), step.task, task is None and count)
+        if key not in self.read:
+            tokenizer = _tokenizer(root)
+            if task is not None:
+                self.read[key] = amounts.of_task(task, tokenizer)
+            else:
+                tasks = step.sections["corpus_tasks"]
+                self.read[key] = amounts.of_corpus(step.sections["corpus"], tasks, tokenizer, count=count)
+        return self.read[key]
+
+    def _count(self, step: Step, train: Train | None) -> tuple[int | None, bool]:
+        """Optimizer steps, and whether the run will count as many."""
+        if train is None or train.steps is not None:
+            return (train.steps if train else 0), True
+        amount = self._amount(step)
+        if amount.examples is None:
+            return None, False
+        each = train.batch_size * train.gradient_accumulation_steps
+        return -(-amount.examples // each) * (train.epoch or 1), amount.exact
+
+    def _aside(self, step: Step, cost: "StepCost") -> float:
+        """Seconds besides training: starting, and passes over the measured splits."""
+        stage, section = step.stage.name, step.sections[step.stage.name]
+        if stage in ("teacher", "student"):
+            return _START
+        amount = self._amount(step)
+        batch = self._batches(step).batch_size
+        over_dev = amount.dev * cost.forward_seconds / batch
+        if stage == "quantize":
+            over_tune = amount.tune * cost.forward_seconds / batch
+            return _QUANTIZE + over_dev + 2 * over_tune  # FP32 and 8 bits; a search takes more
+        if stage == "export":  # torch, then the IR
+            return self._variants(step) * (_EXPORT + 2 * over_dev)
+        if stage == "benchmark":
+            timing, variants = section.evaluation.performance, self._variants(step.inputs["export"])
+            return variants * over_dev + latency.runs(variants, timing) * (timing.seconds + _BENCHMARK_APP)
+        return _START + over_dev
+
+    def _variants(self, export: Step | Artifact) -> int:
+        """IR folders that an export leaves: those that there are models for."""
+        assert isinstance(export, Step), "nothing else makes IR folders"
+        return sum(_INPUT_OF_VARIANT[variant] in export.inputs for variant in export.sections["export"].variants)
+
+    def _disk(self, step: Step, cost: "StepCost") -> float:
+        if step.stage.name == "benchmark":
+            return 0.0
+        if step.stage.name == "export":
+            wanted = [v for v in step.sections["export"].variants if _INPUT_OF_VARIANT[v] in step.inputs]
+            return float(cost.parameters * sum(1 if v.endswith("int8") else 4 for v in wanted))
+        return float(cost.parameters * 4)
+
+    def _too_much(self, step: Step, train: Train, cost: "StepCost", need: float) -> str:
+        """What to write where a stage needs more memory than there is; empty where it does not."""
+        if self.available is None:
+            self.available = float(machine_memory()[0])
+        if need <= self.available:
+            return ""
+        state = need - train.batch_size * cost.example_bytes
+        parts = [n for n in range(train.batch_size - 1, 0, -1) if train.batch_size % n == 0]
+        fits = next((n for n in parts if state + n * cost.example_bytes <= self.available), None)
+        what = f"{step.label} needs about {_gigabytes(need)} of the {_gigabytes(self.available)} here"
+        if fits is None:
+            return f"{what}: a shorter max_seq_length, or another machine"
+        forwards = train.gradient_accumulation_steps * train.batch_size // fits
+        return f"{what}: write batch_size: {fits} and gradient_accumulation_steps: {forwards} (the same steps)"
+
+
+def _here(threads: int | None) -> Measure:
+    from toolkit.measure.training_step import measure
+
+    return lambda shape, seconds: measure(shape, seconds, threads)
+
+
+def _what_costs(train: Train, task: bool) -> DistillationTrain:
+    """A training's settings without those that make no difference to the cost of a step, so that more are alike."""
+    name, settings = next((n, s) for n, s in train.optimizer if s is not None)
+    plain = settings.model_copy(update={"learning_rate": 1e-5, "weight_decay": 0.0})
+    criterion = getattr(train, "criterion", None)
+    if criterion is None or (task and isinstance(criterion.settings, KDLossSettings)):
+        criterion = Criterion()
+    return DistillationTrain(
+        steps=1,
+        batch_size=train.batch_size,
+        precision=train.precision,
+        optimizer=Optimizer(**{name: plain}),
+        criterion=criterion,
     )
 
 
-def _disk(step: Step, config: dict[str, Any]) -> float:
-    hidden, layers, inner = _shape(config)
-    parameters = layers * (4 * hidden * hidden + 2 * hidden * inner) + config["vocab_size"] * hidden
-    per_parameter = {"export": 4 + 4 + 1 + 1, "benchmark": 0}.get(step.stage.name, 4)
-    return parameters * per_parameter
+def _teacher_of(step: Step) -> Step | Artifact | None:
+    """What teaches a step's model, where it is taught."""
+    if step.stage.name == "student":
+        return step.inputs["teacher"]
+    section = step.sections[step.stage.name]
+    return step.inputs["task_teacher"] if getattr(section, "distillation", None) else None
 
 
-def _matrix_flops() -> float:
-    """Floating-point operations per second of a single-precision matrix product on this machine, best of five."""
-    import numpy as np
+def _root(made: Step | Artifact) -> Artifact:
+    """The checkpoint that a step's model was first loaded from."""
+    while isinstance(made, Step):
+        made = next(iter(made.inputs.values()))  # what the stage goes on with
+    return made
 
-    matrix = np.ones((1024, 1024), dtype=np.float32)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - start)
-    return float(2 * 1024**3 / best)
+
+def _config(artifact: Artifact) -> str | None:
+    """Its `config.json`, or what is known of a model on the hub."""
+    file = artifact.path / "config.json"
+    if file.is_file():
+        return file.read_text()
+    published = known.config_of(str(artifact.path))
+    return json.dumps(published) if published else None
+
+
+def _tokenizer(artifact: Artifact) -> Any:
+    """None where the checkpoint is not at hand."""
+    if sources.model_at_hand(str(artifact.path)) is None:
+        return None
+    from toolkit import models
+
+    return models.load_tokenizer(artifact.path)
+
+
+def _alike(before: Manifest, step: Step, train: Train) -> bool:
+    """Whether an earlier run of the stage took steps like these."""
+    if not before.metrics.get("seconds_per_step"):
+        return False
+    now = step.sections.get("task") or step.sections["corpus"]
+    then = before.config.get("task") or before.config.get("corpus") or {}
+    keys = ("batch_size", "gradient_accumulation_steps", "precision")
+    return then.get("max_seq_length") == now.max_seq_length and _find(before.config, keys) == [
+        getattr(train, key) for key in keys
+    ]
+
+
+def _find(config: dict[str, Any], keys: tuple[str, ...]) -> list[Any] | None:
+    """The values of a manifest's `train` section, wherever in its stage's section it lies."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            found = [value.get(k) for k in keys] if name == "train" else _find(value, keys)
+            if found is not None:
+                return found
+    return None
+
+
+def _sign(amount: Amount) -> str:
+    return "~" if amount.lengths else "≤"
+
+
+def _gigabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e9:.1f} GB"
 
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.1f} days"

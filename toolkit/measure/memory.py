@@ -1,4 +1,4 @@
-"""How much memory a process needs to load an IR and run it."""
+"""How much memory there is, and how much a process needs to load an IR and run it."""
 
 import json
 import os
@@ -17,6 +17,18 @@ model = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_
 model({port.get_any_name(): inputs[port.get_any_name()] for port in model.inputs})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+
+
+def machine_memory() -> tuple[int, int]:
+    """Bytes in all, and free ones, of what training runs in: the GPU's memory where there is a GPU."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return total, free
+    found = psutil.virtual_memory()
+    return int(found.total), int(found.available)
 
 
 def peak_bytes(folder: Path, inputs: Mapping[str, Sequence[Sequence[int]]]) -> int:

@@ -1,0 +1,330 @@
+"""What `pruneofa plan` says of a recipe, from costs that are given; and how those are measured, on tiny models."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit import amounts, estimate, pipeline
+from toolkit.artifacts import Artifact, Manifest, write_manifest
+from toolkit.errors import UserError
+from toolkit.measure.training_step import StepCost
+from toolkit.recipe import Recipe, Task
+
+GIGA = 1e9
+COST = StepCost(
+    pass_seconds=0.5,
+    teacher_seconds=0.25,
+    update_seconds=0.125,
+    forward_seconds=0.32,
+    state_bytes=2 * GIGA,
+    teacher_bytes=0.5 * GIGA,
+    fixed_bytes=0.25 * GIGA,
+    example_bytes=0.25 * GIGA,
+    parameters=100_000_000,
+    batch=32,
+)
+SLOW = {"batch_size": 32, "gradient_accumulation_steps": 2}
+
+
+class Measured:
+    """Stands in for the measurement: keeps what was asked, answers `COST`."""
+
+    def __init__(self) -> None:
+        self.shapes: list[Any] = []
+
+    def __call__(self, shape: Any, seconds: float) -> StepCost:
+        self.shapes.append(shape)
+        return COST
+
+
+@pytest.fixture
+def values(tiny_bert, tiny_task_files, tiny_text) -> dict[str, Any]:
+    return {
+        "name": "planned",
+        "model": {"source": str(tiny_bert)},
+        "corpus": {"files": [str(tiny_text)], "max_seq_length": 32},
+        "tasks": {"toy": {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}},
+        "teacher": {"train": {"steps": 10, **SLOW}},
+        "student": {"distillation": {"train": {"steps": 20, **SLOW}}},
+        "task_teacher": {"train": {"epoch": 3}},
+        "transfer": {"distillation": {"train": {"epoch": 2}}},
+        "quantize": {"distillation": {"train": {"steps": 5}}},
+        "export": {},
+        "benchmark": {},
+    }
+
+
+def planned(values: dict[str, Any], folder: Path, available: float = 1e15) -> tuple[dict[str, Any], Measured]:
+    measured = Measured()
+    rows = estimate.estimate(Recipe.model_validate(values), folder, measured, available)
+    return {row.step.label: row for row in rows}, measured
+
+
+def shown(table: Any) -> str:
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_a_step_costs_its_passes_and_one_update_and_a_taught_one_the_teacher_too(values, tmp_path):
+    rows, _ = planned(values, tmp_path)
+    start = 5.0
+    # The injected cost is that of a shape: pre-training without a teacher was measured without one.
+    assert rows["student"].seconds == pytest.approx(20 * (2 * (0.5 + 0.25) + 0.125) + start)
+    assert rows["teacher"].seconds == pytest.approx(10 * (2 * 0.5 + 0.125) + start)
+    assert rows["toy/task_teacher"].memory == pytest.approx((2 + 0.25 + 32 * 0.25 + 1) * GIGA)
+    assert rows["toy/transfer"].memory - rows["toy/task_teacher"].memory == pytest.approx(0.5 * GIGA)
+
+
+def test_epochs_become_the_steps_that_the_run_takes(values, tmp_path):
+    rows, _ = planned(values, tmp_path)
+    per_epoch = -(-(480 - 48) // 32)  # a tenth is set aside for tuning
+    assert (rows["toy/task_teacher"].steps, rows["toy/task_teacher"].exact) == (3 * per_epoch, True)
+    assert rows["toy/transfer"].steps == 2 * per_epoch
+    assert rows["toy/quantize"].steps == 5
+
+
+def test_benchmark_takes_a_run_for_each_variant_batch_and_round(values, tmp_path):
+    values["benchmark"] = {
+        "evaluation": {"performance": {"warmup": 1, "iteration": 2, "seconds": 10, "batch_sizes": [1, 8, 32]}}
+    }
+    values["export"] = {"variants": ["dense-fp32", "sparse-int8"]}
+    rows, _ = planned(values, tmp_path)
+    runs = 2 * 3 * (1 + 2)
+    over_dev = 120 * 0.32 / 32
+    assert rows["toy/benchmark"].seconds == pytest.approx(runs * 10.6 + 2 * over_dev)
+
+
+def test_stages_with_steps_alike_are_measured_once(values, tmp_path):
+    values["transfer"]["distillation"]["train"]["optimizer"] = {"AdamW": {"learning_rate": 1e-3}}
+    _, measured = planned(values, tmp_path)
+    kinds = [(s.kind, s.teacher is not None, s.quantized) for s in measured.shapes]
+    assert kinds == [
+        (None, False, False),
+        (None, True, False),
+        ("classification", True, False),
+        ("classification", True, True),
+    ]
+
+
+def test_time_is_measured_at_the_length_of_real_batches_and_memory_at_the_longest(values, tmp_path):
+    values["tasks"]["toy"]["max_seq_length"] = 100
+    _, measured = planned(values, tmp_path)
+    task = measured.shapes[2]
+    assert task.longest == 100
+    assert task.length == 16  # the sentences have at most twelve tokens
+
+
+def test_a_task_of_its_own_sections_is_measured_with_them(values, tmp_path):
+    values["tasks"]["toy"]["transfer"] = {"distillation": {"train": {"steps": 7, "batch_size": 4}}}
+    rows, measured = planned(values, tmp_path)
+    assert rows["toy/transfer"].steps == 7
+    assert {s.train.batch_size for s in measured.shapes if s.kind and not s.quantized} == {32, 4}
+
+
+def test_what_does_not_fit_says_which_batch_does(values, tmp_path):
+    rows, _ = planned(values, tmp_path, available=6e9)
+    # 2 state + 0.5 teacher + 0.25 fixed + 1 libraries leave 2.25 GB: 9 examples, and 8 divides 32.
+    assert "batch_size: 8 and gradient_accumulation_steps: 8" in rows["student"].remark
+    table = estimate.plan_table(Recipe.model_validate(values), tmp_path, Measured(), 6e9)
+    assert "student needs about 11.8 GB of the 6.0 GB here" in " ".join(shown(table).split())
+
+
+def test_what_fits_with_no_batch_says_so(values, tmp_path):
+    rows, _ = planned(values, tmp_path, available=1e9)
+    assert "another machine" in rows["student"].remark
+
+
+def record(step: pipeline.Step, key: str, config: dict[str, Any]) -> None:
+    step.folder.mkdir(parents=True)
+    manifest = Manifest(
+        stage=step.stage.name,
+        key=key,
+        config=config,
+        inputs={},
+        seed=1,
+        artifact=Artifact(kind="dense", path=Path(), sha256="0"),
+        metrics={"steps": 4, "seconds_per_step": 3.0},
+        started="2026-01-01T00:00:00+00:00",
+        seconds=19.0,
+    )
+    write_manifest(step.folder, manifest)
+
+
+@pytest.mark.parametrize(("batch_size", "seconds"), [(32, 10 * 3.0 + (19 - 4 * 3.0)), (16, None)])
+def test_a_stage_that_ran_before_with_the_same_batches_keeps_its_own_seconds(values, tmp_path, batch_size, seconds):
+    step = pipeline.plan(Recipe.model_validate(values), tmp_path)[0]
+    config = {name: pipeline._plain(name, section) for name, section in step.sections.items()}
+    config["teacher"]["train"] |= {"batch_size": batch_size, "steps": 4}
+    record(step, "another key", config)
+    row = planned(values, tmp_path)[0]["teacher"]
+    assert row.source == ("=" if seconds else "~")
+    assert row.seconds == pytest.approx(seconds or 10 * (2 * 0.5 + 0.125) + 5.0)
+
+
+def test_a_finished_stage_is_not_measured_again(values, tmp_path):
+    step = pipeline.plan(Recipe.model_validate(values), tmp_path)[0]
+    record(step, step.key, {})
+    rows, measured = planned(values, tmp_path)
+    assert (rows["teacher"].steps, rows["teacher"].seconds, rows["teacher"].source) == (4, 19.0, "=")
+    assert all(shape.teacher for shape in measured.shapes)
+
+
+def test_models_and_data_on_the_hub_are_planned_by_what_is_published(values, tmp_path, monkeypatch):
+    monkeypatch.setattr("toolkit.hub.HubSplit.file", tmp_path / "none.parquet")
+    values |= {"model": {"source": "google-bert/bert-large-uncased"}, "tasks": {"mnli": {"preset": "mnli"}}}
+    values["corpus"] = {"files": ["hub:wikimedia/wikipedia:20231101.en:train"]}
+    values["teacher"] = {"train": {"epoch": 1}}
+    rows, measured = planned(values, tmp_path)
+    assert rows["teacher"].steps is None  # nobody knows how many sequences there are
+    assert rows["student"].steps == 20
+    assert rows["mnli/task_teacher"].steps == 3 * -(-(392_702 - 1000) // 32)
+    assert rows["mnli/task_teacher"].source == "≤"
+    assert json.loads(measured.shapes[0].config)["num_hidden_layers"] == 24
+    assert measured.shapes[2].length == 128
+    assert "?" in shown(estimate.plan_table(Recipe.model_validate(values), tmp_path, Measured(), 1e15))
+
+
+def test_of_a_model_that_nobody_knows_only_the_steps_are_said(values, tmp_path):
+    values["model"] = {"source": "nobody/knows-this-model"}
+    rows, measured = planned(values, tmp_path)
+    assert not measured.shapes
+    assert rows["student"].steps == 20
+    assert (rows["student"].seconds, rows["student"].memory) == (None, None)
+    assert "nobody/knows-this-model" in rows["student"].remark
+
+
+def test_a_length_that_the_model_cannot_take_is_refused(values, tmp_path):
+    values["corpus"]["max_seq_length"] = 4000
+    with pytest.raises(UserError, match="128 positions"):
+        planned(values, tmp_path)
+
+
+def questions(folder: Path, words: int, rows: int) -> Path:
+    context = " ".join(["word"] * words)
+    row = {"question": "what is it ?", "context": context, "answers": {"text": ["word"], "answer_start": [0]}}
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for _ in range(rows)))
+    return path
+
+
+def test_long_contexts_are_counted_as_the_windows_that_they_become(tmp_path, tiny_bert):
+    from toolkit import models
+    from toolkit.tasks import load_task
+
+    file = str(questions(tmp_path, 300, 20))
+    section = Task.model_validate(
+        {
+            "kind": "question_answering",
+            "train": file,
+            "dev": file,
+            "columns": ["question", "context"],
+            "label": "answers",
+            "max_seq_length": 100,
+            "windows": {"stride": 20, "max_question_length": 16},
+            "tuning_examples": 0,
+        }
+    )
+    tokenizer = models.load_tokenizer(tiny_bert)
+    truth = load_task("toy", section, tokenizer)
+    found = amounts.of_task(section, tokenizer)
+    assert found.examples == len(truth.train)
+    assert found.dev == len(truth.dev)
+    assert sorted(found.lengths) == sorted(truth.train.lengths)
+
+
+def test_sequences_of_a_corpus_are_told_from_a_sample(tmp_path, tiny_bert, tiny_text):
+    from toolkit import models
+    from toolkit.corpus import load_corpus
+    from toolkit.recipe import Corpus
+
+    section = Corpus(files=(str(tiny_text),), max_seq_length=32)
+    tokenizer = models.load_tokenizer(tiny_bert)
+    truth = load_corpus(section, {}, tokenizer, tmp_path)
+    found = amounts.of_corpus(section, {}, tokenizer)
+    assert found.examples == pytest.approx(len(truth.train), rel=0.1)
+    assert amounts.of_corpus(section.model_copy(update={"limit": 7}), {}, tokenizer).examples == 7
+    apart = amounts.of_corpus(section.model_copy(update={"pack": False}), {})
+    assert apart.examples == pytest.approx(300 * 19 / 20, abs=1)
+
+
+def shape(tiny_bert: Path, layers: int, **changes: Any) -> Any:
+    from toolkit.measure.training_step import StepShape
+    from toolkit.recipe import DistillationTrain
+
+    config = json.loads((tiny_bert / "config.json").read_text()) | {"num_hidden_layers": layers}
+    values = {"kind": None, "length": 16, "longest": 24, "train": DistillationTrain(steps=1, batch_size=4)} | changes
+    return StepShape(json.dumps(config), json.dumps(config), **values)
+
+
+LAYERS_LOSS = {
+    "IntermediateLayersKnowledgeDistillationLoss": {
+        "layer_mappings": [[f"bert.encoder.layer.{n}", f"bert.encoder.layer.{n}"] for n in range(5)]
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": None},
+        {"kind": None, "positions": "all"},
+        {"kind": None, "criterion": LAYERS_LOSS},
+        {"kind": "classification"},
+        {"kind": "regression"},
+        {"kind": "question_answering"},
+        {"kind": "classification", "precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_two_layers_tell_the_size_and_memory_of_five(tiny_bert, changes):
+    from toolkit.measure import training_step
+    from toolkit.recipe import DistillationTrain
+
+    train = {"steps": 1, "batch_size": 4} | {k: v for k, v in changes.items() if k in ("criterion", "precision")}
+    rest = {k: v for k, v in changes.items() if k not in train}
+    wanted = shape(tiny_bert, 5, train=DistillationTrain.model_validate(train), **rest)
+    cost = training_step.measure(wanted, seconds=0.1)
+    whole = training_step._Job(wanted, 5)
+    assert cost.parameters == whole.parameters
+    assert cost.state_bytes == 16 * whole.parameters  # weights, gradients, two values of AdamW
+    assert cost.teacher_bytes == 4 * whole.of_teacher
+    assert cost.fixed_bytes + 4 * cost.example_bytes == pytest.approx(whole.kept_bytes(4), rel=0.02)
+    assert cost.teacher_seconds > 0
+    assert cost.untaught().step_seconds(1) < cost.step_seconds(1) < cost.step_seconds(2)
+
+
+def test_quantized_steps_are_measured_with_fake_quantization(tiny_bert):
+    from toolkit.measure import training_step
+
+    plain = training_step.measure(shape(tiny_bert, 3, kind="classification"), seconds=0.1)
+    quantized = training_step.measure(shape(tiny_bert, 3, kind="classification", quantized=True), seconds=0.1)
+    assert quantized.parameters > plain.parameters  # the ranges are trained too
+    assert quantized.example_bytes > plain.example_bytes
+
+
+def test_an_architecture_that_transformers_does_not_know_is_refused(tiny_bert):
+    from toolkit.measure import training_step
+
+    wanted = shape(tiny_bert, 2)
+    unknown = json.dumps(json.loads(wanted.config) | {"model_type": "berd"})
+    with pytest.raises(UserError, match="berd"):
+        training_step.measure(replace(wanted, config=unknown), seconds=0.1)
+
+
+def test_a_smaller_batch_is_carried_on_to_the_whole_one():
+    from toolkit.measure.training_step import _whole
+
+    # 1 s whatever the batch, and 0.5 s an example, in each layer
+    seconds = {(layers, n): layers * (1 + 0.5 * n) for layers in (1, 2) for n in (4, 8)}
+    assert _whole(seconds, 6, 32) == pytest.approx(6 * (1 + 0.5 * 32))
+    assert _whole({(1, 8): 5.0, (2, 8): 10.0}, 6, 32) == pytest.approx(6 * 5.0 * 4)
+    assert _whole({(1, 4): 5.0, (1, 8): 4.0, (2, 4): 9.0, (2, 8): 9.0}, 1, 32) == pytest.approx(
+        4 + 24 * 4 / 8 / 4
+    )  # noise

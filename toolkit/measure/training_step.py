@@ -1,0 +1,399 @@
+"""What a training step costs on this machine, measured on the first layers of the model.
+
+Layers of an encoder are alike. A model with one of them and a model with two are built with random weights and trained
+for a few real steps: the difference is what a layer costs, the rest is embeddings and head, and the whole model is a
+line through both. Nothing is loaded: a model's `config.json` is enough.
+"""
+
+import contextlib
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
+
+from toolkit import models, training
+from toolkit.distillation import Batch, MlmLoss, Teacher, inputs_of, mlm_loss, task_loss
+from toolkit.errors import UserError
+from toolkit.heads import logits_of
+from toolkit.masking import masked_count
+from toolkit.measure.memory import machine_memory
+from toolkit.recipe import Criterion, IntermediateSettings, Kind, Quantization, SGDSettings, Train
+from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.sparsifier import PatternLock
+
+_LEAST_ROUNDS, _MOST_ROUNDS = 2, 9
+_FEWEST = 256  # tokens
+_PASSING_LOGITS = 4  # vocabulary-sized tensors that come and go with a loss; seen in the peak of pre-training runs
+_Point = tuple[int, int]  # layers, examples
+_FLOAT = 4  # bytes; weights, gradients and the optimizer's state stay in FP32, also under bf16 autocast
+# Of a `config.json`: what belongs to one checkpoint and not to the architecture.
+_NOT_SHAPE = ("architectures", "id2label", "label2id", "num_labels", "dtype", "torch_dtype", "transformers_version")
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """All that a training step's cost depends on.
+
+    Attributes:
+        config: The model's `config.json`, as text.
+        teacher: The teacher's; None: there is none.
+        kind: Of the task; None: pre-training on masked words.
+        train: Batch, precision, optimizer; with a teacher, the `criterion`.
+        length: Tokens of an example when time is measured.
+        longest: Tokens of an example when memory is measured.
+        masked: Share of the tokens to be guessed, in pre-training.
+        positions: Where the vocabulary head runs in pre-training, `masked` or `all`.
+        quantized: Fake quantization in every layer.
+    """
+
+    config: str
+    teacher: str | None
+    kind: Kind | None
+    train: Train
+    length: int
+    longest: int
+    masked: float = 0.15
+    positions: str = "masked"
+    quantized: bool = False
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of the whole model, at the batch size of `StepShape.train`.
+
+    Attributes:
+        pass_seconds: Forward and backward pass of one batch.
+        teacher_seconds: The teacher's forward pass; 0 without a teacher.
+        update_seconds: What comes once in an optimizer step: clipping, optimizer, zeros.
+        forward_seconds: Forward pass of one batch without gradients, as in evaluation.
+        state_bytes: Weights, gradients, the optimizer's state.
+        teacher_bytes: The teacher's weights.
+        fixed_bytes: What autograd keeps from forward to backward pass, and logits, whatever the batch.
+        example_bytes: The same for each example of `longest` tokens.
+        parameters: Trained ones.
+        batch: Examples of the batch that was measured; smaller than the recipe's where that takes too long.
+    """
+
+    pass_seconds: float
+    teacher_seconds: float
+    update_seconds: float
+    forward_seconds: float
+    state_bytes: float
+    teacher_bytes: float
+    fixed_bytes: float
+    example_bytes: float
+    parameters: int
+    batch: int
+
+    def step_seconds(self, accumulation: int) -> float:
+        """Of an optimizer step of `accumulation` batches."""
+        return accumulation * (self.pass_seconds + self.teacher_seconds) + self.update_seconds
+
+    def memory_bytes(self, batch: int) -> float:
+        """Highest need of a step with batches of this size; what other libraries and the data take is not in it."""
+        return self.state_bytes + self.teacher_bytes + self.fixed_bytes + batch * self.example_bytes
+
+    def untaught(self) -> "StepCost":
+        """Of the same step without its teacher, where its loss costs next to nothing."""
+        return replace(self, teacher_seconds=0.0, teacher_bytes=0.0)
+
+
+def measure(shape: StepShape, seconds: float, threads: int | None = None) -> StepCost:
+    """Trains models of one and two layers for a few steps.
+
+    Args:
+        shape: What is measured. Where one of its batches takes too long, or much of the memory, a smaller one is
+            measured and time is carried on to the whole one.
+        seconds: How long it may take, about; not counting the building of the models.
+        threads: Torch's threads; None: as they are.
+
+    Raises:
+        UserError: transformers does not know the architecture.
+    """
+    examples = shape.train.batch_size
+    with _threads(threads), torch.random.fork_rng():
+        torch.manual_seed(0)
+        jobs = {layers: _Job(shape, layers) for layers in (1, 2)}
+        kept = {(layers, n): float(job.kept_bytes(n)) for layers, job in jobs.items() for n in (1, 2)}
+        fits = int(machine_memory()[1] / 4 / max(1.0, kept[2, 2] - kept[2, 1]))
+        batch = _affordable(jobs[2], 1 + shape.quantized, min(examples, max(2, fits)), seconds / 2)
+        # Quantizing the weights takes the same time whatever the batch: a second size tells it apart.
+        sizes = (batch // 2, batch) if shape.quantized and 1 < batch < examples else (batch,)
+        points = [(layers, size) for layers in jobs for size in sizes]
+        jobs[1].step(batch)  # the first of its kind
+        steps: list[dict[_Point, _Seconds]] = []
+        began = _now()
+        while len(steps) < _LEAST_ROUNDS or (len(steps) < _MOST_ROUNDS and _now() - began < seconds / 2):
+            steps.append({point: jobs[point[0]].step(point[1]) for point in points})
+        forward = {p: statistics.median(jobs[p[0]].forward(p[1]) for _ in range(_LEAST_ROUNDS)) for p in points}
+
+    def median(part: str) -> dict[_Point, float]:
+        return {point: statistics.median(getattr(step[point], part) for step in steps) for point in points}
+
+    layers, taught = _depth(shape.config), _depth(shape.teacher) if shape.teacher else 1
+    parameters = round(_line(jobs[1].parameters, jobs[2].parameters, layers))
+    of_teacher = _line(jobs[1].of_teacher, jobs[2].of_teacher, taught)
+    update = median("update")
+    # Memory is bilinear in layers and examples, exactly: four forward passes say all of it.
+    fixed = _line(_line(kept[1, 1], kept[1, 2], 0), _line(kept[2, 1], kept[2, 2], 0), layers)
+    example = _line(kept[1, 2] - kept[1, 1], kept[2, 2] - kept[2, 1], layers)
+    return StepCost(
+        pass_seconds=_whole(median("own"), layers, examples),
+        teacher_seconds=_whole(median("teacher"), taught, examples),
+        update_seconds=_line(update[1, batch], update[2, batch], layers),
+        forward_seconds=_whole(forward, layers, examples),
+        state_bytes=_FLOAT * parameters * (2.0 + _optimizer_values(shape.train)),
+        teacher_bytes=_FLOAT * of_teacher,
+        fixed_bytes=max(0.0, fixed),
+        example_bytes=example,
+        parameters=parameters,
+        batch=batch,
+    )
+
+
+def _whole(seconds: Mapping[_Point, float], layers: int, examples: int) -> float:
+    """Of all layers and a whole batch, from those of one and two layers and of one or two smaller batches."""
+    small, batch = min(size for _, size in seconds), max(size for _, size in seconds)
+    at = {}
+    for depth in (1, 2):
+        most = seconds[depth, batch]
+        slope = most / batch
+        if small < batch:  # whatever noise says, between all and a quarter of the time grows with the batch
+            slope = min(slope, max(slope / 4, (most - seconds[depth, small]) / (batch - small)))
+        at[depth] = most + (examples - batch) * slope
+    return _line(at[1], at[2], layers)
+
+
+def _line(one: float, two: float, where: float) -> float:
+    """At `where`, the line through the values at 1 and 2; it never falls."""
+    return one + (where - 1) * max(0.0, two - one)
+
+
+@dataclass(frozen=True)
+class _Seconds:
+    """Of one step: the student's own passes, the teacher's forward pass, the update."""
+
+    own: float
+    teacher: float
+    update: float
+
+
+class _TimedTeacher(Teacher):
+    """A teacher that says how long it was asked."""
+
+    seconds = 0.0
+
+    def __call__(self, function: Callable[[Any], Any]) -> Any:
+        start = _now()
+        answer = super().__call__(function)
+        self.seconds += _now() - start
+        return answer
+
+
+class _Job:
+    """A model of `layers` layers, with all that a stage trains it with."""
+
+    def __init__(self, shape: StepShape, layers: int) -> None:
+        self._shape, self.length = shape, shape.length
+        self._device = training.device()
+        self._words = int(json.loads(shape.config)["vocab_size"])
+        model: Any = _built(shape.config, shape, layers)
+        self._teacher = None
+        if shape.teacher is not None:
+            self._teacher = _TimedTeacher(_built(shape.teacher, shape, layers), self._device)
+        if shape.quantized:
+            model = _quantized(model, inputs_of(self._batch(1, shape.length, "cpu")))
+        self._model = model.to(self._device).train()
+        self._loss = self._loss_of()
+        kind, settings = training.optimizer_class(shape.train)
+        self._optimizer = kind(self._model.parameters(), **settings)
+        # Dense models train without it; it is a hundredth of a step.
+        matrices = models.prunable_matrices(self._model)
+        self._lock = PatternLock(SparsityMask.from_zeros({name: m.weight for name, m in matrices.items()}))
+        self._lock.attach(matrices)
+        self.parameters = _size(self._model)
+        self.of_teacher = _size(self._teacher.model) if self._teacher else 0
+
+    def step(self, count: int) -> _Seconds:
+        """Trains on one batch of `count` examples."""
+        batch = self._batch(count, self._shape.length, self._device)
+        if self._teacher:
+            self._teacher.seconds = 0.0
+        start = _now()
+        self._forward(batch).backward()
+        passed = _now()
+        nn.utils.clip_grad_norm_(self._model.parameters(), self._shape.train.max_grad_norm)
+        self._optimizer.step()
+        self._lock.after_optimizer_step()
+        self._optimizer.zero_grad()
+        taught = self._teacher.seconds if self._teacher else 0.0
+        return _Seconds(passed - start - taught, taught, _now() - passed)
+
+    def forward(self, count: int) -> float:
+        """Seconds of a forward pass in evaluation, in FP32."""
+        inputs = inputs_of(self._batch(count, self._shape.length, self._device))
+        self._model.eval()
+        with torch.inference_mode():
+            start = _now()
+            self._model.base_model(**inputs) if self._shape.kind is None else logits_of(self._model, inputs)
+            seconds = _now() - start
+        self._model.train()
+        return seconds
+
+    def kept_bytes(self, count: int) -> int:
+        """What a step of `count` of the longest examples holds besides weights; each storage counts once."""
+        own = {p.untyped_storage().data_ptr() for p in self._model.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        batch = self._batch(count, self._shape.longest, self._device)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self._forward(batch)
+        del loss  # until here no storage was given back, so no address counted twice
+        settings = getattr(self._shape.train, "criterion", Criterion()).settings
+        if self._shape.kind or (isinstance(settings, IntermediateSettings) and not settings.add_origin_loss):
+            return sum(kept.values())
+        everywhere = self._shape.positions == "all"
+        positions = self._shape.longest if everywhere else masked_count(self._shape.longest, self._shape.masked)
+        return sum(kept.values()) + _PASSING_LOGITS * _FLOAT * count * positions * self._words
+
+    def _forward(self, batch: Batch) -> Tensor:
+        bf16 = self._shape.train.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            return self._loss(self._model, batch).total
+
+    def _loss_of(self) -> Callable[[Any, Batch], Any]:
+        """The stage's own loss; where it compares layers, each of those that are there with the teacher's."""
+        shape = self._shape
+        criterion: Criterion | None = getattr(shape.train, "criterion", None)
+        if self._teacher is None or criterion is None:
+            return MlmLoss(models.mlm_head) if shape.kind is None else task_loss()
+        if isinstance(criterion.settings, IntermediateSettings):
+            pairs = zip(_layer_names(self._model), _layer_names(self._teacher.model), strict=True)
+            cut = IntermediateSettings(layer_mappings=tuple(pairs), add_origin_loss=criterion.settings.add_origin_loss)
+            criterion = Criterion(IntermediateLayersKnowledgeDistillationLoss=cut)
+        if shape.kind is None:
+            return mlm_loss(models.mlm_head, self._teacher, criterion, shape.positions)
+        return task_loss(self._teacher, criterion)
+
+    def _batch(self, count: int, length: int, device: Any) -> Batch:
+        """Random words. The last token of a task's examples is padding, as most real batches have some."""
+        shape = self._shape
+        ids = torch.randint(2, self._words, (count, length))
+        batch: Batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if shape.kind is None:
+            guessed = masked_count(length, shape.masked)
+            batch["labels"] = torch.full_like(ids, -100)
+            batch["labels"][:, 1 : 1 + guessed] = ids[:, 1 : 1 + guessed]
+            items = float(count * guessed)
+        else:
+            batch["attention_mask"][:, -1] = 0
+            batch |= _answers(shape, count, length)
+            items = float(count)
+        moved = {name: tensor.to(device) for name, tensor in batch.items()}
+        return moved | {"items": items, "kd_items": float(ids.numel()), "examples": float(count)}
+
+
+def _answers(shape: StepShape, count: int, length: int) -> dict[str, Tensor]:
+    if shape.kind == "question_answering":
+        return {name: torch.randint(length - 1, (count,)) for name in ("start_positions", "end_positions")}
+    return {"labels": torch.rand(count) if shape.kind == "regression" else torch.randint(2, (count,))}
+
+
+def _affordable(job: _Job, least: int, most: int, seconds: float) -> int:
+    """The largest batch from `least` to `most`, by doubling, whose rounds take no more than `seconds`.
+
+    In batches of very few tokens the time is not the tokens': none is smaller than it takes to have `_FEWEST`.
+    """
+    batch = min(most, max(least, _FEWEST // job.length))
+    job.step(batch)  # the very first step sets much up
+    while batch < most:
+        took = min(
+            sum(astuple(job.step(batch))) for _ in range(2)
+        )  # a machine that does other things too may stall once
+        if 2 * took * 2 * _LEAST_ROUNDS > seconds:
+            break
+        batch = min(most, 2 * batch)
+    return batch
+
+
+def _built(config: str, shape: StepShape, layers: int) -> nn.Module:
+    """A model with random weights and the stage's head."""
+    values = {k: v for k, v in json.loads(config).items() if k not in _NOT_SHAPE}
+    try:
+        made = AutoConfig.for_model(values.pop("model_type"), **values)
+    except (KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"transformers does not know this architecture ({reason})", where="model.source", instead="e.g. BERT"
+        ) from None
+    made.num_hidden_layers = layers
+    made.num_labels = 1 if shape.kind == "regression" else 2
+    head: Any = {None: AutoModelForMaskedLM, "question_answering": AutoModelForQuestionAnswering}.get(
+        shape.kind, AutoModelForSequenceClassification
+    )
+    model: nn.Module = head.from_config(made)
+    return model
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _depth(config: str) -> int:
+    values = json.loads(config)
+    return int(values.get("num_hidden_layers") or values["n_layers"])  # DistilBERT has names of its own
+
+
+def _quantized(model: nn.Module, inputs: Batch) -> nn.Module:
+    from toolkit.quantization import nncf
+
+    with contextlib.redirect_stdout(io.StringIO()):  # NNCF's progress bars
+        made: nn.Module = nncf.quantize(model.eval(), [inputs], Quantization())
+    return made
+
+
+def _layer_names(model: nn.Module) -> list[str]:
+    """Of the first stack of layers, all of them."""
+    stack = next(name for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    return [f"{stack}.{number}" for number in range(len(model.get_submodule(stack)))]  # type: ignore[arg-type]
+
+
+def _optimizer_values(train: Train) -> int:
+    """Values that the optimizer keeps for each parameter."""
+    settings = train.optimizer.settings
+    return (1 if settings.momentum else 0) if isinstance(settings, SGDSettings) else 2
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _now() -> float:
+    """Seconds of a clock, when all that the GPU was given is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
