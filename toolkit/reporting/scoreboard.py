@@ -54,10 +54,9 @@ def html(board: Scoreboard, standings: Sequence[Standing], path: Path) -> None:
 def _cells(s: Standing) -> tuple[str, ...]:
     """Row, claimed, measured, n, seeds, status; one value for each metric, in the order of the claims."""
     metrics = list(s.row.claimed)
-    several = len(metrics) > 1
 
     def each(values: dict[str, str]) -> str:
-        return ", ".join(f"{m} {values[m]}" if several else values[m] for m in metrics) if values else ""
+        return ", ".join(f"{m} {values[m]}" for m in metrics) if values else ""
 
     measured = {m: f"{v:.2f}" + (f" ± {s.spread[m]:.2f}" if m in s.spread else "") for m, v in s.measured.items()}
     n = sorted(set(s.n.values()))
