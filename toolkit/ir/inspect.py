@@ -114,6 +114,41 @@ def zeros_of(op: Any) -> Any:
     return values == 0 if offset is None else values.astype(np.float32) == offset
 
 
+def dequantized(op: Any, port: int, codes: Any = None) -> Any:
+    """float32 array of the stored matrix's shape: what Convert, Subtract, Multiply and FakeQuantize make of it.
+
+    Args:
+        op: An operation with a constant behind `port`.
+        port: The input.
+        codes: Instead of what is stored; broadcast, so ones [rows, 1] show the scale of each row.
+    """
+    import numpy as np
+
+    *chain, constant = _chain(op, port)
+    value = np.asarray(constant.data if codes is None else codes, dtype=np.float32)
+    for node in reversed(chain):
+        kind = node.get_type_name()
+        if kind in ("Multiply", "Subtract"):
+            *_, other = _chain(node, 1)
+            operand = np.asarray(other.data, dtype=np.float32)
+            value = value * operand if kind == "Multiply" else value - operand
+        elif kind == "FakeQuantize":
+            value = _fake_quantized(node, value)
+        elif kind != "Convert":
+            raise UserError(f"{kind} between a constant and {op.get_friendly_name()} is not understood")
+    return value
+
+
+def _fake_quantized(node: Any, value: Any) -> Any:
+    """OpenVINO's definition: clamp to the input range, round to one of `levels`, stretch to the output range."""
+    import numpy as np
+
+    low, high, out_low, out_high = (np.asarray(node.input_value(i).get_node().data, np.float32) for i in range(1, 5))
+    steps = node.get_attributes()["levels"] - 1
+    clamped = np.clip(value, low, high)
+    return (np.rint((clamped - low) / (high - low) * steps) / steps * (out_high - out_low) + out_low).astype(np.float32)
+
+
 def executed(folder: Path, group_size: int | None = None) -> dict[str, str]:
     """What the CPU plugin makes of each fully connected layer, after one real inference.
 
@@ -163,22 +198,22 @@ def _plausible(name: str, tokens: Any) -> Any:
 
 
 def _read(folder: Path) -> Any:
-    import openvino as ov
+    from toolkit.ir.runtime import core
 
     path = folder / "openvino_model.xml"
     try:
-        return ov.Core().read_model(path)
+        return core().read_model(path)
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot read it ({str(error).splitlines()[-1]})", where=str(path)) from None
 
 
 def _compiled(folder: Path, group_size: int | None) -> Any:
-    import openvino as ov
+    from toolkit.ir.runtime import core
 
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     if group_size is not None:
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(group_size)
-    return ov.Core().compile_model(_read(folder), "CPU", config)
+    return core().compile_model(_read(folder), "CPU", config)
 
 
 def _matmul(op: Any) -> MatMul | None:

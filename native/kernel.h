@@ -1,0 +1,41 @@
+// What one instruction set offers: the same four steps, compiled three times from micro_kernel.h.
+#pragma once
+#include "format.h"
+
+namespace pofa {
+
+enum Activation : int { kIdentity = 0, kGeluErf = 1, kGeluTanh = 2 };
+
+// A panel is `vectors` vectors of tokens; its activations lie transposed, [columns][tokens], 64-byte aligned.
+struct Kernel {
+  const char* name;
+  uint32_t lanes;        // tokens in a vector
+  uint32_t max_vectors;  // in a panel of 1x1 weights
+  uint32_t max_vectors_4x1;
+
+  // x [tokens][columns] -> panel [columns][width]; width is a multiple of lanes, missing tokens are zero.
+  // odd [width]: not zero for a token with a NaN or an infinity.
+  void (*load_panel)(const float* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* odd);
+
+  // sums [rows of the group, rounded up to 4][width] = codes of one group of rows x panel.
+  void (*multiply)(const Matrix& matrix, uint32_t group, const float* panel, uint32_t width, float* sums);
+
+  // In place: sums * scale + bias, then the activation. odd: as above, or null.
+  void (*finish)(const Matrix& matrix, uint32_t group, Activation activation, uint32_t width, float* sums, float* odd);
+
+  // sums [rows][width] -> y [tokens][stride], transposed.
+  void (*store)(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* y, size_t stride);
+};
+
+extern const Kernel kScalar;
+#if defined(__x86_64__)
+extern const Kernel kAvx2;
+extern const Kernel kAvx512;
+#endif
+
+// The fastest that this processor runs. PRUNEOFA_ISA=scalar|avx2|avx512 takes a slower one; what cannot run is ignored.
+const Kernel& best_kernel();
+// Null if there is none of that name or this processor cannot run it.
+const Kernel* kernel_named(const char* name);
+
+}  // namespace pofa

@@ -1,0 +1,7 @@
+// AVX2 with FMA: sixteen registers, so four vectors of two rows, or two of four rows.
+#include <immintrin.h>
+#define LANES 8
+#define NAME "avx2"
+#define KERNEL kAvx2
+#define MAX_VECTORS_4X1 2
+#include "micro_kernel.h"

@@ -1,0 +1,10 @@
+// AVX-512F: thirty-two registers.
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own _mm512_undefined_ps (its bug 105593)
+#endif
+#include <immintrin.h>
+#define LANES 16
+#define NAME "avx512"
+#define KERNEL kAvx512
+#define MAX_VECTORS_4X1 4
+#include "micro_kernel.h"

@@ -1,0 +1,6 @@
+// For any processor: plain code that the compiler may vectorize for its baseline.
+#define LANES 4
+#define NAME "scalar"
+#define KERNEL kScalar
+#define MAX_VECTORS_4X1 2
+#include "micro_kernel.h"

@@ -1,0 +1,80 @@
+// What the compiler does not make of plain vector code by itself. Included by micro_kernel.h inside its namespace.
+//   transpose: LANES vectors of LANES floats, in place
+//   floats_of: LANES codes of one signed byte; ints_of: LANES indices of one byte
+
+#if LANES == 16
+
+// 4x4 inside the 128-bit quarters, then the quarters themselves, in two rounds.
+inline void transpose(vec* v) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  // b[4g + c]: column c of each quarter of rows 4g .. 4g+3
+  for (int c = 0; c < 4; ++c) {
+    const __m512 t0 = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), t1 = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+    const __m512 t2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88), t3 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+    v[c] = _mm512_shuffle_f32x4(t0, t2, 0x88);
+    v[4 + c] = _mm512_shuffle_f32x4(t1, t3, 0x88);
+    v[8 + c] = _mm512_shuffle_f32x4(t0, t2, 0xdd);
+    v[12 + c] = _mm512_shuffle_f32x4(t1, t3, 0xdd);
+  }
+}
+
+inline __m128i sixteen(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+inline vec floats_of(const uint8_t* codes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen(codes))); }
+inline ivec ints_of(const uint8_t* indices) { return (ivec)_mm512_cvtepu8_epi32(sixteen(indices)); }
+
+#elif LANES == 8
+
+inline void transpose(vec* v) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+      b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+    }
+  for (int c = 0; c < 4; ++c) {
+    v[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+    v[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+  }
+}
+
+inline __m128i eight(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
+inline vec floats_of(const uint8_t* codes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(codes))); }
+inline ivec ints_of(const uint8_t* indices) { return (ivec)_mm256_cvtepu8_epi32(eight(indices)); }
+
+#else
+
+inline vec floats_of(const uint8_t* codes) {
+  vec v;
+  for (int i = 0; i < LANES; ++i) v[i] = int8_t(codes[i]);
+  return v;
+}
+inline ivec ints_of(const uint8_t* indices) {
+  ivec v;
+  for (int i = 0; i < LANES; ++i) v[i] = indices[i];
+  return v;
+}
+
+inline void transpose(vec* v) {
+  for (int i = 0; i < LANES; ++i)
+    for (int j = i + 1; j < LANES; ++j) {
+      const float kept = v[i][j];
+      v[i][j] = v[j][i];
+      v[j][i] = kept;
+    }
+}
+
+#endif

@@ -1,0 +1,264 @@
+// The arithmetic, written once over a vector of LANES floats and compiled for each instruction set.
+//
+// Everything here is in an unnamed namespace and calls nothing inline from the standard library: code built for AVX-512
+// must never be the copy that the linker keeps for the others.
+//
+// Why it is fast: a panel of activations is transposed, so that one weight meets a vector of tokens; a block of columns
+// of it stays in the first cache; two rows of equal length (or four of a 4x1 pattern) keep enough sums in flight.
+#include <cstddef>
+#include <cstdint>
+
+#include "kernel.h"
+
+namespace {
+
+using namespace pofa;
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+
+inline vec load(const float* p) {
+  vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store_vec(float* p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
+inline vec broadcast(float x) { return x - vec{}; }  // x - 0 is x, even minus zero: no instruction is left of it
+inline uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+#include "lanes.h"
+
+void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* odd) {
+  for (uint32_t t = 0; t < width; t += LANES) {
+    const uint32_t here = t < tokens ? smaller(LANES, tokens - t) : 0;
+    vec strange{};
+    uint32_t k = 0;
+    if (here == LANES)
+      for (; k + LANES <= columns; k += LANES) {
+        vec tile[LANES];
+        for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(x + size_t(t + i) * columns + k);
+        transpose(tile);
+        for (uint32_t i = 0; i < LANES; ++i) {
+          store_vec(panel + size_t(k + i) * width + t, tile[i]);
+          strange += tile[i] * 0.f;  // NaN where the value is not finite
+        }
+      }
+    for (; k < columns; ++k) {
+      float* to = panel + size_t(k) * width + t;
+      for (uint32_t i = 0; i < LANES; ++i) to[i] = i < here ? x[size_t(t + i) * columns + k] : 0.f;
+      strange += load(to) * 0.f;
+    }
+    store_vec(odd + t, strange);
+  }
+}
+
+// ---- weights: one chunk of a unit is made plain floats, its indices offsets in bytes
+
+constexpr uint32_t kChunk = 512;  // a pair of rows in the widest block
+
+inline void plain_offsets(const uint8_t* indices, uint32_t n, uint32_t bytes_per_column, uint32_t* offsets) {
+  for (uint32_t i = 0; i < n; i += LANES) {
+    const ivec at = ints_of(indices + i) * int32_t(bytes_per_column);
+    __builtin_memcpy(offsets + i, &at, sizeof at);
+  }
+}
+
+inline void plain_codes(const uint8_t* codes, uint32_t n, float* values) {
+  for (uint32_t i = 0; i < n; i += LANES) store_vec(values + i, floats_of(codes + i));
+}
+
+inline float half_to_float(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
+  uint32_t bits;
+  if (rest >= 0x7c00) bits = 0x7f800000 | (rest & 0x3ff) << 13;
+  else bits = rest << 13;
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  if (rest < 0x7c00) value *= 0x1p112f;  // moves the exponent's bias; right for subnormal halves too
+  __builtin_memcpy(&bits, &value, 4);
+  bits |= sign;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline void plain_halves(const uint8_t* halves, uint32_t n, float* values) {
+  for (uint32_t i = 0; i < n; ++i) values[i] = half_to_float(read_at<uint16_t>(halves, i));
+}
+
+// Values n of a unit as floats: where they lie if they are floats and aligned, else in `buffer`.
+inline void plain_values(const Matrix& m, uint64_t first, uint32_t n, float* buffer) {
+  if (m.header.value_type == kI8) plain_codes(m.values + first, n, buffer);
+  else if (m.header.value_type == kF16) plain_halves(m.values + first * 2, n, buffer);
+  else __builtin_memcpy(buffer, m.values + first * 4, size_t(n) * 4);
+}
+
+// ---- sums
+
+template <int R>
+inline void multiply_pair(const float* values, const uint32_t* offsets, uint32_t count, const char* block, bool first,
+                          float* sums_a, float* sums_b) {
+  vec a[R], b[R];
+  for (int r = 0; r < R; ++r) {
+    a[r] = first ? vec{} : load(sums_a + r * LANES);
+    b[r] = first ? vec{} : load(sums_b + r * LANES);
+  }
+  for (uint32_t i = 0; i < count; ++i) {
+    const float* xa = reinterpret_cast<const float*>(block + offsets[2 * i]);
+    const float* xb = reinterpret_cast<const float*>(block + offsets[2 * i + 1]);
+    const vec wa = broadcast(values[2 * i]), wb = broadcast(values[2 * i + 1]);
+    for (int r = 0; r < R; ++r) a[r] += wa * load(xa + r * LANES);
+    for (int r = 0; r < R; ++r) b[r] += wb * load(xb + r * LANES);
+  }
+  for (int r = 0; r < R; ++r) {
+    store_vec(sums_a + r * LANES, a[r]);
+    store_vec(sums_b + r * LANES, b[r]);
+  }
+}
+
+template <int R>
+void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* sums) {
+  constexpr uint32_t width = R * LANES;
+  alignas(64) float values[kChunk + LANES];
+  alignas(64) uint32_t offsets[kChunk + LANES];
+  uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
+  const uint32_t units = m.units_in_group(group);
+  for (uint32_t block = 0; block < m.blocks_count(); ++block) {
+    const char* activations = reinterpret_cast<const char*>(panel + size_t(block) * m.header.block_columns * width);
+    for (uint32_t u = 0; u < units; ++u, ++unit) {
+      const uint32_t count = read_at<uint16_t>(m.counts, unit);
+      float* a = sums + size_t(m.row_pairs[2 * unit]) * width;
+      float* b = sums + size_t(m.row_pairs[2 * unit + 1]) * width;
+      if (count == 0 && block > 0) continue;
+      plain_values(m, entry, 2 * count, values);
+      plain_offsets(m.indices + entry, 2 * count, width * 4, offsets);
+      multiply_pair<R>(values, offsets, count, activations, block == 0, a, b);
+      entry += 2 * uint64_t(count);
+    }
+  }
+}
+
+template <int R>
+void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* sums) {
+  constexpr uint32_t width = R * LANES;
+  alignas(64) float values[4 * kMaxBlock + LANES];
+  alignas(64) uint32_t offsets[kMaxBlock + LANES];
+  uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
+  const uint32_t units = m.units_in_group(group);
+  for (uint32_t block = 0; block < m.blocks_count(); ++block) {
+    const char* activations = reinterpret_cast<const char*>(panel + size_t(block) * m.header.block_columns * width);
+    for (uint32_t u = 0; u < units; ++u, ++unit) {
+      const uint32_t count = read_at<uint16_t>(m.counts, unit);
+      float* to = sums + size_t(4 * u) * width;
+      if (count == 0 && block > 0) continue;
+      plain_values(m, entry * 4, 4 * count, values);
+      plain_offsets(m.indices + entry, count, width * 4, offsets);
+      vec s[4][R];
+      for (int j = 0; j < 4; ++j)
+        for (int r = 0; r < R; ++r) s[j][r] = block == 0 ? vec{} : load(to + j * width + r * LANES);
+      for (uint32_t i = 0; i < count; ++i) {
+        const float* x = reinterpret_cast<const float*>(activations + offsets[i]);
+        vec tokens[R];
+        for (int r = 0; r < R; ++r) tokens[r] = load(x + r * LANES);
+        for (int j = 0; j < 4; ++j) {
+          const vec w = broadcast(values[4 * i + j]);
+          for (int r = 0; r < R; ++r) s[j][r] += w * tokens[r];
+        }
+      }
+      for (int j = 0; j < 4; ++j)
+        for (int r = 0; r < R; ++r) store_vec(to + j * width + r * LANES, s[j][r]);
+      entry += count;
+    }
+  }
+}
+
+void multiply(const Matrix& m, uint32_t group, const float* panel, uint32_t width, float* sums) {
+  const bool fours = m.header.block_rows == 4;
+  switch (width / LANES) {
+    case 1: return fours ? multiply_fours<1>(m, group, panel, sums) : multiply_pairs<1>(m, group, panel, sums);
+    case 2: return fours ? multiply_fours<2>(m, group, panel, sums) : multiply_pairs<2>(m, group, panel, sums);
+    case 3: return fours ? multiply_fours<3>(m, group, panel, sums) : multiply_pairs<3>(m, group, panel, sums);
+    default: return fours ? multiply_fours<4>(m, group, panel, sums) : multiply_pairs<4>(m, group, panel, sums);
+  }
+}
+
+// ---- activation
+
+inline vec choose(ivec yes, vec a, vec b) { return yes ? a : b; }
+
+// exp(x) for x <= 0, relative error about 1e-7: 2^n times a polynomial in what is left (Cody and Waite's reduction).
+inline vec exp_negative(vec x) {
+  x = choose(x < -87.f, broadcast(-87.f), x);
+  const vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+  const vec n = (x * 1.44269504f + magic) - magic;
+  const vec f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  vec p = broadcast(1.f / 720);
+  p = p * f + 1.f / 120;
+  p = p * f + 1.f / 24;
+  p = p * f + 1.f / 6;
+  p = p * f + 0.5f;
+  p = p * f + 1.f;
+  p = p * f + 1.f;
+  const ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
+  return p * (vec)bits;  // the same bits, read as floats
+}
+
+// x/2 (1 + erf(x/sqrt 2)); erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7.
+inline vec gelu_erf(vec x) {
+  const vec z = x * 0.70710678118f;
+  const vec a = choose(z < 0.f, -z, z);
+  const vec t = 1.f / (a * 0.3275911f + 1.f);
+  vec p = broadcast(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const vec tail = p * t * exp_negative(-a * a);  // 1 - erf(a)
+  return x * 0.5f * choose(z < 0.f, tail, 2.f - tail);
+}
+
+// x/2 (1 + tanh(y)) = x / (1 + exp(-2y)), y = sqrt(2/pi) (x + 0.044715 x^3).
+inline vec gelu_tanh(vec x) {
+  const vec y = (x + 0.044715f * x * x * x) * 1.59576912161f;
+  const vec e = exp_negative(choose(y < 0.f, y, -y));
+  return x * choose(y < 0.f, e, broadcast(1.f)) / (1.f + e);
+}
+
+void finish(const Matrix& m, uint32_t group, Activation activation, uint32_t width, float* sums, float* odd) {
+  const uint32_t first = group * m.header.group_rows, rows = m.rows_in_group(group);
+  for (uint32_t t = 0; t < width; t += LANES) {
+    vec strange{};
+    for (uint32_t r = 0; r < rows; ++r) {
+      float* at = sums + size_t(r) * width + t;
+      vec v = load(at) * read_at<float>(m.scales, first + r) + read_at<float>(m.biases, first + r);
+      if (activation == kGeluErf) v = gelu_erf(v);
+      if (activation == kGeluTanh) v = gelu_tanh(v);
+      store_vec(at, v);
+      strange += v * 0.f;
+    }
+    if (odd) store_vec(odd + t, load(odd + t) + strange);
+  }
+}
+
+void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* y, size_t stride) {
+  for (uint32_t t = 0; t < tokens; t += LANES) {
+    const uint32_t here = smaller(LANES, tokens - t);
+    uint32_t r = 0;
+    for (; r + LANES <= rows; r += LANES) {
+      vec tile[LANES];
+      for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(sums + size_t(r + i) * width + t);
+      transpose(tile);
+      if (here == LANES)
+        for (uint32_t i = 0; i < LANES; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
+      else
+        for (uint32_t i = 0; i < here; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
+    }
+    for (; r < rows; ++r)
+      for (uint32_t i = 0; i < here; ++i) y[size_t(t + i) * stride + r] = sums[size_t(r) * width + t + i];
+  }
+}
+
+}  // namespace
+
+namespace pofa {
+const Kernel KERNEL = {NAME, LANES, 4, MAX_VECTORS_4X1, load_panel, multiply, finish, store};
+}

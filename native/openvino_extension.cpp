@@ -1,0 +1,135 @@
+// SparseLinear inside OpenVINO: core.add_extension("libpruneofa_openvino.so") and the IR runs.
+//
+// Inputs: activations f32 [..., columns], then packed matrices, u8 [bytes] constants that are read where the IR's .bin
+// is mapped. Work is shared out in the arena in which the plugin calls, so that its thread settings hold.
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <openvino/core/extension.hpp>
+#include <openvino/core/op_extension.hpp>
+#include <openvino/op/constant.hpp>
+#include <openvino/op/op.hpp>
+
+#include "sparse_linear.h"
+
+namespace {
+
+using Layer = std::shared_ptr<const pofa_layer>;
+
+void in_the_plugins_arena(size_t n, pofa_task task, void* context) {
+  tbb::parallel_for(size_t(0), n, [&](size_t i) { task(context, i); }, tbb::simple_partitioner());
+}
+
+}  // namespace
+
+class SparseLinear : public ov::op::Op {
+ public:
+  OPENVINO_OP("SparseLinear", "pruneofa");
+
+  SparseLinear() = default;
+
+  void validate_and_infer_types() override {
+    NODE_VALIDATION_CHECK(this, get_input_size() == m_rows.size() + 1 && !m_rows.empty(), "one blob for each of ",
+                          m_rows.size(), " matrices is needed, there are ", get_input_size() - 1);
+    NODE_VALIDATION_CHECK(this, m_format_version <= int64_t(pofa_format_version()), "its weights have format version ",
+                          m_format_version, ", this library reads ", pofa_format_version(),
+                          " and older: rebuild it (pruneofa kernels build)");
+    NODE_VALIDATION_CHECK(this, get_input_element_type(0).compatible(ov::element::f32), "activations must be f32, they are ",
+                          get_input_element_type(0));
+    ov::PartialShape shape = get_input_partial_shape(0);
+    NODE_VALIDATION_CHECK(this, shape.rank().is_dynamic() || shape.rank().get_length() > 0, "activations are a scalar");
+    if (shape.rank().is_static()) {
+      ov::Dimension& last = shape[shape.rank().get_length() - 1];
+      NODE_VALIDATION_CHECK(this, last.compatible(m_columns), "activations have ", last, " columns, the weights ", m_columns);
+    }
+    for (size_t i = 0; i < m_rows.size(); ++i)
+      NODE_VALIDATION_CHECK(this, get_input_element_type(i + 1).compatible(ov::element::u8), "packed weights must be u8");
+    open();
+    const size_t outputs = m_chain ? 1 : m_rows.size();
+    for (size_t i = 0; i < outputs; ++i) {
+      ov::PartialShape out = shape;
+      if (out.rank().is_static()) out[out.rank().get_length() - 1] = m_chain ? m_rows.back() : m_rows[i];
+      set_output_type(i, ov::element::f32, out);
+    }
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<SparseLinear>(*this, inputs);
+  }
+
+  SparseLinear(const SparseLinear& other, const ov::OutputVector& inputs)
+      : Op(inputs), m_format_version(other.m_format_version), m_rows(other.m_rows), m_columns(other.m_columns),
+        m_pattern(other.m_pattern), m_activation(other.m_activation), m_chain(other.m_chain), m_layer(other.m_layer),
+        m_blobs(other.m_blobs) {
+    constructor_validate_and_infer_types();
+  }
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("format_version", m_format_version);
+    visitor.on_attribute("rows", m_rows);
+    visitor.on_attribute("columns", m_columns);
+    visitor.on_attribute("pattern", m_pattern);
+    visitor.on_attribute("activation", m_activation);
+    visitor.on_attribute("chain", m_chain);
+    return true;
+  }
+
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    OPENVINO_ASSERT(m_layer, "SparseLinear: its packed weights must be constants of the model");
+    ov::Shape shape = inputs[0].get_shape();
+    const size_t tokens = shape.empty() || !shape.back() ? 0 : inputs[0].get_size() / shape.back();
+    std::vector<float*> y;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      shape.back() = size_t(m_chain ? m_rows.back() : m_rows[i]);
+      outputs[i].set_shape(shape);
+      y.push_back(outputs[i].data<float>());
+    }
+    const int threads = tbb::this_task_arena::max_concurrency();
+    const int error = pofa_run(m_layer.get(), inputs[0].data<const float>(), tokens, y.data(), in_the_plugins_arena,
+                               threads > 0 ? uint32_t(threads) : 1);
+    OPENVINO_ASSERT(error == 0, "SparseLinear: ", pofa_error(error));
+    return true;
+  }
+
+ private:
+  // The constants' own memory is used, and checked once: clones of this node on the same constants share the layer.
+  void open() {
+    std::vector<const void*> blobs;
+    std::vector<size_t> sizes;
+    for (size_t i = 0; i < m_rows.size(); ++i) {
+      const auto constant = ov::as_type_ptr<ov::op::v0::Constant>(get_input_node_shared_ptr(i + 1));
+      if (!constant) return;
+      blobs.push_back(constant->get_data_ptr());
+      sizes.push_back(constant->get_byte_size());
+    }
+    if (m_layer && blobs == m_blobs) return;
+    const int activation = m_activation == "none" ? 0 : m_activation == "gelu_erf" ? 1 : m_activation == "gelu_tanh" ? 2 : -1;
+    NODE_VALIDATION_CHECK(this, activation >= 0, "unknown activation ", m_activation);
+    pofa_layer* layer = nullptr;
+    const int error = pofa_open(blobs.data(), sizes.data(), uint32_t(blobs.size()), m_chain, activation, nullptr, &layer);
+    NODE_VALIDATION_CHECK(this, error == 0, pofa_error(error));
+    m_layer = Layer(layer, [](const pofa_layer* closed) { pofa_close(const_cast<pofa_layer*>(closed)); });
+    m_blobs = blobs;
+    for (size_t i = 0; i < m_rows.size(); ++i) {
+      uint64_t facts[6];
+      pofa_layer_facts(layer, uint32_t(i), facts);
+      const int64_t columns = i == 1 && m_chain ? m_rows[0] : m_columns;
+      NODE_VALIDATION_CHECK(this, int64_t(facts[0]) == m_rows[i] && int64_t(facts[1]) == columns, "the weights are ", facts[0],
+                            " x ", facts[1], ", the attributes say ", m_rows[i], " x ", columns);
+      NODE_VALIDATION_CHECK(this, m_pattern == (facts[2] == 4 ? "4x1" : "1x1"), "the weights' pattern is not ", m_pattern);
+    }
+  }
+
+  int64_t m_format_version = 1;
+  std::vector<int64_t> m_rows;  // of each matrix
+  int64_t m_columns = 0;        // of the first
+  std::string m_pattern = "1x1";
+  std::string m_activation = "none";  // none, gelu_erf, gelu_tanh
+  bool m_chain = false;               // the first matrix feeds the second
+  Layer m_layer;
+  std::vector<const void*> m_blobs;
+};
+
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<SparseLinear>>()}));

@@ -1,0 +1,170 @@
+#include "pack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+namespace pofa {
+namespace {
+
+constexpr uint32_t kBlockColumns = 192;  // benchmarks/sparse_engine.py: a tile of activations stays in the first cache
+constexpr uint32_t kGroupRows = 128;
+
+struct Source {
+  const Dense& dense;
+  size_t bytes = value_bytes(dense.value_type);
+
+  const uint8_t* at(uint32_t row, uint32_t column) const {
+    return static_cast<const uint8_t*>(dense.values) + (size_t(row) * dense.columns + column) * bytes;
+  }
+  // Minus zero is zero.
+  bool is_zero(uint32_t row, uint32_t column) const {
+    const uint8_t* p = at(row, column);
+    if (dense.value_type == kI8) return *p == 0;
+    if (dense.value_type == kF16) return (read_at<uint16_t>(p, 0) & 0x7fff) == 0;
+    return (read_at<uint32_t>(p, 0) & 0x7fffffff) == 0;
+  }
+};
+
+struct Sections {
+  std::vector<uint64_t> groups;
+  std::vector<uint16_t> counts;
+  std::vector<uint8_t> rows, indices, values;
+};
+
+// Rows of about the same number of entries are read together: few zeros to pad, no mispredicted end of a row.
+void pack_pairs(const Source& source, uint32_t first, uint32_t rows, uint32_t from, uint32_t to, Sections* out) {
+  std::vector<std::vector<uint32_t>> columns(rows + rows % 2);
+  for (uint32_t r = 0; r < rows; ++r)
+    for (uint32_t c = from; c < to; ++c)
+      if (!source.is_zero(first + r, c)) columns[r].push_back(c);
+  std::vector<uint32_t> order(columns.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return columns[a].size() < columns[b].size(); });
+  const std::vector<uint8_t> zero(source.bytes, 0);
+  for (size_t i = 0; i < order.size(); i += 2) {
+    const size_t count = columns[order[i + 1]].size();
+    out->counts.push_back(uint16_t(count));
+    for (int j = 0; j < 2; ++j) out->rows.push_back(uint8_t(order[i + j]));
+    for (size_t e = 0; e < count; ++e)
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t row = order[i + j];
+        const bool padding = e >= columns[row].size();
+        // A padded index repeats the row's last column: its difference from the one before packs well.
+        const uint32_t column = padding ? (columns[row].empty() ? from : columns[row].back()) : columns[row][e];
+        const uint8_t* value = padding ? zero.data() : source.at(first + row, column);
+        out->indices.push_back(uint8_t(column - from));
+        out->values.insert(out->values.end(), value, value + source.bytes);
+      }
+  }
+}
+
+void pack_fours(const Source& source, uint32_t first, uint32_t rows, uint32_t from, uint32_t to, Sections* out) {
+  const std::vector<uint8_t> zero(source.bytes, 0);
+  for (uint32_t r = 0; r < rows; r += 4) {
+    const uint32_t end = std::min(rows, r + 4);
+    uint16_t count = 0;
+    for (uint32_t c = from; c < to; ++c) {
+      bool any = false;
+      for (uint32_t i = r; i < end; ++i) any |= !source.is_zero(first + i, c);
+      if (!any) continue;
+      ++count;
+      out->indices.push_back(uint8_t(c - from));
+      for (uint32_t i = r; i < r + 4; ++i) {
+        const uint8_t* value = i < end ? source.at(first + i, c) : zero.data();
+        out->values.insert(out->values.end(), value, value + source.bytes);
+      }
+    }
+    out->counts.push_back(count);
+  }
+}
+
+template <typename T>
+uint64_t append(std::vector<uint8_t>* blob, const std::vector<T>& section, size_t slack = 0) {
+  blob->resize((blob->size() + 63) / 64 * 64);
+  const uint64_t at = blob->size();
+  const uint8_t* data = reinterpret_cast<const uint8_t*>(section.data());
+  blob->insert(blob->end(), data, data + section.size() * sizeof(T));
+  blob->resize(blob->size() + slack);
+  return at;
+}
+
+}  // namespace
+
+Error pack(const Dense& dense, uint32_t block_rows, uint32_t block_columns, uint32_t group_rows, std::vector<uint8_t>* blob) {
+  Header h = {};
+  std::memcpy(h.magic, "POFASPRS", 8);
+  h.version = kVersion;
+  h.header_bytes = sizeof(Header);
+  h.rows = dense.rows;
+  h.columns = dense.columns;
+  h.block_rows = block_rows;
+  h.value_type = dense.value_type;
+  h.block_columns = block_columns ? block_columns : kBlockColumns;
+  h.group_rows = group_rows ? group_rows : kGroupRows;
+  if (!dense.values || h.rows < 1 || h.columns < 1 || h.rows > kMaxSide || h.columns > kMaxSide ||
+      (block_rows != 1 && block_rows != 4) || h.value_type > kI8 || h.block_columns > kMaxBlock ||
+      h.group_rows > kMaxGroup || h.group_rows < 4 || h.group_rows % (block_rows == 4 ? 4 : 2))
+    return kBadArgument;
+
+  Source source{dense};
+  Sections out;
+  for (uint32_t first = 0; first < h.rows; first += h.group_rows) {
+    out.groups.push_back(out.indices.size());
+    const uint32_t rows = std::min(h.group_rows, h.rows - first);
+    for (uint32_t from = 0; from < h.columns; from += h.block_columns) {
+      const uint32_t to = std::min(h.columns, from + h.block_columns);
+      (block_rows == 1 ? pack_pairs : pack_fours)(source, first, rows, from, to, &out);
+    }
+  }
+  out.groups.push_back(out.indices.size());
+  h.entries = out.indices.size();
+  for (uint32_t r = 0; r < h.rows; ++r)
+    for (uint32_t c = 0; c < h.columns; ++c) h.nonzeros += !source.is_zero(r, c);
+
+  std::vector<float> scales(h.rows, 1.f), biases(h.rows, 0.f);
+  if (dense.scales) scales.assign(dense.scales, dense.scales + h.rows);
+  if (dense.biases) biases.assign(dense.biases, dense.biases + h.rows);
+  blob->assign(sizeof(Header), 0);
+  h.groups_at = append(blob, out.groups);
+  h.scales_at = append(blob, scales);
+  h.biases_at = append(blob, biases);
+  h.counts_at = append(blob, out.counts);
+  h.rows_at = append(blob, out.rows);
+  h.indices_at = append(blob, out.indices, kSlack);
+  h.values_at = append(blob, out.values, kSlack);
+  h.total_bytes = blob->size();
+  std::memcpy(blob->data(), &h, sizeof(Header));
+  h.checksum = checksum(blob->data(), blob->size());
+  std::memcpy(blob->data(), &h, sizeof(Header));
+  return kOk;
+}
+
+void unpack(const Matrix& m, void* values, float* scales, float* biases) {
+  const Header& h = m.header;
+  const size_t bytes = value_bytes(h.value_type);
+  std::memset(values, 0, size_t(h.rows) * h.columns * bytes);
+  uint64_t entry = 0, unit = 0;
+  for (uint32_t group = 0; group < m.groups_count(); ++group)
+    for (uint32_t block = 0; block < m.blocks_count(); ++block)
+      for (uint32_t u = 0; u < m.units_in_group(group); ++u, ++unit) {
+        const uint32_t count = read_at<uint16_t>(m.counts, unit), wide = m.rows_of_unit();
+        for (uint32_t e = 0; e < count; ++e)
+          for (uint32_t j = 0; j < wide; ++j) {
+            const uint64_t value = h.block_rows == 1 ? entry + 2 * e + j : (entry + e) * 4 + j;
+            const uint64_t index = h.block_rows == 1 ? value : entry + e;
+            const uint32_t row = group * h.group_rows + (h.block_rows == 1 ? m.row_pairs[2 * unit + j] : 4 * u + j);
+            const uint32_t column = block * h.block_columns + m.indices[index];
+            uint8_t* to = static_cast<uint8_t*>(values) + (size_t(row) * h.columns + column) * bytes;
+            const uint8_t* from = m.values + value * bytes;
+            bool zero = true;  // padding must not overwrite the value whose column it repeats
+            for (size_t i = 0; i < bytes; ++i) zero &= from[i] == 0;
+            if (!zero && row < h.rows) std::memcpy(to, from, bytes);
+          }
+        entry += uint64_t(count) * (h.block_rows == 1 ? 2 : 1);
+      }
+  std::memcpy(scales, m.scales, size_t(h.rows) * 4);
+  std::memcpy(biases, m.biases, size_t(h.rows) * 4);
+}
+
+}  // namespace pofa
