@@ -10,8 +10,7 @@ enum Activation : int { kIdentity = 0, kGeluErf = 1, kGeluTanh = 2 };
 struct Kernel {
   const char* name;
   uint32_t lanes;        // tokens in a vector
-  uint32_t max_vectors;  // in a panel of 1x1 weights
-  uint32_t max_vectors_4x1;
+  uint32_t max_vectors;  // in a panel
 
   // x [tokens][columns] -> panel [columns][width]; width is a multiple of lanes, missing tokens are zero.
   // odd [width]: not zero for a token with a NaN or an infinity.

@@ -3,5 +3,5 @@
 #define LANES 8
 #define NAME "avx2"
 #define KERNEL kAvx2
-#define MAX_VECTORS_4X1 2
+#define VECTORS_4X1 2
 #include "micro_kernel.h"

@@ -6,5 +6,5 @@
 #define LANES 16
 #define NAME "avx512"
 #define KERNEL kAvx512
-#define MAX_VECTORS_4X1 4
+#define VECTORS_4X1 4
 #include "micro_kernel.h"

@@ -2,5 +2,5 @@
 #define LANES 4
 #define NAME "scalar"
 #define KERNEL kScalar
-#define MAX_VECTORS_4X1 2
+#define VECTORS_4X1 2
 #include "micro_kernel.h"

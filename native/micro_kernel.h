@@ -137,9 +137,33 @@ void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* 
   }
 }
 
+// Four rows share each load of activations, but need registers: P vectors of tokens at a time.
+template <int R, int P>
+inline void multiply_four(const float* values, const uint32_t* offsets, uint32_t count, const char* block, bool first,
+                          float* sums) {
+  constexpr uint32_t width = R * LANES;
+  for (int p = 0; p < R; p += P, block += P * LANES * 4, sums += P * LANES) {
+    vec s[4][P];
+    for (int j = 0; j < 4; ++j)
+      for (int r = 0; r < P; ++r) s[j][r] = first ? vec{} : load(sums + j * width + r * LANES);
+    for (uint32_t i = 0; i < count; ++i) {
+      const float* x = reinterpret_cast<const float*>(block + offsets[i]);
+      vec tokens[P];
+      for (int r = 0; r < P; ++r) tokens[r] = load(x + r * LANES);
+      for (int j = 0; j < 4; ++j) {
+        const vec w = broadcast(values[4 * i + j]);
+        for (int r = 0; r < P; ++r) s[j][r] += w * tokens[r];
+      }
+    }
+    for (int j = 0; j < 4; ++j)
+      for (int r = 0; r < P; ++r) store_vec(sums + j * width + r * LANES, s[j][r]);
+  }
+}
+
 template <int R>
 void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* sums) {
   constexpr uint32_t width = R * LANES;
+  constexpr int P = R % VECTORS_4X1 == 0 ? VECTORS_4X1 : R;
   alignas(64) float values[4 * kMaxBlock + LANES];
   alignas(64) uint32_t offsets[kMaxBlock + LANES];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
@@ -148,24 +172,10 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
     const char* activations = reinterpret_cast<const char*>(panel + size_t(block) * m.header.block_columns * width);
     for (uint32_t u = 0; u < units; ++u, ++unit) {
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
-      float* to = sums + size_t(4 * u) * width;
       if (count == 0 && block > 0) continue;
       plain_values(m, entry * 4, 4 * count, values);
       plain_offsets(m.indices + entry, count, width * 4, offsets);
-      vec s[4][R];
-      for (int j = 0; j < 4; ++j)
-        for (int r = 0; r < R; ++r) s[j][r] = block == 0 ? vec{} : load(to + j * width + r * LANES);
-      for (uint32_t i = 0; i < count; ++i) {
-        const float* x = reinterpret_cast<const float*>(activations + offsets[i]);
-        vec tokens[R];
-        for (int r = 0; r < R; ++r) tokens[r] = load(x + r * LANES);
-        for (int j = 0; j < 4; ++j) {
-          const vec w = broadcast(values[4 * i + j]);
-          for (int r = 0; r < R; ++r) s[j][r] += w * tokens[r];
-        }
-      }
-      for (int j = 0; j < 4; ++j)
-        for (int r = 0; r < R; ++r) store_vec(to + j * width + r * LANES, s[j][r]);
+      multiply_four<R, P>(values, offsets, count, activations, block == 0, sums + size_t(4 * u) * width);
       entry += count;
     }
   }
@@ -260,5 +270,5 @@ void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, fl
 }  // namespace
 
 namespace pofa {
-const Kernel KERNEL = {NAME, LANES, 4, MAX_VECTORS_4X1, load_panel, multiply, finish, store};
+const Kernel KERNEL = {NAME, LANES, 4, load_panel, multiply, finish, store};
 }

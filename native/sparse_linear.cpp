@@ -247,9 +247,7 @@ void shared_panels(const Call& call, pofa_parallel_for parallel) {
 // The widest panel that leaves no thread with more than its share, and no vector empty that need not be.
 uint32_t panel_width(const pofa_layer& layer, size_t tokens, uint32_t threads) {
   const Kernel& k = *layer.kernel;
-  uint32_t most = k.max_vectors;
-  for (const Matrix& m : layer.matrices)
-    if (m.header.block_rows == 4) most = std::min(most, k.max_vectors_4x1);
+  const size_t most = k.max_vectors;
   const size_t vectors = (tokens + k.lanes - 1) / k.lanes;
   size_t panels = (vectors + most - 1) / most;
   if (panels > 1 && panels % threads) panels = std::min(vectors, (panels + threads - 1) / threads * threads);

@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 inc_app = typer.Typer(help="Read Intel Neural Compressor's YAML.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(inc_app, name="inc")
+kernels_app = typer.Typer(help="The sparse kernel that makes zeros pay.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(kernels_app, name="kernels")
 
 QUICKSTART = "quickstart"
 RecipeFile = Annotated[Path, typer.Argument(help="recipe (YAML); without it: the quickstart", show_default=False)]
@@ -311,6 +313,25 @@ def doctor() -> None:
     Console().print(table)
     if not sound:
         raise CheckFailed("some versions are not the pinned ones: pip install -c constraints.txt -e .")
+
+
+@kernels_app.command("build")
+def kernels_build() -> None:
+    """Build the sparse kernel and its OpenVINO extension for the installed OpenVINO; print where it lies."""
+    from toolkit import kernels
+
+    typer.echo(kernels.build())
+
+
+@kernels_app.command("path")
+def kernels_path() -> None:
+    """Print the OpenVINO extension's path, for `core.add_extension` and `benchmark_app -extensions`."""
+    from toolkit import kernels
+
+    path = kernels.extension()
+    if path is None:
+        raise UserError("the sparse kernel is not built", instead=kernels.BUILD)
+    typer.echo(path)
 
 
 @app.command()

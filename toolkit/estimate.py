@@ -37,7 +37,10 @@ _QUANTIZE = 20.0  # NNCF, calibration
 _EXPORT = 10.0  # of one variant
 _BENCHMARK_APP = 0.6  # start of one run
 _DENSE = "task_teacher"
-_INPUT_OF_VARIANT = {"dense-fp32": _DENSE, "dense-int8": _DENSE, "sparse-fp32": "transfer", "sparse-int8": "quantize"}
+_INPUT_OF_VARIANT = {
+    **{"dense-fp32": _DENSE, "dense-int8": _DENSE, "sparse-fp32": "transfer", "sparse-int8": "quantize"},
+    **{"sparse-engine-fp32": "transfer", "sparse-engine-int8": "quantize"},
+}
 
 
 @dataclass(frozen=True)

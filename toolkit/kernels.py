@@ -64,7 +64,9 @@ def build() -> Path:
     if not (target / EXTENSION).is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            _cmake("-S", str(sources()), "-B", work, f"-DOpenVINO_DIR={_openvino_cmake()}", "-DCMAKE_BUILD_TYPE=Release")
+            _cmake(
+                "-S", str(sources()), "-B", work, f"-DOpenVINO_DIR={_openvino_cmake()}", "-DCMAKE_BUILD_TYPE=Release"
+            )
             _cmake("--build", work, "--parallel")
             finished = Path(tempfile.mkdtemp(dir=target.parent))
             for name in (KERNELS, EXTENSION):
@@ -97,13 +99,16 @@ def missing_tool() -> str | None:
 
 def _openvino_cmake() -> Path:
     spec = util.find_spec("openvino")
-    assert spec and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / "cmake"
 
 
 def _cmake(*arguments: str) -> None:
     if missing := missing_tool():
-        raise UserError(f"the sparse kernel cannot be built: {missing} is missing", instead="install it, or go on without")
+        raise UserError(
+            f"the sparse kernel cannot be built: {missing} is missing", instead="install it, or go on without"
+        )
     result = subprocess.run(["cmake", *arguments], capture_output=True, text=True)
     if result.returncode:
         lines = [line for line in (result.stdout + result.stderr).splitlines() if "rror" in line]
@@ -162,7 +167,9 @@ def pack(
 
     values = np.ascontiguousarray(values)
     rows, columns = values.shape
-    per_row = [None if x is None else np.ascontiguousarray(np.broadcast_to(x, (rows,)), np.float32) for x in (scales, biases)]
+    per_row = [
+        None if x is None else np.ascontiguousarray(np.broadcast_to(x, (rows,)), np.float32) for x in (scales, biases)
+    ]
     arguments = (
         *(_pointer(values), _VALUE_TYPES.index(values.dtype.name), *map(_pointer, per_row), rows, columns),
         *(int(pattern[0]), block_columns, group_rows),

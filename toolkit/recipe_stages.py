@@ -1,6 +1,6 @@
 """The recipe's section of each stage; a task may have some of its own in place of the recipe's."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,7 @@ from toolkit.recipe_pruning import Pruning, TaskPruning
 from toolkit.recipe_quantization import Quantization, Tuning
 from toolkit.recipe_training import DistillationTrain, Train
 
-Variant = Literal["dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8"]
+Variant = Literal["dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8", "sparse-engine-fp32", "sparse-engine-int8"]
 
 
 class TrainOnly(Section):
@@ -18,13 +18,37 @@ class TrainOnly(Section):
     train: Train
 
 
+class Sample(Section):
+    """Positions drawn by chance."""
+
+    sample: Fraction = Field(
+        gt=0, description="share of a sequence's tokens: the masked ones, and as many others as are lacking"
+    )
+
+
+Positions = Literal["masked", "all"] | Sample
+
+
 class StudentDistillation(Section):
     """Pre-training loss of the student."""
 
     train: DistillationTrain
-    positions: Literal["masked", "all"] = Field(
-        "masked", description="tokens that carry the loss: the masked ones (cheap), or every attended one (the paper)"
+    positions: Positions = Field(
+        "masked",
+        description="tokens at which student and teacher are compared: the masked ones (cheap), every attended one "
+        "(the paper), or {sample: 0.3}, the masked ones and others by chance",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_three(cls, values: Any) -> Any:
+        """In one sentence: of a union, pydantic says what is wrong with each of its parts."""
+        found = values.get("positions", "masked") if isinstance(values, dict) else "masked"
+        share = found.get("sample") if isinstance(found, dict) and found.keys() == {"sample"} else None
+        drawn = isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < 1
+        if not (drawn or isinstance(found, Sample) or found in ("masked", "all")):
+            raise wrong("must be masked, all, or {sample: <share>}", "positions", instead="masked, or {sample: 0.3}")
+        return values
 
 
 class Student(Section):
@@ -98,9 +122,9 @@ class Export(Section):
     """OpenVINO IR folders."""
 
     variants: tuple[Variant, ...] = Field(
-        ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8"),
+        get_args(Variant),
         min_length=1,
-        description="what to export and compare",
+        description="what to export and compare; sparse-engine-*: on the sparse kernel, in FP32 arithmetic",
     )
     tolerance: Number = Field(
         0.02,

@@ -12,8 +12,8 @@ from typing import Any
 
 from toolkit import kernels
 from toolkit.errors import UserError
-from toolkit.ir.inspect import constant_of, dequantized, zeros_of
-from toolkit.ir.runtime import core
+from toolkit.ir.constants import chain, constant_of, dequantized, zeros_of
+from toolkit.ir.runtime import MODEL, read_ir
 
 # Share of zeros from which the kernel beats OpenVINO's dense FP32 product (benchmarks/: it does from about 65 %).
 BREAK_EVEN = 0.7
@@ -64,7 +64,7 @@ def to_engine(source: Path, target: Path) -> Engine:
     """
     import openvino as ov
 
-    model = core().read_model(source / "openvino_model.xml")
+    model = read_ir(source)
     _arithmetic_in_fp32(model)
     products, ordinary = _products(model)
     if not products:
@@ -78,9 +78,9 @@ def to_engine(source: Path, target: Path) -> Engine:
     model.validate_nodes_and_infer_types()
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
-        if file.is_file() and file.stem != "openvino_model":
+        if file.is_file() and file.stem != Path(MODEL).stem:
             shutil.copy2(file, target)
-    ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    ov.save_model(model, target / MODEL, compress_to_fp16=False)
     return Engine(tuple(p.op.get_friendly_name() for p in products), operations, ordinary)
 
 
@@ -88,14 +88,14 @@ def reference_ir(source: Path, target: Path) -> None:
     """Writes the plain IR that the engine must agree with: the same weights, dense, and all arithmetic in FP32."""
     import openvino as ov
 
-    model = core().read_model(source / "openvino_model.xml")
+    model = read_ir(source)
     _arithmetic_in_fp32(model)
     for op in model.get_ordered_ops():
         if op.get_type_name() == "MatMul" and _is_matrix(op):
             _to_fp32(op)
     model.validate_nodes_and_infer_types()
     target.mkdir(parents=True, exist_ok=True)
-    ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    ov.save_model(model, target / MODEL, compress_to_fp16=False)
 
 
 def _arithmetic_in_fp32(model: Any) -> None:
@@ -106,8 +106,10 @@ def _arithmetic_in_fp32(model: Any) -> None:
 
 
 def _is_matrix(op: Any) -> bool:
-    constant = constant_of(op)
-    return constant is not None and len(constant.get_output_shape(0)) == 2
+    """Whether a product's second factor is a stored matrix, dequantized at most."""
+    *between, last = (node.get_type_name() for node in chain(op, 1))
+    dequantizes = {"Convert", "Subtract", "Multiply", "FakeQuantize"}
+    return last == "Constant" and set(between) <= dequantizes and len(constant_of(op).get_output_shape(0)) == 2  # type: ignore[union-attr]
 
 
 def _products(model: Any) -> tuple[list[_Product], dict[str, float]]:
@@ -213,7 +215,11 @@ def _insert(members: list[_Product], chain: bool) -> None:
     factory = NodeFactory()
     factory.add_extension(str(kernels.build()))
     head = members[0]
-    blobs = [opset13.constant(p.blob).output(0) for p in members]
+    blobs = []
+    for product in members:
+        constant = opset13.constant(product.blob)
+        constant.set_friendly_name(f"{product.op.get_friendly_name()}/packed")  # `inspect_ir` tells the module by it
+        blobs.append(constant.output(0))
     attributes = {
         "format_version": kernels.format_version(),
         "rows": [p.rows for p in members],

@@ -1,18 +1,16 @@
 """Opens an IR and says what is in it, matrix by matrix: nothing is taken on trust from the exporter."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.errors import UserError
+from toolkit.ir.constants import chain, constant_of, zero_point, zeros_of
 
 Granularity = Literal["per_channel", "per_tensor", ""]
 Scheme = Literal["sym", "asym", ""]
 
 # Operations that move values without changing them: behind them a quantized value is still quantized.
 _PASSES_THROUGH = {"Reshape", "Transpose", "Convert", "Gather", "StridedSlice", "Slice", "Squeeze", "Unsqueeze"}
-_AROUND_CONSTANTS = {"Convert", "Multiply", "Subtract", "FakeQuantize", "Transpose", "Reshape"}
 
 
 @dataclass(frozen=True)
@@ -89,64 +87,14 @@ def inspect_ir(folder: Path) -> IRInspection:
     Raises:
         UserError: The IR cannot be read.
     """
-    ops = _read(folder).get_ordered_ops()
+    from toolkit.ir.runtime import read_ir
+
+    ops = read_ir(folder).get_ordered_ops()
     return IRInspection(
-        tuple(m for m in map(_matmul, ops) if m is not None),
+        tuple(m for op in ops for m in _matmuls(op)),
         tuple(e for e in map(_embedding, ops) if e is not None),
         tuple(a for a in map(_attention, ops) if a is not None),
     )
-
-
-def constant_of(op: Any, port: int = 1) -> Any | None:
-    """The constant behind an operation's weight input, through Convert, Multiply, Subtract and the like; or None."""
-    *_, last = _chain(op, port)
-    return last if last.get_type_name() == "Constant" else None
-
-
-def zeros_of(op: Any) -> Any:
-    """Bool array of the stored matrix's shape: True where the dequantized weight is zero."""
-    import numpy as np
-
-    constant = constant_of(op)
-    assert constant is not None
-    values = np.asarray(constant.data)
-    offset = _zero_point(op, 1)  # moves the code that means zero
-    return values == 0 if offset is None else values.astype(np.float32) == offset
-
-
-def dequantized(op: Any, port: int, codes: Any = None) -> Any:
-    """float32 array of the stored matrix's shape: what Convert, Subtract, Multiply and FakeQuantize make of it.
-
-    Args:
-        op: An operation with a constant behind `port`.
-        port: The input.
-        codes: Instead of what is stored; broadcast, so ones [rows, 1] show the scale of each row.
-    """
-    import numpy as np
-
-    *chain, constant = _chain(op, port)
-    value = np.asarray(constant.data if codes is None else codes, dtype=np.float32)
-    for node in reversed(chain):
-        kind = node.get_type_name()
-        if kind in ("Multiply", "Subtract"):
-            *_, other = _chain(node, 1)
-            operand = np.asarray(other.data, dtype=np.float32)
-            value = value * operand if kind == "Multiply" else value - operand
-        elif kind == "FakeQuantize":
-            value = _fake_quantized(node, value)
-        elif kind != "Convert":
-            raise UserError(f"{kind} between a constant and {op.get_friendly_name()} is not understood")
-    return value
-
-
-def _fake_quantized(node: Any, value: Any) -> Any:
-    """OpenVINO's definition: clamp to the input range, round to one of `levels`, stretch to the output range."""
-    import numpy as np
-
-    low, high, out_low, out_high = (np.asarray(node.input_value(i).get_node().data, np.float32) for i in range(1, 5))
-    steps = node.get_attributes()["levels"] - 1
-    clamped = np.clip(value, low, high)
-    return (np.rint((clamped - low) / (high - low) * steps) / steps * (out_high - out_low) + out_low).astype(np.float32)
 
 
 def executed(folder: Path, group_size: int | None = None) -> dict[str, str]:
@@ -197,28 +145,45 @@ def _plausible(name: str, tokens: Any) -> Any:
     return {"attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}.get(name, tokens)
 
 
-def _read(folder: Path) -> Any:
-    from toolkit.ir.runtime import core
-
-    path = folder / "openvino_model.xml"
-    try:
-        return core().read_model(path)
-    except RuntimeError as error:
-        raise UserError(f"OpenVINO cannot read it ({str(error).splitlines()[-1]})", where=str(path)) from None
-
-
 def _compiled(folder: Path, group_size: int | None) -> Any:
-    from toolkit.ir.runtime import core
+    from toolkit.ir.runtime import core, read_ir
 
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     if group_size is not None:
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(group_size)
-    return core().compile_model(_read(folder), "CPU", config)
+    return core().compile_model(read_ir(folder), "CPU", config)
+
+
+def _matmuls(op: Any) -> list[MatMul]:
+    if op.get_type_name() == "SparseLinear":
+        return [_packed(op.input_value(i).get_node()) for i in range(1, op.get_input_size())]
+    found = _matmul(op) if op.get_type_name() == "MatMul" else None
+    return [found] if found else []
+
+
+def _packed(constant: Any) -> MatMul:
+    """A matrix of a SparseLinear: `toolkit.ir.engine` names its constant after the product that it stands for."""
+    import numpy as np
+
+    from toolkit import kernels
+
+    values, _, _ = kernels.unpack(np.asarray(constant.data))
+    int8 = values.dtype == np.int8
+    return MatMul(
+        name=constant.get_friendly_name(),
+        weight_name="",
+        shape=values.shape,
+        stored_type="i8" if int8 else "f32" if values.dtype == np.float32 else "f16",
+        zero_fraction=float((values == 0).mean()),
+        input_fake_quantized=False,
+        module=_module(constant),
+        weight_granularity="per_channel" if int8 else "",
+        weight_scheme="sym" if int8 else "",
+        largest_code=int(np.abs(values.astype(np.int64)).max()) if int8 else 0,
+    )
 
 
 def _matmul(op: Any) -> MatMul | None:
-    if op.get_type_name() != "MatMul":
-        return None
     constant = constant_of(op)
     if constant is None or len(constant.get_output_shape(0)) != 2:
         return None
@@ -240,19 +205,21 @@ def _matmul(op: Any) -> MatMul | None:
 
 
 def _embedding(op: Any) -> Embedding | None:
-    """A Gather of rows from a constant table of floats, or of what a dequantization makes one."""
-    if op.get_type_name() != "Gather" or not op.get_output_element_type(0).is_real():
-        return None
-    constant = constant_of(op, 0)
-    if constant is None or len(constant.get_output_shape(0)) != 2:
+    """A Gather of rows from a constant table of floats, of what a dequantization makes one, or of its codes."""
+    constant = constant_of(op, 0) if op.get_type_name() == "Gather" else None
+    if constant is None or len(constant.get_output_shape(0)) != 2 or constant.get_output_shape(0)[1] == 1:
+        return None  # a column: the scales of a table
+    kind = constant.get_element_type().get_type_name()
+    codes = kind == "i8" and not op.get_output_element_type(0).is_real()  # dequantized after the Gather
+    if not codes and not op.get_output_element_type(0).is_real():
         return None
     return Embedding(
         name=op.get_friendly_name(),
         module=_module(op),
         shape=tuple(int(n) for n in constant.get_output_shape(0)),
-        stored_type=constant.get_element_type().get_type_name(),
-        weight_granularity=_granularity(op, 0),
-        weight_scheme=_weight_scheme(op, 0),
+        stored_type=kind,
+        weight_granularity="per_channel" if codes else _granularity(op, 0),
+        weight_scheme="sym" if codes else _weight_scheme(op, 0),
     )
 
 
@@ -264,20 +231,11 @@ def _attention(op: Any) -> AttentionProduct | None:
     return AttentionProduct(op.get_friendly_name(), _module(op), scheme)
 
 
-def _chain(op: Any, port: int) -> Iterator[Any]:
-    """The operations from an input back to its constant, or to the first that computes something."""
-    node = op.input_value(port).get_node()
-    yield node
-    while node.get_type_name() in _AROUND_CONSTANTS:
-        node = node.input_value(0).get_node()
-        yield node
-
-
 def _granularity(op: Any, port: int) -> Granularity:
     """By the number of scales of the Multiply that dequantizes."""
     import numpy as np
 
-    for node in _chain(op, port):
+    for node in chain(op, port):
         if node.get_type_name() == "Multiply":
             return "per_channel" if int(np.prod(node.input_value(1).get_shape())) > 1 else "per_tensor"
     return ""
@@ -286,19 +244,8 @@ def _granularity(op: Any, port: int) -> Granularity:
 def _weight_scheme(op: Any, port: int) -> Scheme:
     if not _granularity(op, port):
         return ""
-    offset = _zero_point(op, port)
+    offset = zero_point(op, port)
     return "asym" if offset is not None and (offset != 0).any() else "sym"
-
-
-def _zero_point(op: Any, port: int) -> Any | None:
-    """Float array of what is subtracted from the codes, or None."""
-    import numpy as np
-
-    for node in _chain(op, port):
-        if node.get_type_name() == "Subtract":
-            *_, offset = _chain(node, 1)
-            return np.asarray(offset.data, dtype=np.float32)
-    return None
 
 
 def _largest_code(constant: Any) -> int:

@@ -44,12 +44,13 @@ def predict_ir(
         UserError: OpenVINO answers fewer examples than it was asked.
     """
     import numpy as np
-    import openvino as ov
+
+    from toolkit.ir.runtime import core, read_ir
 
     assert len(examples), "an empty split is refused when a task is loaded"
-    core = ov.Core()
-    compiled = core.compile_model(
-        core.read_model(folder / "openvino_model.xml"),
+    openvino = core()
+    compiled = openvino.compile_model(
+        read_ir(folder, openvino),
         "CPU",
         {"INFERENCE_PRECISION_HINT": "f32"} | dict(properties or {}),
     )

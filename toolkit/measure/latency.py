@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.errors import UserError
+from toolkit.ir.runtime import needed_extension
 from toolkit.measure.accuracy import Examples, padded
 from toolkit.measure.system import cores
 from toolkit.recipe import Performance
@@ -126,7 +127,9 @@ def _arguments(
     streams = section.configs.num_of_instance
     # -hint none: with a hint, -nstreams and -nthreads are errors. Async needs a request per stream to keep all busy.
     api = ["-api", "sync", "-nireq", "1"] if streams == 1 else ["-api", "async", "-nireq", str(streams)]
+    extension = needed_extension(model)
     return [
+        *(("-extensions", str(extension)) if extension else ()),
         *("-m", os.path.relpath(model / "openvino_model.xml", folder)),
         *("-d", "CPU", "-hint", "none", "-nstreams", str(streams), "-nthreads", str(threads), *api),
         *("-t", str(section.seconds), "-infer_precision", "f32"),
@@ -136,9 +139,9 @@ def _arguments(
 
 
 def _input_names(model: Path) -> list[str]:
-    import openvino as ov
+    from toolkit.ir.runtime import read_ir
 
-    return [port.get_any_name() for port in ov.Core().read_model(model / "openvino_model.xml").inputs]
+    return [port.get_any_name() for port in read_ir(model).inputs]
 
 
 def _inputs(

@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit.errors import UserError
+from toolkit.ir.runtime import needed_extension
 
 _SCRIPT = """
 import json, resource, sys
 import numpy as np, openvino
 inputs = {name: np.array(rows, dtype=np.int64) for name, rows in json.load(sys.stdin).items()}
-model = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+core = openvino.Core()
+for extension in sys.argv[2:]:
+    core.add_extension(extension)
+model = core.compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 model({port.get_any_name(): inputs[port.get_any_name()] for port in model.inputs})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -41,8 +45,9 @@ def peak_bytes(folder: Path, inputs: Mapping[str, Sequence[Sequence[int]]]) -> i
     Raises:
         UserError: OpenVINO cannot run it.
     """
+    extension = needed_extension(folder)
     result = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(folder / "openvino_model.xml")],
+        [sys.executable, "-c", _SCRIPT, str(folder / "openvino_model.xml"), *([str(extension)] if extension else [])],
         input=json.dumps({name: [list(map(int, row)) for row in rows] for name, rows in inputs.items()}),
         env=os.environ | {"CI": "true"},  # no telemetry
         capture_output=True,

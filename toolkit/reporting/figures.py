@@ -9,7 +9,10 @@ from toolkit.reporting.headline import Headline
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLOURS = {"dense-fp32": "#64748b", "dense-int8": "#d97706", "sparse-fp32": "#0d9488", "sparse-int8": "#1d4ed8"}
+COLOURS = {
+    **{"dense-fp32": "#64748b", "dense-int8": "#d97706", "sparse-fp32": "#0d9488", "sparse-int8": "#1d4ed8"},
+    **{"sparse-engine-fp32": "#65a30d", "sparse-engine-int8": "#be185d"},
+}
 _GRID, _INK = "#e5e9f0", "#334155"
 _BLUES = [[0, "#f8fafc"], [0.5, "#93c5fd"], [1, "#1e3a8a"]]
 _CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}

@@ -4,14 +4,17 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import Artifact, Check, Context, StageResult
+from toolkit.errors import UserError
 from toolkit.quantization.check import honoured
 from toolkit.recipe import Quantization
 from toolkit.tuning import TUNING_FILE
 
 _FP32_TOLERANCE = 1e-3  # share of the logits' range
+_ENGINE_TOLERANCE = 1e-4
 _ONE_EXAMPLE = 10  # times the tolerance of INT8: what the mean would hide, a single answer that is lost
 
 
@@ -31,13 +34,23 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     metrics: dict[str, Any] = {"variants": {}, "left_out": {}}
     checks: list[Check] = []
     context.progress.start(len(sections.export.variants))
-    for done, variant in enumerate(sections.export.variants, start=1):
-        if variant not in makers:
+    # Engine variants are made from plain ones, which therefore come first.
+    for done, variant in enumerate(sorted(sections.export.variants, key=lambda v: "engine" in v), start=1):
+        plain = variant.replace("-engine", "")
+        pattern = mask if variant.startswith("sparse") else None
+        int8 = variant.endswith("int8")
+        dynamic = int8 and section.approach == "post_training_dynamic_quant"
+        if plain not in makers:
             metrics["left_out"][variant] = "the run has no model for it"
+        elif variant != plain:
+            try:
+                figures, found = _engine(variant, plain, makers[plain], task, tokenizer, sections.export, mask, context)
+            except UserError as error:  # no compiler, or nothing sparse enough: the plain IR is what there is
+                metrics["left_out"][variant] = str(error).splitlines()[0]
+            else:
+                metrics["variants"][variant] = figures
+                checks += found
         else:
-            pattern = mask if variant.startswith("sparse") else None
-            int8 = variant.endswith("int8")
-            dynamic = int8 and section.approach == "post_training_dynamic_quant"
             figures, found, inspection = _export(
                 variant, makers[variant](), task, tokenizer, sections.export, pattern, dynamic, context
             )
@@ -85,17 +98,14 @@ def _export(
     """One variant: its figures, its checks (design: invariants 2, 3 and 4), and what was found in the IR."""
     import numpy as np
 
-    from toolkit import evaluation, tasks
-    from toolkit.distillation import inputs_of
-    from toolkit.ir.convert import export_ir
+    from toolkit import evaluation
     from toolkit.ir.inspect import inspect_ir
     from toolkit.measure.accuracy import predict_ir
 
     folder = context.folder / variant
     torch_logits = evaluation.predict(model, task.dev, tokenizer.pad_token_id)
     before = _weights_hash(model)
-    sample = inputs_of(tasks.pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id))
-    export_ir(model, tokenizer, folder, sample)
+    _export_plain(model, task, tokenizer, folder)
     untouched = _weights_hash(model) == before
 
     ir_logits = predict_ir(folder, task.dev, tokenizer.pad_token_id)
@@ -146,6 +156,86 @@ def _export(
         checks,
         inspection,
     )
+
+
+def _engine(
+    variant: str,
+    plain: str,
+    make: Callable[[], Any],
+    task: Any,
+    tokenizer: Any,
+    section: Any,
+    mask: Any,
+    context: Context,
+) -> tuple[dict[str, Any], list[Check]]:
+    """The plain IR on the sparse kernel, held against the same weights as dense FP32 products on all dev examples.
+
+    Raises:
+        UserError: The kernel cannot be built, or nothing is sparse enough for it.
+    """
+    import tempfile
+
+    import numpy as np
+
+    from toolkit import kernels
+    from toolkit.ir.engine import reference_ir, to_engine
+    from toolkit.ir.inspect import inspect_ir
+    from toolkit.measure.accuracy import predict_ir
+
+    kernels.build()
+    folder = context.folder / variant
+    with tempfile.TemporaryDirectory(dir=context.folder) as scratch:
+        source = context.folder / plain
+        if not source.is_dir():
+            source = Path(scratch) / plain
+            _export_plain(make(), task, tokenizer, source)
+        made = to_engine(source, folder)
+        reference_ir(source, Path(scratch))
+        wanted, plain_logits = (predict_ir(f, task.dev, tokenizer.pad_token_id) for f in (Path(scratch), source))
+    logits = predict_ir(folder, task.dev, tokenizer.pad_token_id)
+    expected, got = (np.concatenate([row.ravel() for row in rows]) for rows in (wanted, logits))
+    extent = float(expected.max() - expected.min())
+    differences = np.abs(got - expected)
+    scores = {"plain": task.scores(plain_logits), "ir": task.scores(logits)}
+    inspection = inspect_ir(folder)
+    largest = float(differences.max())
+    checks = [
+        _check(
+            variant,
+            "largest |engine - dense FP32 arithmetic| logit, share of their range",
+            largest / extent,
+            _ENGINE_TOLERANCE,
+        ),
+        *(
+            _check(
+                variant,
+                f"|engine - {plain}| {m.name} on all {m.n} dev examples",
+                abs(scores["plain"][m.name] - scores["ir"][m.name]),
+                section.metric_tolerance,
+            )
+            for m in task.measures
+        ),
+        *([] if mask is None else _zeros(variant, inspection, mask)),
+    ]
+    figures = {
+        "matmuls": [asdict(m) for m in inspection.matmuls],
+        "on_the_kernel": list(made.matrices),
+        "operations": made.operations,
+        "max_abs_diff": largest,
+        "mean_abs_diff": float(differences.mean()),
+        "logit_range": extent,
+        "dev_n": task.dev_n,
+        **scores,
+    }
+    return figures, checks
+
+
+def _export_plain(model: Any, task: Any, tokenizer: Any, folder: Path) -> None:
+    from toolkit import tasks
+    from toolkit.distillation import inputs_of
+    from toolkit.ir.convert import export_ir
+
+    export_ir(model, tokenizer, folder, inputs_of(tasks.pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id)))
 
 
 def _check(variant: str, name: str, measured: float, limit: float) -> Check:
