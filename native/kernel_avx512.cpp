@@ -1,6 +1,8 @@
 // AVX-512F: thirty-two registers.
 #ifndef __clang__
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own _mm512_undefined_ps (its bug 105593)
+// GCC complains of its own _mm512_undefined_ps (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #define LANES 16

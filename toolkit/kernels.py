@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata, util
@@ -46,9 +47,8 @@ def folder() -> Path:
 
 
 def sources() -> Path:
-    """The folder with the C++ code: beside the package in a checkout, inside it once installed."""
-    package = Path(__file__).resolve().parent
-    return next(p for p in (package / "native", package.parent / "native") if (p / "CMakeLists.txt").is_file())
+    """The folder with the C++ code: `native/` of the repository, packaged with the toolkit."""
+    return Path(__file__).resolve().parent / "native"
 
 
 def build() -> Path:
@@ -94,7 +94,13 @@ def missing_tool() -> str | None:
     """What a build needs and this machine lacks, in words; None if nothing."""
     if not any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
         return "a C++ compiler (g++ or clang++)"
-    return None if shutil.which("cmake") else "cmake"
+    return None if _cmake_program() else "cmake"
+
+
+def _cmake_program() -> str | None:
+    """The one installed with the toolkit, which is not on the PATH unless its environment is activated; or any."""
+    beside = Path(sys.executable).with_name("cmake")
+    return str(beside) if beside.is_file() else shutil.which("cmake")
 
 
 def _openvino_cmake() -> Path:
@@ -109,7 +115,7 @@ def _cmake(*arguments: str) -> None:
         raise UserError(
             f"the sparse kernel cannot be built: {missing} is missing", instead="install it, or go on without"
         )
-    result = subprocess.run(["cmake", *arguments], capture_output=True, text=True)
+    result = subprocess.run([str(_cmake_program()), *arguments], capture_output=True, text=True)
     if result.returncode:
         lines = [line for line in (result.stdout + result.stderr).splitlines() if "rror" in line]
         why = lines[0].strip() if lines else f"cmake exits with {result.returncode}"

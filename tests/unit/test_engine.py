@@ -1,0 +1,213 @@
+"""IRs on the sparse kernel: they answer as the plain ones do, from any application that loads the extension."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from quantization_case import Case
+
+from toolkit import kernels
+from toolkit.errors import UserError
+from toolkit.ir.engine import reference_ir, to_engine
+from toolkit.ir.inspect import inspect_ir
+from toolkit.ir.runtime import core, read_ir
+from toolkit.measure import latency, memory
+from toolkit.measure.accuracy import predict_ir
+from toolkit.recipe import Performance
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+LENGTHS = [(1, 1), (1, 16), (3, 7), (8, 33), (2, 128)]
+
+
+@pytest.fixture(scope="module")
+def case(tiny_bert, tiny_task_files):
+    return Case(tiny_bert, tiny_task_files)
+
+
+@pytest.fixture(scope="module")
+def irs(case, tmp_path_factory):
+    """Folder with the plain and the engine's IR of a sparse classifier, in FP32 and INT8, and INT8's reference."""
+    kernels.build()
+    folder = tmp_path_factory.mktemp("irs")
+    case.export(case.model, folder / "fp32")
+    case.export(case.quantized()[0], folder / "int8")
+    for precision in ("fp32", "int8"):
+        to_engine(folder / precision, folder / f"engine-{precision}")
+    reference_ir(folder / "int8", folder / "reference-int8")
+    return folder
+
+
+def feed(compiled, batch, length, seed=0):
+    ids = np.random.default_rng(seed).integers(5, 30, (batch, length))
+    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return {port.get_any_name(): known[port.get_any_name()] for port in compiled.inputs}
+
+
+def compiled(folder, **properties):
+    return core().compile_model(read_ir(folder), "CPU", F32 | properties)
+
+
+@pytest.mark.parametrize("plain", ["fp32", "reference-int8"])
+def test_engine_answers_as_the_plain_ir_for_any_batch_and_length(irs, plain):
+    reference = compiled(irs / plain)
+    engine = compiled(irs / f"engine-{plain.split('-')[-1]}")
+    for batch, length in LENGTHS:
+        wanted = reference(feed(reference, batch, length))[0]
+        np.testing.assert_allclose(engine(feed(engine, batch, length))[0], wanted, atol=1e-4 * np.ptp(wanted) + 1e-6)
+
+
+def test_engine_int8_keeps_the_labels_of_the_quantized_ir_within_its_rounding(case, irs):
+    engine, plain = (predict_ir(irs / n, case.task.dev, case.tokenizer.pad_token_id) for n in ("engine-int8", "int8"))
+    scores = [case.task.scores(logits)["accuracy"] for logits in (engine, plain)]
+    assert abs(scores[0] - scores[1]) <= 0.03
+
+
+def test_every_pruned_matrix_is_on_the_kernel_with_its_codes_and_zeros(case, irs):
+    for precision, stored in (("fp32", "f32"), ("int8", "i8")):
+        plain, engine = (
+            {f"{m.module}.weight": m for m in inspect_ir(irs / name).matmuls}
+            for name in (precision, f"engine-{precision}")
+        )
+        for name, share in case.mask.per_matrix().items():
+            assert engine[name].stored_type == stored
+            assert engine[name].shape == plain[name].shape
+            assert engine[name].zero_fraction == pytest.approx(plain[name].zero_fraction)
+            assert engine[name].zero_fraction >= share - 1e-6
+            assert engine[name].largest_code == plain[name].largest_code
+        assert {m.stored_type for n, m in engine.items() if n not in case.mask.tensors} == {"f32"}
+        assert not any(m.input_fake_quantized for m in engine.values())
+
+
+def test_a_layer_becomes_three_operations_and_embeddings_stay_8_bit(irs):
+    operations = [op.get_type_name() for op in read_ir(irs / "engine-int8").get_ordered_ops()]
+    assert operations.count("SparseLinear") == 3 * 2  # Q with K and V; the attention's output; the feed-forward pair
+    assert "FakeQuantize" not in operations
+    tables = inspect_ir(irs / "engine-int8").embeddings
+    assert {t.stored_type for t in tables if t.shape[0] > 2} == {"i8"}
+    assert (irs / "engine-int8" / "openvino_model.bin").stat().st_size < (
+        irs / "engine-fp32" / "openvino_model.bin"
+    ).stat().st_size
+
+
+def test_gelu_by_tanh_and_four_row_blocks_are_found_and_right(tiny_bert, tiny_task_files, tmp_path):
+    case = Case(tiny_bert, tiny_task_files)
+    model = case.model
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.intermediate.intermediate_act_fn = torch.nn.GELU(approximate="tanh")
+            for matrix in (layer.intermediate.dense, layer.output.dense):
+                rows, columns = matrix.weight.shape
+                kept = torch.rand(rows // 4, columns) >= 0.9
+                matrix.weight.copy_(torch.randn(rows, columns) * kept.repeat_interleave(4, dim=0))
+    case.export(model, tmp_path / "plain")
+    to_engine(tmp_path / "plain", tmp_path / "engine")
+    found = [op for op in read_ir(tmp_path / "engine").get_ordered_ops() if op.get_type_name() == "SparseLinear"]
+    chains = [op.get_attributes() for op in found if op.get_attributes()["chain"]]
+    assert [(a["pattern"], a["activation"]) for a in chains] == [("4x1", "gelu_tanh")] * 2
+    plain, engine = compiled(tmp_path / "plain"), compiled(tmp_path / "engine")
+    wanted = plain(feed(plain, 3, 20))[0]
+    np.testing.assert_allclose(engine(feed(engine, 3, 20))[0], wanted, atol=1e-4 * np.ptp(wanted))
+
+
+def test_dense_model_is_refused_with_the_share_of_zeros_that_it_would_need(case, irs, tmp_path):
+    case.export(case.plain().eval(), tmp_path / "dense")
+    with pytest.raises(UserError, match="it pays from 70%"):
+        to_engine(tmp_path / "dense", tmp_path / "engine")
+
+
+def test_damaged_weights_are_refused_when_the_model_is_read_or_compiled(irs, tmp_path):
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (tmp_path / name).write_bytes((irs / "engine-int8" / name).read_bytes())
+    data = bytearray((tmp_path / "openvino_model.bin").read_bytes())
+    at = data.index(b"POFASPRS") + 300
+    data[at] ^= 1
+    (tmp_path / "openvino_model.bin").write_bytes(bytes(data))
+    with pytest.raises((UserError, RuntimeError), match="damaged"):
+        compiled(tmp_path)
+
+
+def test_without_the_kernel_an_engine_ir_says_how_to_build_it(irs, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="pruneofa kernels build"):
+        read_ir(irs / "engine-int8")
+    read_ir(irs / "int8")  # the plain one needs nothing
+
+
+def test_eight_requests_of_a_thousand_runs_each_give_identical_results(irs):
+    model = compiled(irs / "engine-int8", NUM_STREAMS="2", INFERENCE_NUM_THREADS="2")
+    inputs = feed(model, 2, 24)
+    wanted = model(inputs)[0]
+    wrong: list[int] = []
+
+    def ask():
+        request = model.create_infer_request()
+        for i in range(1000):
+            if not np.array_equal(request.infer(inputs)[model.outputs[0]], wanted):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_compiling_and_releasing_again_and_again_leaks_nothing(irs):
+    script = """
+import sys, resource, numpy as np
+from pathlib import Path
+from toolkit.ir.runtime import core, read_ir
+def once():
+    model = core().compile_model(read_ir(Path(sys.argv[1])), "CPU")
+    ids = np.ones((2, 20), dtype=np.int64)
+    model({port.get_any_name(): ids for port in model.inputs})
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+for _ in range(20): once()
+before = resident()
+for _ in range(60): once()
+print(resident() - before)
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", script, str(irs / "engine-int8")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CI": "1"},
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert int(shown.stdout) < 12e6  # sixty times the .bin would be more
+
+
+def test_the_default_precision_of_the_cpu_is_taken_too(irs):
+    """Processors with AMX compute in bf16 unless told otherwise."""
+    exact = compiled(irs / "engine-fp32")
+    default = core().compile_model(read_ir(irs / "engine-fp32"), "CPU")
+    wanted = exact(feed(exact, 2, 16))[0]
+    np.testing.assert_allclose(default(feed(default, 2, 16))[0], wanted, atol=0.05 * np.ptp(wanted) + 0.02)
+
+
+def test_optimum_intel_opens_it_in_three_lines(irs):
+    from optimum.intel import OVModelForSequenceClassification
+    from optimum.intel.openvino import modeling_base
+
+    modeling_base.core.add_extension(str(kernels.extension()))
+    model = OVModelForSequenceClassification.from_pretrained(irs / "engine-fp32", ov_config=F32)
+    plain = compiled(irs / "fp32")
+    inputs = feed(plain, 2, 16)
+    answer = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+    np.testing.assert_allclose(answer.logits, plain(inputs)[0], atol=1e-4)
+
+
+def test_benchmark_app_and_the_memory_of_a_process_are_measured_with_the_extension(case, irs, tmp_path):
+    section = Performance(iteration=1, warmup=0, seconds=1, batch_sizes=(1,), sequence_length=16)
+    models = {name: irs / name for name in ("fp32", "engine-fp32")}
+    timed = latency.measure(models, case.task.dev, case.tokenizer.pad_token_id, section, tmp_path)
+    assert [("-extensions" in t.command) for t in timed] == [False, True]
+    assert all(t.rounds[0].median_ms > 0 for t in timed)
+    ids = {n: case.task.dev[0][n] for n in ("input_ids", "attention_mask", "token_type_ids")}
+    assert memory.peak_bytes(irs / "engine-fp32", {n: [v] for n, v in ids.items()}) > 0

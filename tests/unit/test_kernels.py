@@ -1,0 +1,203 @@
+"""The sparse kernel: products against float64, the packed form, and what it says of damage."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from toolkit import kernels
+from toolkit.errors import UserError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> Path:
+    return kernels.build()
+
+
+def sparse(rng: np.random.Generator, rows: int, columns: int, zeros: float, block: int = 1) -> np.ndarray:
+    weights = rng.normal(size=(rows, columns)).astype(np.float32)
+    kept = rng.random((-(-rows // block), columns)) >= zeros
+    return weights * kept.repeat(block, axis=0)[:rows]
+
+
+def agree(got: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * max(1e-9, np.abs(wanted[np.isfinite(wanted)]).max()))
+
+
+SHAPES = [(1, 1, 1), (3, 5, 7), (129, 193, 33), (384, 384, 128), (130, 1000, 1), (66, 77, 4096), (255, 257, 100)]
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
+@pytest.mark.parametrize(("rows", "columns", "tokens"), SHAPES)
+def test_product_equals_float64_on_every_instruction_set_for_any_shape(
+    rows: int, columns: int, tokens: int, pattern: kernels.Pattern
+) -> None:
+    rng = np.random.default_rng(rows)
+    weights, bias = sparse(rng, rows, columns, 0.9, int(pattern[0])), rng.normal(size=rows).astype(np.float32)
+    x = rng.normal(size=(tokens, columns)).astype(np.float32)
+    blob = kernels.pack(weights, None, bias, pattern)
+    wanted = x.astype(np.float64) @ weights.T.astype(np.float64) + bias
+    for isa in kernels.instruction_sets():
+        agree(kernels.Layer([blob], isa=isa)(x)[0], wanted)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_all_dense_and_all_zero_matrices_of_every_value_type_are_right(kind: str, zeros: float) -> None:
+    rng = np.random.default_rng(0)
+    weights = (100 * sparse(rng, 50, 300, zeros)).clip(-127, 127).astype(kind)
+    scales = rng.random(50).astype(np.float32)
+    x = rng.normal(size=(9, 300)).astype(np.float32)
+    wanted = x.astype(np.float64) @ weights.T.astype(np.float64) * scales
+    if not wanted.any():
+        assert not kernels.Layer([kernels.pack(weights, scales)])(x)[0].any()
+        return
+    for isa in kernels.instruction_sets():
+        agree(kernels.Layer([kernels.pack(weights, scales)], isa=isa)(x)[0], wanted)
+
+
+def test_float16_values_keep_signs_subnormals_and_infinities() -> None:
+    values = np.array([[1.5, -2.0, 6e-8, -6e-8, 65504, 0.1]], dtype=np.float16)
+    for isa in kernels.instruction_sets():
+        layer = kernels.Layer([kernels.pack(values)], isa=isa)
+        picked = layer(np.eye(6, dtype=np.float32))[0][:, 0]
+        np.testing.assert_array_equal(picked, values[0].astype(np.float32))
+
+
+def gelu_erf(x: np.ndarray) -> np.ndarray:
+    return x / 2 * (1 + erf(x / np.sqrt(2)))
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(("activation", "formula"), [("gelu_erf", gelu_erf), ("gelu_tanh", gelu_tanh)])
+def test_gelu_equals_its_formula_over_its_whole_range(activation: kernels.Activation, formula: object) -> None:
+    x = np.linspace(-12, 12, 5001, dtype=np.float32)[:, None]
+    one = kernels.pack(np.ones((1, 1), dtype=np.float32))
+    for isa in kernels.instruction_sets():
+        got = kernels.Layer([one], activation=activation, isa=isa)(x)[0]
+        np.testing.assert_allclose(got, formula(x.astype(np.float64)), atol=1e-6)  # type: ignore[operator]
+
+
+def test_chain_equals_two_products_with_the_activation_between() -> None:
+    rng = np.random.default_rng(3)
+    first, second = sparse(rng, 301, 130, 0.8), sparse(rng, 130, 301, 0.8)
+    bias = rng.normal(size=301).astype(np.float32)
+    x = rng.normal(size=(77, 130)).astype(np.float32)
+    wanted = gelu_erf(x.astype(np.float64) @ first.T + bias) @ second.T
+    blobs = [kernels.pack(first, None, bias), kernels.pack(second)]
+    for isa in kernels.instruction_sets():
+        agree(kernels.Layer(blobs, chain=True, activation="gelu_erf", isa=isa)(x)[0], wanted)
+
+
+def test_matrices_side_by_side_give_each_its_own_output() -> None:
+    rng = np.random.default_rng(4)
+    matrices = [sparse(rng, rows, 96, 0.9) for rows in (96, 40, 3)]
+    x = rng.normal(size=(50, 96)).astype(np.float32)
+    outputs = kernels.Layer([kernels.pack(m) for m in matrices])(x)
+    for got, matrix in zip(outputs, matrices, strict=True):
+        agree(got, x.astype(np.float64) @ matrix.T)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_reach_the_same_outputs_as_in_a_dense_product(odd: float) -> None:
+    rng = np.random.default_rng(5)
+    weights = sparse(rng, 37, 70, 0.5)
+    weights[5] = 1  # meets the odd value with a weight that is not zero
+    x = rng.normal(size=(40, 70)).astype(np.float32)
+    x[7, 11] = odd
+    with np.errstate(invalid="ignore"):
+        wanted = np.array([[np.dot(row, w) for w in weights.astype(np.float64)] for row in x.astype(np.float64)])
+    for isa in kernels.instruction_sets():
+        got = kernels.Layer([kernels.pack(weights)], isa=isa)(x)[0]
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted))
+        np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_unpacking_gives_back_what_was_packed(kind: str, pattern: kernels.Pattern) -> None:
+    rng = np.random.default_rng(6)
+    weights = (50 * sparse(rng, 131, 517, 0.9, int(pattern[0]))).astype(kind)
+    scales, biases = rng.random((2, 131)).astype(np.float32)
+    blob = kernels.pack(weights, scales, biases, pattern)
+    for got, wanted in zip(kernels.unpack(blob), (weights, scales, biases), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert kernels.describe(blob) | {"entries": 0} == {
+        **{"rows": 131, "columns": 517, "pattern": pattern, "values": kind},
+        **{"nonzeros": np.count_nonzero(weights), "entries": 0},
+    }
+
+
+def test_packed_90_percent_sparse_int8_takes_less_than_two_and_a_half_bytes_a_weight() -> None:
+    weights = (100 * sparse(np.random.default_rng(7), 768, 768, 0.9)).astype(np.int8)
+    assert kernels.pack(weights, np.ones(768)).size < 2.5 * np.count_nonzero(weights)
+
+
+def test_damaged_weights_are_refused_with_the_reason() -> None:
+    blob = kernels.pack(sparse(np.random.default_rng(8), 20, 30, 0.5))
+    cases = {
+        "cut off": blob[:-1].copy(),
+        "not packed weights": blob.copy(),
+        "newer": blob.copy(),
+        "damaged": blob.copy(),
+    }
+    cases["not packed weights"][0] ^= 1
+    cases["newer"][8] += 1
+    cases["damaged"][-100] ^= 4
+    for reason, bad in cases.items():
+        with pytest.raises(UserError, match=reason):
+            kernels.Layer([bad])
+
+
+def test_an_unknown_instruction_set_is_refused_and_the_environment_chooses_one() -> None:
+    with pytest.raises(UserError, match="out of range"):
+        kernels.Layer([kernels.pack(np.ones((1, 1), np.float32))], isa="neon")
+    script = "from toolkit import kernels; print(kernels.isa())"
+    for name in kernels.instruction_sets():
+        environment = os.environ | {"PRUNEOFA_ISA": name}
+        shown = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert shown.stdout.strip() == name
+
+
+def test_one_layer_answers_many_threads_at_once_with_identical_results() -> None:
+    rng = np.random.default_rng(9)
+    layer = kernels.Layer([kernels.pack(sparse(rng, 200, 150, 0.9))])
+    x = rng.normal(size=(65, 150)).astype(np.float32)
+    wanted = layer(x)[0]
+    wrong: list[int] = []
+
+    def ask() -> None:
+        wrong.extend(i for i in range(200) if not np.array_equal(layer(x)[0], wanted))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_sanitizers_find_nothing_in_random_products_and_damaged_blobs(tmp_path: Path) -> None:
+    program = kernels.build_checks(tmp_path)
+    result = subprocess.run([program, "11", "40"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4000 damaged blobs did no harm" in result.stdout
+
+
+def test_without_a_compiler_the_build_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match="C\\+\\+ compiler"):
+        kernels.build()
+    assert kernels.extension() is None
