@@ -286,6 +286,37 @@ def bench(
 
 
 @app.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="IR folder: <run>/tasks/<task>/export/<variant>")],
+    target: Annotated[Path | None, typer.Argument(help="file to write; default: <folder>.pofa here")] = None,
+) -> None:
+    """Pack an IR folder into one compressed file to ship."""
+    from toolkit import bundle
+
+    path = target or Path(f"{folder.resolve().name}{bundle.SUFFIX}")
+    if path.exists():
+        raise UserError("it is already there", where=str(path), instead="another name; nothing was overwritten")
+    size = bundle.pack(folder, path)
+    before = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+    typer.echo(f"{path}: {size / 1e6:.1f} MB, of {before / 1e6:.1f} MB")
+
+
+@app.command()
+def unpack(
+    source: Annotated[Path, typer.Argument(help="file that `pruneofa pack` wrote")],
+    folder: Annotated[Path | None, typer.Argument(help="folder to make; default: the file's name less .pofa")] = None,
+) -> None:
+    """Unpack a file of `pruneofa pack` into the IR folder that it was, bit for bit."""
+    from toolkit import bundle
+
+    if not source.is_file():
+        raise UserError("no such file", where=str(source))
+    target = folder or Path(source.name.removesuffix(bundle.SUFFIX))
+    bundle.unpack(source, target)
+    typer.echo(target)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
     out: Annotated[Path | None, typer.Option(help="folder to write; default: <first run>/report")] = None,

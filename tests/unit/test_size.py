@@ -90,7 +90,9 @@ def test_counting_reads_matrices_embeddings_and_the_rest_from_a_checkpoint(tmp_p
 def test_file_sizes_are_those_of_the_file_and_of_its_gzip(tmp_path):
     content = np.random.default_rng(0).integers(0, 3, 3_000_000, np.uint8).tobytes()
     (tmp_path / "openvino_model.bin").write_bytes(content)
+    (tmp_path / "openvino_model.xml").write_text("<net/>")
     sizes = size.file_sizes(tmp_path)
     assert sizes[size.FILE] == len(content)
     assert sizes[size.GZIP] == pytest.approx(len(gzip.compress(content, 6)), rel=0.001)
-    assert [p.name for p in tmp_path.iterdir()] == ["openvino_model.bin"]
+    assert sizes[size.BUNDLE] < sizes[size.FILE]
+    assert {p.name for p in tmp_path.iterdir()} == {"openvino_model.bin", "openvino_model.xml"}

@@ -4,15 +4,19 @@ Scales of 8-bit weights (4 bytes for each row, or one for a matrix) are left out
 """
 
 import math
+import tempfile
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit import bundle
+
 FP32_BYTES, INT8_BYTES = 4, 1
 
 FILE = "file: .bin as it is"
 GZIP = "file: .bin, gzip -6"
+BUNDLE = "file: all that is shipped, pruneofa pack"
 VALUES = "encoder: kept values only (the paper's definition)"
 ENTROPY = "encoder: kept values + entropy of the mask (a bound)"
 INDEXED = "encoder: kept values + 1 byte of index each"
@@ -114,10 +118,12 @@ def count_weights(checkpoint: Path, kept: Mapping[str, int]) -> Footprint:
 
 
 def file_sizes(ir: Path) -> dict[str, int]:
-    """Bytes of the weights file of an IR folder: as it is, and through gzip (nothing is written)."""
+    """Bytes of an IR folder's weights file: as it is, and through gzip; and of the whole folder, really packed."""
     path = ir / "openvino_model.bin"
     coder, compressed = zlib.compressobj(level=6, wbits=31), 0
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             compressed += len(coder.compress(block))
-    return {FILE: path.stat().st_size, GZIP: compressed + len(coder.flush())}
+    with tempfile.TemporaryDirectory() as scratch:
+        packed = bundle.pack(ir, Path(scratch) / f"bundle{bundle.SUFFIX}")
+    return {FILE: path.stat().st_size, GZIP: compressed + len(coder.flush()), BUNDLE: packed}

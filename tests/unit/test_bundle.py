@@ -1,0 +1,100 @@
+"""One file for a deployment: every bit comes back, and damage is refused."""
+
+import numpy as np
+import pytest
+
+from toolkit import bundle, kernels
+from toolkit.errors import UserError
+
+LAYER = '<layer type="Const"><data element_type="{kind}" shape="" offset="{offset}" size="{size}"/></layer>'
+
+
+def sparse(rng, kind, zeros, shape=(64, 96)):
+    values = (50 * rng.normal(size=shape)).astype(kind)
+    values[rng.random(shape) < zeros] = 0
+    return values
+
+
+@pytest.fixture
+def ir(tmp_path):
+    """An IR folder with a constant of every form, odd bytes between them, and minus zeros."""
+    rng = np.random.default_rng(0)
+    negative = sparse(rng, np.float32, 0.8)
+    negative[3, :40] = -0.0
+    pieces = [
+        ("", b"odd bytes"),
+        ("f32", negative.tobytes()),
+        ("f32", sparse(rng, np.float32, 0.0).tobytes()),
+        ("i8", sparse(rng, np.int8, 0.9).tobytes()),
+        ("f16", sparse(rng, np.float16, 0.5).tobytes()),
+        ("", b"x" * 333),
+        ("i64", np.arange(500).tobytes()),
+        ("u8", kernels.pack(sparse(rng, np.int8, 0.9), np.ones(64)).tobytes()),
+        ("u8", kernels.pack(sparse(rng, np.float32, 0.9), pattern="4x1").tobytes()),
+        ("u8", kernels.pack(np.zeros((9, 500), np.int8)).tobytes()),
+        ("f32", np.zeros(4096, np.float32).tobytes()),
+        ("", b"end"),
+    ]
+    layers, content = [], b""
+    for kind, data in pieces:
+        if kind:
+            layers.append(LAYER.format(kind=kind, offset=len(content), size=len(data)))
+        content += data
+    folder = tmp_path / "ir"
+    folder.mkdir()
+    (folder / "openvino_model.xml").write_text(f"<net><layers>{''.join(layers)}</layers></net>")
+    (folder / "openvino_model.bin").write_bytes(content)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    kernels.build()
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_every_file_comes_back_bit_for_bit_and_takes_less_room(ir, tmp_path):
+    size = bundle.pack(ir, tmp_path / "one.pofa")
+    assert size == (tmp_path / "one.pofa").stat().st_size
+    assert size < 0.6 * sum(map(len, contents(ir).values()))
+    bundle.unpack(tmp_path / "one.pofa", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(ir)
+
+
+def test_wherever_a_bundle_is_damaged_or_cut_it_is_refused_and_nothing_is_written(ir, tmp_path):
+    bundle.pack(ir, tmp_path / "one.pofa")
+    content = (tmp_path / "one.pofa").read_bytes()
+    rng = np.random.default_rng(1)
+    for at in [*range(0, 40), *rng.integers(0, len(content), 60)]:
+        bad = bytearray(content)
+        bad[at] ^= 1 << int(rng.integers(8))
+        cut = at % 3 == 0
+        (tmp_path / "bad.pofa").write_bytes(content[:at] if cut else bad)
+        try:
+            bundle.unpack(tmp_path / "bad.pofa", tmp_path / f"bad{at}")
+        except UserError:
+            assert not (tmp_path / f"bad{at}").exists()
+        else:  # zstd has bits that mean nothing; the files' own checksums have the last word
+            assert not cut
+            assert contents(tmp_path / f"bad{at}") == contents(ir)
+
+
+def test_a_name_that_leaves_the_folder_is_refused(ir, tmp_path, monkeypatch):
+    (ir / "evil").write_text("x")
+    dumps = bundle.json.dumps
+    monkeypatch.setattr(bundle.json, "dumps", lambda v: dumps(v).replace('"evil"', '"../evil"'))
+    with pytest.raises(UserError, match="evil"):
+        bundle.pack(ir, tmp_path / "one.pofa")
+    assert not (tmp_path / "one.pofa").exists()
+
+
+def test_a_folder_without_an_ir_and_an_existing_target_are_refused(ir, tmp_path):
+    with pytest.raises(UserError, match=r"openvino_model\.xml"):
+        bundle.pack(tmp_path, tmp_path / "one.pofa")
+    bundle.pack(ir, tmp_path / "one.pofa")
+    with pytest.raises(UserError, match="already there"):
+        bundle.unpack(tmp_path / "one.pofa", ir)
