@@ -207,7 +207,7 @@ def _blob_apart(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str, A
     """The sparse kernel's weights: indices as distances from the one before in the same row, values by their bytes."""
     import numpy as np
 
-    head = _BLOB_HEADER.unpack_from(raw)
+    head = _BLOB_HEADER.unpack(raw[: _BLOB_HEADER.size].tobytes())
     block_rows, value_type = head[5], head[6]
     entries, indices_at, values_at = head[11], head[15], head[16]
     step, width = (2 if block_rows == 1 else 1), (4, 2, 1)[value_type]

@@ -260,7 +260,9 @@ def inspect(path: Annotated[Path, typer.Argument(help="checkpoint, IR or run fol
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="IR folders, timed side by side; the first is the reference")],
+    models: Annotated[
+        list[Path], typer.Argument(help="IR folders, timed side by side, the first is the reference; or a run folder")
+    ],
     batch: Annotated[list[int] | None, typer.Option(help="batch sizes")] = None,
     length: Annotated[int, typer.Option(help="tokens per example")] = 128,
     rounds: Annotated[int, typer.Option(help="rounds over all models")] = 5,
@@ -268,11 +270,16 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="cores per stream; default: all, shared")] = None,
     streams: Annotated[int, typer.Option(help="-nstreams")] = 1,
     texts: Annotated[Path | None, typer.Option(help="text file whose lines are the inputs")] = None,
+    recommend: Annotated[bool, typer.Option("--recommend", help="of a run: name the variant to deploy here")] = False,
+    within: Annotated[
+        float, typer.Option(help="with --recommend: share of dense-fp32's score that may be lost")
+    ] = 0.01,
+    task: Annotated[str | None, typer.Option(help="with --recommend: which task of the run")] = None,
 ) -> None:
-    """Time IR folders with benchmark_app, interleaved in one run, on real tokenised text."""
+    """Time IR folders with benchmark_app, interleaved in one run, on real tokenised text; or choose among a run's."""
     from rich.console import Console
 
-    from toolkit.inspection import bench_table
+    from toolkit import benching
     from toolkit.recipe import Performance, PerformanceConfigs
 
     section = Performance(
@@ -282,7 +289,12 @@ def bench(
         sequence_length=length,
         configs=PerformanceConfigs(cores_per_instance=threads, num_of_instance=streams),
     )
-    Console().print(bench_table(models, section, texts))
+    if recommend and len(models) != 1:
+        raise UserError("--recommend takes one run folder", instead="pruneofa bench --recommend runs/<name>")
+    if recommend:
+        Console().print(benching.recommend(models[0], section, texts, within, task), highlight=False)
+    else:
+        Console().print(benching.bench_table(models, section, texts))
 
 
 @app.command()

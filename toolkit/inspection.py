@@ -1,4 +1,4 @@
-"""What `pruneofa inspect` and `pruneofa bench` show: opens what lies at a path, says what it is, counts."""
+"""What `pruneofa inspect` shows: opens what lies at a path, says what it is, counts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +8,6 @@ from toolkit.errors import UserError
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-    from toolkit.recipe import Performance
 
 
 def describe(path: Path) -> "RenderableType":
@@ -113,65 +111,3 @@ def _ir_table(path: Path) -> "Table":
     for a in inspection.attentions:
         table.add_row(f"{a.module}: Q x K", "", "", "", "", "i8 sym" if a.activation_scheme else "f32")
     return table
-
-
-# What `bench` feeds the models with when no text is given: ordinary prose of ordinary lengths.
-_SENTENCES = (
-    "The film is slow to begin with, but its last hour is as good as anything that its director has made.",
-    "How long does the battery of this phone last when the screen is on all day?",
-    "Two of the three bridges over the river were closed after the storm, and traffic was led through the old town.",
-    "Not a single joke works.",
-    "The committee will meet again in March to decide whether the new rules also apply to companies that were "
-    "founded before the law came into force, a question that has been open for more than a year.",
-    "She learned to play the violin from her grandmother, who had never read a note.",
-    "What is the difference between a mass noun and a count noun?",
-    "A charming, funny and finally rather sad story about people who talk past each other.",
-)
-
-
-def bench_table(folders: list[Path], section: "Performance", texts: Path | None) -> "RenderableType":
-    """Times IR folders side by side; ratios are to the first.
-
-    Raises:
-        UserError: A folder holds no IR, two have the same name, or benchmark_app fails.
-    """
-    import tempfile
-
-    from rich.console import Group
-    from rich.table import Table
-
-    from toolkit import models, sources
-    from toolkit.measure import latency
-
-    for folder in folders:
-        if not (folder / "openvino_model.xml").is_file():
-            raise UserError(
-                "no openvino_model.xml here", where=str(folder), instead="<run>/tasks/<task>/export/<variant>"
-            )
-    tokenizer = models.load_tokenizer(folders[0])
-    lines = [s.strip() for s in sources.lines(sources.local_file(str(texts)))] if texts else list(_SENTENCES)
-    encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
-    examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
-    if not examples:
-        raise UserError("there is no text in this file", where=str(texts))
-
-    with tempfile.TemporaryDirectory() as scratch:
-        unique = len({f.name for f in folders}) == len(folders)
-        named = {f.name if unique else str(f).replace("/", "_"): f.resolve() for f in folders}
-        timed = latency.measure(named, examples, tokenizer.pad_token_id, section, Path(scratch))
-    table = Table(title=f"{section.sequence_length} tokens, {timed[0].threads} thread(s), {timed[0].streams} stream(s)")
-    for column in ("model", "batch", "latency ms", "low to high", "examples/s", "speed-up"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for batch in section.batch_sizes:
-        rows = [(t.model, t.as_metrics()) for t in timed if t.batch == batch]
-        reference = float(rows[0][1]["latency_ms_median"])  # type: ignore[arg-type]
-        for model, m in rows:
-            table.add_row(
-                model,
-                str(batch),
-                f"{m['latency_ms_median']:.2f}",
-                f"{m['latency_ms_low']:.2f} to {m['latency_ms_high']:.2f}",
-                f"{m['throughput_median']:.1f}",
-                f"{reference / float(m['latency_ms_median']):.2f}x",  # type: ignore[arg-type]
-            )
-    return Group(table, *(f"{t.model}, batch {t.batch}: {t.command}" for t in timed))

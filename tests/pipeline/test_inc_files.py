@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from toolkit import checking, models, pipeline, tasks
 from toolkit.artifacts import Silent
 from toolkit.inc_yaml import IncFlags, explain, read_inc
-from toolkit.recipe import LOCK
+from toolkit.recipe import LOCK, Variant
 from toolkit.recipe_yaml import parse_recipe
 from toolkit.sparsity.mask import SparsityMask
 
@@ -163,7 +164,7 @@ def test_incs_own_files_for_prune_ofa_run_unchanged_and_keep_exactly_the_zeros(s
     assert [p.prune_type for p in recipe.transfer.pruning.approach.weight_compression.pruners] == [LOCK]
     manifests = run(recipe, tmp_path / "run")
     assert [m.stage for m in manifests.values()] == ["transfer", "quantize", "export"]
-    assert set(manifests["export"].metrics["variants"]) == {"dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8"}
+    assert set(manifests["export"].metrics["variants"]) == set(get_args(Variant))
 
     tokenizer = models.load_tokenizer(sources / "sparse")
     assert tasks.load_task("toy", recipe.tasks["toy"], tokenizer).labels == ("0", "1")

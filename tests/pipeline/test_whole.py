@@ -10,7 +10,7 @@ from toolkit import pipeline
 from toolkit.artifacts import Silent
 from toolkit.recipe import Recipe
 
-VARIANTS = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8")
+VARIANTS = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8", "sparse-engine-fp32", "sparse-engine-int8")
 
 
 def tiny_recipe(model: Path, task: dict, text: Path, **changes) -> Recipe:
@@ -202,8 +202,9 @@ def rendered(table) -> str:
 
 
 def test_plan_inspect_and_bench_show_what_is_there(finished):
+    from toolkit.benching import bench_table, recommend
     from toolkit.estimate import plan_table
-    from toolkit.inspection import bench_table, describe
+    from toolkit.inspection import describe
     from toolkit.recipe import Performance
 
     recipe, folder, _ = finished
@@ -217,6 +218,8 @@ def test_plan_inspect_and_bench_show_what_is_there(finished):
     shown = rendered(bench_table([ir / "dense-fp32", ir / "sparse-int8"], section, None))
     assert "1.00x" in shown
     assert shown.count("benchmark_app -m") == 2
+    assert "batch 2, 8 tokens: deploy" in rendered(recommend(folder, section, None, within=1.0))
+    assert "none keeps the accuracy. Closest: " in rendered(recommend(folder, section, None, within=-10.0))
 
 
 def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp_path):

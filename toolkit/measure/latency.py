@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from toolkit.errors import UserError
 from toolkit.ir.runtime import needed_extension
@@ -75,6 +76,7 @@ def measure(
     section: Performance,
     folder: Path,
     each: Callable[[str, int], None] = lambda model, batch: None,
+    properties: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> list[LatencyStats]:
     """Times IR folders side by side; nothing else should run meanwhile.
 
@@ -86,6 +88,7 @@ def measure(
         folder: Gets the inputs (`inputs/*.npy`) and benchmark_app's reports of the rounds that count
             (`reports/`); the commands run there.
         each: Called before each run with the model's name and the batch size.
+        properties: Name -> what the CPU plugin is told of that model (benchmark_app's -load_config).
 
     Raises:
         UserError: benchmark_app is missing or fails.
@@ -98,6 +101,7 @@ def measure(
     for name, model in models.items():
         for batch in section.batch_sizes:
             words = _arguments(model, examples, pad_id, batch, threads, section, folder)
+            words += _configured(properties.get(name, {}), folder)
             arguments[name, batch] = words
             command = shlex.join(["benchmark_app", *words])
             stats[name, batch] = LatencyStats(name, batch, section.sequence_length, threads, streams, command)
@@ -136,6 +140,14 @@ def _arguments(
         *("-shape", ",".join(f"{n}[{batch},{section.sequence_length}]" for n in names)),
         *("-i", ",".join(f"{n}:{files[n]}" for n in names)),
     ]
+
+
+def _configured(properties: Mapping[str, str], folder: Path) -> list[str]:
+    if not properties:
+        return []
+    path = folder / f"{'-'.join(f'{k}={v}' for k, v in properties.items())}.json"
+    path.write_text(json.dumps({"CPU": dict(properties)}))
+    return ["-load_config", path.name]
 
 
 def _input_names(model: Path) -> list[str]:

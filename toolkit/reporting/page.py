@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import Manifest, failed
-from toolkit.measure.size import FILE, GZIP
+from toolkit.measure.size import BUNDLE, FILE, GZIP
 from toolkit.reporting import figures, text
 from toolkit.reporting.budgets import Budget, budgets, gains
 from toolkit.reporting.headline import DENSE, SHIPPED, Headline, headline, variants_of
@@ -184,7 +184,7 @@ def _sizes(benchmark: Manifest) -> list[SizeRow]:
     labels = list(dict.fromkeys(label for v in variants.values() for label in v["sizes"]))
     rows = []
     for label in sorted(labels, key=_family):
-        whole = dense.get(label) if label in (FILE, GZIP) else reference.get(label.partition(":")[0])
+        whole = dense.get(label) if label in (FILE, GZIP, BUNDLE) else reference.get(label.partition(":")[0])
         cells = []
         for v in variants.values():
             size = v["sizes"].get(label)
