@@ -24,11 +24,12 @@ DOORS = {
 # The layers, top first: a module imports only from its own layer's packages or from those below.
 LAYERS = [
     {"cli", "cli_options", "cli_scoreboard", "__main__"},
-    {"inspection", "estimate", "amounts", "checking", "console", "pipeline"},
+    {"inspection", "benching", "estimate", "amounts", "checking", "console", "pipeline"},
     {"stages"},
     {
         *(
             "training",
+            "training_hooks",
             "evaluation",
             "stream",
             "corpus",
@@ -39,6 +40,8 @@ LAYERS = [
             "heads",
             "models",
             "distillation",
+            "lessons",
+            "chunks",
         ),
         *("sparsity", "quantization", "ir", "measure", "reporting", "tuning", "scoreboard"),
     },
@@ -57,7 +60,20 @@ LAYERS = [
             "inc_explain",
             "inc_yaml",
         ),
-        *("artifacts", "sources", "tables", "hub", "known", "metrics", "learning_rate", "errors"),
+        *(
+            "artifacts",
+            "bundle",
+            "kernels",
+            "sections",
+            "sources",
+            "tables",
+            "hub",
+            "known",
+            "metrics",
+            "learning_rate",
+            "errors",
+            "distributed",
+        ),
     },
 ]
 

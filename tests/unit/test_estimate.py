@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from toolkit import amounts, estimate, pipeline
+from toolkit import amounts, estimate, pipeline, sections
 from toolkit.artifacts import Artifact, Manifest, write_manifest
 from toolkit.errors import UserError
 from toolkit.measure.training_step import StepCost
@@ -160,7 +160,7 @@ def record(step: pipeline.Step, key: str, config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("batch_size", "seconds"), [(32, 10 * 3.0 + (19 - 4 * 3.0)), (16, None)])
 def test_a_stage_that_ran_before_with_the_same_batches_keeps_its_own_seconds(values, tmp_path, batch_size, seconds):
     step = pipeline.plan(Recipe.model_validate(values), tmp_path)[0]
-    config = {name: pipeline._plain(name, section) for name, section in step.sections.items()}
+    config = {name: sections.plain(name, section) for name, section in step.sections.items()}
     config["teacher"]["train"] |= {"batch_size": batch_size, "steps": 4}
     record(step, "another key", config)
     row = planned(values, tmp_path)[0]["teacher"]

@@ -33,6 +33,19 @@ def test_apply_sets_exactly_plus_zero_in_place_and_leaves_the_rest_alone():
     assert weight.data_ptr() == storage
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_apply_leaves_the_very_bits_of_what_is_kept_in_every_float_type(dtype):
+    weight = (torch.randn(40, 30) * 10.0 ** torch.randint(-4, 4, (40, 30))).to(dtype).t()  # not contiguous
+    weight[0, :3] = torch.tensor([float("inf"), -0.0, float("-inf")])
+    kept, before = torch.rand(30, 40) > 0.5, weight.clone()
+    kept[0, :2], kept[0, 2] = True, False
+    SparsityMask({"a": kept}).apply_({"a": weight})
+    assert torch.equal(weight[kept], before[kept])
+    assert not weight[~kept].any()
+    assert torch.signbit(weight[0, 1])
+    assert not torch.signbit(weight[~kept]).any()
+
+
 def test_violations_count_the_non_zero_weights_outside_the_pattern():
     mask = SparsityMask({"a": torch.tensor([True, False, False]), "b": torch.tensor([False, True])})
     weights = {"a": torch.tensor([0.0, 1e-38, -5.0]), "b": torch.tensor([-0.0, 1.0])}

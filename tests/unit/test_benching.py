@@ -1,0 +1,79 @@
+"""Which variant `bench --recommend` names: the fastest that keeps the accuracy, ties and better ones said."""
+
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from toolkit import benching, pipeline
+from toolkit.errors import UserError
+from toolkit.measure import system
+from toolkit.measure.latency import LatencyStats, Round
+from toolkit.recipe import Performance
+
+SECTION = Performance(batch_sizes=(1,), sequence_length=64, iteration=3)
+# Name -> accuracy on dev, milliseconds of three rounds.
+MEASURED = {
+    "dense-fp32": (0.90, (20.0, 20.5, 21.0)),
+    "dense-int8": (0.897, (22.0, 22.5, 23.0)),
+    "sparse-fp32": (0.893, (20.0, 20.4, 21.0)),
+    "sparse-int8": (0.88, (21.0, 21.5, 22.0)),
+    "sparse-engine-int8": (0.892, (5.0, 5.1, 5.3)),
+}
+
+
+def shown(tmp_path, monkeypatch, measured, within, isa=(), task=None):
+    """What is printed for a run with these variants; times are taken as given, nothing is run."""
+    exported = {n: {"ir": {"accuracy": a, "f1": 0.0}, "dev_n": 1000} for n, (a, _) in measured.items()}
+    for name in measured:
+        (tmp_path / "tasks/toy/export" / name).mkdir(parents=True, exist_ok=True)
+    manifest = SimpleNamespace(stage="export", task="toy", metrics={"variants": exported})
+    monkeypatch.setattr(pipeline, "finished", lambda run: [manifest])
+    monkeypatch.setattr(system, "machine", lambda: {"isa": list(isa)})
+
+    def timed(folders, section, texts, properties):
+        return [
+            LatencyStats(n, 1, 64, 1, 1, "", [Round(t, t, t, t, 1000 / t, 9) for t in measured[n.split(",")[0]][1]])
+            for n in folders
+        ]
+
+    monkeypatch.setattr(benching, "_timed", timed)
+    console = Console(record=True, width=300, file=None, quiet=False)
+    with console.capture() as captured:
+        console.print(benching.recommend(tmp_path, SECTION, None, within, task))
+    return captured.get()
+
+
+def test_the_fastest_variant_that_keeps_the_accuracy_is_named(tmp_path, monkeypatch):
+    text = shown(tmp_path, monkeypatch, MEASURED, 0.01)
+    assert "accuracy of at least 0.8910 is wanted, 1.00% below dense-fp32 on 1,000 dev examples" in text
+    assert "batch 1, 64 tokens: deploy sparse-engine-int8 (5.10 ms)." in text
+
+
+def test_a_faster_one_that_loses_too_much_is_mentioned_and_ties_are_said(tmp_path, monkeypatch):
+    text = shown(tmp_path, monkeypatch, MEASURED, 0.008)
+    assert "deploy sparse-fp32 (20.40 ms). Not to be told apart from it: dense-fp32." in text
+    assert "sparse-engine-int8 is faster (5.10 ms) but loses too much." in text
+
+
+def test_when_nothing_keeps_the_accuracy_the_closest_is_named(tmp_path, monkeypatch):
+    sparse = {n: v for n, v in MEASURED.items() if n.startswith("sparse")}
+    text = shown(tmp_path, monkeypatch, sparse, -0.5)
+    assert "none keeps the accuracy. Closest: sparse-fp32 (0.8930)." in text
+
+
+def test_where_dense_int8_is_faster_than_the_kernel_that_is_said(tmp_path, monkeypatch):
+    quick = MEASURED | {"dense-int8": (0.9, (2.0, 2.1, 2.2))}
+    text = shown(tmp_path, monkeypatch, quick, 0.01)
+    assert "deploy dense-int8 (2.10 ms)." in text
+    assert "INT8 products are faster than the sparse kernel on this CPU (sparse-engine-int8: 5.10 ms)." in text
+
+
+def test_with_amx_the_plugins_own_sparse_weights_are_tried_too(tmp_path, monkeypatch):
+    assert "sparse-int8, AMX unpacks" in shown(tmp_path, monkeypatch, MEASURED, 0.01, isa=("amx_int8",))
+    assert "AMX" not in shown(tmp_path, monkeypatch, MEASURED, 0.01)
+
+
+def test_an_unknown_task_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no task 'other'"):
+        shown(tmp_path, monkeypatch, MEASURED, 0.01, task="other")
