@@ -1,6 +1,6 @@
 // What the compiler does not make of plain vector code by itself. Included by micro_kernel.h inside its namespace.
 //   transpose: LANES vectors of LANES floats, in place
-//   floats_of: LANES codes of one signed byte; ints_of: LANES indices of one byte
+//   floats_of: LANES codes of one signed byte
 
 #if LANES == 16
 
@@ -28,9 +28,9 @@ inline void transpose(vec* v) {
   }
 }
 
-inline __m128i sixteen(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-inline vec floats_of(const uint8_t* codes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen(codes))); }
-inline ivec ints_of(const uint8_t* indices) { return (ivec)_mm512_cvtepu8_epi32(sixteen(indices)); }
+inline vec floats_of(const uint8_t* codes) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
+}
 
 #elif LANES == 8
 
@@ -51,20 +51,15 @@ inline void transpose(vec* v) {
   }
 }
 
-inline __m128i eight(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
-inline vec floats_of(const uint8_t* codes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(codes))); }
-inline ivec ints_of(const uint8_t* indices) { return (ivec)_mm256_cvtepu8_epi32(eight(indices)); }
+inline vec floats_of(const uint8_t* codes) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))));
+}
 
 #else
 
 inline vec floats_of(const uint8_t* codes) {
   vec v;
   for (int i = 0; i < LANES; ++i) v[i] = int8_t(codes[i]);
-  return v;
-}
-inline ivec ints_of(const uint8_t* indices) {
-  ivec v;
-  for (int i = 0; i < LANES; ++i) v[i] = indices[i];
   return v;
 }
 

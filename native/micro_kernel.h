@@ -52,16 +52,9 @@ void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t widt
   }
 }
 
-// ---- weights: one chunk of a unit is made plain floats, its indices offsets in bytes
+// ---- weights: the values of one unit as plain floats
 
-constexpr uint32_t kChunk = 512;  // a pair of rows in the widest block
-
-inline void plain_offsets(const uint8_t* indices, uint32_t n, uint32_t bytes_per_column, uint32_t* offsets) {
-  for (uint32_t i = 0; i < n; i += LANES) {
-    const ivec at = ints_of(indices + i) * int32_t(bytes_per_column);
-    __builtin_memcpy(offsets + i, &at, sizeof at);
-  }
-}
+constexpr uint32_t kPair = 2 * kMaxBlock;  // values of a pair of rows in the widest block
 
 inline void plain_codes(const uint8_t* codes, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; i += LANES) store_vec(values + i, floats_of(codes + i));
@@ -95,16 +88,17 @@ inline void plain_values(const Matrix& m, uint64_t first, uint32_t n, float* buf
 // ---- sums
 
 template <int R>
-inline void multiply_pair(const float* values, const uint32_t* offsets, uint32_t count, const char* block, bool first,
+inline void multiply_pair(const float* values, const uint8_t* indices, uint32_t count, const char* block, bool first,
                           float* sums_a, float* sums_b) {
   vec a[R], b[R];
   for (int r = 0; r < R; ++r) {
     a[r] = first ? vec{} : load(sums_a + r * LANES);
     b[r] = first ? vec{} : load(sums_b + r * LANES);
   }
+#pragma GCC unroll 2
   for (uint32_t i = 0; i < count; ++i) {
-    const float* xa = reinterpret_cast<const float*>(block + offsets[2 * i]);
-    const float* xb = reinterpret_cast<const float*>(block + offsets[2 * i + 1]);
+    const float* xa = reinterpret_cast<const float*>(block + size_t(indices[2 * i]) * (R * LANES * 4));
+    const float* xb = reinterpret_cast<const float*>(block + size_t(indices[2 * i + 1]) * (R * LANES * 4));
     const vec wa = broadcast(values[2 * i]), wb = broadcast(values[2 * i + 1]);
     for (int r = 0; r < R; ++r) a[r] += wa * load(xa + r * LANES);
     for (int r = 0; r < R; ++r) b[r] += wb * load(xb + r * LANES);
@@ -118,8 +112,7 @@ inline void multiply_pair(const float* values, const uint32_t* offsets, uint32_t
 template <int R>
 void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* sums) {
   constexpr uint32_t width = R * LANES;
-  alignas(64) float values[kChunk + LANES];
-  alignas(64) uint32_t offsets[kChunk + LANES];
+  alignas(64) float values[kPair + LANES];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.blocks_count(); ++block) {
@@ -130,8 +123,7 @@ void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* 
       float* b = sums + size_t(m.row_pairs[2 * unit + 1]) * width;
       if (count == 0 && block > 0) continue;
       plain_values(m, entry, 2 * count, values);
-      plain_offsets(m.indices + entry, 2 * count, width * 4, offsets);
-      multiply_pair<R>(values, offsets, count, activations, block == 0, a, b);
+      multiply_pair<R>(values, m.indices + entry, count, activations, block == 0, a, b);
       entry += 2 * uint64_t(count);
     }
   }
@@ -139,7 +131,7 @@ void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* 
 
 // Four rows share each load of activations, but need registers: P vectors of tokens at a time.
 template <int R, int P>
-inline void multiply_four(const float* values, const uint32_t* offsets, uint32_t count, const char* block, bool first,
+inline void multiply_four(const float* values, const uint8_t* indices, uint32_t count, const char* block, bool first,
                           float* sums) {
   constexpr uint32_t width = R * LANES;
   for (int p = 0; p < R; p += P, block += P * LANES * 4, sums += P * LANES) {
@@ -147,7 +139,7 @@ inline void multiply_four(const float* values, const uint32_t* offsets, uint32_t
     for (int j = 0; j < 4; ++j)
       for (int r = 0; r < P; ++r) s[j][r] = first ? vec{} : load(sums + j * width + r * LANES);
     for (uint32_t i = 0; i < count; ++i) {
-      const float* x = reinterpret_cast<const float*>(block + offsets[i]);
+      const float* x = reinterpret_cast<const float*>(block + size_t(indices[i]) * (width * 4));
       vec tokens[P];
       for (int r = 0; r < P; ++r) tokens[r] = load(x + r * LANES);
       for (int j = 0; j < 4; ++j) {
@@ -165,7 +157,6 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
   constexpr uint32_t width = R * LANES;
   constexpr int P = R % VECTORS_4X1 == 0 ? VECTORS_4X1 : R;
   alignas(64) float values[4 * kMaxBlock + LANES];
-  alignas(64) uint32_t offsets[kMaxBlock + LANES];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.blocks_count(); ++block) {
@@ -174,8 +165,7 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
       plain_values(m, entry * 4, 4 * count, values);
-      plain_offsets(m.indices + entry, count, width * 4, offsets);
-      multiply_four<R, P>(values, offsets, count, activations, block == 0, sums + size_t(4 * u) * width);
+      multiply_four<R, P>(values, m.indices + entry, count, activations, block == 0, sums + size_t(4 * u) * width);
       entry += count;
     }
   }

@@ -16,8 +16,11 @@ namespace {
 
 using Layer = std::shared_ptr<const pofa_layer>;
 
+// Isolated: a thread that waits here must not take up another call's work, which would use the same thread's scratch.
 void in_the_plugins_arena(size_t n, pofa_task task, void* context) {
-  tbb::parallel_for(size_t(0), n, [&](size_t i) { task(context, i); }, tbb::simple_partitioner());
+  tbb::this_task_arena::isolate([&] {
+    tbb::parallel_for(size_t(0), n, [&](size_t i) { task(context, i); }, tbb::simple_partitioner());
+  });
 }
 
 }  // namespace

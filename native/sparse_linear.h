@@ -9,7 +9,9 @@ extern "C" {
 
 #define POFA_API __attribute__((visibility("default")))
 
-// Runs task(context, i) for i in 0 .. n-1, in any order, on any threads; returns when all are done.
+// Runs task(context, i) for i in 0 .. n-1, in any order, on any threads; returns when all are done. The calling thread may
+// help, but must not run tasks of other calls meanwhile. What a task throws
+// (std::bad_alloc) comes out of it.
 typedef void (*pofa_task)(void* context, size_t i);
 typedef void (*pofa_parallel_for)(size_t n, pofa_task task, void* context);
 
