@@ -83,3 +83,26 @@ def test_inspecting_an_empty_folder_says_what_to_give(tmp_path):
     result = pruneofa("inspect", str(tmp_path))
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack", "bench"])
+def test_a_missing_ir_or_bundle_gets_one_message_and_exit_code_2(command, tmp_path):
+    result = pruneofa(command, str(tmp_path / "nothing"))
+    assert result.returncode == 2
+    assert "nothing" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_recommending_takes_one_run_folder(tmp_path):
+    result = pruneofa("bench", "--recommend", str(tmp_path), str(tmp_path))
+    assert result.returncode == 2
+    assert "pruneofa bench --recommend runs/<name>" in result.stderr
+
+
+def test_the_kernels_path_is_printed_once_it_is_built(monkeypatch, tmp_path):
+    built = pruneofa("kernels", "build")
+    assert pruneofa("kernels", "path").stdout == built.stdout
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    missing = pruneofa("kernels", "path")
+    assert missing.returncode == 2
+    assert "pruneofa kernels build" in missing.stderr
