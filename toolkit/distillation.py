@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toolkit import chunks
 from toolkit.errors import UserError
-from toolkit.heads import LABELS, label_loss, logits_of
-from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings
+from toolkit.heads import LABELS, TEACHER, label_loss, logits_of
+from toolkit.masking import KD_POSITIONS
+from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings, Positions
 
 Batch = dict[str, Any]
+# What a batch tells the losses: where the teacher is compared, and what sums are divided by.
+_OF_LOSSES = (KD_POSITIONS, "items", "kd_items", "examples")
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ class Teacher:
 
 
 def inputs_of(batch: Batch) -> Batch:
-    """The tensors that go into a model's forward pass: no labels, no counts."""
-    return {k: v for k, v in batch.items() if k not in (*LABELS, "items", "kd_items", "examples")}
+    """The tensors that go into a model's forward pass: no labels, no teacher's logits, no counts."""
+    return {k: v for k, v in batch.items() if k not in (*LABELS, TEACHER, *_OF_LOSSES)}
 
 
 def combine(task: Tensor | None, kd: Tensor | None, weights: tuple[float, float]) -> LossTerms:
@@ -104,13 +108,14 @@ class MlmLoss:
     """Masked-language-model loss, with or without a teacher; of pairs also that of next-sentence prediction.
 
     Hidden states are gathered first: the vocabulary head, by far the largest product of a small model, runs only at
-    the positions that carry a loss.
+    the positions that carry a loss, and on a few of them at a time (`toolkit.chunks`).
 
     Args:
         head: model -> its vocabulary head, hidden states [n, h] -> logits [n, V] (`models.mlm_head`).
         teacher: A frozen masked language model, or None.
         settings: Weights and temperature.
-        positions: `masked`, or `all` attended ones; the label loss is always at the masked ones.
+        positions: Where the teacher is compared; the label loss is always at the masked ones. Positions that are
+            drawn by chance come with the batch (`masking.KD_POSITIONS`).
         next_head: model -> its next-sentence head, pooled output [n, h] -> logits [n, 2]; used for batches of pairs.
     """
 
@@ -119,42 +124,77 @@ class MlmLoss:
         head: Callable[[Any], Callable[[Tensor], Tensor]],
         teacher: Teacher | None = None,
         settings: KDLossSettings | None = None,
-        positions: str = "masked",
+        positions: Positions = "masked",
         next_head: Callable[[Any], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self._head, self._teacher, self._settings, self._positions = head, teacher, settings, positions
         self._next_head = next_head
 
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
-        labels = batch["labels"]
-        masked = labels != -100
-        chosen = masked if self._positions == "masked" else batch["attention_mask"].bool()
-        words, following = self._logits(model, batch, chosen)
-        targets = labels[chosen]
-        task = F.cross_entropy(words.float(), targets, ignore_index=-100, reduction="sum") / batch["items"]
-        if following is not None:
-            right = batch["next_sentence_label"]
-            task = task + F.cross_entropy(following.float(), right, reduction="sum") / batch["examples"]
+        masked = batch["labels"] != -100
         if self._teacher is None or self._settings is None:
-            return LossTerms(task, task.detach())
-        their_words, their_following = self._teacher(lambda teacher: self._logits(teacher, batch, chosen))
-        distance, temperature = _DISTANCES[self._settings.loss_types[1]], self._settings.temperature
-        kd = distance(words, their_words, temperature, batch["kd_items"])
-        if following is not None:
-            kd = kd + distance(following, their_following, temperature, batch["examples"])
-        return combine(task, kd, self._settings.loss_weights)
+            return self._of_labels(model, batch, masked)
+        weights, temperature = self._settings.loss_weights, self._settings.temperature
+        distance = _DISTANCES[self._settings.loss_types[1]]
+        # The masked ones are among them, whichever they are.
+        chosen = batch["attention_mask"].bool() if self._positions == "all" else batch.get(KD_POSITIONS, masked)
+        ours, following = self._hidden(model, batch, chosen)
+        theirs, their_following = self._teacher(lambda teacher: self._hidden(teacher, batch, chosen))
+        targets, guessed = batch["labels"][chosen], masked[chosen]
+        head, their_head = self._head(model), self._head(self._teacher.model)
+        some = len(theirs) > int(guessed.sum())
+
+        def terms(hidden: Tensor, part: slice) -> tuple[Tensor, ...]:
+            words, here = head(hidden), guessed[part] if some else slice(None)
+            with torch.no_grad():
+                their_words = their_head(theirs[part])
+            task = F.cross_entropy(words[here].float(), targets[part][here], reduction="sum") / batch["items"]
+            return task, distance(words, their_words, temperature, batch["kd_items"])
+
+        total, found = self._in_chunks(model, terms, ours, weights)
+        task, kd = found
+        if following is None:
+            return LossTerms(total, task, kd)
+        task_next = self._next_loss(following, batch)
+        kd_next = distance(following, their_following, temperature, batch["examples"])
+        both = combine(task_next, kd_next, weights)
+        return LossTerms(total + both.total, task + task_next.detach(), kd + kd_next.detach())
 
     def logits(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Of the vocabulary at the masked positions [m, V]; of pairs those of next-sentence prediction [n, 2] too."""
-        return self._logits(model, batch, batch["labels"] != -100)
+        hidden, following = self._hidden(model, batch, batch["labels"] != -100)
+        return self._head(model)(hidden), following
 
-    def _logits(self, model: Any, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of the vocabulary at the chosen positions; and of next-sentence prediction, where the batch has pairs."""
+    def _of_labels(self, model: Any, batch: Batch, masked: Tensor) -> LossTerms:
+        hidden, following = self._hidden(model, batch, masked)
+        targets, head = batch["labels"][masked], self._head(model)
+
+        def terms(hidden: Tensor, part: slice) -> tuple[Tensor, ...]:
+            return (F.cross_entropy(head(hidden).float(), targets[part], reduction="sum") / batch["items"],)
+
+        total, _ = self._in_chunks(model, terms, hidden, (1.0,))
+        if following is not None:
+            total = total + self._next_loss(following, batch)
+        return LossTerms(total, total.detach())
+
+    def _in_chunks(
+        self, model: Any, terms: chunks.Terms, hidden: Tensor, weights: tuple[float, ...]
+    ) -> tuple[Tensor, Tensor]:
+        chunk = chunks.rows_of(model.config.vocab_size, hidden.device.type)
+        return chunks.weighted_sum(terms, hidden, tuple(model.parameters()), weights, chunk)
+
+    def _hidden(self, model: Any, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Last hidden states at the chosen positions [m, h]; of pairs the logits of next-sentence prediction too."""
         output = model.base_model(**inputs_of(batch))
-        words = self._head(model)(output[0][chosen])
+        hidden: Tensor = output[0][chosen]
         if "next_sentence_label" not in batch or self._next_head is None:
-            return words, None
-        return words, self._next_head(model)(output.pooler_output)
+            return hidden, None
+        return hidden, self._next_head(model)(output.pooler_output)
+
+    @staticmethod
+    def _next_loss(following: Tensor, batch: Batch) -> Tensor:
+        right = batch["next_sentence_label"]
+        return F.cross_entropy(following.float(), right, reduction="sum") / batch["examples"]
 
 
 class TaskLoss:
@@ -164,8 +204,8 @@ class TaskLoss:
     A number has no distribution: in regression the distance is always the squared difference.
 
     Args:
-        teacher: A frozen model of the task, or None.
-        settings: Weights and temperature.
+        teacher: A frozen model of the task; not asked about batches that carry its logits (`heads.TEACHER`).
+        settings: Weights and temperature; None: labels alone.
     """
 
     def __init__(self, teacher: Teacher | None = None, settings: KDLossSettings | None = None) -> None:
@@ -175,9 +215,13 @@ class TaskLoss:
         inputs = inputs_of(batch)
         logits = logits_of(model, inputs)
         task = label_loss(logits, batch) / batch["items"]
-        if self._teacher is None or self._settings is None:
+        if self._settings is None:
             return LossTerms(task, task.detach())
-        theirs = self._teacher(lambda teacher: logits_of(teacher, inputs))
+        if TEACHER in batch:
+            theirs = batch[TEACHER]
+        else:
+            assert self._teacher is not None, "a batch without the teacher's logits, and nobody to ask"
+            theirs = self._teacher(lambda teacher: logits_of(teacher, inputs))
         distance = _DISTANCES["MSE" if logits.shape[-1] == 1 else self._settings.loss_types[1]]
         rows = 2 if logits.dim() == 3 else 1
         mine, target = (x.reshape(-1, x.shape[-1]) for x in (logits, theirs))
@@ -228,7 +272,7 @@ def mlm_loss(
     head: Callable[[Any], Callable[[Tensor], Tensor]],
     teacher: Teacher,
     criterion: Criterion,
-    positions: str,
+    positions: Positions,
     next_head: Callable[[Any], Callable[[Tensor], Tensor]] | None = None,
 ) -> Callable[[Any, Batch], LossTerms]:
     """The loss of pre-training with a teacher that a recipe's `criterion` asks for."""

@@ -17,19 +17,38 @@ from toolkit.training import TrainingData, device
 
 
 @torch.inference_mode()
+def answers(
+    model: Any, examples: Split, pad_id: int, batch_size: int, first: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batch after batch, those of like length together: numbers of the examples [b], and their logits, padded.
+
+    Args:
+        model: Knows the task; is put into eval mode and on the GPU where there is one.
+        examples: What it is asked.
+        pad_id: Of the tokenizer.
+        batch_size: Examples in a batch.
+        first: Batches that are left out at the beginning.
+    """
+    model.eval().to(device())
+    order = np.argsort(examples.lengths, kind="stable")
+    for start in range(first * batch_size, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = pad([examples[int(i)] for i in chosen], pad_id)
+        inputs = inputs_of({name: tensor.to(device()) for name, tensor in batch.items()})
+        yield chosen, logits_of(model, inputs).float().cpu().numpy()
+
+
 def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> Sequence[np.ndarray]:
     """Logits of every example, in the order of the examples, whatever the batch size.
 
     Returns:
         [n, C] of a classifier or regressor; [2, length] for each window of question answering.
     """
-    model.eval().to(device())
-    order = np.argsort(examples.lengths, kind="stable")
+    order: list[int] = []
     logits: list[np.ndarray] = []
-    for first in range(0, len(order), batch_size):
-        features = [examples[int(i)] for i in order[first : first + batch_size]]
-        batch = {k: v.to(device()) for k, v in pad(features, pad_id).items()}
-        logits += list(logits_of(model, inputs_of(batch)).float().cpu().numpy())
+    for chosen, found in answers(model, examples, pad_id, batch_size):
+        order += chosen.tolist()
+        logits += list(found)
     return in_order(logits, order, examples.lengths)
 
 

@@ -1,13 +1,16 @@
 """What a task's kind means for a model: how its logits lie, and the loss against the labels."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 # The names under which examples carry what a model should answer: never a model's input.
 LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
+TEACHER = "teacher_logits"  # the name under which a batch carries what the teacher answers
 _NOWHERE = -1e9  # logit of a position that cannot be an answer: its probability is exactly 0
 
 
@@ -22,6 +25,20 @@ def logits_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
         return plain
     logits = torch.stack([output.start_logits, output.end_logits], dim=1)
     return logits.masked_fill(inputs["attention_mask"][:, None] == 0, _NOWHERE)
+
+
+def batch_of(logits: Sequence[np.ndarray]) -> Tensor:
+    """Logits of single examples as `logits_of` gives them for a batch.
+
+    Args:
+        logits: [C] of a classifier; [2, length] of a window, each with its own length.
+    """
+    if logits[0].ndim == 1:
+        return torch.from_numpy(np.stack(logits))
+    batch = np.full((len(logits), 2, max(one.shape[1] for one in logits)), _NOWHERE, dtype=np.float32)
+    for row, one in zip(batch, logits, strict=True):
+        row[:, : one.shape[1]] = one
+    return torch.from_numpy(batch)
 
 
 def label_loss(logits: Tensor, batch: dict[str, Any]) -> Tensor:

@@ -13,7 +13,8 @@ from toolkit.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_FILLERS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0}
+KD_POSITIONS = "kd_positions"  # the name under which a batch says where student and teacher are compared, bool
+_FILLERS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, KD_POSITIONS: False}
 
 
 def masked_count(length: int, probability: float, specials: int = 2) -> int:
@@ -66,8 +67,30 @@ def mask_tokens(
     return {"input_ids": inputs, "labels": labels}
 
 
+def sampled_count(length: int, masked: int, share: float) -> int:
+    """At how many of a sequence's tokens student and teacher are compared.
+
+    Args:
+        length: Its tokens.
+        masked: How many of them are to be guessed.
+        share: Of the tokens.
+    """
+    return max(masked, round(share * length))
+
+
+def sample_positions(labels: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
+    """`count` positions of a sequence, bool [length]: all that are to be guessed, and others by chance."""
+    chosen = labels != -100
+    others = np.flatnonzero(~chosen)
+    lacking = min(len(others), max(0, count - int(chosen.sum())))
+    chosen[rng.choice(others, size=lacking, replace=False)] = True
+    return chosen
+
+
 def pad_masked(items: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
     """One batch of masked sequences, int64: input_ids, labels, attention_mask (and token_type_ids), [n, longest].
+
+    So are positions that are drawn by chance, bool.
 
     `next_sentence_label` of pairs is [n].
     """
@@ -76,8 +99,9 @@ def pad_masked(items: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Ten
     for name in items[0]:
         if name == "next_sentence_label":
             batch[name] = np.array([item[name] for item in items])
-        elif name in ("input_ids", "labels", "token_type_ids"):
-            batch[name] = np.full((len(items), lengths.max()), _FILLERS.get(name, pad_id), dtype=np.int64)
+        elif name in ("input_ids", "labels", "token_type_ids", KD_POSITIONS):
+            kind = bool if name == KD_POSITIONS else np.int64
+            batch[name] = np.full((len(items), lengths.max()), _FILLERS.get(name, pad_id), dtype=kind)
             for row, item in zip(batch[name], items, strict=True):
                 row[: len(item[name])] = item[name]
     return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -12,15 +12,16 @@ so a kill at any moment loses at most the work since the last checkpoint in `<st
 
 import contextlib
 import importlib
+import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from toolkit import sources
+from toolkit import distributed, sources
 from toolkit.artifacts import (
     Artifact,
     Context,
@@ -29,7 +30,6 @@ from toolkit.artifacts import (
     Progress,
     content_hash,
     failed,
-    file_hash,
     fresh_unless_same,
     json_hash,
     locked,
@@ -38,9 +38,9 @@ from toolkit.artifacts import (
     write_manifest,
 )
 from toolkit.errors import CheckFailed, UserError
-from toolkit.hub import is_hub
 from toolkit.measure import system
-from toolkit.recipe import OWN_STAGES, Recipe
+from toolkit.recipe import Recipe
+from toolkit.sections import Sections, data_hashes, plain, sections_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Stage:
         optional: Inputs that are used when the run has them.
         teacher: The input that is needed when the stage's section has `distillation`, and not used otherwise.
         per_task: Made once for each task, or once for all.
+        trains: Several processes can share its work.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     optional: tuple[str, ...] = ()
     teacher: str | None = None
     per_task: bool = True
+    trains: bool = True
 
     def needed(self, recipe: Recipe, task: str | None) -> tuple[str, ...]:
         """Inputs that this stage of the recipe cannot do without."""
@@ -75,27 +77,26 @@ STAGES = (
     Stage("task_teacher", "task", ("model", "task", "task_teacher"), ("teacher|base",)),
     Stage("transfer", "task", ("model", "task", "transfer"), ("student|teacher|base",), teacher="task_teacher"),
     Stage("quantize", "quantized", ("model", "task", "quantize"), ("transfer",), teacher="task_teacher"),
-    Stage("export", "ir", ("model", "task", "quantize", "export"), (), ("task_teacher", "transfer", "quantize")),
-    Stage("benchmark", "measurement", ("task", "quantize", "benchmark"), ("export",), ("transfer", "quantize")),
+    Stage(
+        "export",
+        "ir",
+        ("model", "task", "quantize", "export"),
+        (),
+        ("task_teacher", "transfer", "quantize"),
+        trains=False,
+    ),
+    Stage(
+        "benchmark",
+        "measurement",
+        ("task", "quantize", "benchmark"),
+        ("export",),
+        ("transfer", "quantize"),
+        trains=False,
+    ),
 )
 STAGE_NAMES = tuple(s.name for s in STAGES)
 _DISK_FULL = 1 << 20  # bytes free
-# Where files lie says nothing about what they hold: the key takes their content hashes instead.
-_PATH_KEYS = {
-    "model": {"source"},
-    "corpus": {"files"},
-    "task": {"train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
-}
-
-
-class Sections:
-    """The recipe sections that a stage declared, as attributes; any other is an AttributeError."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"this stage did not declare the recipe section {name!r} (pipeline.STAGES)")
+_LET_THE_FIRST_SPEAK = 30  # seconds: all processes find the same mistake, and the launcher ends those that are late
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,13 @@ def _step(
                 where=recipe.name,
                 instead=f"add a `{names[0]}` section, or name a checkpoint under `ready`",
             )
-    sections = _sections(recipe, stage, task)
-    data = _data_hashes(sections, fetch)
+    sections = sections_of(recipe, stage.sections, task)
+    data = data_hashes(sections, fetch)
     key = json_hash(
         {
             "stage": stage.name,
             "seed": recipe.seed,
-            "config": {name: _plain(name, value) for name, value in sections.items()},
+            "config": {name: plain(name, value) for name, value in sections.items()},
             "data": sorted(data.values()),
             "inputs": {n: i.key if isinstance(i, Step) else i.sha256 for n, i in inputs.items()},
         }
@@ -191,40 +192,6 @@ def _step(
     manifest = read_manifest(folder)
     here = manifest if manifest is not None and manifest.key == key else None
     return Step(stage, task, folder, key, inputs, sections, data, here)
-
-
-def _sections(recipe: Recipe, stage: Stage, task: str | None) -> dict[str, Any]:
-    """The values behind `stage.sections`; `task` and `corpus_tasks` are picked out of `recipe.tasks`."""
-    special: dict[str, Any] = {
-        "task": recipe.tasks[task] if task else None,
-        "corpus_tasks": {t: recipe.tasks[t] for t in recipe.corpus.tasks} if recipe.corpus else {},
-    }
-    return {name: special[name] if name in special else recipe.section(name, task) for name in stage.sections}
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A section as JSON values, without the paths in it."""
-    if value is None:
-        return None
-    if name == "corpus_tasks":
-        return {t: _plain("task", section) for t, section in value.items()}
-    plain: dict[str, Any] = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
-    return plain | {"more_dev": sorted(value.more_dev)} if name == "task" else plain  # their names name the metrics
-
-
-def _data_hashes(sections: dict[str, Any], fetch: bool) -> dict[str, str]:
-    """Data file -> content hash. Text on the hub is streamed, never fetched whole: its name is all there is to it."""
-    specs: list[str] = []
-    if sections.get("corpus") is not None:
-        specs += sources.corpus_specs(sections["corpus"], sections["corpus_tasks"])
-    streamed = {s for s in (sections["corpus"].files if sections.get("corpus") else ()) if is_hub(s)}
-    if sections.get("task") is not None:
-        specs += sources.task_specs(sections["task"])
-    hashes = {}
-    for spec in dict.fromkeys(specs):
-        file = None if spec in streamed else sources.local_file(spec) if fetch else sources.at_hand(spec)
-        hashes[str(file or spec)] = file_hash(file) if file else spec
-    return hashes
 
 
 def select(steps: list[Step], *, only: str | None = None, start: str | None = None) -> list[Step]:
@@ -255,10 +222,15 @@ class Run:
     def __call__(self, *, only: str | None = None, start: str | None = None) -> list[Manifest]:
         """Runs every step that is not there; returns the manifests of all of the run's finished steps.
 
+        Of several processes (`toolkit.distributed`) the first one does so, and the others help it.
+
         Raises:
             UserError: Bad input; every finished step is kept.
             CheckFailed: A stage's invariant does not hold; its folder stays `<stage>.partial` for a look.
+            SystemExit: This process was a helper, and there is nothing left to help with.
         """
+        if distributed.connect():
+            self._help()
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder):
             steps = plan(self.recipe, self.folder)
@@ -275,10 +247,32 @@ class Run:
                     continue
                 done[step.label] = self._make(step, done)
             self.manifests = list(done.values())
+        distributed.tell("")
         return self.manifests
 
+    def _help(self) -> NoReturn:
+        """Trains along in every stage that the first process names; writes nothing."""
+        steps: list[Step] = []
+        while label := distributed.told():
+            steps = steps or plan(self.recipe, self.folder)
+            step = next(s for s in steps if s.label == label)
+            done = {s.label: manifest for s in steps if (manifest := read_manifest(s.folder)) is not None}
+            inputs = {name: self._input(step, made, done) for name, made in step.inputs.items()}
+            partial = _partial(step)
+            context = Context(partial, partial / ".work", self.recipe.seed, step.task, cache=self.folder / ".cache")
+            try:
+                with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):  # once is enough
+                    _stage_run(step)(Sections(step.sections), inputs, context)
+            except distributed.PartDone:
+                continue
+            except UserError:
+                time.sleep(_LET_THE_FIRST_SPEAK)
+                raise
+            raise AssertionError(f"{label} has ended without training")
+        raise SystemExit(0)
+
     def _make(self, step: Step, done: dict[str, Manifest]) -> Manifest:
-        partial = step.folder.with_name(step.folder.name + ".partial")
+        partial = _partial(step)
         whole = read_manifest(partial)
         if whole is not None and whole.key == step.key:  # killed between the last write and the rename
             promote(partial, step.folder)
@@ -288,9 +282,10 @@ class Run:
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with self.progress_of(step) as progress:
             context = Context(partial, work, self.recipe.seed, step.task, progress, self.folder / ".cache")
-            stage_run = importlib.import_module(f"toolkit.stages.{step.stage.name}").run
+            if step.stage.trains:
+                distributed.tell(step.label)
             try:
-                result = stage_run(Sections(step.sections), inputs, context)
+                result = _stage_run(step)(Sections(step.sections), inputs, context)
             except Exception as error:
                 # Each library has an error of its own for a full disk; the disk itself says it for all of them.
                 if shutil.disk_usage(partial).free < _DISK_FULL:
@@ -309,7 +304,7 @@ class Run:
             stage=step.stage.name,
             task=step.task,
             key=step.key,
-            config={n: _plain(n, s) for n, s in step.sections.items()},
+            config={n: plain(n, s) for n, s in step.sections.items()},
             inputs={n: a.sha256 for n, a in inputs.items()},
             data={Path(f).name: {"sha256": h} for f, h in step.data.items()} | result.data,
             seed=self.recipe.seed,
@@ -343,6 +338,15 @@ class Run:
                 instead="run without --only, or that stage first",
             )
         return manifest.artifact.model_copy(update={"path": made.folder.resolve()})
+
+
+def _partial(step: Step) -> Path:
+    return step.folder.with_name(step.folder.name + ".partial")
+
+
+def _stage_run(step: Step) -> Callable[[Sections, dict[str, Artifact], Context], Any]:
+    run: Callable[..., Any] = importlib.import_module(f"toolkit.stages.{step.stage.name}").run
+    return run
 
 
 def _verify(step: Step) -> None:

@@ -28,7 +28,9 @@ from toolkit.recipe_stages import Evaluation as Evaluation
 from toolkit.recipe_stages import Export as Export
 from toolkit.recipe_stages import Performance as Performance
 from toolkit.recipe_stages import PerformanceConfigs as PerformanceConfigs
+from toolkit.recipe_stages import Positions as Positions
 from toolkit.recipe_stages import Quantize as Quantize
+from toolkit.recipe_stages import Sample as Sample
 from toolkit.recipe_stages import Student as Student
 from toolkit.recipe_stages import StudentDistillation as StudentDistillation
 from toolkit.recipe_stages import TrainOnly as TrainOnly

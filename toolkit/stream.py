@@ -58,6 +58,10 @@ class Stream(Dataset):
         first = step * self._per_step
         return self._lengths[[self.index(k) for k in range(first, first + self._per_step)]]
 
+    def share(self, rank: int, processes: int) -> "Share":
+        """What one of several processes sees of every batch."""
+        return Share(self, rank, processes)
+
     def _make_window(self, window: int) -> np.ndarray:
         n = len(self._lengths)
         positions = np.arange(window * _WINDOW * self._batch, (window + 1) * _WINDOW * self._batch)
@@ -67,3 +71,16 @@ class Stream(Dataset):
         by_length = examples[np.argsort(self._lengths[examples], kind="stable")].reshape(_WINDOW, self._batch)
         order = np.random.default_rng((self._seed, 1, window)).permutation(_WINDOW)
         return by_length[order].reshape(-1)
+
+
+class Share(Dataset):
+    """Every n-th example of a stream, so that n processes share a batch, each with examples of every length in it."""
+
+    def __init__(self, stream: Stream, rank: int, processes: int) -> None:
+        self._stream, self._rank, self._processes = stream, rank, processes
+
+    def __len__(self) -> int:
+        return len(self._stream) // self._processes
+
+    def __getitem__(self, k: int) -> dict[str, Any]:
+        return self._stream[k * self._processes + self._rank]

@@ -1,9 +1,7 @@
 """The one training loop: transformers' Trainer with a loss of ours, pruning hooks and an exact resume."""
 
-import json
 import math
 import random
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,26 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from toolkit import learning_rate
+from toolkit import distributed, learning_rate
 from toolkit.artifacts import Context
 from toolkit.corpus import Sequences
 from toolkit.distillation import Batch, LossTerms
-from toolkit.masking import mask_tokens, masked_count, pad_masked
+from toolkit.errors import UserError
+from toolkit.heads import TEACHER, batch_of
+from toolkit.masking import KD_POSITIONS, mask_tokens, masked_count, pad_masked, sample_positions, sampled_count
 from toolkit.pairs import PairSequences
-from toolkit.recipe import AdamSettings, Corpus, SGDSettings, Train
+from toolkit.recipe import AdamSettings, Corpus, Positions, Sample, SGDSettings, Train
 from toolkit.sparsity.schedule import PruningSchedule
 from toolkit.sparsity.sparsifier import Sparsifier
 from toolkit.stream import Stream
 from toolkit.tasks import Split, pad
+from toolkit.training_hooks import Hooks, last_whole
 
-_WHOLE = "whole.json"  # written last into a checkpoint: one without it was cut off
 _MODEL = "model.safetensors"
-_SPARSIFIER = "sparsifier.safetensors"
+_NUMBER = "number"  # of an example
 
 
 def seed_everything(seed: int) -> None:
@@ -69,15 +69,27 @@ def steps_per_epoch(section: Train, examples: int) -> int:
     return math.ceil(examples / (section.batch_size * section.gradient_accumulation_steps))
 
 
-def task_data(examples: Split, pad_id: int, section: Train, seed: int) -> TrainingData:
-    """Labelled examples; the losses are averaged over the examples of an optimizer step."""
+def task_data(
+    examples: Split, pad_id: int, section: Train, seed: int, answers: Callable[[int], np.ndarray] | None = None
+) -> TrainingData:
+    """Labelled examples; the losses are averaged over the examples of an optimizer step.
+
+    Args:
+        examples: What is trained on.
+        pad_id: Of the tokenizer.
+        section: Length and batch.
+        seed: Of the order.
+        answers: Number of an example -> the teacher's logits of it, where they are known already.
+    """
     steps = steps_of(section, len(examples))
-    stream = _stream(examples.lengths, lambda i, _: examples[i], section, steps, seed)
+    stream = _stream(examples.lengths, lambda i, _: examples[i] | {_NUMBER: i}, section, steps, seed)
     items = float(section.batch_size * section.gradient_accumulation_steps)
 
     def collate(features: list[dict[str, Any]]) -> Batch:
-        plain = [{k: v for k, v in f.items() if k != "step"} for f in features]
-        return pad(plain, pad_id) | {"items": items, "examples": items}
+        plain = [{k: v for k, v in f.items() if k not in ("step", _NUMBER)} for f in features]
+        counts = {"items": items, "examples": items}
+        taught = {} if answers is None else {TEACHER: batch_of([answers(f[_NUMBER]) for f in features])}
+        return pad(plain, pad_id) | taught | counts
 
     return TrainingData(stream, collate, steps)
 
@@ -86,25 +98,35 @@ def mlm_data(
     sequences: Sequences | PairSequences,
     tokenizer: Any,
     corpus: Corpus,
-    positions: str,
+    positions: Positions,
     section: Train,
     seed: int,
 ) -> TrainingData:
     """Masked sequences; the label loss is averaged over an optimizer step's masked tokens, KL over its `positions`."""
+    share = positions.sample if isinstance(positions, Sample) else None
     steps = steps_of(section, len(sequences))
     specials, probability, whole_words = sequences.specials, corpus.mlm_probability, corpus.whole_word_masking
 
     def item(index: int, rng: np.random.Generator) -> dict[str, Any]:
         example = sequences.example(index)
         ids = example["input_ids"]
-        return example | mask_tokens(ids, rng, tokenizer, probability, specials=specials, whole_words=whole_words)
+        example |= mask_tokens(ids, rng, tokenizer, probability, specials=specials, whole_words=whole_words)
+        if share is None:
+            return example
+        return example | {KD_POSITIONS: sample_positions(example["labels"], rng, compared(len(ids)))}
+
+    def compared(length: int) -> int:
+        masked = masked_count(length, probability, specials)
+        if positions == "masked":
+            return masked
+        return length if share is None else sampled_count(length, masked, share)
 
     stream = _stream(sequences.lengths, item, section, steps, seed)
 
     def collate(features: list[dict[str, Any]]) -> Batch:
         lengths = stream.step_lengths(features[0]["step"])
         masked = float(sum(masked_count(int(n), probability, specials) for n in lengths))
-        kd_items = masked if positions == "masked" else float(lengths.sum())
+        kd_items = float(sum(compared(int(n)) for n in lengths))
         counts = {"items": masked, "kd_items": kd_items, "examples": float(len(lengths))}
         return pad_masked(features, tokenizer.pad_token_id) | counts
 
@@ -124,15 +146,24 @@ def _stream(lengths: np.ndarray, item: Any, section: Train, steps: int, seed: in
 
 @dataclass
 class Fitted:
-    """What a training run leaves behind besides the weights."""
+    """What a training run leaves behind besides the weights.
+
+    Attributes:
+        history: The training curve.
+        steps: Optimizer steps.
+        seconds_per_step: Of those that this process made.
+        processes: How many trained together.
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
     seconds_per_step: float = 0.0
+    processes: int = 1
 
     def metrics(self) -> dict[str, float]:
         """For the manifest."""
-        return {"steps": self.steps, "seconds_per_step": self.seconds_per_step}
+        figures = {"steps": self.steps, "seconds_per_step": self.seconds_per_step}
+        return figures | ({"processes": self.processes} if self.processes > 1 else {})
 
 
 def fit(
@@ -149,6 +180,7 @@ def fit(
 
     An interrupted run that is started again ends with the same weights, bit for bit (same machine and threads):
     examples and masking are functions of the step, and a checkpoint keeps the generators, optimizer and mask.
+    Several processes (`toolkit.distributed`) share each batch; the first one writes, and alone it returns.
 
     Args:
         model: Anything that `loss` can be computed of.
@@ -158,16 +190,29 @@ def fit(
         context: Where checkpoints and progress go.
         sparsifier: Attached already; prunes before steps, and puts zeros back after them.
         rewound: The pruning schedule along which the learning rate is rewound; None: plain linear decay.
+
+    Raises:
+        UserError: The batch cannot be divided among the processes.
+        PartDone: This is not the first process.
     """
+    rank, processes = distributed.rank(), distributed.processes()
+    if section.batch_size % processes:
+        raise UserError(
+            f"a batch of {section.batch_size} cannot be divided among {processes} processes",
+            where=f"train.batch_size of {context.folder.name.removesuffix('.partial')}",
+            instead=f"batch_size: {processes * (section.batch_size // processes + 1)}",
+        )
     checkpoints = context.work / "checkpoints"
-    hooks = _Hooks(sparsifier, context, section.log_every)
-    resume = _last_whole(checkpoints, context)
+    hooks = Hooks(sparsifier, context, section.log_every)
+    with distributed.first_alone():
+        resume = last_whole(checkpoints, context)
     if resume is not None:
         hooks.load(resume)
+    distributed.share(value for value in model.state_dict().values() if isinstance(value, Tensor))
     trainer = CompressionTrainer(
         model=model,
         args=_arguments(section, data.steps, checkpoints, context.seed),
-        train_dataset=data.stream,
+        train_dataset=data.stream if processes == 1 else data.stream.share(rank, processes),
         data_collator=data.collate,
         hooks=hooks,
         loss=loss,
@@ -178,16 +223,18 @@ def fit(
     context.progress.start(data.steps)
     started, first = time.monotonic(), hooks.last_step
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if rank:
+        raise distributed.PartDone
     done = max(1, data.steps - first)
-    return Fitted(hooks.history, data.steps, (time.monotonic() - started) / done)
+    return Fitted(hooks.history, data.steps, (time.monotonic() - started) / done, processes)
 
 
 def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:
     optimizer = section.optimizer.settings
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=section.batch_size,
+        per_device_train_batch_size=section.batch_size // distributed.processes(),
         gradient_accumulation_steps=section.gradient_accumulation_steps,
         learning_rate=optimizer.learning_rate,
         weight_decay=optimizer.weight_decay,
@@ -195,7 +242,7 @@ def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingA
         bf16=False,  # autocast is ours, around the loss alone
         use_cpu=device().type == "cpu",
         seed=seed,
-        save_strategy="steps",
+        save_strategy="no" if distributed.rank() else "steps",
         save_steps=section.checkpoint_every,
         save_total_limit=2,  # the older one is there while the newer one is being written
         logging_strategy="no",
@@ -204,6 +251,9 @@ def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingA
         remove_unused_columns=False,
         dataloader_pin_memory=device().type == "cuda",
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # a process has one GPU; the Trainer would spread each batch over all that it sees
+    return arguments
 
 
 def optimizer_class(section: Train) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
@@ -233,7 +283,7 @@ class CompressionTrainer(Trainer):
         loss: Callable[[Any, Batch], LossTerms],
         multiplier: Callable[[int], float],
         autocast: bool,
-        hooks: "_Hooks",
+        hooks: Hooks,
         **kwargs: Any,
     ) -> None:
         self._loss, self._multiplier, self._autocast, self._hooks = loss, multiplier, autocast, hooks
@@ -268,81 +318,16 @@ class CompressionTrainer(Trainer):
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         return model
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward; after the last pass of an optimizer step the gradients are those of all processes."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            distributed.add_up(p.grad for p in self._plain_model().parameters() if p.grad is not None)
+        return loss
+
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Tensor:
         """The total of the loss's terms; the terms are kept for the training curve."""
         with torch.autocast(device().type, torch.bfloat16, enabled=self._autocast):
             terms = self._loss(self.accelerator.unwrap_model(model), inputs)
         self._hooks.add(terms)
         return terms.total
-
-
-class _Hooks(TrainerCallback):
-    """Pruning around the optimizer step, the training curve, and what a checkpoint holds besides the Trainer's own."""
-
-    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int) -> None:
-        self.history: list[dict[str, float]] = []
-        self.last_step = 0
-        self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
-        self._sums: dict[str, Tensor] = {}
-        self._steps_summed = 0
-
-    def add(self, terms: LossTerms) -> None:
-        """Adds a forward pass to the sums behind the next point of the curve; no value leaves the device here."""
-        for name, term in (("loss", terms.total), ("task_loss", terms.task), ("kd_loss", terms.kd)):
-            if term is not None:
-                self._sums[name] = self._sums.get(name, torch.zeros((), device=term.device)) + term.detach()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._sparsifier is not None:
-            self._sparsifier.before_step(state.global_step)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._sparsifier is not None:
-            self._sparsifier.before_optimizer_step()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._sparsifier is not None:
-            self._sparsifier.after_optimizer_step()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
-        self._steps_summed += 1
-        step = state.global_step
-        if step % self._log_every and step != state.max_steps:
-            figures = {k: v for k, v in (self.history[-1] if self.history else {}).items() if k != "step"}
-            self._context.progress.update(step, **figures)
-            return
-        row = {name: float(total) / self._steps_summed for name, total in self._sums.items()}
-        row["learning_rate"] = float(lr_scheduler.get_last_lr()[0])
-        if self._sparsifier is not None:
-            row["sparsity"] = self._sparsifier.mask.sparsity()
-        self._sums, self._steps_summed = {}, 0
-        self.history.append({"step": float(step), **row})
-        self._context.progress.update(step, **row)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self._sparsifier is not None:
-            save_file({k: v.contiguous() for k, v in self._sparsifier.state_dict().items()}, folder / _SPARSIFIER)
-        sums = {name: float(total) for name, total in self._sums.items()}
-        whole = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
-        (folder / _WHOLE).write_text(json.dumps(whole))
-
-    def load(self, folder: Path) -> None:
-        """Takes up where `on_save` wrote."""
-        whole = json.loads((folder / _WHOLE).read_text())
-        self.history, self.last_step, self._steps_summed = whole["history"], whole["step"], whole["summed"]
-        self._sums = {name: torch.tensor(total) for name, total in whole["sums"].items()}
-        if self._sparsifier is not None:
-            self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))
-
-
-def _last_whole(checkpoints: Path, context: Context) -> Path | None:
-    """The newest checkpoint that was written to its end; those that were cut off are thrown away."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    for folder in found:
-        if (folder / _WHOLE).is_file():
-            context.progress.say(f"goes on from step {folder.name.split('-')[1]}")
-            return folder
-        context.progress.say(f"{folder.name} was cut off; going back to the one before it")
-        shutil.rmtree(folder)
-    return None

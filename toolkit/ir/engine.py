@@ -70,7 +70,7 @@ def to_engine(source: Path, target: Path) -> Engine:
     if not products:
         most = max(ordinary.values(), default=0.0)
         raise UserError(
-            f"no matrix is sparse enough for the sparse kernel: at most {most:.0%} zeros, it pays from {BREAK_EVEN:.0%}",
+            f"no matrix is sparse enough for the kernel: at most {most:.0%} zeros, it pays from {BREAK_EVEN:.0%}",
             where=str(source),
         )
     operations = _replace(products)
@@ -194,8 +194,8 @@ def _replace(products: list[_Product]) -> int:
         same = [p for p in left if _alike(p, head)]
         groups.append((same, False))
         left = [p for p in left if not any(p is s for s in same)]
-    for members, chain in groups:
-        _insert(members, chain)
+    for members, chained in groups:
+        _insert(members, chained)
     return len(groups)
 
 

@@ -23,13 +23,22 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from toolkit import models, training
+from toolkit import chunks, models, training
 from toolkit.distillation import Batch, MlmLoss, Teacher, inputs_of, mlm_loss, task_loss
 from toolkit.errors import UserError
 from toolkit.heads import logits_of
-from toolkit.masking import masked_count
+from toolkit.masking import KD_POSITIONS, masked_count, sampled_count
 from toolkit.measure.memory import machine_memory
-from toolkit.recipe import Criterion, IntermediateSettings, Kind, Quantization, SGDSettings, Train
+from toolkit.recipe import (
+    Criterion,
+    IntermediateSettings,
+    Kind,
+    Positions,
+    Quantization,
+    Sample,
+    SGDSettings,
+    Train,
+)
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.sparsifier import PatternLock
 
@@ -54,7 +63,7 @@ class StepShape:
         length: Tokens of an example when time is measured.
         longest: Tokens of an example when memory is measured.
         masked: Share of the tokens to be guessed, in pre-training.
-        positions: Where the vocabulary head runs in pre-training, `masked` or `all`.
+        positions: Where the vocabulary head runs in pre-training.
         quantized: Fake quantization in every layer.
     """
 
@@ -65,7 +74,7 @@ class StepShape:
     length: int
     longest: int
     masked: float = 0.15
-    positions: str = "masked"
+    positions: Positions = "masked"
     quantized: bool = False
 
 
@@ -270,9 +279,15 @@ class _Job:
         settings = getattr(self._shape.train, "criterion", Criterion()).settings
         if self._shape.kind or (isinstance(settings, IntermediateSettings) and not settings.add_origin_loss):
             return sum(kept.values())
-        everywhere = self._shape.positions == "all"
-        positions = self._shape.longest if everywhere else masked_count(self._shape.longest, self._shape.masked)
-        return sum(kept.values()) + _PASSING_LOGITS * _FLOAT * count * positions * self._words
+        at_once = min(count * self._compared(self._shape.longest), chunks.rows_of(self._words, self._device.type))
+        return sum(kept.values()) + _PASSING_LOGITS * _FLOAT * at_once * self._words
+
+    def _compared(self, length: int) -> int:
+        """At how many tokens of a sequence the vocabulary head runs."""
+        positions, guessed = self._shape.positions, masked_count(length, self._shape.masked)
+        if isinstance(positions, Sample):
+            return sampled_count(length, guessed, positions.sample)
+        return length if positions == "all" else guessed
 
     def _forward(self, batch: Batch) -> Tensor:
         bf16 = self._shape.train.precision == "bf16"
@@ -302,6 +317,9 @@ class _Job:
             guessed = masked_count(length, shape.masked)
             batch["labels"] = torch.full_like(ids, -100)
             batch["labels"][:, 1 : 1 + guessed] = ids[:, 1 : 1 + guessed]
+            if isinstance(shape.positions, Sample):
+                batch[KD_POSITIONS] = torch.zeros_like(ids, dtype=torch.bool)
+                batch[KD_POSITIONS][:, 1 : 1 + self._compared(length)] = True
             items = float(count * guessed)
         else:
             batch["attention_mask"][:, -1] = 0

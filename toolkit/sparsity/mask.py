@@ -1,8 +1,9 @@
 """The sparsity pattern of a model: which weights may differ from zero. One file beside the weights keeps it."""
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from toolkit.errors import UserError
 
 MASK_FILE = "mask.safetensors"
+_BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a float -> an integer as wide
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class SparsityMask:
     def apply_(self, parameters: Mapping[str, Tensor]) -> None:
         """Sets every weight outside the pattern to exactly 0.0, in place."""
         for name, kept in self.tensors.items():
-            # Multiplying would leave -0.0 (whose sign bits do not compress) and keep nan.
-            parameters[name].masked_fill_(~kept, 0.0)
+            weight = parameters[name]
+            # A product of floats would leave -0.0 (whose sign bits do not compress) and keep nan. That of their bits
+            # with 0 or 1 leaves 0.0 or the very weight, and takes less than half the time of masked_fill_.
+            weight.view(_BITS_OF[weight.element_size()]).mul_(kept)
 
     def violations(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
         """Number of non-zero weights outside the pattern, for the matrices that have any."""
@@ -57,11 +61,30 @@ class SparsityMask:
         total = sum(kept.numel() for kept in self.tensors.values())
         return 1.0 - sum(int(kept.count_nonzero()) for kept in self.tensors.values()) / max(1, total)
 
+    def bits(self) -> dict[str, np.ndarray]:
+        """One bit a weight, in the order in which they lie, eight in a byte: uint8, [ceil(weights / 8)] of a matrix."""
+        return {name: np.packbits(kept.cpu().numpy().reshape(-1)) for name, kept in self.tensors.items()}
+
+    def digest(self) -> bytes:
+        """Hash of the pattern."""
+        found = hashlib.sha256()
+        for bits in self.bits().values():
+            found.update(bits.tobytes())
+        return found.digest()
+
+    @classmethod
+    def from_bits(cls, bits: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) -> "SparsityMask":
+        """What `bits` was taken of.
+
+        Raises:
+            ValueError: A matrix has more or fewer bits than weights.
+        """
+        return cls({name: _unpack(bits[name], shape) for name, shape in shapes.items()})
+
     def save(self, path: Path) -> None:
         """Writes one bit a weight."""
-        packed = {name: np.packbits(kept.cpu().numpy().reshape(-1)) for name, kept in self.tensors.items()}
         shapes = {name: list(kept.shape) for name, kept in self.tensors.items()}
-        save_file(packed, path, metadata={"shapes": json.dumps(shapes)})
+        save_file(self.bits(), path, metadata={"shapes": json.dumps(shapes)})
 
     @classmethod
     def load(cls, path: Path) -> "SparsityMask":
@@ -75,14 +98,13 @@ class SparsityMask:
                 shapes = json.loads((file.metadata() or {}).get("shapes", "null"))
                 if not isinstance(shapes, dict):
                     raise ValueError("it holds no mask")
-                tensors = {name: _unpack(file.get_tensor(name), shape) for name, shape in shapes.items()}
+                return cls.from_bits({name: file.get_tensor(name) for name in shapes}, shapes)
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise UserError(
                 f"this mask cannot be read ({error})",
                 where=str(path),
                 instead="delete it to take the pattern from the zeros of the weights, or restore it",
             ) from None
-        return cls(tensors)
 
     def must_fit(self, parameters: Mapping[str, Tensor], where: str) -> None:
         """Raises a UserError unless every matrix of the pattern is there, in its shape, with its zeros."""
@@ -102,7 +124,7 @@ class SparsityMask:
             )
 
 
-def _unpack(packed: np.ndarray, shape: list[int]) -> Tensor:
+def _unpack(packed: np.ndarray, shape: Sequence[int]) -> Tensor:
     """Bits -> bool tensor. numpy itself would fill up missing bits with zeros."""
     count = math.prod(shape)
     if packed.size != math.ceil(count / 8):

@@ -35,7 +35,7 @@ class Sparsifier(Protocol):
         """Puts back to zero what the optimizer moved."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that resuming needs, as tensors."""
+        """Everything that resuming needs, as tensors: masks as bits, scores as they are."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes up where `state_dict` was taken."""
@@ -127,10 +127,12 @@ class GradualPruner:
         self.mask.apply_(self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.mask.tensors | {f"{_SCORE}{name}": score for name, score in self._scores.items()}
+        masks = {name: torch.from_numpy(bits) for name, bits in self.mask.bits().items()}
+        return masks | {f"{_SCORE}{name}": score for name, score in self._scores.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.mask = SparsityMask({name: state[name] for name in self._parameters})
+        shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        self.mask = SparsityMask.from_bits({name: state[name].cpu().numpy() for name in shapes}, shapes)
         self._scores = {n: state[f"{_SCORE}{n}"] for n in self._parameters if f"{_SCORE}{n}" in state}
         self.after_optimizer_step()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from toolkit import tuning
 from toolkit.artifacts import Artifact, Context, StageResult
+from toolkit.errors import UserError
 from toolkit.recipe import Performance
 
 _RECORD = "trial.json"  # written last into a trial's folder: one without it was cut off
@@ -20,11 +21,22 @@ _SENSITIVITY_EXAMPLES = 128
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Quantization with pattern lock and distillation (paper, section 3.3), and the search that keeps the promise."""
+    from toolkit import distributed
     from toolkit.quantization import nncf
     from toolkit.sparsity import outcome
 
-    job = _Trials(sections, inputs, context)
     section = sections.quantize
+    if distributed.processes() > 1 and section.tuning.retrain_steps:
+        raise UserError(
+            "trials are trained again by one process alone",
+            where="quantize.tuning.retrain_steps",
+            instead="retrain_steps: 0, or the same command without torchrun: finished stages are kept",
+        )
+    job = _Trials(sections, inputs, context)
+    if distributed.rank():  # helps to train the first trial; the search is not its own
+        if section.train is not None:
+            job.make(0, ())
+        raise distributed.PartDone
     if len(job.task.tune):
         trials = tuning.search(job.attempt, job.ranked, section.tuning)
         costs = job.costs(trials)
@@ -121,8 +133,6 @@ class _Trials:
         target = self.folder(number) / "model"
         if (self.folder(number) / "fitted.json").is_file():
             return number
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
         if number == 0:
             model = self._quantized()
             fitted = self._fit(model, self._context, None)
@@ -132,6 +142,8 @@ class _Trials:
             fitted = self._retrained(model, number)
         model = model.cpu()  # training may have moved it to a GPU
         nncf.settle(model, self._sample(), self._sections.quantize.quantization)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
         nncf.save(model, target)
         (self.folder(number) / "fitted.json").write_text(json.dumps(fitted))
         return number
@@ -147,8 +159,7 @@ class _Trials:
 
     def _fit(self, model: Any, context: Context, steps: int | None) -> dict[str, Any]:
         """Trains with the pattern locked; nothing where the approach does not train."""
-        from toolkit import models, training
-        from toolkit.distillation import Teacher, task_loss
+        from toolkit import lessons, training
         from toolkit.sparsity.sparsifier import PatternLock
 
         train = self._sections.quantize.train
@@ -156,15 +167,11 @@ class _Trials:
             return {"metrics": {}, "history": []}
         lock = PatternLock(self.mask)
         lock.attach(self.matrices(model))
-        loss = task_loss()
-        if self._sections.quantize.distillation is not None:
-            source = self._inputs["task_teacher"].path
-            teacher = models.load_task_model(source, self.task.kind, self.task.labels, fitted=True)
-            loss = task_loss(Teacher(teacher, training.device()), train.criterion)
-        data = self._data
+        distillation, teacher = self._sections.quantize.distillation, self._inputs.get("task_teacher")
+        loss, answers = lessons.task_lesson(distillation, teacher, self.task, self.tokenizer, context)
         if steps is not None:
             train = train.model_copy(update={"steps": steps, "epoch": None})
-            data = training.task_data(self.task.train, self.tokenizer.pad_token_id, train, context.seed)
+        data = training.task_data(self.task.train, self.tokenizer.pad_token_id, train, context.seed, answers)
         fitted = training.fit(model, data, train, loss, context, sparsifier=lock)
         return {"metrics": fitted.metrics(), "history": fitted.history}
 

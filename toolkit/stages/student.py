@@ -7,7 +7,7 @@ from toolkit.artifacts import Artifact, Check, Context, StageResult
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Gradual pruning with distillation and a rewound learning rate (paper, section 3)."""
-    from toolkit import corpus, evaluation, models, training
+    from toolkit import corpus, distributed, evaluation, models, training
     from toolkit.distillation import LayersLoss, MlmLoss, Teacher, mlm_loss
     from toolkit.sparsity import outcome
     from toolkit.sparsity.sparsifier import make_sparsifier
@@ -19,9 +19,10 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     tokenizer = models.load_tokenizer(source)
     model, teacher = (models.load_masked_lm(source, pairs=section.pairs is not None) for _ in range(2))
     matrices = models.prunable_matrices(model, sections.model.prunable)
-    text = corpus.load_corpus(
-        section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
-    )
+    with distributed.first_alone():
+        text = corpus.load_corpus(
+            section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
+        )
     sparsifier = make_sparsifier(pruning, matrices, training.steps_per_epoch(train, len(text.train)))
 
     frozen = Teacher(teacher, training.device())

@@ -7,16 +7,17 @@ from toolkit.artifacts import Artifact, Context, StageResult
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Masked-language-model training of the base model; with next-sentence prediction where the corpus has pairs."""
-    from toolkit import corpus, evaluation, models, training
+    from toolkit import corpus, distributed, evaluation, models, training
     from toolkit.distillation import MlmLoss
 
     training.seed_everything(context.seed)
     train, section = sections.teacher.train, sections.corpus
     tokenizer = models.load_tokenizer(inputs["base"].path)
     model = models.load_masked_lm(inputs["base"].path, pairs=section.pairs is not None)
-    text = corpus.load_corpus(
-        section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
-    )
+    with distributed.first_alone():
+        text = corpus.load_corpus(
+            section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
+        )
     loss = MlmLoss(models.mlm_head, next_head=models.next_sentence_head)
     before = evaluation.mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
     data = training.mlm_data(text.train, tokenizer, section, "masked", train, context.seed)

@@ -10,8 +10,7 @@ from toolkit.artifacts import Artifact, Context, StageResult
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Fine-tuning with pattern lock and distillation (paper, section 3.2)."""
-    from toolkit import evaluation, models, tasks, training
-    from toolkit.distillation import Teacher, task_loss
+    from toolkit import evaluation, lessons, models, tasks, training
     from toolkit.sparsity import outcome
     from toolkit.sparsity.sparsifier import Joined, PatternLock, make_sparsifier
 
@@ -30,11 +29,8 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     else:
         sparsifier = make_sparsifier(pruning, matrices, training.steps_per_epoch(train, len(task.train)))
 
-    loss = task_loss()
-    if section.distillation is not None:
-        teacher = models.load_task_model(inputs["task_teacher"].path, task.kind, task.labels, fitted=True)
-        loss = task_loss(Teacher(teacher, training.device()), train.criterion)
-    data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
+    loss, answers = lessons.task_lesson(section.distillation, inputs.get("task_teacher"), task, tokenizer, context)
+    data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed, answers)
     outcome.must_end_within((p.section for p in sparsifier.gradual), data.steps, "transfer.pruning")
     fitted = training.fit(model, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
     models.save_checkpoint(model, tokenizer, context.folder, sparsifier.mask)

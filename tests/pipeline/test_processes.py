@@ -1,0 +1,142 @@
+"""Two processes over gloo: the same models as one process with the same batches, whoever takes over after a kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.pipeline.test_whole import tiny_recipe
+from toolkit import pipeline
+from toolkit.artifacts import Silent
+from toolkit.recipe_yaml import dump_recipe, load_recipe
+
+WEIGHTS = {
+    "teacher": "teacher/model.safetensors",
+    "student": "student/model.safetensors",
+    "task_teacher": "tasks/toy/task_teacher/model.safetensors",
+    "transfer": "tasks/toy/transfer/model.safetensors",
+    "quantize": "tasks/toy/quantize/quantized.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tiny_bert, tiny_task_files, tiny_text, tmp_path_factory):
+    """The tiny recipe up to `quantize`, of a model without dropout: each process draws its own."""
+    folder = tmp_path_factory.mktemp("recipe")
+    model = folder / "model"
+    shutil.copytree(tiny_bert, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    # Adam turns rounding of gradients that are nearly zero into whole steps; SGD shows what was really different.
+    optimizer = {"SGD": {"learning_rate": 0.02, "momentum": 0.9}}
+    train = {"steps": 30, "batch_size": 8, "log_every": 4, "checkpoint_every": 5, "optimizer": optimizer}
+    lesson = {"train": train | {"gradient_accumulation_steps": 2}}
+    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
+    compression = {"target_sparsity": 0.7, "end_step": 20, "update_frequency_on_step": 4}
+    recipe = tiny_recipe(
+        model,
+        task,
+        tiny_text,
+        teacher={"train": train},
+        student={
+            "pruning": {"backend": "magnitude", "approach": {"weight_compression": compression}},
+            "distillation": lesson | {"positions": {"sample": 0.4}},
+        },
+        task_teacher={"train": train},
+        transfer={"distillation": lesson},
+        quantize={"quantization": {"calibration": {"sampling_size": 8}}, "distillation": lesson},
+        export=None,
+        benchmark=None,
+    )
+    path = folder / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    return path
+
+
+def start(recipe: Path, runs: Path) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.Popen(
+        [*launcher, "-m", "toolkit", "run", str(recipe), "--runs", str(runs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+    return said.decode()
+
+
+def alone(recipe: Path, runs: Path) -> None:
+    pipeline.Run(load_recipe(recipe, []), runs / "tiny", lambda step: nullcontext(Silent()))()
+
+
+def kill_in(stage: str, recipe: Path, runs: Path) -> None:
+    """Runs until the stage has written a checkpoint; then kills the launcher and both processes, all at once."""
+    process, deadline = start(recipe, runs), time.monotonic() + 120
+    partial = (runs / "tiny" / WEIGHTS[stage]).parent.with_suffix(".partial")
+    while not list(partial.glob(".work/checkpoints/checkpoint-*/whole.json")):
+        assert process.poll() is None, process.stdout.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert partial.is_dir(), f"{stage} was finished already"
+
+
+@pytest.fixture(scope="module")
+def finished(recipe_file, tmp_path_factory):
+    """Number of processes -> the run that they made."""
+    one, two = (tmp_path_factory.mktemp(f"by {processes}") for processes in (1, 2))
+    process = start(recipe_file, two)
+    alone(recipe_file, one)
+    said = finish(process)
+    assert said.count("the teacher answers the 432 training examples") == 1
+    return {1: one / "tiny", 2: two / "tiny"}
+
+
+def assert_alike(one: Path, other: Path, tolerance: float) -> None:
+    for stage, file in WEIGHTS.items():
+        ours, theirs = load_file(one / file), load_file(other / file)
+        assert ours.keys() == theirs.keys()
+        largest = max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours)
+        assert largest <= tolerance, f"{stage}: {largest}"
+
+
+def manifest(run: Path, stage: str) -> dict:
+    return json.loads(((run / WEIGHTS[stage]).parent / "manifest.json").read_text())
+
+
+def test_two_processes_make_the_models_that_one_makes(finished):
+    assert_alike(finished[1], finished[2], 2e-5)
+    for stage in WEIGHTS:
+        one, two = manifest(finished[1], stage), manifest(finished[2], stage)
+        assert one["key"] == two["key"]
+        assert two["metrics"]["processes"] == 2
+        assert [row["loss"] for row in two["history"]] == pytest.approx(
+            [row["loss"] for row in one["history"]], rel=1e-4
+        )
+    assert len(list((finished[2] / ".cache").glob("corpus-*"))) == 1
+    assert not list(finished[2].rglob("*.partial"))
+
+
+def test_a_killed_run_goes_on_with_any_number_of_processes(finished, recipe_file, tmp_path):
+    kill_in("student", recipe_file, tmp_path)
+    kill_in("transfer", recipe_file, tmp_path)
+    weights = WEIGHTS["student"]
+    assert (tmp_path / "tiny" / weights).read_bytes() == (finished[2] / weights).read_bytes(), "killed, and made by two"
+    alone(recipe_file, tmp_path)
+    assert_alike(finished[2], tmp_path / "tiny", 2e-5)

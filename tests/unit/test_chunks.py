@@ -1,0 +1,237 @@
+"""Losses a few rows at a time against the plain formula over all of them: value, gradients, and what exists at once."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from toolkit import chunks, corpus, masking, models, training
+from toolkit.distillation import MlmLoss, Teacher, inputs_of
+from toolkit.errors import UserError
+from toolkit.recipe import Corpus, KDLossSettings, Recipe, Sample, Train
+from toolkit.recipe_yaml import load_recipe
+
+MASKED = Corpus(files=("any",), mlm_probability=0.3)
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """Seven rows of the tiny model's vocabulary in a chunk."""
+    monkeypatch.setattr(chunks, "rows_of", lambda width, kind: 7)
+
+
+@pytest.fixture
+def tiny(tiny_bert, tiny_text, tmp_path):
+    """Makes (student, teacher, batch) for positions, with sequences of different lengths, or pairs."""
+
+    def make(positions, pairs=False):
+        tokenizer = models.load_tokenizer(tiny_bert)
+        paired = {"pairs": {"short_sequence_probability": 0.5}} if pairs else {"pack": False}
+        section = Corpus.model_validate({"files": [str(tiny_text)], "max_seq_length": 60} | paired)
+        text = corpus.load_corpus(section, {}, tokenizer, tmp_path).train
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            student, teacher = (models.load_masked_lm(tiny_bert, pairs=pairs).eval() for _ in range(2))
+            for parameter in teacher.parameters():
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        data = training.mlm_data(text, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
+        return student, teacher, data.collate([data.stream[k] for k in range(6)])
+
+    return make
+
+
+def loss_of(teacher, positions, **settings):
+    return MlmLoss(models.mlm_head, Teacher(teacher), KDLossSettings(**settings), positions, models.next_sentence_head)
+
+
+def plain(student, teacher, batch, where, kind, weights, temperature):
+    """The paper's loss over full logits, as one would write it down."""
+    inputs = inputs_of(batch)
+    ours, theirs = student(**inputs), teacher(**inputs)
+    pairs = "next_sentence_label" in batch
+    ours_words, theirs_words = (x.prediction_logits if pairs else x.logits for x in (ours, theirs))
+    masked = batch["labels"] != -100
+
+    def distance(s, t):
+        s, t = s / temperature, t.detach() / temperature
+        if kind == "KL":
+            rows = (t.softmax(-1) * (t.log_softmax(-1) - s.log_softmax(-1))).sum(-1)
+        elif kind == "CE":
+            rows = -(t.softmax(-1) * s.log_softmax(-1)).sum(-1)
+        else:
+            rows = (s - t).square().mean(-1)
+        return temperature**2 * rows.mean()
+
+    task = F.cross_entropy(ours_words[masked], batch["labels"][masked])
+    kd = distance(ours_words[where], theirs_words[where])
+    if pairs:
+        task = task + F.cross_entropy(ours.seq_relationship_logits, batch["next_sentence_label"])
+        kd = kd + distance(ours.seq_relationship_logits, theirs.seq_relationship_logits)
+    return weights[0] * task + weights[1] * kd, task, kd
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["", "pairs"])
+@pytest.mark.parametrize("kind", ["KL", "CE", "MSE"])
+@pytest.mark.parametrize("positions", ["masked", "all", Sample(sample=0.5)], ids=["masked", "all", "sample"])
+def test_value_and_gradients_are_those_of_the_plain_formula(few_rows, tiny, positions, kind, pairs):
+    student, teacher, batch = tiny(positions, pairs)
+    masked, attended = batch["labels"] != -100, batch["attention_mask"].bool()
+    where = {"masked": masked, "all": attended}.get(positions) if isinstance(positions, str) else batch["kd_positions"]
+    assert int(where.sum()) > 14, "several chunks"
+    weights = (0.3, 0.7)
+    terms = loss_of(teacher, positions, temperature=3.0, loss_types=("CE", kind), loss_weights=weights)(student, batch)
+    (2.5 * terms.total).backward()
+    found = gradients(student)
+    student.zero_grad()
+    total, task, kd = plain(student, teacher, batch, where, kind, weights, 3.0)
+    (2.5 * total).backward()
+    expected = gradients(student)
+    for ours, theirs in ((terms.total, total), (terms.task, task), (terms.kd, kd)):
+        assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    assert not terms.task.requires_grad
+    assert not terms.kd.requires_grad
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() < 1e-5 * largest, name
+    assert found.keys() == expected.keys()
+
+
+def test_labels_alone_have_the_value_and_gradients_of_cross_entropy(few_rows, tiny):
+    student, _, batch = tiny("masked")
+    terms = MlmLoss(models.mlm_head)(student, batch)
+    terms.total.backward()
+    found = gradients(student)
+    student.zero_grad()
+    expected = student(**inputs_of(batch), labels=batch["labels"]).loss
+    expected.backward()
+    assert float(terms.total) == pytest.approx(float(expected), rel=1e-5)
+    for name, gradient in gradients(student).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_no_more_logits_than_a_chunk_exist_at_once_of_either_model(few_rows, tiny):
+    student, teacher, batch = tiny("all")
+    rows = {"student": [], "teacher": []}
+    for name, model in (("student", student), ("teacher", teacher)):
+        model.cls.predictions.register_forward_hook(lambda _m, _i, out, name=name: rows[name].append(len(out)))
+    total = loss_of(teacher, "all")(student, batch).total
+    passes = -(-int(batch["attention_mask"].sum()) // 7)
+    for found in rows.values():
+        assert len(found) == passes
+        assert max(found) == 7
+    total.backward()
+    assert len(rows["student"]) == passes, "nothing is computed twice"
+
+
+def test_without_gradients_the_value_is_the_same_and_nothing_is_kept(few_rows, tiny):
+    student, teacher, batch = tiny("all")
+    loss = loss_of(teacher, "all")
+    expected = loss(student, batch)
+    with torch.no_grad():
+        found = loss(student, batch)
+    assert not found.total.requires_grad
+    assert float(found.total) == pytest.approx(float(expected.total.detach()), rel=1e-6)
+
+
+def test_chunks_in_bfloat16_follow_the_plain_formula_in_bfloat16(few_rows, tiny):
+    student, teacher, batch = tiny("all")
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = loss_of(teacher, "all")(student, batch)
+    terms.total.backward()
+    found = gradients(student)
+    student.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        total, *_ = plain(student, teacher, batch, batch["attention_mask"].bool(), "KL", (0.5, 0.5), 2.0)
+    total.backward()
+    assert float(terms.total) == pytest.approx(float(total), rel=1e-2)
+    for name, gradient in gradients(student).items():
+        if gradient.norm() > 1e-3:
+            assert F.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.99, name
+
+
+def test_a_weight_of_zero_and_an_unused_parameter_have_no_gradient():
+    layer, unused = nn.Linear(4, 3), nn.Linear(2, 2)
+    rows = torch.randn(10, 4, requires_grad=True)
+
+    def terms(some, _):
+        return layer(some).sum(), (some**2).sum()
+
+    parameters = (*layer.parameters(), *unused.parameters())
+    total, found = chunks.weighted_sum(terms, rows, parameters, (0.0, 2.0), 3)
+    total.backward()
+    assert layer.weight.grad is None
+    assert unused.weight.grad is None
+    assert float(found[0]) == pytest.approx(float(layer(rows).sum()), rel=1e-5)
+    torch.testing.assert_close(rows.grad, 4 * rows.detach())
+
+
+def test_no_rows_give_nothing():
+    layer = nn.Linear(4, 3)
+    total, found = chunks.weighted_sum(lambda s, _: (layer(s).sum(),), torch.zeros(0, 4), (layer.weight,), (1.0,), 3)
+    assert float(total) == 0
+    assert found.tolist() == [0]
+
+
+def test_a_sample_holds_the_masked_positions_and_others_up_to_its_share(tiny):
+    _, _, batch = tiny(Sample(sample=0.5))
+    chosen, masked, attended = batch["kd_positions"], batch["labels"] != -100, batch["attention_mask"].bool()
+    assert not (masked & ~chosen).any()
+    assert not (chosen & ~attended).any()
+    for row, length in zip(chosen.sum(1), attended.sum(1), strict=True):
+        assert int(row) == round(0.5 * int(length))
+    assert batch["kd_items"] == float(chosen.sum())
+
+
+def test_a_sample_smaller_than_what_is_masked_is_what_is_masked():
+    labels = np.array([-100, 3, -100, 5, 6, -100])
+    assert masking.sampled_count(6, masked=3, share=0.1) == 3
+    chosen = masking.sample_positions(labels, np.random.default_rng(0), 3)
+    assert chosen.tolist() == [False, True, False, True, True, False]
+    assert masking.sample_positions(labels, np.random.default_rng(0), 9).all()
+
+
+def test_a_sample_is_drawn_anew_each_time_and_leaves_the_masking_as_it_is(tiny_bert, tiny_text, tmp_path):
+    tokenizer = models.load_tokenizer(tiny_bert)
+    section = Corpus(files=(str(tiny_text),), max_seq_length=60)
+    text = corpus.load_corpus(section, {}, tokenizer, tmp_path).train
+    train = Train(steps=4 * len(text), batch_size=1)
+    plain, sampled = (
+        training.mlm_data(text, tokenizer, section, positions, train, seed=3).stream
+        for positions in ("masked", Sample(sample=0.4))
+    )
+    last = len(sampled) - 1
+    same = [k for k in range(len(sampled)) if sampled.index(k) == sampled.index(last)]
+    assert len({sampled[k]["kd_positions"].tobytes() for k in same}) == len(same) > 2
+    for k in same:
+        assert (plain[k]["input_ids"] == sampled[k]["input_ids"]).all()
+        assert (sampled[k]["kd_positions"] == sampled[k]["kd_positions"]).all()
+
+
+RECIPE = """
+name: sampled
+model: {source: some/model}
+corpus: {files: [text.txt]}
+student:
+  distillation: {train: {steps: 10}, positions: POSITIONS}
+"""
+
+
+def test_positions_are_read_from_a_recipe(tmp_path):
+    def read(positions, *changes) -> Recipe:
+        path = tmp_path / "r.yaml"
+        path.write_text(RECIPE.replace("POSITIONS", positions))
+        return load_recipe(path, list(changes))
+
+    assert read("{sample: 0.3}").student.distillation.positions == Sample(sample=0.3)
+    assert read("all").student.distillation.positions == "all"
+    assert read("masked", "student.positions={sample: 0.2}").student.distillation.positions == Sample(sample=0.2)
+    for wrong in ("some", "{sample: 0}", "{sample: 2}", "{share: 0.3}"):
+        with pytest.raises(UserError) as error:
+            read(wrong)
+        assert "positions" in str(error.value)
+        assert "r.yaml:6" in str(error.value)

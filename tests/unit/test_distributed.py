@@ -1,0 +1,120 @@
+"""What processes of one run say to each other, tried by two of them; and that one alone needs no group."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from toolkit import distributed, training
+from toolkit.artifacts import Context
+from toolkit.distillation import TaskLoss
+from toolkit.errors import UserError
+from toolkit.recipe import Train
+from toolkit.stages import quantize
+from toolkit.stream import Stream
+
+
+def test_one_process_is_the_first_of_one_and_loads_no_torch_to_know():
+    code = (
+        "import sys; from toolkit import distributed as d; d.tell('x')\n"
+        "print(d.connect(), d.rank(), d.processes(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "0", "1", "False"]
+
+
+def test_alone_nothing_is_changed_and_nobody_is_waited_for():
+    values = [torch.ones(3), torch.zeros(2)]
+    distributed.add_up(values)
+    distributed.share(values)
+    distributed.must_agree(b"any", "things")
+    with distributed.first_alone():
+        pass
+    assert values[0].tolist() == [1, 1, 1]
+
+
+def test_shares_of_a_batch_are_the_batch():
+    lengths = np.random.default_rng(0).integers(3, 60, size=50)
+    stream = Stream(
+        lengths, lambda i, rng: {"i": i, "draw": rng.random()}, batch_size=6, steps=5, accumulation=2, seed=1
+    )
+    shares = [stream.share(rank, 3) for rank in range(3)]
+    assert {len(share) for share in shares} == {20}
+    for batch in range(10):
+        seen = [shares[k % 3][batch * 2 + k // 3] for k in range(6)]
+        assert seen == [stream[batch * 6 + k] for k in range(6)]
+
+
+def test_a_batch_that_cannot_be_divided_is_the_user_s_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "processes", lambda: 4)
+    context = Context(tmp_path / "transfer.partial", tmp_path, 0)
+    data = SimpleNamespace(steps=1)
+    with pytest.raises(UserError, match="a batch of 6 cannot be divided among 4 processes") as error:
+        training.fit(torch.nn.Linear(2, 2), data, Train(steps=1, batch_size=6), TaskLoss(), context)
+    assert error.value.instead == "batch_size: 8"
+    assert "transfer" in error.value.where
+
+
+def test_trials_that_are_trained_again_want_one_process(monkeypatch):
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    sections = SimpleNamespace(quantize=SimpleNamespace(tuning=SimpleNamespace(retrain_steps=3)))
+    with pytest.raises(UserError, match="by one process alone"):
+        quantize.run(sections, {}, None)
+
+
+def test_buckets_hold_every_tensor_once_in_order_and_one_type_each(monkeypatch):
+    monkeypatch.setattr(distributed, "_BUCKET", 10)
+    sizes = [4, 5, 2, 30, 1, 1]
+    tensors = [
+        torch.full((n,), float(i), dtype=torch.float64 if i == 5 else torch.float32) for i, n in enumerate(sizes)
+    ]
+    found = list(distributed._buckets(tensors))
+    assert [[t.numel() for t in bucket] for bucket in found] == [[4, 5], [2], [30], [1], [1]]
+
+
+def of_two(rank: int, port: int, folder: str) -> None:
+    """What each of two processes does; run by the test below."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    assert distributed.connect() == rank
+    assert "RANK" not in os.environ, "the libraries must not know"
+    assert distributed.connect() == distributed.rank() == rank
+    assert distributed.processes() == 2
+
+    values = [torch.full((3, 2), rank + 1.0), torch.tensor(10.0 * (rank + 1)), torch.zeros(0)]
+    distributed.add_up(values)
+    assert values[0].tolist() == [[3.0, 3.0]] * 3
+    assert float(values[1]) == 30
+    mine = torch.full((2, 2), float(rank))
+    distributed.share([mine])
+    assert mine.tolist() == [[0, 0], [0, 0]]
+
+    with distributed.first_alone():
+        if rank == 0:
+            time.sleep(0.2)
+            open(f"{folder}/made", "w").close()  # noqa: PTH123
+        assert os.path.exists(f"{folder}/made")  # noqa: PTH110
+    distributed.must_agree(hashlib.sha256(b"same").digest(), "masks")
+    with pytest.raises(AssertionError, match="masks differ between processes"):
+        distributed.must_agree(hashlib.sha256(bytes([rank])).digest(), "masks")
+
+    if rank == 0:
+        distributed.tell("toy/transfer")
+        distributed.tell("")
+    else:
+        assert distributed.told() == "toy/transfer"
+        assert distributed.told() == ""
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_add_up_share_wait_agree_and_talk(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(of_two, (port, str(tmp_path)), nprocs=2)

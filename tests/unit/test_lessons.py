@@ -1,0 +1,174 @@
+"""The teacher's logits from disk: the same training as with a teacher that is asked at every step, and asked once."""
+
+import csv
+import json
+import random
+
+import pytest
+import torch
+
+from tests.conftest import GOOD, NOUNS, sentence
+from toolkit import evaluation, heads, lessons, models, tasks, training
+from toolkit.artifacts import Artifact, Context, content_hash
+from toolkit.distillation import Teacher, inputs_of, task_loss
+from toolkit.recipe import Distillation, Task
+
+KINDS = ("classification", "regression", "question_answering")
+
+
+@pytest.fixture(scope="module")
+def sections(tiny_task_files, tmp_path_factory):
+    """Kind -> the section of a small task of that kind."""
+    folder, rng = tmp_path_factory.mktemp("lessons"), random.Random(4)
+    with (folder / "scores.tsv").open("w", newline="") as stream:
+        rows = [(sentence(rng, GOOD), rng.random()) for _ in range(70)]
+        csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE).writerows([("sentence", "label"), *rows])
+    paragraphs = []
+    for number in range(70):
+        words = rng.sample(NOUNS, rng.randint(3, 30))  # some need several windows
+        asked = {"text": words[1], "answer_start": f" {' '.join(words)} ".index(f" {words[1]} ")}
+        question = {"id": str(number), "question": f"who is {words[1]} ?", "answers": [asked]}
+        paragraphs.append({"context": " ".join(words), "qas": [question]})
+    (folder / "squad.json").write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]}))
+    squad, scores = str(folder / "squad.json"), str(folder / "scores.tsv")
+    toy = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
+    questions = {"preset": "squad", "train": squad, "dev": squad, "max_seq_length": 30}
+    return {
+        "classification": Task.model_validate(toy),
+        "regression": Task.model_validate({"kind": "regression", "train": scores, "dev": scores, "max_seq_length": 24}),
+        "question_answering": Task.model_validate(questions | {"windows": {"stride": 4, "max_question_length": 8}}),
+    }
+
+
+@pytest.fixture
+def pupil(tiny_bert, sections, tmp_path):
+    """Kind -> task, tokenizer, an untrained student, and a fitted checkpoint of a teacher that differs from it."""
+
+    def make(kind):
+        tokenizer = models.load_tokenizer(tiny_bert)
+        task = tasks.load_task("toy", sections[kind], tokenizer)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            teacher = models.load_task_model(tiny_bert, task.kind, task.labels, fitted=False)
+            for parameter in teacher.parameters():
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        folder = tmp_path / f"{kind} teacher"
+        models.save_checkpoint(teacher, tokenizer, folder)
+        return task, tokenizer, Artifact(kind="task", path=folder, sha256=content_hash(folder))
+
+    return make
+
+
+def lesson(**train) -> Distillation:
+    settings = {"epoch": 2, "batch_size": 8, "optimizer": {"SGD": {"learning_rate": 0.05, "momentum": 0.9}}}
+    loss = {"criterion": {"KnowledgeDistillationLoss": {"loss_weights": [0.3, 0.7]}}}
+    return Distillation.model_validate({"train": settings | loss | train})
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def trained(source, task, tokenizer, train, loss, answers, context):
+    training.seed_everything(0)
+    model = models.load_task_model(source, task.kind, task.labels, fitted=False)
+    data = training.task_data(task.train, tokenizer.pad_token_id, train, 3, answers)
+    fitted = training.fit(model, data, train, loss, context)
+    return flat(model), fitted.history
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_by_logits_from_disk_ends_where_training_with_the_teacher_does(tiny_bert, pupil, kind, tmp_path):
+    task, tokenizer, teacher = pupil(kind)
+    distillation = lesson()
+    context = Context(tmp_path, tmp_path / "with", 0, cache=tmp_path / "cache")
+    loss, answers = lessons.task_lesson(distillation, teacher, task, tokenizer, context)
+    assert answers is not None
+    assert loss._teacher is None, "nobody is asked during the training"
+    found, history = trained(tiny_bert, task, tokenizer, distillation.train, loss, answers, context)
+
+    asked = Teacher(models.load_task_model(teacher.path, task.kind, task.labels, fitted=True))
+    context = Context(tmp_path, tmp_path / "without", 0)
+    plain = task_loss(asked, distillation.train.criterion)
+    expected, curve = trained(tiny_bert, task, tokenizer, distillation.train, plain, None, context)
+    # The teacher was asked in other batches than those of the training, so its last digits differ. And so do the
+    # student's at the end: dropout, order and all else are the same.
+    start = flat(models.load_task_model(tiny_bert, task.kind, task.labels, fitted=False).base_model)
+    found, expected = found[: len(start)], expected[: len(start)]
+    moved = (found - start).abs().max()
+    assert moved > 1e-3
+    assert (found - expected).abs().max() < 1e-5 * moved
+    for ours, theirs in zip(history, curve, strict=True):
+        assert ours["kd_loss"] == pytest.approx(theirs["kd_loss"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_from_disk_is_what_the_teacher_says_to_the_batch(pupil, kind, tmp_path):
+    task, tokenizer, teacher = pupil(kind)
+    context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
+    _, answers = lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
+    model = models.load_task_model(teacher.path, task.kind, task.labels, fitted=True).eval()
+    chosen = [int(i) for i in task.train.lengths.argsort()[:: len(task.train) // 6]]
+    batch = tasks.pad([task.train[i] for i in chosen], tokenizer.pad_token_id)
+    assert batch["attention_mask"].min() == 0, "padding must not matter"
+    with torch.no_grad():
+        expected = heads.logits_of(model, inputs_of(batch))
+    found = heads.batch_of([answers(i) for i in chosen])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_training_asks_nobody_and_other_examples_teachers_or_precisions_ask_again(pupil, tmp_path):
+    task, tokenizer, teacher = pupil("classification")
+    context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
+    lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
+    gone = teacher.model_copy(update={"path": tmp_path / "nowhere"})
+    lessons.task_lesson(lesson(epoch=7), gone, task, tokenizer, context)
+    assert len(list(context.cache.iterdir())) == 1
+    lessons.task_lesson(lesson(precision="bf16"), teacher, task, tokenizer, context)
+    task.train.inputs["input_ids"][3][1] += 1
+    lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
+    lessons.task_lesson(lesson(), teacher.model_copy(update={"sha256": "another"}), task, tokenizer, context)
+    assert len(list(context.cache.iterdir())) == 4
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_asking_goes_on_where_it_was_and_ends_with_the_same_file(pupil, tmp_path, monkeypatch):
+    task, tokenizer, teacher = pupil("question_answering")
+    monkeypatch.setattr(lessons, "_BATCH", 4)
+    monkeypatch.setattr(lessons, "_FLUSH_EVERY", 3)
+    real, asked = evaluation.answers, []
+
+    def answers(model, examples, pad_id, size, first=0):
+        for number, answer in enumerate(real(model, examples, pad_id, size, first), first):
+            if number == 11 and len(asked) == 11:
+                raise Stop
+            asked.append(number)
+            yield answer
+
+    monkeypatch.setattr(evaluation, "answers", answers)
+    whole, broken = (Context(tmp_path, tmp_path, 0, cache=tmp_path / name) for name in ("whole", "broken"))
+    with pytest.raises(Stop):
+        lessons.task_lesson(lesson(), teacher, task, tokenizer, broken)
+    assert not [p for p in broken.cache.iterdir() if p.suffix != ".partial"]
+    lessons.task_lesson(lesson(), teacher, task, tokenizer, broken)
+    assert asked[11:13] == [9, 10], "batches 9 and 10 were not on disk for good"
+    monkeypatch.setattr(evaluation, "answers", real)
+    lessons.task_lesson(lesson(), teacher, task, tokenizer, whole)
+    (one,), (other,) = whole.cache.glob("*/logits.npy"), broken.cache.glob("*/logits.npy")
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_loss_over_hidden_features_and_a_short_training_ask_the_teacher_at_every_step(pupil, tmp_path):
+    task, tokenizer, teacher = pupil("classification")
+    context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
+    name = "bert.encoder.layer.1"
+    features = {"IntermediateLayersKnowledgeDistillationLoss": {"layer_mappings": [[name, name]]}}
+    for distillation in (lesson(criterion=features), lesson(epoch=None, steps=3)):
+        loss, answers = lessons.task_lesson(distillation, teacher, task, tokenizer, context)
+        assert answers is None
+        assert loss._teacher is not None
+    assert not context.cache.exists()
+    assert lessons.task_lesson(None, None, task, tokenizer, context)[0]._teacher is None

@@ -1,0 +1,159 @@
+"""Several processes that train one model: `torchrun --nproc_per_node 2 -m toolkit run recipe.yaml`.
+
+The first process runs the recipe as if it were alone. The others help: they wait for the name of a stage, train along
+in it, write nothing, and wait again. Every process takes its share of each batch and adds its gradients to those of the
+others, so a recipe gives the same model (up to rounding and dropout) whatever the number of processes. All of them see
+the run folder.
+
+The libraries must not know of it: a Trainer that finds itself in a group would wrap the model, which hides it from our
+losses. So what the launcher said is taken out of the environment as soon as the group is there.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK")
+_PATIENCE = timedelta(days=30)  # helpers wait while the first process exports and measures
+_TEXT = 256  # bytes
+_BUCKET = 1 << 23  # numbers that are sent at once
+
+
+class PartDone(Exception):
+    """A helper's part of a stage ends with its training: the rest is the first process's."""
+
+
+def connect() -> int:
+    """Joins the group that a launcher has made, once; this process's number in it, 0 where it is alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        backend = "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "cpu:gloo,cuda:nccl"
+        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+    for name in _LAUNCHER:
+        os.environ.pop(name, None)
+    return rank()
+
+
+def _group() -> Any:
+    """`torch.distributed` where there is a group; does not load torch to find out that there is none."""
+    torch_ = sys.modules.get("torch")
+    found = torch_ is not None and torch_.distributed.is_available() and torch_.distributed.is_initialized()
+    return torch_.distributed if torch_ is not None and found else None
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    group = _group()
+    return int(group.get_rank()) if group else 0
+
+
+def processes() -> int:
+    """How many there are."""
+    group = _group()
+    return int(group.get_world_size()) if group else 1
+
+
+def tell(text: str) -> None:
+    """From the first process to the helpers, at most 256 bytes; nothing happens where there are none."""
+    if group := _group():
+        import torch
+
+        data = text.encode().ljust(_TEXT)
+        assert len(data) == _TEXT, text
+        group.broadcast(torch.frombuffer(bytearray(data), dtype=torch.uint8), src=0)
+
+
+def told() -> str:
+    """What the first process tells; waits for it.
+
+    Raises:
+        SystemExit: The first process is gone; it has said why.
+    """
+    import torch
+
+    data = torch.zeros(_TEXT, dtype=torch.uint8)
+    try:
+        torch.distributed.broadcast(data, src=0)
+    except RuntimeError:
+        raise SystemExit(1) from None
+    return bytes(data.tolist()).decode().strip()
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process does what is in the `with` before the others: they find on disk what it has made."""
+    import torch
+
+    def wait() -> None:
+        if group := _group():
+            group.all_reduce(torch.zeros(1))  # a barrier, on the CPU whatever else there is
+
+    if rank():
+        wait()
+    yield
+    if not rank():
+        wait()
+
+
+def share(tensors: "Iterable[torch.Tensor]") -> None:
+    """The first process's values, in place, to all."""
+    if group := _group():
+        for tensor in tensors:
+            group.broadcast(tensor, src=0)
+
+
+def add_up(tensors: "Iterable[torch.Tensor]") -> None:
+    """The sum over all processes, in place, the same bits in each of them. All have tensors of the same shapes."""
+    group = _group()
+    if not group:
+        return
+    import torch
+
+    sent = []
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        sent.append((bucket, flat, group.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in sent:
+        work.wait()
+        for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: "Iterable[torch.Tensor]") -> "Iterator[list[torch.Tensor]]":
+    """A few megabytes each, of one type."""
+    bucket: list[torch.Tensor] = []
+    for tensor in tensors:
+        full = sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def must_agree(digest: bytes, what: str) -> None:
+    """Asserts that all processes have the same.
+
+    Args:
+        digest: Hash of it.
+        what: Its name.
+    """
+    if group := _group():
+        import torch
+
+        own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(torch.int32)
+        least, most = own.clone(), own.clone()
+        group.all_reduce(least, op=group.ReduceOp.MIN)
+        group.all_reduce(most, op=group.ReduceOp.MAX)
+        assert torch.equal(least, most), f"{what} differ between processes"

@@ -1,0 +1,102 @@
+"""What our training does around the Trainer's steps: pruning, the training curve, and exact checkpoints."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from toolkit import distributed
+from toolkit.artifacts import Context
+from toolkit.distillation import LossTerms
+from toolkit.sparsity.sparsifier import Sparsifier
+
+_WHOLE = "whole.json"  # written last into a checkpoint: one without it was cut off
+_SPARSIFIER = "sparsifier.safetensors"
+
+
+class Hooks(TrainerCallback):
+    """Pruning around the optimizer step, the training curve, and what a checkpoint holds besides the Trainer's own."""
+
+    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int) -> None:
+        self.history: list[dict[str, float]] = []
+        self.last_step = 0
+        self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
+        self._sums: dict[str, Tensor] = {}  # since the last point of the curve; of all processes
+        self._own: dict[str, Tensor] = {}  # of this step, of this process
+        self._steps_summed = 0
+
+    def add(self, terms: LossTerms) -> None:
+        """Adds a forward pass to the sums behind the next point of the curve; no value leaves the device here."""
+        for name, term in (("loss", terms.total), ("task_loss", terms.task), ("kd_loss", terms.kd)):
+            if term is not None:
+                self._own[name] = self._own.get(name, torch.zeros((), device=term.device)) + term.detach()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if distributed.processes() > 1:
+            # Dropout is another one in each process, and the same again when the step is made again after a kill.
+            torch.manual_seed(hash((self._context.seed, distributed.rank(), state.global_step)))
+        if self._sparsifier is not None:
+            before = self._sparsifier.mask
+            self._sparsifier.before_step(state.global_step)
+            if distributed.processes() > 1 and self._sparsifier.mask is not before:
+                distributed.must_agree(self._sparsifier.mask.digest(), "masks")
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._sparsifier is not None:
+            self._sparsifier.before_optimizer_step()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._sparsifier is not None:
+            self._sparsifier.after_optimizer_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        distributed.add_up(self._own.values())
+        for name, term in self._own.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(term)) + term
+        self._own = {}
+        self._steps_summed += 1
+        step = state.global_step
+        if step % self._log_every and step != state.max_steps:
+            figures = {k: v for k, v in (self.history[-1] if self.history else {}).items() if k != "step"}
+            self._context.progress.update(step, **figures)
+            return
+        row = {name: float(total) / self._steps_summed for name, total in self._sums.items()}
+        row["learning_rate"] = float(lr_scheduler.get_last_lr()[0])
+        if self._sparsifier is not None:
+            row["sparsity"] = self._sparsifier.mask.sparsity()
+        self._sums, self._steps_summed = {}, 0
+        self.history.append({"step": float(step), **row})
+        self._context.progress.update(step, **row)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._sparsifier is not None:
+            save_file({k: v.contiguous() for k, v in self._sparsifier.state_dict().items()}, folder / _SPARSIFIER)
+        sums = {name: float(total) for name, total in self._sums.items()}
+        whole = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
+        (folder / _WHOLE).write_text(json.dumps(whole))
+
+    def load(self, folder: Path) -> None:
+        """Takes up where `on_save` wrote."""
+        whole = json.loads((folder / _WHOLE).read_text())
+        self.history, self.last_step, self._steps_summed = whole["history"], whole["step"], whole["summed"]
+        self._sums = {name: torch.tensor(total) for name, total in whole["sums"].items()}
+        if self._sparsifier is not None:
+            self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))
+
+
+def last_whole(checkpoints: Path, context: Context) -> Path | None:
+    """The newest checkpoint that was written to its end; those that were cut off are thrown away."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for folder in found:
+        if (folder / _WHOLE).is_file():
+            context.progress.say(f"goes on from step {folder.name.split('-')[1]}")
+            return folder
+        context.progress.say(f"{folder.name} was cut off; going back to the one before it")
+        shutil.rmtree(folder)
+    return None
