@@ -286,8 +286,14 @@ def peak(settings: tuple[Any, ...], name: str) -> float:
     """MB that a step of this kind needs at its highest, models and optimizer included; in a process of its own."""
     import torch
 
+    from toolkit import evaluation, lessons  # noqa: F401
+    from toolkit.recipe import Pruning
+    from toolkit.sparsity.sparsifier import make_sparsifier
+
     bench = Bench(*settings)
-    kinds()  # the libraries are there
+    for backend in ("inc", "nncf"):  # libraries are no part of a step
+        pruner = make_sparsifier(Pruning(backend=backend), {"w": torch.nn.Linear(8, 8)}, 0)
+        pruner.before_step(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = kinds()[name](bench)
     for _ in range(2):

@@ -109,7 +109,7 @@ def test_labels_alone_have_the_value_and_gradients_of_cross_entropy(few_rows, ti
     student.zero_grad()
     expected = student(**inputs_of(batch), labels=batch["labels"]).loss
     expected.backward()
-    assert float(terms.total) == pytest.approx(float(expected), rel=1e-5)
+    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, gradient in gradients(student).items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
 

@@ -145,7 +145,7 @@ def test_anchors_and_merge_keys_share_settings(write):
 def test_section_with_nothing_in_it_has_its_defaults_and_null_turns_it_off(write):
     recipe = load_recipe(write(SMALL + "export:\nbenchmark: null\n"))
     assert recipe.export is not None
-    assert len(recipe.export.variants) == 4
+    assert len(recipe.export.variants) == 6
     assert recipe.benchmark is None
 
 
