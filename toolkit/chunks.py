@@ -1,66 +1,82 @@
-"""Losses over many rows, a few rows at a time: value and gradient, without what all rows together would take.
+"""Losses over the vocabulary, a few rows at a time: value and gradient, without the logits of all rows together.
 
-The vocabulary head makes [rows, 30522] logits of [rows, 384] hidden states, the teacher's head as many, and their
-softmaxes as many again. Here only a chunk of them exists at any moment: as soon as the loss of a chunk is known, its
-gradient is taken, and the logits are gone. Nothing is computed twice. The gradients wait, as large as hidden states and
-weights, until the backward pass multiplies them by what comes from above.
+The last layer of a masked language model makes [rows, 30522] logits of [rows, 384] hidden states, the teacher's as
+many, and their softmaxes as many again. Here only a chunk of them exists at any moment: as soon as the loss of a chunk
+is known, its gradient is taken, and the logits are gone. Nothing is computed twice. The gradients wait, as large as
+hidden states and weights, until the backward pass multiplies them by what comes from above.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-Terms = Callable[[Tensor, slice], tuple[Tensor, ...]]
+Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, ...]]
+Layer = tuple[Tensor, nn.Linear]  # rows and what decodes them
 
-# Numbers in a chunk of logits. A loss has about eight tensors of this size; a chunk's gradient of the head's weights
-# is added to that of the others, so chunks must not be small either.
-_NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 27}
+# Numbers in a chunk of logits. Chunks must not be small: each reads all weights and adds to the gradient of all.
+_NUMBERS = {"cpu": 9 << 19, "cuda": 1 << 27}
+# Of these the loss takes some at a time: what a formula makes on the way, eight tensors or so, stays small enough to be
+# near the processor, and for glibc to hand out the same memory again instead of fresh pages.
+_NUMBERS_OF_A_LOSS = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
 def rows_of(width: int, kind: str) -> int:
-    """Rows of a chunk, when each becomes `width` logits on a device of this kind."""
+    """Rows of a chunk at most, when each becomes `width` logits on a device of this kind."""
     return max(1, _NUMBERS.get(kind, _NUMBERS["cpu"]) // width)
 
 
+def rows_of_a_loss(width: int, kind: str) -> int:
+    """Rows of which a loss is taken at once at most."""
+    return max(1, _NUMBERS_OF_A_LOSS.get(kind, _NUMBERS_OF_A_LOSS["cpu"]) // width)
+
+
 def weighted_sum(
-    terms: Terms,
-    rows: Tensor,
-    parameters: Sequence[Tensor],
-    weights: tuple[float, ...],
-    chunk: int,
+    terms: Terms, rows: Tensor, decoder: nn.Linear, weights: tuple[float, ...], taught: Layer | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The terms of a loss, each a sum over rows.
+    """The terms of a loss of logits, each a sum over rows.
 
     Args:
-        terms: (some rows [m, h], where they lie among all) -> the k terms' sums over these rows.
-        rows: [n, h]; n may be 0.
-        parameters: What else gradients are wanted of; those that `terms` does not use stay without.
+        terms: (logits of some rows [m, V], the teacher's, where these rows lie among all) -> the k terms' sums.
+        rows: What the decoder takes, [n, h]; n may be 0.
+        decoder: hidden states -> logits.
         weights: Of the terms, [k]; one of weight 0 has no part in the gradient.
-        chunk: Rows in one call of `terms`.
+        taught: The teacher's rows [n, h'] and decoder, or None.
 
     Returns:
         The weighted sum over all rows, with its gradient; and the terms, detached, [k].
     """
     if torch.is_grad_enabled():
-        wanted = tuple(p for p in parameters if p.requires_grad)
-        total, found = _WeightedSum.apply(terms, weights, chunk, rows, *wanted)
+        total, found = _WeightedSum.apply(terms, weights, taught, rows, decoder.weight, decoder.bias)
         return total, found
     found = torch.zeros(len(weights), device=rows.device)
-    for part in _parts(len(rows), chunk):
-        found += torch.stack(terms(rows[part], part))
+    for part in _parts(len(rows), rows_of(len(decoder.weight), rows.device.type)):
+        found += torch.stack(terms(decoder(rows[part]), _taught(taught, part), part))
     return _weighted(found.unbind(), weights), found
 
 
-def _parts(count: int, chunk: int) -> list[slice]:
-    return [slice(first, min(first + chunk, count)) for first in range(0, count, chunk)]
+def _parts(count: int, most: int) -> list[slice]:
+    """Of about the same size: a small rest would cost almost as much as a whole chunk."""
+    size = math.ceil(count / max(1, math.ceil(count / most)))
+    return [slice(first, min(first + size, count)) for first in range(0, count, size or 1)]
 
 
 def _weighted(terms: Sequence[Tensor], weights: tuple[float, ...]) -> Tensor:
     parts = [weight * term for weight, term in zip(weights, terms, strict=True) if weight]
     return torch.stack(parts).sum()
+
+
+@torch.no_grad()
+def _taught(taught: Layer | None, part: slice) -> Tensor | None:
+    if taught is None:
+        return None
+    rows, decoder = taught
+    logits: Tensor = decoder(rows[part])
+    return logits
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -71,26 +87,27 @@ class _WeightedSum(torch.autograd.Function):
         ctx: Any,
         terms: Terms,
         weights: tuple[float, ...],
-        chunk: int,
+        taught: Layer | None,
         rows: Tensor,
-        *parameters: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         found = torch.zeros(len(weights), device=rows.device)
         of_rows = torch.zeros_like(rows)
-        of_parameters: list[Tensor | None] = [None] * len(parameters)
-        for part in _parts(len(rows), chunk):
-            own = rows[part].detach().requires_grad_()
-            with torch.enable_grad():
-                sums = terms(own, part)
-                total = _weighted(sums, weights)
-            mine, *others = torch.autograd.grad(total, (own, *parameters), allow_unused=True)
-            found += torch.stack(sums).detach()
-            of_rows[part] = 0 if mine is None else mine
-            for number, other in enumerate(others):
-                if other is not None:
-                    before = of_parameters[number]
-                    of_parameters[number] = other if before is None else before.add_(other)
-        ctx.gradients = (of_rows, *of_parameters)
+        of_weight = torch.zeros_like(weight) if weight.requires_grad else None
+        of_bias = None if bias is None or not bias.requires_grad else torch.zeros_like(bias)
+        kind = rows.device.type
+        reduced = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        low_rows, low_weight = rows.to(reduced), weight.to(reduced)  # once, not in every chunk
+        for part in _parts(len(rows), rows_of(len(weight), kind)):
+            logits = F.linear(low_rows[part], low_weight, bias)
+            found += _to_gradient(terms, weights, logits, _taught(taught, part), part)
+            of_rows[part] = logits @ low_weight
+            if of_weight is not None:
+                _add_product(of_weight, logits.t(), low_rows[part])
+            if of_bias is not None:
+                of_bias += logits.sum(0, dtype=of_bias.dtype)
+        ctx.gradients = (of_rows, of_weight, of_bias)
         ctx.mark_non_differentiable(found)
         return _weighted(found.unbind(), weights), found
 
@@ -100,3 +117,27 @@ class _WeightedSum(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the backward pass runs once"
         return (None, None, None, *(None if g is None else g.mul_(above) for g in gradients))
+
+
+def _to_gradient(
+    terms: Terms, weights: tuple[float, ...], logits: Tensor, theirs: Tensor | None, part: slice
+) -> Tensor:
+    """The terms of a chunk, [k]; in place of its logits, the gradient of their weighted sum."""
+    found = torch.zeros(len(weights), device=logits.device)
+    for some in _parts(len(logits), rows_of_a_loss(logits.shape[1], logits.device.type)):
+        own = logits[some].detach().requires_grad_()
+        with torch.enable_grad():
+            among_all = slice(part.start + some.start, part.start + some.stop)
+            sums = terms(own, None if theirs is None else theirs[some], among_all)
+            total = _weighted(sums, weights)
+        found += torch.stack(sums).detach()
+        logits[some] = torch.autograd.grad(total, own)[0] if total.requires_grad else 0.0
+    return found
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without a second tensor of that size where one precision allows it."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

@@ -18,6 +18,7 @@ from toolkit import chunks
 from toolkit.errors import UserError
 from toolkit.heads import LABELS, TEACHER, label_loss, logits_of
 from toolkit.masking import KD_POSITIONS
+from toolkit.models import VocabularyHead
 from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings, Positions
 
 Batch = dict[str, Any]
@@ -111,7 +112,7 @@ class MlmLoss:
     the positions that carry a loss, and on a few of them at a time (`toolkit.chunks`).
 
     Args:
-        head: model -> its vocabulary head, hidden states [n, h] -> logits [n, V] (`models.mlm_head`).
+        head: model -> its vocabulary head, which must not be run as one (`models.mlm_head`).
         teacher: A frozen masked language model, or None.
         settings: Weights and temperature.
         positions: Where the teacher is compared; the label loss is always at the masked ones. Positions that are
@@ -121,7 +122,7 @@ class MlmLoss:
 
     def __init__(
         self,
-        head: Callable[[Any], Callable[[Tensor], Tensor]],
+        head: Callable[[Any], VocabularyHead],
         teacher: Teacher | None = None,
         settings: KDLossSettings | None = None,
         positions: Positions = "masked",
@@ -138,20 +139,19 @@ class MlmLoss:
         distance = _DISTANCES[self._settings.loss_types[1]]
         # The masked ones are among them, whichever they are.
         chosen = batch["attention_mask"].bool() if self._positions == "all" else batch.get(KD_POSITIONS, masked)
-        ours, following = self._hidden(model, batch, chosen)
-        theirs, their_following = self._teacher(lambda teacher: self._hidden(teacher, batch, chosen))
+        ours, following = self._to_decode(model, batch, chosen)
+        theirs, their_following = self._teacher(lambda teacher: self._to_decode(teacher, batch, chosen))
         targets, guessed = batch["labels"][chosen], masked[chosen]
-        head, their_head = self._head(model), self._head(self._teacher.model)
         some = len(theirs) > int(guessed.sum())
 
-        def terms(hidden: Tensor, part: slice) -> tuple[Tensor, ...]:
-            words, here = head(hidden), guessed[part] if some else slice(None)
-            with torch.no_grad():
-                their_words = their_head(theirs[part])
+        def terms(words: Tensor, their_words: Tensor | None, part: slice) -> tuple[Tensor, ...]:
+            assert their_words is not None
+            here = guessed[part] if some else slice(None)
             task = F.cross_entropy(words[here].float(), targets[part][here], reduction="sum") / batch["items"]
             return task, distance(words, their_words, temperature, batch["kd_items"])
 
-        total, found = self._in_chunks(model, terms, ours, weights)
+        taught = theirs, self._head(self._teacher.model).decoder
+        total, found = chunks.weighted_sum(terms, ours, self._head(model).decoder, weights, taught)
         task, kd = found
         if following is None:
             return LossTerms(total, task, kd)
@@ -162,34 +162,29 @@ class MlmLoss:
 
     def logits(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Of the vocabulary at the masked positions [m, V]; of pairs those of next-sentence prediction [n, 2] too."""
-        hidden, following = self._hidden(model, batch, batch["labels"] != -100)
-        return self._head(model)(hidden), following
+        states, following = self._to_decode(model, batch, batch["labels"] != -100)
+        logits: Tensor = self._head(model).decoder(states)
+        return logits, following
 
     def _of_labels(self, model: Any, batch: Batch, masked: Tensor) -> LossTerms:
-        hidden, following = self._hidden(model, batch, masked)
-        targets, head = batch["labels"][masked], self._head(model)
+        states, following = self._to_decode(model, batch, masked)
+        targets = batch["labels"][masked]
 
-        def terms(hidden: Tensor, part: slice) -> tuple[Tensor, ...]:
-            return (F.cross_entropy(head(hidden).float(), targets[part], reduction="sum") / batch["items"],)
+        def terms(words: Tensor, _: Tensor | None, part: slice) -> tuple[Tensor, ...]:
+            return (F.cross_entropy(words.float(), targets[part], reduction="sum") / batch["items"],)
 
-        total, _ = self._in_chunks(model, terms, hidden, (1.0,))
+        total, _ = chunks.weighted_sum(terms, states, self._head(model).decoder, (1.0,))
         if following is not None:
             total = total + self._next_loss(following, batch)
         return LossTerms(total, total.detach())
 
-    def _in_chunks(
-        self, model: Any, terms: chunks.Terms, hidden: Tensor, weights: tuple[float, ...]
-    ) -> tuple[Tensor, Tensor]:
-        chunk = chunks.rows_of(model.config.vocab_size, hidden.device.type)
-        return chunks.weighted_sum(terms, hidden, tuple(model.parameters()), weights, chunk)
-
-    def _hidden(self, model: Any, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Last hidden states at the chosen positions [m, h]; of pairs the logits of next-sentence prediction too."""
+    def _to_decode(self, model: Any, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the decoder takes at the chosen positions [m, e]; of pairs next-sentence prediction's logits too."""
         output = model.base_model(**inputs_of(batch))
-        hidden: Tensor = output[0][chosen]
+        states = self._head(model).transform(output[0][chosen])
         if "next_sentence_label" not in batch or self._next_head is None:
-            return hidden, None
-        return hidden, self._next_head(model)(output.pooler_output)
+            return states, None
+        return states, self._next_head(model)(output.pooler_output)
 
     @staticmethod
     def _next_loss(following: Tensor, batch: Batch) -> Tensor:
@@ -269,7 +264,7 @@ class LayersLoss:
 
 
 def mlm_loss(
-    head: Callable[[Any], Callable[[Tensor], Tensor]],
+    head: Callable[[Any], VocabularyHead],
     teacher: Teacher,
     criterion: Criterion,
     positions: Positions,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -28,14 +30,38 @@ from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# Attribute that a masked-LM model has -> its head, as a function of the last hidden states.
-_MLM_HEADS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
-    "cls": lambda model: model.cls.predictions,  # BERT
-    "lm_head": lambda model: model.lm_head,  # RoBERTa
-    "predictions": lambda model: model.predictions,  # ALBERT
-    "generator_lm_head": lambda model: lambda hidden: model.generator_lm_head(model.generator_predictions(hidden)),
-    "vocab_projector": lambda model: (
-        lambda hidden: model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))))
+
+@dataclass(frozen=True)
+class VocabularyHead:
+    """The head of a masked LM alone: last hidden states [n, h] -> vocabulary logits [n, V].
+
+    Attributes:
+        transform: All of it but its last layer, [n, h] -> [n, e].
+        decoder: The last layer, tied to the word embeddings, [n, e] -> [n, V].
+    """
+
+    transform: Callable[[Tensor], Tensor]
+    decoder: nn.Linear
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[n, h] -> [n, V]."""
+        logits: Tensor = self.decoder(self.transform(hidden))
+        return logits
+
+
+# Attribute that a masked-LM model has -> its head.
+_MLM_HEADS: dict[str, Callable[[Any], VocabularyHead]] = {
+    "cls": lambda model: VocabularyHead(model.cls.predictions.transform, model.cls.predictions.decoder),  # BERT
+    "lm_head": lambda model: VocabularyHead(
+        lambda hidden: model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden))), model.lm_head.decoder
+    ),  # RoBERTa
+    "predictions": lambda model: VocabularyHead(
+        lambda hidden: model.predictions.LayerNorm(model.predictions.activation(model.predictions.dense(hidden))),
+        model.predictions.decoder,
+    ),  # ALBERT
+    "generator_lm_head": lambda model: VocabularyHead(model.generator_predictions, model.generator_lm_head),  # ELECTRA
+    "vocab_projector": lambda model: VocabularyHead(
+        lambda hidden: model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))), model.vocab_projector
     ),  # DistilBERT
 }
 # Models whose positions are counted from behind the padding id, as fairseq did.
@@ -189,8 +215,8 @@ def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) ->
     return {f"{name}.weight": found[name] for name in kept}
 
 
-def mlm_head(model: "PreTrainedModel") -> Callable[[Tensor], Tensor]:
-    """The head of a masked LM alone: last hidden states [n, h] -> vocabulary logits [n, V].
+def mlm_head(model: "PreTrainedModel") -> VocabularyHead:
+    """The head of a masked LM.
 
     Raises:
         UserError: The architecture's head is not known.

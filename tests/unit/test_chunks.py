@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolkit import chunks, corpus, masking, models, training
 from toolkit.distillation import MlmLoss, Teacher, inputs_of
@@ -17,8 +18,9 @@ MASKED = Corpus(files=("any",), mlm_probability=0.3)
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    """Seven rows of the tiny model's vocabulary in a chunk."""
+    """Seven rows of the tiny model's vocabulary in a chunk, three of them in a loss."""
     monkeypatch.setattr(chunks, "rows_of", lambda width, kind: 7)
+    monkeypatch.setattr(chunks, "rows_of_a_loss", lambda width, kind: 3)
 
 
 @pytest.fixture
@@ -114,18 +116,39 @@ def test_labels_alone_have_the_value_and_gradients_of_cross_entropy(few_rows, ti
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
 
 
+class Made(TorchDispatchMode):
+    """Rows of every float tensor of logits that an operation makes, in its order."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.words, self.rows = words, []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if operation.is_view:  # of the decoder's weights
+                continue
+            if isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.shape[1] == self.words:
+                self.rows.append((operation.overloadpacket, len(tensor)))
+        return out
+
+
 def test_no_more_logits_than_a_chunk_exist_at_once_of_either_model(few_rows, tiny):
     student, teacher, batch = tiny("all")
-    rows = {"student": [], "teacher": []}
-    for name, model in (("student", student), ("teacher", teacher)):
-        model.cls.predictions.register_forward_hook(lambda _m, _i, out, name=name: rows[name].append(len(out)))
-    total = loss_of(teacher, "all")(student, batch).total
-    passes = -(-int(batch["attention_mask"].sum()) // 7)
-    for found in rows.values():
-        assert len(found) == passes
-        assert max(found) == 7
-    total.backward()
-    assert len(rows["student"]) == passes, "nothing is computed twice"
+    positions, loss = int(batch["attention_mask"].sum()), loss_of(teacher, "all")
+    with Made(student.config.vocab_size) as made:
+        loss(student, batch).total.backward()
+    assert max(rows for _, rows in made.rows) == 7 < positions
+    steps = [rows for operation, rows in made.rows if operation is torch.ops.aten._log_softmax]
+    assert max(steps) == 3, "what the formula makes on the way is smaller still"
+    products = [rows for operation, rows in made.rows if operation is torch.ops.aten.addmm]
+    assert sum(products) == 2 * positions, "each position is decoded once by each model: nothing is computed twice"
+
+
+def test_chunks_are_of_about_the_same_size():
+    assert [part.stop - part.start for part in chunks._parts(288, 154)] == [144, 144]
+    assert [part.stop - part.start for part in chunks._parts(10, 3)] == [3, 3, 3, 1]
+    assert chunks._parts(0, 3) == []
 
 
 def test_without_gradients_the_value_is_the_same_and_nothing_is_kept(few_rows, tiny):
@@ -154,25 +177,31 @@ def test_chunks_in_bfloat16_follow_the_plain_formula_in_bfloat16(few_rows, tiny)
             assert F.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.99, name
 
 
-def test_a_weight_of_zero_and_an_unused_parameter_have_no_gradient():
-    layer, unused = nn.Linear(4, 3), nn.Linear(2, 2)
+def test_a_weight_of_zero_has_no_part_in_the_gradient(few_rows):
+    decoder = nn.Linear(4, 3)
     rows = torch.randn(10, 4, requires_grad=True)
-
-    def terms(some, _):
-        return layer(some).sum(), (some**2).sum()
-
-    parameters = (*layer.parameters(), *unused.parameters())
-    total, found = chunks.weighted_sum(terms, rows, parameters, (0.0, 2.0), 3)
+    total, found = chunks.weighted_sum(lambda words, *_: (words.sum(), (words**2).sum()), rows, decoder, (0.0, 2.0))
     total.backward()
-    assert layer.weight.grad is None
-    assert unused.weight.grad is None
-    assert float(found[0]) == pytest.approx(float(layer(rows).sum()), rel=1e-5)
-    torch.testing.assert_close(rows.grad, 4 * rows.detach())
+    gradients = rows.grad.clone(), decoder.weight.grad.clone(), decoder.bias.grad.clone()
+    assert float(found[0]) == pytest.approx(float(decoder(rows).sum()), rel=1e-5)
+    rows.grad = None
+    decoder.zero_grad()
+    (2 * (decoder(rows) ** 2).sum()).backward()
+    for mine, plain_one in zip(gradients, (rows.grad, decoder.weight.grad, decoder.bias.grad), strict=True):
+        torch.testing.assert_close(mine, plain_one)
+
+
+def test_a_frozen_decoder_gets_no_gradient_and_its_rows_do(few_rows):
+    decoder = nn.Linear(4, 3, bias=False).requires_grad_(False)
+    rows = torch.randn(5, 4, requires_grad=True)
+    total, _ = chunks.weighted_sum(lambda words, *_: (words.sum(),), rows, decoder, (1.0,))
+    total.backward()
+    torch.testing.assert_close(rows.grad, decoder.weight.sum(0).expand(5, 4))
+    assert decoder.weight.grad is None
 
 
 def test_no_rows_give_nothing():
-    layer = nn.Linear(4, 3)
-    total, found = chunks.weighted_sum(lambda s, _: (layer(s).sum(),), torch.zeros(0, 4), (layer.weight,), (1.0,), 3)
+    total, found = chunks.weighted_sum(lambda words, *_: (words.sum(),), torch.zeros(0, 4), nn.Linear(4, 3), (1.0,))
     assert float(total) == 0
     assert found.tolist() == [0]
 

@@ -44,7 +44,8 @@ from toolkit.sparsity.sparsifier import PatternLock
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 2, 9
 _FEWEST = 256  # tokens
-_PASSING_LOGITS = 4  # vocabulary-sized tensors that come and go with a loss; seen in the peak of pre-training runs
+_CHUNKS_OF_LOGITS = 2  # the model's and its teacher's
+_TENSORS_OF_A_LOSS = 8  # that come and go, of a few rows of logits
 _Point = tuple[int, int]  # layers, examples
 _FLOAT = 4  # bytes; weights, gradients and the optimizer's state stay in FP32, also under bf16 autocast
 # Of a `config.json`: what belongs to one checkpoint and not to the architecture.
@@ -279,8 +280,10 @@ class _Job:
         settings = getattr(self._shape.train, "criterion", Criterion()).settings
         if self._shape.kind or (isinstance(settings, IntermediateSettings) and not settings.add_origin_loss):
             return sum(kept.values())
-        at_once = min(count * self._compared(self._shape.longest), chunks.rows_of(self._words, self._device.type))
-        return sum(kept.values()) + _PASSING_LOGITS * _FLOAT * at_once * self._words
+        rows, kind = count * self._compared(self._shape.longest), self._device.type
+        in_chunks = _CHUNKS_OF_LOGITS * min(rows, chunks.rows_of(self._words, kind))
+        in_losses = _TENSORS_OF_A_LOSS * min(rows, chunks.rows_of_a_loss(self._words, kind))
+        return sum(kept.values()) + _FLOAT * self._words * (in_chunks + in_losses)
 
     def _compared(self, length: int) -> int:
         """At how many tokens of a sequence the vocabulary head runs."""
