@@ -1,6 +1,7 @@
 // What the compiler does not make of plain vector code by itself. Included by micro_kernel.h inside its namespace.
 //   transpose: LANES vectors of LANES floats, in place
 //   floats_of: LANES codes of one signed byte
+//   reciprocal: 1/x for 1 <= x < 2^126, relative error below 3e-7; a division takes the time of ten products
 
 #if LANES == 16
 
@@ -32,6 +33,11 @@ inline vec floats_of(const uint8_t* codes) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
 }
 
+inline vec reciprocal(vec x) {
+  const vec near = _mm512_rcp14_ps(x);
+  return near * (2.f - x * near);  // one step of Newton's
+}
+
 #elif LANES == 8
 
 inline void transpose(vec* v) {
@@ -55,7 +61,14 @@ inline vec floats_of(const uint8_t* codes) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))));
 }
 
+inline vec reciprocal(vec x) {
+  const vec near = _mm256_rcp_ps(x);
+  return near * (2.f - x * near);  // one step of Newton's
+}
+
 #else
+
+inline vec reciprocal(vec x) { return 1.f / x; }
 
 inline vec floats_of(const uint8_t* codes) {
   vec v;

@@ -78,7 +78,7 @@ inline void plain_halves(const uint8_t* halves, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; ++i) values[i] = half_to_float(read_at<uint16_t>(halves, i));
 }
 
-// Values n of a unit as floats: where they lie if they are floats and aligned, else in `buffer`.
+// The n values of a unit as floats, in `buffer`: where a blob lies, floats need not be aligned.
 inline void plain_values(const Matrix& m, uint64_t first, uint32_t n, float* buffer) {
   if (m.header.value_type == kI8) plain_codes(m.values + first, n, buffer);
   else if (m.header.value_type == kF16) plain_halves(m.values + first * 2, n, buffer);
@@ -183,44 +183,43 @@ void multiply(const Matrix& m, uint32_t group, const float* panel, uint32_t widt
 
 // ---- activation
 
-inline vec choose(ivec yes, vec a, vec b) { return yes ? a : b; }
+inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
+inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
-// exp(x) for x <= 0, relative error about 1e-7: 2^n times a polynomial in what is left (Cody and Waite's reduction).
-inline vec exp_negative(vec x) {
-  x = choose(x < -87.f, broadcast(-87.f), x);
-  const vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
-  const vec n = (x * 1.44269504f + magic) - magic;
-  const vec f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  vec p = broadcast(1.f / 720);
-  p = p * f + 1.f / 120;
-  p = p * f + 1.f / 24;
-  p = p * f + 1.f / 6;
-  p = p * f + 0.5f;
-  p = p * f + 1.f;
-  p = p * f + 1.f;
-  const ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
-  return p * (vec)bits;  // the same bits, read as floats
+// 2^u for u <= 0, relative error below 3e-7 where it matters: 2^n times a polynomial in what is left of u (interpolation
+// in Chebyshev's points).
+inline vec exp2_negative(vec u) {
+  u = larger(u, broadcast(-126.f));
+  const vec shifted = u + 12582912.f;  // 1.5 * 2^23: rounds u to an integer n, whose bits are the lowest
+  const vec f = u - (shifted - 12582912.f);
+  vec p = broadcast(0.00133908634f);
+  p = p * f + 0.00967603192f;
+  p = p * f + 0.0555035711f;
+  p = p * f + 0.240221075f;
+  p = p * f + 0.693147188f;
+  p = p * f + 1.00000008f;
+  return (vec)((ivec)p + ((ivec)shifted << 23));  // n is added to the exponent
 }
 
-// x/2 (1 + erf(x/sqrt 2)); erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7.
+// x/2 (1 + erf(x/sqrt 2)) = max(x, 0) - |x|/2 (1 - erf(|x|/sqrt 2)); erf by Abramowitz and Stegun 7.1.26, absolute
+// error 1.5e-7.
 inline vec gelu_erf(vec x) {
-  const vec z = x * 0.70710678118f;
-  const vec a = choose(z < 0.f, -z, z);
-  const vec t = 1.f / (a * 0.3275911f + 1.f);
+  const vec a = absolute(x);
+  const vec t = reciprocal(a * 0.23164189f + 1.f);  // 0.3275911 / sqrt 2
   vec p = broadcast(1.061405429f);
   p = p * t - 1.453152027f;
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
-  const vec tail = p * t * exp_negative(-a * a);  // 1 - erf(a)
-  return x * 0.5f * choose(z < 0.f, tail, 2.f - tail);
+  const vec tail = p * t * exp2_negative(a * a * -0.72134752f);  // log2(e) / 2
+  return larger(x, vec{}) - a * 0.5f * tail;
 }
 
 // x/2 (1 + tanh(y)) = x / (1 + exp(-2y)), y = sqrt(2/pi) (x + 0.044715 x^3).
 inline vec gelu_tanh(vec x) {
-  const vec y = (x + 0.044715f * x * x * x) * 1.59576912161f;
-  const vec e = exp_negative(choose(y < 0.f, y, -y));
-  return x * choose(y < 0.f, e, broadcast(1.f)) / (1.f + e);
+  const vec y = (x + 0.044715f * x * x * x) * 2.30220819f;  // 2 sqrt(2/pi) log2(e)
+  const vec e = exp2_negative(-absolute(y));
+  return x * (y < 0.f ? e : broadcast(1.f)) * reciprocal(1.f + e);
 }
 
 void finish(const Matrix& m, uint32_t group, Activation activation, uint32_t width, float* sums, float* odd) {
