@@ -4,7 +4,8 @@
 
 Random weights: this is about speed, never about accuracy. Every variant runs in a process of its own, and they take
 turns, one inference each, so that a drift of the machine meets all alike. Ratios are to OpenVINO FP32 dense.
-With `onnx` and `onnxruntime` (and, under its evaluation licence, `deepsparse`) installed, those take part too.
+With `onnx` and `onnxruntime` installed, ONNX Runtime takes part too. So does DeepSparse, whose licence is for evaluation
+only and whose packages want an environment of their own, with `--deepsparse PYTHON`, that environment's interpreter.
 `--kernels` times single products instead, on one thread, against PyTorch's dense and CSR products.
 `--isa avx2` holds the kernel and oneDNN to AVX2; OpenVINO's FP32 products on MLAS choose for themselves.
 """
@@ -39,10 +40,13 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--folder", type=Path, help="where models are made and kept; default: a temporary one")
     parser.add_argument("--only", nargs="+", help="variants whose names contain one of these words")
+    parser.add_argument("--deepsparse", metavar="PYTHON", help="an interpreter that can import deepsparse")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.isa:
-        os.environ |= {"PRUNEOFA_ISA": given.isa} | ({"ONEDNN_MAX_CPU_ISA": "AVX2"} if given.isa != "avx512" else {})
+        os.environ |= {"PRUNEOFA_ISA": given.isa} | (
+            {"ONEDNN_MAX_CPU_ISA": "AVX2", "NM_ARCH": "avx2"} if given.isa != "avx512" else {}
+        )
     if given.worker:
         worker(json.loads(given.worker))
     elif given.kernels:
@@ -111,8 +115,9 @@ def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str
                 add(f"ONNX Runtime FP32 {label}", "onnx", sparse / "model.onnx", sparse / "model.onnx")
                 dynamic = onnx_dynamic(sparse)
                 add(f"ONNX Runtime dynamic INT8 {label}", "onnx", dynamic, dynamic)
-            if util.find_spec("deepsparse") and (sparse / "model.onnx").is_file():
+            if given.deepsparse and (sparse / "model.onnx").is_file():
                 add(f"DeepSparse FP32 {label}", "deepsparse", sparse / "model.onnx", sparse / "model.onnx")
+                made.get(f"DeepSparse FP32 {label}", {})["python"] = given.deepsparse
     return made
 
 
@@ -163,7 +168,7 @@ def export(shape: str, sparsity: float | None, pattern: str, folder: Path) -> No
 
 
 def quantized(folder: Path) -> Path:
-    """INT8 of an IR, by NNCF, calibrated on random ids; without SmoothQuant, as quantization-aware training leaves it."""
+    """INT8 of an IR, by NNCF, calibrated on random ids; without SmoothQuant, as training for 8 bits leaves it."""
     import nncf
     import numpy as np
     import openvino as ov
@@ -208,7 +213,7 @@ def compare(variants: dict[str, dict[str, Any]], threads: int, batch: int, lengt
     for name, variant in variants.items():
         what = json.dumps(variant | {"threads": threads, "batch": batch, "length": length})
         workers[name] = subprocess.Popen(
-            [sys.executable, __file__, "--worker", what],
+            [variant.get("python", sys.executable), __file__, "--worker", what],
             **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
             env=os.environ | {"CI": "true", "OMP_NUM_THREADS": str(threads), "NM_DISABLE_ANALYTICS": "1"},
         )
