@@ -121,10 +121,13 @@ def add_up(tensors: "Iterable[torch.Tensor]") -> None:
 
     sent = []
     for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        sent.append((bucket, flat, group.all_reduce(flat, async_op=True)))
+        in_place = len(bucket) == 1 and bucket[0].is_contiguous()  # word embeddings: half of a small model
+        flat = bucket[0].view(-1) if in_place else torch.cat([tensor.reshape(-1) for tensor in bucket])
+        sent.append(([] if in_place else bucket, flat, group.all_reduce(flat, async_op=True)))
     for bucket, flat, work in sent:
         work.wait()
+        if not bucket:
+            continue
         for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
