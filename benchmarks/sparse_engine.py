@@ -4,8 +4,8 @@
 
 Random weights: this is about speed, never about accuracy. Every variant runs in a process of its own, and they take
 turns, one inference each, so that a drift of the machine meets all alike. Ratios are to OpenVINO FP32 dense.
-With `onnx` and `onnxruntime` installed, ONNX Runtime takes part too. So does DeepSparse, whose licence is for evaluation
-only and whose packages want an environment of their own, with `--deepsparse PYTHON`, that environment's interpreter.
+With `onnx` and `onnxruntime` installed, ONNX Runtime takes part too. So does DeepSparse, whose licence is for
+evaluation only and whose packages want an environment of their own, with `--deepsparse` and that one's interpreter.
 `--kernels` times single products instead, on one thread, against PyTorch's dense and CSR products.
 `--isa avx2` holds the kernel and oneDNN to AVX2; OpenVINO's FP32 products on MLAS choose for themselves.
 """
@@ -210,12 +210,14 @@ def compare(variants: dict[str, dict[str, Any]], threads: int, batch: int, lengt
     """Markdown rows; one process for each variant, one inference of each in turn."""
     workers: dict[str, subprocess.Popen[str]] = {}
     loads, times = {}, {name: [] for name in variants}
+    settings = os.environ | {"CI": "true", "OMP_NUM_THREADS": str(threads), "NM_DISABLE_ANALYTICS": "1"}
+    elsewhere = {key: value for key, value in settings.items() if key != "PYTHONPATH"}
     for name, variant in variants.items():
         what = json.dumps(variant | {"threads": threads, "batch": batch, "length": length})
         workers[name] = subprocess.Popen(
             [variant.get("python", sys.executable), __file__, "--worker", what],
             **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
-            env=os.environ | {"CI": "true", "OMP_NUM_THREADS": str(threads), "NM_DISABLE_ANALYTICS": "1"},
+            env=elsewhere if "python" in variant else settings,
         )
         loads[name] = float(workers[name].stdout.readline())
     for _ in range(rounds):
@@ -247,6 +249,8 @@ def worker(what: dict[str, Any]) -> None:
     """Loads a variant and says how long that took; then times an inference for each line, until `stop`."""
     import numpy as np
 
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
     ids = np.random.default_rng(0).integers(1000, 20000, (what["batch"], what["length"]))
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     start = time.perf_counter()
@@ -254,15 +258,15 @@ def worker(what: dict[str, Any]) -> None:
         what["kind"]
     ](what, inputs)
     infer()
-    print(time.perf_counter() - start, flush=True)
+    print(time.perf_counter() - start, file=answers, flush=True)
     infer()
     for line in sys.stdin:
         if line.strip() == "stop":
-            print(peak_memory(), flush=True)
+            print(peak_memory(), file=answers, flush=True)
             return
         start = time.perf_counter()
         infer()
-        print(1000 * (time.perf_counter() - start), flush=True)
+        print(1000 * (time.perf_counter() - start), file=answers, flush=True)
 
 
 def peak_memory() -> int:
