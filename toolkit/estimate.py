@@ -24,7 +24,8 @@ from toolkit.recipe import Criterion, DistillationTrain, KDLossSettings, Optimiz
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from toolkit.measure.training_step import StepCost, StepShape
+    from toolkit.measure.training_job import StepShape
+    from toolkit.measure.training_step import StepCost
 
 Measure = Callable[["StepShape", float], "StepCost"]
 
@@ -184,7 +185,7 @@ class _Costs:
 
     def _shape(self, step: Step) -> "StepShape | None":
         """Of a stage that does not train: that of the task's evaluation. None: a model's size is not known."""
-        from toolkit.measure.training_step import StepShape
+        from toolkit.measure.training_job import StepShape
 
         config, train = _config(_root(step)), train_of(step)
         section = step.sections[step.stage.name]

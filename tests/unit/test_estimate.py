@@ -255,7 +255,7 @@ def test_sequences_of_a_corpus_are_told_from_a_sample(tmp_path, tiny_bert, tiny_
 
 
 def shape(tiny_bert: Path, layers: int, **changes: Any) -> Any:
-    from toolkit.measure.training_step import StepShape
+    from toolkit.measure.training_job import StepShape
     from toolkit.recipe import DistillationTrain
 
     config = json.loads((tiny_bert / "config.json").read_text()) | {"num_hidden_layers": layers}
@@ -284,14 +284,14 @@ LAYERS_LOSS = {
     ids=str,
 )
 def test_two_layers_tell_the_size_and_memory_of_five(tiny_bert, changes):
-    from toolkit.measure import training_step
+    from toolkit.measure import training_job, training_step
     from toolkit.recipe import DistillationTrain
 
     train = {"steps": 1, "batch_size": 4} | {k: v for k, v in changes.items() if k in ("criterion", "precision")}
     rest = {k: v for k, v in changes.items() if k not in train}
     wanted = shape(tiny_bert, 5, train=DistillationTrain.model_validate(train), **rest)
     cost = training_step.measure(wanted, seconds=0.1)
-    whole = training_step._Job(wanted, 5)
+    whole = training_job.Job(wanted, 5)
     assert cost.parameters == whole.parameters
     assert cost.state_bytes == 16 * whole.parameters  # weights, gradients, two values of AdamW
     assert cost.teacher_bytes == 4 * whole.of_teacher
