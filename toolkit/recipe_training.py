@@ -155,6 +155,9 @@ class Train(Section):
     warmup_ratio: Fraction = Field(0.01, description="share of the steps in which the learning rate rises from 0")
     max_grad_norm: Number = Field(1.0, gt=0, description="gradients with a larger norm are scaled down to it")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights stay fp32")
+    compile: bool = Field(
+        False, description="torch.compile; on the CPUs measured it took half a minute and gained nothing"
+    )
     checkpoint_every: Count = Field(500, description="steps between resumable checkpoints")
     log_every: Count = Field(10, description="steps between points of the training curve")
 
@@ -169,3 +172,9 @@ class DistillationTrain(Train):
     """`Train` with a distillation loss."""
 
     criterion: Criterion = Criterion()
+
+    @model_validator(mode="after")
+    def _whole_layers_if_compiled(self) -> "DistillationTrain":
+        if self.compile and self.criterion.IntermediateLayersKnowledgeDistillationLoss:
+            raise wrong("cannot be true where layers are compared: each is looked into", "compile", instead="false")
+        return self

@@ -1,9 +1,10 @@
 """The one training loop: transformers' Trainer with a loss of ours, pruning hooks and an exact resume."""
 
+import contextlib
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,11 +223,25 @@ def fit(
     )
     context.progress.start(data.steps)
     started, first = time.monotonic(), hooks.last_step
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with _compiled(model if section.compile else None):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if rank:
         raise distributed.PartDone
     done = max(1, data.steps - first)
     return Fitted(hooks.history, data.steps, (time.monotonic() - started) / done, processes)
+
+
+@contextlib.contextmanager
+def _compiled(model: Any) -> Iterator[None]:
+    """The encoder runs as what torch.compile makes of it; heads and losses, whose sizes change, as they are."""
+    if model is None:
+        yield
+        return
+    model.base_model.compile()
+    try:
+        yield
+    finally:
+        model.base_model._compiled_call_impl = None  # evaluation has a shape for every batch
 
 
 def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:

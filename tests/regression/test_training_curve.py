@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from toolkit import chunks, corpus, models, training
@@ -97,9 +98,11 @@ def written_out(student, teacher, batches, positions) -> tuple[list[dict[str, fl
     return curve, masks
 
 
-@pytest.mark.parametrize("positions", ["masked", "all"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch, positions, accumulation):
+@pytest.mark.parametrize(
+    ("positions", "accumulation", "compiled"),
+    [("masked", 1, False), ("masked", 2, False), ("all", 1, False), ("all", 2, False), ("masked", 1, True)],
+)
+def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch, positions, accumulation, compiled):
     monkeypatch.setattr(chunks, "rows_of", lambda width, kind: 19)  # several chunks in a tiny batch
     student, teacher, tokenizer, text = start()
     train = Train.model_validate(
@@ -110,6 +113,7 @@ def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch,
             "optimizer": {"AdamW": {"learning_rate": RATE, "weight_decay": DECAY, "epsilon": 1e-6}},
             "warmup_ratio": WARMUP / STEPS,
             "log_every": 1,
+            "compile": compiled,
         }
     )
     compression = {"target_sparsity": TARGET, "start_step": START, "end_step": END}
@@ -121,7 +125,9 @@ def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch,
     data = training.mlm_data(text, tokenizer, section, positions, train, seed=3)
     loss = MlmLoss(models.mlm_head, Teacher(teacher), settings, positions)
     context = Context(tmp_path, tmp_path / "work", 0)
+    graphs = counters["stats"]["unique_graphs"]
     fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
+    assert (counters["stats"]["unique_graphs"] > graphs) == compiled
 
     other, teacher, *_ = start()
     size = train.batch_size

@@ -278,8 +278,19 @@ def test_wrong_value_is_told_in_words_with_its_line(write, old, new, key, words,
             "{layer_mappings: [[a, b]], loss_weights: [1, 1]}}",
             "has 2 values for 1 pairs",
         ),
+        (
+            "epoch: 3",
+            "epoch: 3\n      compile: true\n      criterion: {IntermediateLayersKnowledgeDistillationLoss: "
+            "{layer_mappings: [[a, b]]}}",
+            "each is looked into",
+        ),
         ("transfer:\n", "transfer:\n  pruning: {train: {steps: 1}}\n", "exactly one of `distillation`"),
         ("quantize:\n", "quantize:\n  quantization: {approach: post_training_static_quant}\n", "does not train"),
+        (
+            "quantize:\n  distillation:\n    train: {steps: 5}",
+            "quantize:\n  distillation:\n    train: {steps: 5, compile: true}",
+            "cannot be compiled",
+        ),
     ],
 )
 def test_sections_that_make_no_sense_are_refused(write, old, new, words):
