@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"))
+    parser.add_argument("--isa", choices=("scalar", "avx2", "avx512", "vnni"))
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--folder", type=Path, help="where models are made and kept; default: a temporary one")
     parser.add_argument("--only", nargs="+", help="variants whose names contain one of these words")
@@ -45,7 +45,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.isa:
         os.environ |= {"PRUNEOFA_ISA": given.isa} | (
-            {"ONEDNN_MAX_CPU_ISA": "AVX2", "NM_ARCH": "avx2"} if given.isa != "avx512" else {}
+            {"ONEDNN_MAX_CPU_ISA": "AVX2", "NM_ARCH": "avx2"} if given.isa in ("scalar", "avx2") else {}
         )
     if given.worker:
         worker(json.loads(given.worker))
@@ -83,8 +83,10 @@ def machine() -> str:
 
 def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> what a worker needs to run it."""
+    from toolkit import kernels
     from toolkit.ir.engine import to_engine
 
+    kernels.build()
     made: dict[str, dict[str, Any]] = {}
 
     def add(name: str, kind: str, path: Path, weights: Path) -> None:

@@ -9,6 +9,11 @@ namespace pofa {
 const Kernel* kernel_named(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  if (!std::strcmp(name, "vnni")) {
+    const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vnni");
+    return runs ? &kVnni : nullptr;
+  }
   if (!std::strcmp(name, "avx512")) return __builtin_cpu_supports("avx512f") ? &kAvx512 : nullptr;
   if (!std::strcmp(name, "avx2")) {
     const bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -22,7 +27,7 @@ const Kernel& best_kernel() {
   static const Kernel* const best = [] {
     const char* wanted = std::getenv("PRUNEOFA_ISA");
     if (const Kernel* kernel = wanted ? kernel_named(wanted) : nullptr) return kernel;
-    for (const char* name : {"avx512", "avx2"})
+    for (const char* name : {"vnni", "avx512", "avx2"})
       if (const Kernel* kernel = kernel_named(name)) return kernel;
     return &kScalar;
   }();

@@ -222,13 +222,22 @@ inline vec gelu_tanh(vec x) {
   return x * (y < 0.f ? e : broadcast(1.f)) * reciprocal(1.f + e);
 }
 
-void finish(const Matrix& m, uint32_t group, Activation activation, uint32_t width, float* sums, float* odd) {
+inline vec scaled(const float* sums, float scale, float bias, bool codes) {
+  vec v = load(sums);
+  if (codes) v = __builtin_convertvector((ivec)v, vec);
+  return v * scale + bias;
+}
+
+void finish(const Matrix& m, uint32_t group, Activation activation, const Affine* codes, uint32_t width, float* sums,
+            float* odd) {
   const uint32_t first = group * m.header.group_rows, rows = m.rows_in_group(group);
+  const uint8_t* scales = codes ? reinterpret_cast<const uint8_t*>(codes->scales) : m.scales;
+  const uint8_t* biases = codes ? reinterpret_cast<const uint8_t*>(codes->biases) : m.biases;
   for (uint32_t t = 0; t < width; t += LANES) {
     vec strange{};
     for (uint32_t r = 0; r < rows; ++r) {
       float* at = sums + size_t(r) * width + t;
-      vec v = load(at) * read_at<float>(m.scales, first + r) + read_at<float>(m.biases, first + r);
+      vec v = scaled(at, read_at<float>(scales, first + r), read_at<float>(biases, first + r), codes);
       if (activation == kGeluErf) v = gelu_erf(v);
       if (activation == kGeluTanh) v = gelu_tanh(v);
       store_vec(at, v);
@@ -256,8 +265,29 @@ void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, fl
   }
 }
 
+// ---- activations in 8 bits
+
+// The number of the nearest step, as a float; NaN becomes 0, which is mended elsewhere.
+inline vec nearest_step(vec x, Range range, float per_step) {
+  const vec steps = larger((x - range.low) * per_step, vec{});
+  return (steps < 255.f ? steps : broadcast(255.f)) + 12582912.f - 12582912.f;  // see exp2_negative; ties to even
+}
+
+void fake_quantize(float* values, size_t n, Range range) {
+  const float step = range.step();
+  for (size_t i = 0; i < n; i += LANES)
+    store_vec(values + i, nearest_step(load(values + i), range, 1 / step) * step + range.low);
+}
+
+#ifdef VNNI
+#include "codes.h"
+#else
+constexpr auto quantize = nullptr;
+constexpr auto multiply_codes = nullptr;
+#endif
+
 }  // namespace
 
 namespace pofa {
-const Kernel KERNEL = {NAME, LANES, 4, load_panel, multiply, finish, store};
+const Kernel KERNEL = {NAME, LANES, 4, load_panel, multiply, finish, store, fake_quantize, quantize, multiply_codes};
 }

@@ -5,10 +5,13 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
+#include <cmath>
+#include <locale>
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/constant.hpp>
 #include <openvino/op/op.hpp>
+#include <sstream>
 
 #include "sparse_linear.h"
 
@@ -45,6 +48,8 @@ class SparseLinear : public ov::op::Op {
       ov::Dimension& last = shape[shape.rank().get_length() - 1];
       NODE_VALIDATION_CHECK(this, last.compatible(m_columns), "activations have ", last, " columns, the weights ", m_columns);
     }
+    NODE_VALIDATION_CHECK(this, m_ranges.empty() || m_ranges.size() == 2 * m_rows.size(), "there are ", m_ranges.size(),
+                          " ends of ranges for ", m_rows.size(), " matrices");
     for (size_t i = 0; i < m_rows.size(); ++i)
       NODE_VALIDATION_CHECK(this, get_input_element_type(i + 1).compatible(ov::element::u8), "packed weights must be u8");
     open();
@@ -62,8 +67,8 @@ class SparseLinear : public ov::op::Op {
 
   SparseLinear(const SparseLinear& other, const ov::OutputVector& inputs)
       : Op(inputs), m_format_version(other.m_format_version), m_rows(other.m_rows), m_columns(other.m_columns),
-        m_pattern(other.m_pattern), m_activation(other.m_activation), m_chain(other.m_chain), m_layer(other.m_layer),
-        m_blobs(other.m_blobs) {
+        m_pattern(other.m_pattern), m_activation(other.m_activation), m_chain(other.m_chain), m_ranges(other.m_ranges),
+        m_layer(other.m_layer), m_blobs(other.m_blobs) {
     constructor_validate_and_infer_types();
   }
 
@@ -74,6 +79,7 @@ class SparseLinear : public ov::op::Op {
     visitor.on_attribute("pattern", m_pattern);
     visitor.on_attribute("activation", m_activation);
     visitor.on_attribute("chain", m_chain);
+    visitor.on_attribute("input_ranges", m_ranges);
     return true;
   }
 
@@ -110,8 +116,16 @@ class SparseLinear : public ov::op::Op {
     if (m_layer && blobs == m_blobs) return;
     const int activation = m_activation == "none" ? 0 : m_activation == "gelu_erf" ? 1 : m_activation == "gelu_tanh" ? 2 : -1;
     NODE_VALIDATION_CHECK(this, activation >= 0, "unknown activation ", m_activation);
+    std::vector<float> ranges;
+    for (const std::string& text : m_ranges) {
+      std::istringstream in(text);
+      in.imbue(std::locale::classic());
+      ranges.push_back(NAN);
+      in >> ranges.back();
+    }
     pofa_layer* layer = nullptr;
-    const int error = pofa_open(blobs.data(), sizes.data(), uint32_t(blobs.size()), m_chain, activation, nullptr, &layer);
+    const int error = pofa_open(blobs.data(), sizes.data(), uint32_t(blobs.size()), m_chain, activation,
+                                ranges.empty() ? nullptr : ranges.data(), nullptr, &layer);
     NODE_VALIDATION_CHECK(this, error == 0, pofa_error(error));
     m_layer = Layer(layer, [](const pofa_layer* closed) { pofa_close(const_cast<pofa_layer*>(closed)); });
     m_blobs = blobs;
@@ -131,6 +145,9 @@ class SparseLinear : public ov::op::Op {
   std::string m_pattern = "1x1";
   std::string m_activation = "none";  // none, gelu_erf, gelu_tanh
   bool m_chain = false;               // the first matrix feeds the second
+  // None, or low and high for each matrix: its activations are rounded to 8 bits. OpenVINO writes floats with six digits,
+  // which would move some of them to another code.
+  std::vector<std::string> m_ranges;
   Layer m_layer;
   std::vector<const void*> m_blobs;
 };

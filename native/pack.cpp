@@ -8,7 +8,7 @@ namespace pofa {
 namespace {
 
 constexpr uint32_t kBlockColumns = 192;  // a tile of 64 tokens takes 48 KB, one of 32 takes 24: they fit the first cache
-constexpr uint32_t kGroupRows = 128;
+constexpr uint32_t kGroupRows = 128, kGroupRows4x1 = 64;  // measured; their sums of 64 tokens take 32 and 16 KB
 
 struct Source {
   const Dense& dense;
@@ -101,7 +101,7 @@ Error pack(const Dense& dense, uint32_t block_rows, uint32_t block_columns, uint
   h.block_rows = block_rows;
   h.value_type = dense.value_type;
   h.block_columns = block_columns ? block_columns : kBlockColumns;
-  h.group_rows = group_rows ? group_rows : kGroupRows;
+  h.group_rows = group_rows ? group_rows : block_rows == 4 ? kGroupRows4x1 : kGroupRows;
   if (!dense.values || h.rows < 1 || h.columns < 1 || h.rows > kMaxSide || h.columns > kMaxSide ||
       (block_rows != 1 && block_rows != 4) || h.value_type > kI8 || h.block_columns > kMaxBlock ||
       h.group_rows > kMaxGroup || h.group_rows < 4 || h.group_rows % (block_rows == 4 ? 4 : 2))

@@ -8,18 +8,10 @@
 #include <new>
 #include <vector>
 
-#include "format.h"
-#include "kernel.h"
+#include "layer.h"
 #include "pack.h"
 
 using namespace pofa;
-
-struct pofa_layer {
-  std::vector<Matrix> matrices;
-  bool chain = false;
-  Activation activation = kIdentity;
-  const Kernel* kernel = nullptr;
-};
 
 namespace {
 
@@ -44,7 +36,7 @@ class Scratch {
   size_t size_ = 0;
 };
 
-thread_local Scratch t_input, t_hidden, t_sums, t_odd;
+thread_local Scratch t_input, t_ready, t_hidden, t_sums, t_odd;
 thread_local Scratch t_shared;  // of the thread that calls, read by the others
 
 struct Call {
@@ -61,101 +53,81 @@ struct Call {
   const float* rows_of(size_t panel) const { return x + panel * width * in().columns(); }
 };
 
-// ---- exactly, one token at a time: for tokens with a NaN or an infinity, which are rare and must not be fast
-
-float activate(float v, Activation activation) {
-  if (activation == kGeluErf) return v * 0.5f * (1.f + std::erf(v * 0.70710678f));
-  if (activation == kGeluTanh) return v * 0.5f * (1.f + std::tanh(0.79788456f * (v + 0.044715f * v * v * v)));
-  return v;
-}
-
-float half(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  float v = exponent == 31 ? (fraction ? NAN : INFINITY)
-                           : std::ldexp(float(exponent ? fraction + 1024 : fraction), (exponent ? exponent : 1) - 25);
-  return bits & 0x8000 ? -v : v;
-}
-
-float value_of(const Matrix& m, uint64_t i) {
-  if (m.header.value_type == kI8) return float(int8_t(m.values[i]));
-  return m.header.value_type == kF16 ? half(read_at<uint16_t>(m.values, i)) : read_at<float>(m.values, i);
-}
-
-void dense_product(const Matrix& m, const float* x, float* y) {
-  const uint32_t rows = m.rows();
-  size_t strange = 0;
-  for (uint32_t k = 0; k < m.columns(); ++k) strange += !std::isfinite(x[k]);
-  std::vector<size_t> met(rows, 0);  // of a row's weights, those that are not zero and meet a NaN or an infinity
-  std::fill(y, y + rows, 0.f);
-  uint64_t entry = 0, unit = 0;
-  for (uint32_t group = 0; group < m.groups_count(); ++group)
-    for (uint32_t block = 0; block < m.blocks_count(); ++block)
-      for (uint32_t u = 0; u < m.units_in_group(group); ++u, ++unit) {
-        const uint32_t count = read_at<uint16_t>(m.counts, unit), wide = m.rows_of_unit();
-        const bool pairs = m.header.block_rows == 1;
-        for (uint32_t e = 0; e < count; ++e)
-          for (uint32_t j = 0; j < wide; ++j) {
-            const uint64_t at = pairs ? entry + 2 * e + j : (entry + e) * 4 + j;
-            const uint32_t row = group * m.header.group_rows + (pairs ? m.row_pairs[2 * unit + j] : 4 * u + j);
-            const float weight = value_of(m, at);
-            if (weight == 0.f || row >= rows) continue;
-            const float in = x[block * m.header.block_columns + m.indices[pairs ? at : entry + e]];
-            y[row] += weight * in;
-            met[row] += !std::isfinite(in);
-          }
-        entry += uint64_t(count) * (pairs ? 2 : 1);
-      }
-  for (uint32_t r = 0; r < rows; ++r) {
-    y[r] = y[r] * read_at<float>(m.scales, r) + read_at<float>(m.biases, r);
-    if (met[r] < strange) y[r] = NAN;  // somewhere a zero weight meets one
-  }
-}
-
-void exactly(const Call& call, size_t token) {
-  const pofa_layer& layer = call.layer;
-  const float* x = call.x + token * call.in().columns();
-  for (size_t i = 0; i < (layer.chain ? 1 : layer.matrices.size()); ++i) {
-    const Matrix& m = layer.matrices[i];
-    std::vector<float> out(m.rows());
-    dense_product(m, x, out.data());
-    for (float& v : out) v = activate(v, layer.activation);
-    if (layer.chain) {
-      const Matrix& second = layer.matrices[1];
-      dense_product(second, out.data(), call.y[0] + token * second.rows());
-    } else {
-      std::copy(out.begin(), out.end(), call.y[i] + token * m.rows());
-    }
-  }
-}
-
 void mend(const Call& call, size_t panel, const float* odd) {
   for (uint32_t t = 0; t < call.tokens_in(panel); ++t)
-    if (odd[t] != 0.f) exactly(call, panel * call.width + t);  // NaN is not equal to zero
+    if (odd[t] != 0.f) exactly(call.layer, call.x, panel * call.width + t, call.y);  // NaN is not equal to zero
+}
+
+// ---- activations as matrix i reads them: as they are, as codes of 8 bits, or as floats rounded to what codes stand for
+
+size_t floats_of_codes(uint32_t columns) { return size_t(columns + kMaxBlock) * kCodes / sizeof(float); }
+
+size_t ready_size(const Call& call, size_t i) {
+  const uint32_t columns = call.layer.matrices[i].columns();
+  if (call.layer.roundings.empty()) return 0;
+  return call.layer.codes ? floats_of_codes(columns) : size_t(columns) * call.width;
+}
+
+const float* make_ready(const Call& call, size_t i, const float* panel, float* room) {
+  const pofa_layer& layer = call.layer;
+  if (layer.roundings.empty()) return panel;
+  const uint32_t columns = layer.matrices[i].columns();
+  if (layer.codes) {
+    call.kernel().quantize(panel, columns, call.width, layer.roundings[i].range, reinterpret_cast<uint8_t*>(room));
+  } else {
+    std::copy(panel, panel + size_t(columns) * call.width, room);
+    call.kernel().fake_quantize(room, size_t(columns) * call.width, layer.roundings[i].range);
+  }
+  return room;
+}
+
+void group_of(const Call& call, size_t i, uint32_t group, Activation activation, const float* ready, float* sums, float* odd) {
+  const Matrix& m = call.layer.matrices[i];
+  if (call.layer.codes) {
+    call.kernel().multiply_codes(m, group, reinterpret_cast<const uint8_t*>(ready), call.width, sums);
+    const Affine affine = call.layer.roundings[i].affine();
+    call.kernel().finish(m, group, activation, &affine, call.width, sums, odd);
+  } else {
+    call.kernel().multiply(m, group, ready, call.width, sums);
+    call.kernel().finish(m, group, activation, nullptr, call.width, sums, odd);
+  }
 }
 
 // ---- one panel of tokens
 
 size_t sums_size(const Matrix& m, uint32_t width) { return size_t(m.header.group_rows + 4) * width; }
-size_t hidden_size(const Matrix& m, uint32_t width) { return (size_t(m.rows()) + 4) * width; }
 
-// Groups from .. to of matrix m: sums, scale, bias, activation, and out to y.
-void groups_to_output(const Call& call, const Matrix& m, Activation activation, uint32_t from, uint32_t to,
-                      const float* panel, float* sums, size_t index, float* y) {
+size_t hidden_size(const Call& call) {
+  const uint32_t rows = call.in().rows();
+  return call.layer.codes ? floats_of_codes(rows) : size_t(rows + 4) * call.width;
+}
+
+// Groups from .. to of matrix i: sums, scale, bias, activation, and out to y.
+void groups_to_output(const Call& call, size_t i, Activation activation, uint32_t from, uint32_t to, const float* ready,
+                      size_t panel, float* y) {
+  const Matrix& m = call.layer.matrices[i];
+  float* sums = t_sums.get(sums_size(m, call.width));
   for (uint32_t g = from; g < to; ++g) {
-    call.kernel().multiply(m, g, panel, call.width, sums);
-    call.kernel().finish(m, g, activation, call.width, sums, nullptr);
-    float* at = y + index * call.width * m.rows() + size_t(g) * m.header.group_rows;
-    call.kernel().store(sums, m.rows_in_group(g), call.width, call.tokens_in(index), at, m.rows());
+    group_of(call, i, g, activation, ready, sums, nullptr);
+    float* at = y + panel * call.width * m.rows() + size_t(g) * m.header.group_rows;
+    call.kernel().store(sums, m.rows_in_group(g), call.width, call.tokens_in(panel), at, m.rows());
   }
 }
 
-// The same, but what comes out stays transposed: the next matrix's panel.
-void groups_to_hidden(const Call& call, const Matrix& m, Activation activation, uint32_t from, uint32_t to,
-                      const float* panel, float* hidden, float* odd) {
+// Groups of a chain's first matrix: what comes out stays transposed, and ready for the second.
+void groups_to_hidden(const Call& call, uint32_t from, uint32_t to, const float* ready, float* hidden, float* odd) {
+  const pofa_layer& layer = call.layer;
+  const Matrix& m = layer.matrices[0];
   for (uint32_t g = from; g < to; ++g) {
-    float* sums = hidden + size_t(g) * m.header.group_rows * call.width;
-    call.kernel().multiply(m, g, panel, call.width, sums);
-    call.kernel().finish(m, g, activation, call.width, sums, odd);
+    const size_t row = size_t(g) * m.header.group_rows;
+    float* sums = layer.codes ? t_sums.get(sums_size(m, call.width)) : hidden + row * call.width;
+    group_of(call, 0, g, layer.activation, ready, sums, odd);
+    if (layer.codes) {
+      uint8_t* codes = reinterpret_cast<uint8_t*>(hidden) + row * kCodes;
+      call.kernel().quantize(sums, m.rows_in_group(g), call.width, layer.roundings[1].range, codes);
+    } else if (!layer.roundings.empty()) {
+      call.kernel().fake_quantize(sums, size_t(m.rows_in_group(g)) * call.width, layer.roundings[1].range);
+    }
   }
 }
 
@@ -165,18 +137,16 @@ void whole_panel(const Call& call, size_t index) {
   float* panel = t_input.get(size_t(call.in().columns()) * call.width);
   float* odd = t_odd.get(call.width);
   call.kernel().load_panel(call.rows_of(index), call.tokens_in(index), call.in().columns(), call.width, panel, odd);
+  const float* ready = nullptr;
+  for (size_t i = 0; i < (layer.chain ? 1 : layer.matrices.size()); ++i) {
+    if (i == 0 || !layer.same_input(i - 1, i)) ready = make_ready(call, i, panel, t_ready.get(ready_size(call, i)));
+    if (!layer.chain)
+      groups_to_output(call, i, layer.activation, 0, layer.matrices[i].groups_count(), ready, index, call.y[i]);
+  }
   if (layer.chain) {
-    const Matrix &first = layer.matrices[0], &second = layer.matrices[1];
-    float* hidden = t_hidden.get(hidden_size(first, call.width));
-    groups_to_hidden(call, first, layer.activation, 0, first.groups_count(), panel, hidden, odd);
-    float* sums = t_sums.get(sums_size(second, call.width));
-    groups_to_output(call, second, kIdentity, 0, second.groups_count(), hidden, sums, index, call.y[0]);
-  } else {
-    for (size_t i = 0; i < layer.matrices.size(); ++i) {
-      const Matrix& m = layer.matrices[i];
-      float* sums = t_sums.get(sums_size(m, call.width));
-      groups_to_output(call, m, layer.activation, 0, m.groups_count(), panel, sums, index, call.y[i]);
-    }
+    float* hidden = t_hidden.get(hidden_size(call));
+    groups_to_hidden(call, 0, call.in().groups_count(), ready, hidden, odd);
+    groups_to_output(call, 1, kIdentity, 0, layer.matrices[1].groups_count(), hidden, index, call.y[0]);
   }
   mend(call, index, odd);
 }
@@ -194,34 +164,35 @@ void run_parallel(pofa_parallel_for parallel, size_t n, F&& body) {
 
 void shared_panels(const Call& call, pofa_parallel_for parallel) {
   const pofa_layer& layer = call.layer;
-  const size_t panels = call.panels(), width = call.width;
-  const size_t input = size_t(call.in().columns()) * width, hidden = layer.chain ? hidden_size(call.in(), call.width) : 0;
-  const size_t groups_in = call.in().groups_count();
+  const size_t panels = call.panels(), width = call.width, inputs = layer.chain ? 1 : layer.matrices.size();
+  const size_t input = size_t(call.in().columns()) * width, rounded = ready_size(call, 0);
+  const size_t hidden = layer.chain ? hidden_size(call) : 0, groups_in = call.in().groups_count();
   // Each task of the chain's first half keeps its own marks of odd tokens: they may not write the same ones.
-  float* base = t_shared.get(panels * (input + hidden + width * (1 + (layer.chain ? groups_in : 0))));
-  float* hiddens = base + panels * input;
-  float* odds = hiddens + panels * hidden;
+  const size_t of_panel = input + inputs * rounded + hidden;
+  float* base = t_shared.get(panels * (of_panel + width * (1 + (layer.chain ? groups_in : 0))));
+  float* odds = base + panels * of_panel;
   float* marks = odds + panels * width;
+  std::vector<const float*> ready(panels * inputs);
 
   run_parallel(parallel, panels, [&](size_t p) {
-    call.kernel().load_panel(call.rows_of(p), call.tokens_in(p), call.in().columns(), call.width, base + p * input,
-                             odds + p * width);
+    float* panel = base + p * of_panel;
+    call.kernel().load_panel(call.rows_of(p), call.tokens_in(p), call.in().columns(), call.width, panel, odds + p * width);
+    for (size_t i = 0; i < inputs; ++i) ready[p * inputs + i] = make_ready(call, i, panel, panel + input + i * rounded);
   });
   if (layer.chain) {
-    const Matrix &first = layer.matrices[0], &second = layer.matrices[1];
+    auto hidden_of = [&](size_t p) { return base + p * of_panel + input + rounded; };
     run_parallel(parallel, panels * groups_in, [&](size_t task) {
       const size_t p = task / groups_in, g = task % groups_in;
       float* mark = marks + task * width;
       std::fill(mark, mark + width, 0.f);
-      groups_to_hidden(call, first, layer.activation, uint32_t(g), uint32_t(g) + 1, base + p * input, hiddens + p * hidden, mark);
+      groups_to_hidden(call, uint32_t(g), uint32_t(g) + 1, ready[p], hidden_of(p), mark);
     });
     for (size_t task = 0; task < panels * groups_in; ++task)
       for (size_t t = 0; t < width; ++t) odds[task / groups_in * width + t] += marks[task * width + t];
-    const size_t groups = second.groups_count();
+    const size_t groups = layer.matrices[1].groups_count();
     run_parallel(parallel, panels * groups, [&](size_t task) {
       const size_t p = task / groups, g = task % groups;
-      float* sums = t_sums.get(sums_size(second, call.width));
-      groups_to_output(call, second, kIdentity, uint32_t(g), uint32_t(g) + 1, hiddens + p * hidden, sums, p, call.y[0]);
+      groups_to_output(call, 1, kIdentity, uint32_t(g), uint32_t(g) + 1, hidden_of(p), p, call.y[0]);
     });
   } else {
     struct Task {
@@ -231,14 +202,12 @@ void shared_panels(const Call& call, pofa_parallel_for parallel) {
     };
     std::vector<Task> tasks;
     for (size_t p = 0; p < panels; ++p)
-      for (size_t i = 0; i < layer.matrices.size(); ++i)
+      for (size_t i = 0; i < inputs; ++i)
         for (uint32_t g = 0; g < layer.matrices[i].groups_count(); ++g) tasks.push_back({p, i, g});
     run_parallel(parallel, tasks.size(), [&](size_t i) {
       const Task& task = tasks[i];
-      const Matrix& m = layer.matrices[task.matrix];
-      float* sums = t_sums.get(sums_size(m, call.width));
-      groups_to_output(call, m, layer.activation, task.group, task.group + 1, base + task.panel * input, sums, task.panel,
-                       call.y[task.matrix]);
+      groups_to_output(call, task.matrix, layer.activation, task.group, task.group + 1,
+                       ready[task.panel * inputs + task.matrix], task.panel, call.y[task.matrix]);
     });
   }
   for (size_t p = 0; p < panels; ++p) mend(call, p, odds + p * width);
@@ -252,6 +221,24 @@ uint32_t panel_width(const pofa_layer& layer, size_t tokens, uint32_t threads) {
   size_t panels = (vectors + most - 1) / most;
   if (panels > 1 && panels % threads) panels = std::min(vectors, (panels + threads - 1) / threads * threads);
   return uint32_t((vectors + panels - 1) / panels) * k.lanes;
+}
+
+// Sums of codes are sums of steps above `low`: with those steps' size in the scales and `low` in the biases, they are right.
+Rounding rounding(const Matrix& m, Range range) {
+  Rounding r{range, std::vector<float>(m.rows()), std::vector<float>(m.rows())};
+  std::vector<double> codes(m.rows(), 0);
+  each_value(m, [&](uint32_t row, uint32_t, float code) { codes[row] += code; });
+  for (uint32_t i = 0; i < m.rows(); ++i) {
+    const float scale = read_at<float>(m.scales, i);
+    r.scales[i] = scale * range.step();
+    r.biases[i] = float(read_at<float>(m.biases, i) + codes[i] * scale * range.low);
+  }
+  return r;
+}
+
+// Whether sums of codes may take the place of floats: they must fit 32 bits.
+bool has_codes(const Matrix& m) {
+  return m.header.value_type == kI8 && m.header.block_rows == 4 && m.columns() <= (1u << 31) / (255 * 128);
 }
 
 void describe(const Matrix& m, uint64_t facts[6]) {
@@ -313,8 +300,8 @@ int pofa_unpack(const void* blob, size_t size, void* values, float* scales, floa
   return kOk;
 }
 
-int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int chain, int activation, const char* isa,
-              pofa_layer** layer) try {
+int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int chain, int activation, const float* ranges,
+              const char* isa, pofa_layer** layer) try {
   *layer = nullptr;
   auto opened = std::make_unique<pofa_layer>();
   opened->kernel = isa ? kernel_named(isa) : &best_kernel();
@@ -328,7 +315,13 @@ int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int
     const uint32_t columns = i == 0 ? m.columns() : chain ? opened->matrices[0].rows() : opened->matrices[0].columns();
     if (m.columns() != columns) return kBadArgument;
     opened->matrices.push_back(m);
+    if (!ranges) continue;
+    const Range range{ranges[2 * i], ranges[2 * i + 1]};
+    if (!(range.step() > 0 && range.step() < INFINITY)) return kBadArgument;
+    opened->roundings.push_back(rounding(m, range));
   }
+  opened->codes = ranges && opened->kernel->multiply_codes &&
+                  std::all_of(opened->matrices.begin(), opened->matrices.end(), has_codes);
   *layer = opened.release();
   return kOk;
 } catch (const std::bad_alloc&) {

@@ -139,7 +139,7 @@ def _library() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """The instruction set that the kernel uses here: `avx512`, `avx2` or `scalar`."""
+    """The instruction set that the kernel uses here: `vnni` (AVX-512 with it), `avx512`, `avx2` or `scalar`."""
     return str(_library().pofa_isa().decode())
 
 
@@ -224,23 +224,35 @@ class Layer:
         blobs: Packed matrices, uint8 each. They are read where they lie.
         chain: The first makes the second's input; else each makes an output from the same input.
         activation: After each matrix, or between the two of a chain.
-        isa: `scalar`, `avx2` or `avx512`; None: the fastest.
+        ranges: Low and high for each matrix: the activations that it meets are rounded to 256 equal steps from low to
+            high first. None: they are not rounded.
+        isa: `scalar`, `avx2`, `avx512` or `vnni`; None: the fastest.
 
     Raises:
         UserError: A blob is damaged, or this processor lacks the instruction set.
     """
 
     def __init__(
-        self, blobs: Sequence[Any], *, chain: bool = False, activation: Activation = "none", isa: str | None = None
+        self,
+        blobs: Sequence[Any],
+        *,
+        chain: bool = False,
+        activation: Activation = "none",
+        ranges: Sequence[tuple[float, float]] | None = None,
+        isa: str | None = None,
     ) -> None:
         self._blobs = list(blobs)
         self._rows = [describe(b)["rows"] for b in self._blobs][-1 if chain else 0 :]
         self._handle = ctypes.c_void_p()
         pointers = (ctypes.c_void_p * len(blobs))(*(b.ctypes.data for b in self._blobs))
         sizes = (ctypes.c_size_t * len(blobs))(*(b.size for b in self._blobs))
+        ends = (
+            None if ranges is None else (ctypes.c_float * (2 * len(blobs)))(*(end for pair in ranges for end in pair))
+        )
         name = isa.encode() if isa else None
         opened = _library().pofa_open(
-            *(pointers, sizes, len(blobs), int(chain), _ACTIVATIONS.index(activation), name, ctypes.byref(self._handle))
+            *(pointers, sizes, len(blobs), int(chain), _ACTIVATIONS.index(activation), ends, name),
+            ctypes.byref(self._handle),
         )
         _sound(opened)
 
@@ -260,9 +272,9 @@ class Layer:
 
 
 def instruction_sets() -> Iterator[str]:
-    """Those of `scalar`, `avx2` and `avx512` that this processor runs."""
+    """Those of `scalar`, `avx2`, `avx512` and `vnni` that this processor runs."""
     blob = pack(_ones())
-    for name in ("scalar", "avx2", "avx512"):
+    for name in ("scalar", "avx2", "avx512", "vnni"):
         try:
             Layer([blob], isa=name)
         except UserError:

@@ -127,7 +127,7 @@ class Export(Section):
     variants: tuple[Variant, ...] = Field(
         get_args(Variant),
         min_length=1,
-        description="what to export and compare; sparse-engine-*: on the sparse kernel, in FP32 arithmetic",
+        description="what to export and compare; sparse-engine-*: on the sparse kernel",
     )
     tolerance: Number = Field(
         0.02,

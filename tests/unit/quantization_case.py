@@ -17,9 +17,15 @@ STATIC = {"approach": "post_training_static_quant"}
 
 
 class Case:
-    """A classifier with 90 % zeros in its encoder and logits of ordinary size, and what is needed around it."""
+    """A classifier with 90 % zeros in its encoder and logits of ordinary size, and what is needed around it.
 
-    def __init__(self, folder, files):
+    Args:
+        folder: Its checkpoint.
+        files: Of its task.
+        block: How many neighbouring rows are zero together.
+    """
+
+    def __init__(self, folder, files, block=1):
         self.tokenizer = models.load_tokenizer(folder)
         section = Task(train=str(files.train), dev=str(files.dev), max_seq_length=16)
         self.task = tasks.load_task("toy", section, self.tokenizer)
@@ -33,7 +39,8 @@ class Case:
             for name, bias in self.model.named_parameters():
                 if name.endswith(".bias"):
                     bias += 0.1 * torch.randn_like(bias)
-        self.mask = SparsityMask({n: torch.rand_like(w) >= 0.9 for n, w in weights.items()})
+        kept = {n: torch.rand_like(w[::block]).repeat_interleave(block, dim=0) >= 0.9 for n, w in weights.items()}
+        self.mask = SparsityMask(kept)
         self.mask.apply_(weights)
         self.batches = nncf.calibration_batches(self.collate, self.task.train, 16)
 

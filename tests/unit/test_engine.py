@@ -113,6 +113,43 @@ def test_gelu_by_tanh_and_four_row_blocks_are_found_and_right(tiny_bert, tiny_ta
     np.testing.assert_allclose(engine(feed(engine, 3, 20))[0], wanted, atol=1e-4 * np.ptp(wanted))
 
 
+@pytest.fixture(scope="module")
+def blocks(tiny_bert, tiny_task_files, tmp_path_factory):
+    """Folder with the INT8 IR of a classifier pruned in blocks of four rows, the engine's and its reference."""
+    kernels.build()
+    folder = tmp_path_factory.mktemp("blocks")
+    case = Case(tiny_bert, tiny_task_files, block=4)
+    case.export(case.quantized()[0], folder / "int8")
+    assert to_engine(folder / "int8", folder / "engine").in_8_bits == 2 * 6
+    reference_ir(folder / "int8", folder / "reference")
+    return folder
+
+
+def test_four_row_blocks_of_codes_keep_their_activations_in_8_bits(blocks):
+    found = [op for op in read_ir(blocks / "engine").get_ordered_ops() if op.get_type_name() == "SparseLinear"]
+    attributes = [op.get_attributes() for op in found]
+    shapes = [(len(a["rows"]), len(a["input_ranges"])) for a in attributes]
+    assert sorted(shapes) == [(1, 2), (1, 2), (2, 4), (2, 4), (3, 6), (3, 6)]
+    quantizers = [op for op in read_ir(blocks / "int8").get_ordered_ops() if op.get_type_name() == "FakeQuantize"]
+    ends = {float(np.ravel(op.input_value(i).get_node().data)[0]) for op in quantizers for i in (1, 2)}
+    assert {float(end) for a in attributes for end in a["input_ranges"]} <= ends  # to the last bit
+    plain, engine = ({m.module: m for m in inspect_ir(blocks / n).matmuls} for n in ("int8", "engine"))
+    for name, matrix in engine.items():
+        assert matrix.input_fake_quantized == (plain[name].zero_fraction > 0.7)
+
+
+def test_products_in_8_bits_equal_those_of_floats_with_rounded_activations(blocks):
+    reference, engine = compiled(blocks / "reference"), compiled(blocks / "engine")
+    differences = []
+    for batch, length in LENGTHS:
+        wanted = reference(feed(reference, batch, length))[0]
+        got = engine(feed(engine, batch, length))[0]
+        differences.append(np.abs(got - wanted).ravel() / np.ptp(wanted))
+    differences = np.concatenate(differences)
+    assert np.median(differences) < 1e-6
+    assert differences.max() < 1e-3  # where the last bit of a float decides which of two levels is nearer
+
+
 def test_dense_model_is_refused_with_the_share_of_zeros_that_it_would_need(case, irs, tmp_path):
     case.export(case.plain().eval(), tmp_path / "dense")
     with pytest.raises(UserError, match="it pays from 70%"):

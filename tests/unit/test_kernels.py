@@ -97,6 +97,71 @@ def test_chain_equals_two_products_with_the_activation_between() -> None:
         agree(kernels.Layer(blobs, chain=True, activation="gelu_erf", isa=isa)(x)[0], wanted)
 
 
+def rounded(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """FakeQuantize with 256 levels."""
+    step = (high - low) / 255
+    return np.rint(((x - low) / step).clip(0, 255)) * step + low
+
+
+def away_from_ties(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Inputs whose nearest level is beyond the doubt of float arithmetic."""
+    steps = (x - low) / ((high - low) / 255)
+    return np.where(np.abs(steps - np.floor(steps) - 0.5) < 0.01, np.float32(-99), x).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
+@pytest.mark.parametrize(("rows", "columns", "tokens"), SHAPES)
+def test_rounded_activations_equal_those_of_fake_quantize_on_every_instruction_set(
+    rows: int, columns: int, tokens: int, pattern: kernels.Pattern, kind: str
+) -> None:
+    rng = np.random.default_rng(columns)
+    low, high = -1.7, 2.3  # some of the inputs lie outside
+    weights = (60 * sparse(rng, rows, columns, 0.9, int(pattern[0]))).clip(-127, 127).astype(kind)
+    scales, bias = rng.random(rows).astype(np.float32), rng.normal(size=rows).astype(np.float32)
+    x = away_from_ties(rng.normal(size=(tokens, columns)).astype(np.float32), low, high)
+    wanted = rounded(x.astype(np.float64), low, high) @ weights.T.astype(np.float64) * scales + bias
+    blob = kernels.pack(weights, scales, bias, pattern)
+    for isa in kernels.instruction_sets():
+        agree(kernels.Layer([blob], ranges=[(low, high)], isa=isa)(x)[0], wanted)
+
+
+def test_each_of_several_matrices_has_a_range_of_its_own_and_odd_values_too() -> None:
+    rng = np.random.default_rng(10)
+    matrices = [(9 * sparse(rng, rows, 100, 0.8, 4)).astype(np.int8) for rows in (64, 64, 20)]
+    ranges = [(-1.0, 1.0), (-1.0, 1.0), (0.0, 3.0)]
+    x = rng.normal(size=(70, 100)).astype(np.float32)
+    for low, high in set(ranges):
+        x = away_from_ties(x, low, high)
+    x[3, 5], x[4, 6], x[69, 99] = np.inf, -np.inf, np.nan
+    for isa in kernels.instruction_sets():
+        outputs = kernels.Layer([kernels.pack(m, pattern="4x1") for m in matrices], ranges=ranges, isa=isa)(x)
+        for got, matrix, range_ in zip(outputs, matrices, ranges, strict=True):
+            wanted = rounded(x.astype(np.float64), *range_) @ matrix.T.astype(np.float64)
+            assert np.isnan(got[69]).all()  # NaN is of no level; infinities are of the last ones
+            agree(got[:69], wanted[:69])
+
+
+def test_chain_rounds_what_lies_between_its_matrices() -> None:
+    rng = np.random.default_rng(11)
+    first, second = ((3 * sparse(rng, *shape, 0.8, 4)).astype(np.int8) for shape in ((256, 132), (132, 256)))
+    x = rng.integers(0, 200, (77, 132)).astype(np.float32)
+    ranges = [(0.0, 255.0), (-508.0, 512.0)]  # steps of 1 and 4: no hidden value (whole + 0.5, or 0) is a tie
+    bias = np.full(256, 0.5, dtype=np.float32)
+    hidden = gelu_erf(x.astype(np.float64) @ first.T + bias)
+    wanted = rounded(hidden, *ranges[1]) @ second.T.astype(np.float64)
+    blobs = [kernels.pack(first, None, bias, "4x1"), kernels.pack(second, pattern="4x1")]
+    for isa in kernels.instruction_sets():
+        agree(kernels.Layer(blobs, chain=True, activation="gelu_erf", ranges=ranges, isa=isa)(x)[0], wanted)
+
+
+def test_a_range_without_width_is_refused() -> None:
+    blob = kernels.pack(np.ones((4, 4), np.int8), pattern="4x1")
+    for low, high in ((1.0, 1.0), (2.0, 1.0), (0.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(UserError, match="out of range"):
+            kernels.Layer([blob], ranges=[(low, high)])
+
+
 def test_matrices_side_by_side_give_each_its_own_output() -> None:
     rng = np.random.default_rng(4)
     matrices = [sparse(rng, rows, 96, 0.9) for rows in (96, 40, 3)]

@@ -1,12 +1,13 @@
 """From a sparse IR to one whose pruned matrices run on the sparse kernel: zeros are neither stored nor multiplied.
 
-Weights keep exactly the values, or the 8-bit codes and scales, that they have in the plain IR. All arithmetic is FP32:
-what quantizes activations in an INT8 IR is taken out, so this is "INT8 weights, FP32 arithmetic", not INT8 inference.
+Weights keep exactly the values, or the 8-bit codes and scales, that they have in the plain IR. What quantizes
+activations in an INT8 IR is taken out: arithmetic is FP32. 4x1 matrices of codes are the exception, since CPUs with
+VNNI multiply them in 8 bits. Their activations stay quantized on every CPU, so that answers do not depend on it.
 """
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from toolkit import kernels
 from toolkit.errors import UserError
 from toolkit.ir.constants import chain, constant_of, dequantized, zeros_of
 from toolkit.ir.runtime import MODEL, read_ir
+
+Range = tuple[float, float]
 
 # Share of zeros from which the kernel beats OpenVINO's dense FP32 product (benchmarks/: it does from about 65 %).
 BREAK_EVEN = 0.7
@@ -26,11 +29,13 @@ class Engine:
     Attributes:
         matrices: Names of the products that the kernel computes now, in the graph's order.
         operations: How many SparseLinear operations they became.
+        in_8_bits: How many of the products have activations in 8 bits.
         ordinary: Products with a constant matrix that stayed, each with its share of zeros.
     """
 
     matrices: tuple[str, ...]
     operations: int
+    in_8_bits: int
     ordinary: dict[str, float]
 
 
@@ -45,7 +50,7 @@ class _Product:
     rows: int
     columns: int
     activation: kernels.Activation
-    followers: list[Any] = field(default_factory=list)
+    range: Range | None  # of its activations, if they are in 8 bits
 
     @property
     def input(self) -> Any:
@@ -65,8 +70,9 @@ def to_engine(source: Path, target: Path) -> Engine:
     import openvino as ov
 
     model = read_ir(source)
+    ranges = _ranges(model)
     _arithmetic_in_fp32(model)
-    products, ordinary = _products(model)
+    products, ordinary = _products(model, ranges)
     if not products:
         most = max(ordinary.values(), default=0.0)
         raise UserError(
@@ -81,21 +87,50 @@ def to_engine(source: Path, target: Path) -> Engine:
         if file.is_file() and file.stem != Path(MODEL).stem:
             shutil.copy2(file, target)
     ov.save_model(model, target / MODEL, compress_to_fp16=False)
-    return Engine(tuple(p.op.get_friendly_name() for p in products), operations, ordinary)
+    in_8_bits = sum(p.range is not None for p in products)
+    return Engine(tuple(p.op.get_friendly_name() for p in products), operations, in_8_bits, ordinary)
 
 
 def reference_ir(source: Path, target: Path) -> None:
-    """Writes the plain IR that the engine must agree with: the same weights, dense, and all arithmetic in FP32."""
+    """Writes the plain IR that the engine must agree with: the same weights, dense, and FP32 products.
+
+    Activations that the engine has in 8 bits are rounded as there.
+    """
     import openvino as ov
+    from openvino import opset13
 
     model = read_ir(source)
+    ranges = _ranges(model)
     _arithmetic_in_fp32(model)
     for op in model.get_ordered_ops():
-        if op.get_type_name() == "MatMul" and _is_matrix(op):
-            _to_fp32(op)
+        if op.get_type_name() != "MatMul" or not _is_matrix(op):
+            continue
+        _to_fp32(op)
+        if ends := ranges.get(id_of(op)):
+            rounded = opset13.fake_quantize(op.input_value(0), *ends, *ends, levels=256)
+            op.input(0).replace_source_output(rounded.output(0))
     model.validate_nodes_and_infer_types()
     target.mkdir(parents=True, exist_ok=True)
     ov.save_model(model, target / MODEL, compress_to_fp16=False)
+
+
+def _ranges(model: Any) -> dict[str, Range]:
+    """Of the activations of 4x1 matrices of codes: from where to where they are quantized, by the product's `id_of`."""
+    found = {}
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "MatMul" or not _is_matrix(op) or not _fits(op):
+            continue
+        quantizer = op.input_value(0).get_node()
+        while quantizer.get_type_name() in ("Reshape", "Transpose"):  # it does not matter which comes first
+            quantizer = quantizer.input_value(0).get_node()
+        if quantizer.get_type_name() != "FakeQuantize" or quantizer.get_attributes()["levels"] != 256:
+            continue
+        constants = [constant_of(quantizer, i) for i in range(1, 5)]
+        ends = [float(c.data.reshape(())) for c in constants if c is not None and c.data.size == 1]
+        of_codes = _pattern(zeros_of(op)) == "4x1" and _codes(op)[1] is not None
+        if len(ends) == 4 and ends[:2] == ends[2:] and of_codes:
+            found[id_of(op)] = (ends[0], ends[1])
+    return found
 
 
 def _arithmetic_in_fp32(model: Any) -> None:
@@ -112,24 +147,27 @@ def _is_matrix(op: Any) -> bool:
     return last == "Constant" and set(between) <= dequantizes and len(constant_of(op).get_output_shape(0)) == 2  # type: ignore[union-attr]
 
 
-def _products(model: Any) -> tuple[list[_Product], dict[str, float]]:
+def _fits(op: Any) -> bool:
+    """Whether the kernel pays for a product with a stored matrix."""
+    attributes = op.get_attributes()
+    return attributes["transpose_b"] and not attributes["transpose_a"] and zeros_of(op).mean() >= BREAK_EVEN
+
+
+def _products(model: Any, ranges: dict[str, Range]) -> tuple[list[_Product], dict[str, float]]:
     """Products for the kernel, and the shares of zeros of the ones that stay, made FP32."""
     products, ordinary = [], {}
     for op in model.get_ordered_ops():
         if op.get_type_name() != "MatMul" or not _is_matrix(op):
             continue
-        zeros = zeros_of(op)
-        attributes = op.get_attributes()
-        fits = attributes["transpose_b"] and not attributes["transpose_a"]
-        if fits and zeros.mean() >= BREAK_EVEN:
-            products.append(_product(op, zeros))
+        if _fits(op):
+            products.append(_product(op, ranges.get(id_of(op))))
         else:
-            ordinary[op.get_friendly_name()] = float(zeros.mean())
+            ordinary[op.get_friendly_name()] = float(zeros_of(op).mean())
             _to_fp32(op)
     return products, ordinary
 
 
-def _product(op: Any, zeros: Any) -> _Product:
+def _product(op: Any, range_: Range | None) -> _Product:
     import numpy as np
 
     codes, scales = _codes(op)
@@ -143,8 +181,8 @@ def _product(op: Any, zeros: Any) -> _Product:
     if (gelu := _only_follower(last)) and gelu.get_type_name() == "Gelu":
         mode = str(gelu.get_attributes().get("approximation_mode", "ERF")).upper()
         last, activation = gelu, "gelu_erf" if mode == "ERF" else "gelu_tanh"
-    pattern = _pattern(zeros)
-    return _Product(op, last, kernels.pack(codes, scales, bias, pattern), pattern, rows, columns, activation)
+    pattern = _pattern(zeros_of(op))
+    return _Product(op, last, kernels.pack(codes, scales, bias, pattern), pattern, rows, columns, activation, range_)
 
 
 def _codes(op: Any) -> tuple[Any, Any]:
@@ -186,7 +224,7 @@ def _replace(products: list[_Product]) -> int:
         follower = _only_follower(first.last)
         second = by_op.get(id_of(follower)) if follower is not None else None
         chains = second is not None and _port(first.last, follower) == 0 and first.activation != "none"
-        if chains and second is not None and second.activation == "none" and first.pattern == second.pattern:
+        if chains and second is not None and second.activation == "none" and _kind(first) == _kind(second):
             groups.append(([first, second], True))
             left = [p for p in left if p is not first and p is not second]
     while left:
@@ -204,8 +242,13 @@ def _alike(one: _Product, other: _Product) -> bool:
     return (
         same_input
         and one.input.get_index() == other.input.get_index()
-        and (one.activation, one.pattern) == (other.activation, other.pattern)
+        and (one.activation, *_kind(one)) == (other.activation, *_kind(other))
     )
+
+
+def _kind(product: _Product) -> tuple[kernels.Pattern, bool]:
+    """Matrices of one operation are of one pattern, with activations in 8 bits or not."""
+    return product.pattern, product.range is not None
 
 
 def _insert(members: list[_Product], chain: bool) -> None:
@@ -227,6 +270,7 @@ def _insert(members: list[_Product], chain: bool) -> None:
         "pattern": head.pattern,
         "activation": head.activation,
         "chain": chain,
+        "input_ranges": [repr(end) for p in members for end in p.range or ()],
     }
     node = factory.create("SparseLinear", [head.input, *blobs], attributes)
     node.set_friendly_name(f"{members[-1].op.get_friendly_name()}/sparse")

@@ -156,12 +156,13 @@ def _compiled(folder: Path, group_size: int | None) -> Any:
 
 def _matmuls(op: Any) -> list[MatMul]:
     if op.get_type_name() == "SparseLinear":
-        return [_packed(op.input_value(i).get_node()) for i in range(1, op.get_input_size())]
+        rounds = bool(op.get_attributes().get("input_ranges"))
+        return [_packed(op.input_value(i).get_node(), rounds) for i in range(1, op.get_input_size())]
     found = _matmul(op) if op.get_type_name() == "MatMul" else None
     return [found] if found else []
 
 
-def _packed(constant: Any) -> MatMul:
+def _packed(constant: Any, rounds: bool) -> MatMul:
     """A matrix of a SparseLinear: `toolkit.ir.engine` names its constant after the product that it stands for."""
     import numpy as np
 
@@ -175,7 +176,7 @@ def _packed(constant: Any) -> MatMul:
         shape=values.shape,
         stored_type="i8" if int8 else "f32" if values.dtype == np.float32 else "f16",
         zero_fraction=float((values == 0).mean()),
-        input_fake_quantized=False,
+        input_fake_quantized=rounds,
         module=_module(constant),
         weight_granularity="per_channel" if int8 else "",
         weight_scheme="sym" if int8 else "",
