@@ -7,7 +7,7 @@ turns, one inference each, so that a drift of the machine meets all alike. Ratio
 With `onnx` and `onnxruntime` installed, ONNX Runtime takes part too. So does DeepSparse, whose licence is for
 evaluation only and whose packages want an environment of their own, with `--deepsparse` and that one's interpreter.
 `--kernels` times single products instead, on one thread, against PyTorch's dense and CSR products.
-`--isa avx2` holds the kernel and oneDNN to AVX2; OpenVINO's FP32 products on MLAS choose for themselves.
+`--isa avx2` holds the kernel and oneDNN to AVX2, `avxvnni` to AVX2 with VNNI; OpenVINO's FP32 products on MLAS choose for themselves.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--isa", choices=("scalar", "avx2", "avx512", "vnni"))
+    parser.add_argument("--isa", choices=("scalar", "avx2", "avxvnni", "avx512", "vnni"))
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--folder", type=Path, help="where models are made and kept; default: a temporary one")
     parser.add_argument("--only", nargs="+", help="variants whose names contain one of these words")
@@ -44,9 +44,8 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.isa:
-        os.environ |= {"PRUNEOFA_ISA": given.isa} | (
-            {"ONEDNN_MAX_CPU_ISA": "AVX2", "NM_ARCH": "avx2"} if given.isa in ("scalar", "avx2") else {}
-        )
+        held = {"scalar": "AVX2", "avx2": "AVX2", "avxvnni": "AVX2_VNNI"}.get(given.isa)
+        os.environ |= {"PRUNEOFA_ISA": given.isa} | ({"ONEDNN_MAX_CPU_ISA": held, "NM_ARCH": "avx2"} if held else {})
     if given.worker:
         worker(json.loads(given.worker))
     elif given.kernels:

@@ -194,7 +194,7 @@ void check_damage() {
 int main(int count, char** arguments) {
   g_random.seed(count > 1 ? uint32_t(std::atoi(arguments[1])) : 1);
   const int rounds = count > 2 ? std::atoi(arguments[2]) : 100;
-  for (const char* isa : {"scalar", "avx2", "avx512", "vnni"}) {
+  for (const char* isa : {"scalar", "avx2", "avxvnni", "avx512", "vnni"}) {
     const Weights w = weights(1, 1);
     const void* blob = w.blob.get();
     pofa_layer* layer = nullptr;

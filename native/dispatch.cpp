@@ -15,6 +15,12 @@ const Kernel* kernel_named(const char* name) {
     return runs ? &kVnni : nullptr;
   }
   if (!std::strcmp(name, "avx512")) return __builtin_cpu_supports("avx512f") ? &kAvx512 : nullptr;
+#ifdef POFA_AVXVNNI
+  if (!std::strcmp(name, "avxvnni")) {
+    const bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avxvnni");
+    return runs ? &kAvxVnni : nullptr;
+  }
+#endif
   if (!std::strcmp(name, "avx2")) {
     const bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     return runs ? &kAvx2 : nullptr;
@@ -27,7 +33,7 @@ const Kernel& best_kernel() {
   static const Kernel* const best = [] {
     const char* wanted = std::getenv("PRUNEOFA_ISA");
     if (const Kernel* kernel = wanted ? kernel_named(wanted) : nullptr) return kernel;
-    for (const char* name : {"vnni", "avx512", "avx2"})
+    for (const char* name : {"vnni", "avx512", "avxvnni", "avx2"})
       if (const Kernel* kernel = kernel_named(name)) return kernel;
     return &kScalar;
   }();

@@ -17,13 +17,13 @@ struct Affine {
   const float *scales, *biases;
 };
 
-constexpr uint32_t kCodes = 64;  // tokens of a panel of codes, one byte each; columns may be read 256 behind the last
-
 // A panel is `vectors` vectors of tokens; its activations lie transposed, [columns][tokens], 64-byte aligned.
 struct Kernel {
   const char* name;
   uint32_t lanes;        // tokens in a vector
   uint32_t max_vectors;  // in a panel
+
+  uint32_t codes() const { return 4 * lanes; }  // bytes of a column in a panel of codes, however few the tokens
 
   // x [tokens][columns] -> panel [columns][width]; width is a multiple of lanes, missing tokens are zero.
   // odd [width]: not zero for a token with a NaN or an infinity.
@@ -43,7 +43,8 @@ struct Kernel {
   void (*fake_quantize)(float* values, size_t n, Range range);
 
   // Products of 8-bit codes, exact, for 4x1 matrices of codes; both null where the processor has none.
-  // panel [columns][width] -> codes [columns][kCodes], in an order of tokens that multiply_codes undoes.
+  // panel [columns][width] -> codes [columns][codes()], in an order of tokens that multiply_codes undoes; it may read
+  // 256 columns behind the last.
   void (*quantize)(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes);
   // As multiply; the sums are int32, which finish makes floats.
   void (*multiply_codes)(const Matrix& matrix, uint32_t group, const uint8_t* codes, uint32_t width, float* sums);
@@ -54,9 +55,12 @@ extern const Kernel kScalar;
 extern const Kernel kAvx2;
 extern const Kernel kAvx512;
 extern const Kernel kVnni;
+#ifdef POFA_AVXVNNI  // compilers since GCC 11 know it
+extern const Kernel kAvxVnni;
+#endif
 #endif
 
-// The fastest that this processor runs. PRUNEOFA_ISA=scalar|avx2|avx512|vnni takes a slower one; what cannot run is ignored.
+// The fastest that this processor runs. PRUNEOFA_ISA=scalar|avx2|avxvnni|avx512|vnni takes a slower one; what cannot run is ignored.
 const Kernel& best_kernel();
 // Null if there is none of that name or this processor cannot run it.
 const Kernel* kernel_named(const char* name);

@@ -60,12 +60,14 @@ void mend(const Call& call, size_t panel, const float* odd) {
 
 // ---- activations as matrix i reads them: as they are, as codes of 8 bits, or as floats rounded to what codes stand for
 
-size_t floats_of_codes(uint32_t columns) { return size_t(columns + kMaxBlock) * kCodes / sizeof(float); }
+size_t floats_of_codes(const Call& call, uint32_t columns) {
+  return size_t(columns + kMaxBlock) * call.kernel().codes() / sizeof(float);
+}
 
 size_t ready_size(const Call& call, size_t i) {
   const uint32_t columns = call.layer.matrices[i].columns();
   if (call.layer.roundings.empty()) return 0;
-  return call.layer.codes ? floats_of_codes(columns) : size_t(columns) * call.width;
+  return call.layer.codes ? floats_of_codes(call, columns) : size_t(columns) * call.width;
 }
 
 const float* make_ready(const Call& call, size_t i, const float* panel, float* room) {
@@ -99,7 +101,7 @@ size_t sums_size(const Matrix& m, uint32_t width) { return size_t(m.header.group
 
 size_t hidden_size(const Call& call) {
   const uint32_t rows = call.in().rows();
-  return call.layer.codes ? floats_of_codes(rows) : size_t(rows + 4) * call.width;
+  return call.layer.codes ? floats_of_codes(call, rows) : size_t(rows + 4) * call.width;
 }
 
 // Groups from .. to of matrix i: sums, scale, bias, activation, and out to y.
@@ -123,7 +125,7 @@ void groups_to_hidden(const Call& call, uint32_t from, uint32_t to, const float*
     float* sums = layer.codes ? t_sums.get(sums_size(m, call.width)) : hidden + row * call.width;
     group_of(call, 0, g, layer.activation, ready, sums, odd);
     if (layer.codes) {
-      uint8_t* codes = reinterpret_cast<uint8_t*>(hidden) + row * kCodes;
+      uint8_t* codes = reinterpret_cast<uint8_t*>(hidden) + row * call.kernel().codes();
       call.kernel().quantize(sums, m.rows_in_group(g), call.width, layer.roundings[1].range, codes);
     } else if (!layer.roundings.empty()) {
       call.kernel().fake_quantize(sums, size_t(m.rows_in_group(g)) * call.width, layer.roundings[1].range);

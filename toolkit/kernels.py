@@ -139,7 +139,7 @@ def _library() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """The instruction set that the kernel uses here: `vnni` (AVX-512 with it), `avx512`, `avx2` or `scalar`."""
+    """The one of `instruction_sets` that the kernel uses here, unless PRUNEOFA_ISA names another."""
     return str(_library().pofa_isa().decode())
 
 
@@ -226,7 +226,7 @@ class Layer:
         activation: After each matrix, or between the two of a chain.
         ranges: Low and high for each matrix: the activations that it meets are rounded to 256 equal steps from low to
             high first. None: they are not rounded.
-        isa: `scalar`, `avx2`, `avx512` or `vnni`; None: the fastest.
+        isa: One of `instruction_sets`; None: the fastest.
 
     Raises:
         UserError: A blob is damaged, or this processor lacks the instruction set.
@@ -272,9 +272,12 @@ class Layer:
 
 
 def instruction_sets() -> Iterator[str]:
-    """Those of `scalar`, `avx2`, `avx512` and `vnni` that this processor runs."""
+    """Those of `scalar`, `avx2`, `avxvnni`, `avx512` and `vnni` that this processor runs.
+
+    The two with `vnni` are AVX2 and AVX-512 with products of 8-bit numbers.
+    """
     blob = pack(_ones())
-    for name in ("scalar", "avx2", "avx512", "vnni"):
+    for name in ("scalar", "avx2", "avxvnni", "avx512", "vnni"):
         try:
             Layer([blob], isa=name)
         except UserError:
