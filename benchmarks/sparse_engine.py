@@ -7,7 +7,8 @@ turns, one inference each, so that a drift of the machine meets all alike. Ratio
 With `onnx` and `onnxruntime` installed, ONNX Runtime takes part too. So does DeepSparse, whose licence is for
 evaluation only and whose packages want an environment of their own, with `--deepsparse` and that one's interpreter.
 `--kernels` times single products instead, on one thread, against PyTorch's dense and CSR products.
-`--isa avx2` holds the kernel and oneDNN to AVX2, `avxvnni` to AVX2 with VNNI; OpenVINO's FP32 products on MLAS choose for themselves.
+`--isa avx2` holds the kernel and oneDNN to AVX2, `avxvnni` to AVX2 with VNNI; OpenVINO's FP32 products on MLAS choose
+for themselves.
 """
 
 import argparse

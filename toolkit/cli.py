@@ -92,7 +92,7 @@ def plan(
     """Show the stages, what is cached, steps, and memory, time and disk by a short measurement on this machine."""
     from rich.console import Console
 
-    from toolkit.estimate import plan_table
+    from toolkit.plan_table import plan_table
 
     loaded = _load(recipe, overrides)
     terminal = Console()

@@ -22,8 +22,6 @@ from toolkit.pipeline import Step, plan
 from toolkit.recipe import Criterion, DistillationTrain, KDLossSettings, Optimizer, Recipe, Student, Train
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from toolkit.measure.training_job import StepShape
     from toolkit.measure.training_step import StepCost
 
@@ -91,43 +89,6 @@ def estimate(
     steps = plan(recipe, run_folder, fetch=False)
     costs = _Costs(recipe, steps, measure, available, say)
     return [_finished(step, step.manifest) if step.manifest else costs.of(step) for step in steps]
-
-
-def plan_table(
-    recipe: Recipe,
-    run_folder: Path,
-    measure: Measure | None = None,
-    available: float | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> "Table":
-    """One row per step; arguments and errors as of `estimate`."""
-    from rich.table import Table
-
-    rows = estimate(recipe, run_folder, measure, available, say)
-    legend = (
-        "~ from a few steps on its first layers; ≤ the same, every example at its longest; = measured in this folder"
-    )
-    remarks = [row.remark for row in rows if row.remark]
-    table = Table(title=f"{recipe.name}: {run_folder}", caption="\n".join([legend, *dict.fromkeys(remarks)]))
-    table.add_column("stage")
-    table.add_column("cached")
-    for column in ("steps", "memory", "time", "disk"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        need = _gigabytes(row.memory)
-        table.add_row(
-            row.step.label,
-            "[green]yes[/]" if row.step.manifest else "no",
-            "?" if row.steps is None else f"{'' if row.exact else '~ '}{row.steps:,}" if row.steps else "",
-            f"[red]{need}[/]" if row.remark and row.memory else need,
-            "?" if row.seconds is None else f"{row.source} {_duration(row.seconds)}",
-            "?" if row.disk is None else f"{row.disk / 1e6:,.0f} MB",
-        )
-    to_do = [row.seconds for row in rows if row.step.manifest is None]
-    known_ones = sum(seconds for seconds in to_do if seconds is not None)
-    table.add_section()
-    table.add_row("to do", "", "", "", f"{'~' if None not in to_do else '>'} {_duration(known_ones)}", "")
-    return table
 
 
 def train_of(step: Step) -> Train | None:
@@ -301,7 +262,7 @@ class _Costs:
         state = need - train.batch_size * cost.example_bytes
         parts = [n for n in range(train.batch_size - 1, 0, -1) if train.batch_size % n == 0]
         fits = next((n for n in parts if state + n * cost.example_bytes <= self.available), None)
-        what = f"{step.label} needs about {_gigabytes(need)} of the {_gigabytes(self.available)} here"
+        what = f"{step.label} needs about {gigabytes(need)} of the {gigabytes(self.available)} here"
         if fits is None:
             return f"{what}: a shorter max_seq_length, or another machine"
         forwards = train.gradient_accumulation_steps * train.batch_size // fits
@@ -389,13 +350,6 @@ def _sign(amount: Amount) -> str:
     return "~" if amount.lengths else "≤"
 
 
-def _gigabytes(value: float | None) -> str:
+def gigabytes(value: float | None) -> str:
+    """In words; nothing where nothing is known."""
     return "" if value is None else f"{value / 1e9:.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.1f} days"

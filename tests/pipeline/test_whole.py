@@ -203,8 +203,8 @@ def rendered(table) -> str:
 
 def test_plan_inspect_and_bench_show_what_is_there(finished):
     from toolkit.benching import bench_table, recommend
-    from toolkit.estimate import plan_table
     from toolkit.inspection import describe
+    from toolkit.plan_table import plan_table
     from toolkit.recipe import Performance
 
     recipe, folder, _ = finished

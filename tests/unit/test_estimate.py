@@ -11,6 +11,7 @@ from toolkit import amounts, estimate, pipeline, sections
 from toolkit.artifacts import Artifact, Manifest, write_manifest
 from toolkit.errors import UserError
 from toolkit.measure.training_step import StepCost
+from toolkit.plan_table import plan_table
 from toolkit.recipe import Recipe, Task
 
 GIGA = 1e9
@@ -132,7 +133,7 @@ def test_what_does_not_fit_says_which_batch_does(values, tmp_path):
     rows, _ = planned(values, tmp_path, available=6e9)
     # 2 state + 0.5 teacher + 0.25 fixed + 1 libraries leave 2.25 GB: 9 examples, and 8 divides 32.
     assert "batch_size: 8 and gradient_accumulation_steps: 8" in rows["student"].remark
-    table = estimate.plan_table(Recipe.model_validate(values), tmp_path, Measured(), 6e9)
+    table = plan_table(Recipe.model_validate(values), tmp_path, Measured(), 6e9)
     assert "student needs about 11.8 GB of the 6.0 GB here" in " ".join(shown(table).split())
 
 
@@ -188,7 +189,7 @@ def test_models_and_data_on_the_hub_are_planned_by_what_is_published(values, tmp
     assert rows["mnli/task_teacher"].source == "≤"
     assert json.loads(measured.shapes[0].config)["num_hidden_layers"] == 24
     assert measured.shapes[2].length == 128
-    assert "?" in shown(estimate.plan_table(Recipe.model_validate(values), tmp_path, Measured(), 1e15))
+    assert "?" in shown(plan_table(Recipe.model_validate(values), tmp_path, Measured(), 1e15))
 
 
 def test_of_a_model_that_nobody_knows_only_the_steps_are_said(values, tmp_path):
