@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--isa", choices=("scalar", "avx2", "avxvnni", "avx512", "vnni"))
+    parser.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="OpenVINO's, of what is not INT8")
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--folder", type=Path, help="where models are made and kept; default: a temporary one")
     parser.add_argument("--only", nargs="+", help="variants whose names contain one of these words")
@@ -58,7 +59,7 @@ def main() -> None:
 
 def tables(given: argparse.Namespace, folder: Path) -> None:
     variants = make_variants(given, folder)
-    print(f"{given.model}, {given.rounds} rounds, {machine()}\n")
+    print(f"{given.model}, {given.rounds} rounds, OpenVINO in {given.precision}, {machine()}\n")
     for threads in given.threads:
         for batch in given.batch:
             for length in given.length:
@@ -92,6 +93,7 @@ def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str
     def add(name: str, kind: str, path: Path, weights: Path) -> None:
         if not given.only or name == "OpenVINO FP32 dense" or any(word in name for word in given.only):
             made[name] = {"kind": kind, "path": str(path), "weights": weights.stat().st_size}
+            made[name]["precision"] = given.precision
 
     def ir(name: str, path: Path) -> None:
         add(name, "openvino", path, path / "openvino_model.bin")
@@ -285,7 +287,8 @@ def openvino_model(what: dict[str, Any], inputs: dict[str, Any]) -> Any:
     openvino = core()
     model = read_ir(Path(what["path"]), openvino)
     model.reshape({port: ov.PartialShape(inputs["input_ids"].shape) for port in model.inputs})
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(what["threads"]), "NUM_STREAMS": "1"}
+    settings = {"INFERENCE_PRECISION_HINT": what["precision"], "INFERENCE_NUM_THREADS": str(what["threads"])}
+    settings["NUM_STREAMS"] = "1"
     compiled = openvino.compile_model(model, "CPU", settings)
     del model
     request = compiled.create_infer_request()
