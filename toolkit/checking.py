@@ -234,10 +234,11 @@ def doctor_table() -> "tuple[Table, bool]":
     extension = Path(sys.prefix) / "torch_ext"
     built = any(extension.rglob("*.so")) if extension.is_dir() else False
     table.add_row("NNCF extension", "built" if built else "not built: the first quantization builds it", "built")
-    missing = kernels.missing_tool()
-    found = str(
-        kernels.extension() or (f"cannot be built: {missing} is missing" if missing else f"not built: {kernels.BUILD}")
-    )
+    if kernels.extension():
+        found = f"built, computes with {kernels.isa()}"
+    else:
+        missing = kernels.missing_tool()
+        found = f"cannot be built: {missing} is missing" if missing else f"not built: {kernels.BUILD}"
     table.add_row("sparse kernel", found, "built")
     return table, sound
 
