@@ -32,13 +32,12 @@ inline bytes load_bytes(const uint8_t* p) { return WHOLE(loadu)(reinterpret_cast
 // In each 16 bytes, tokens of the four vectors follow each other, four by four: the shuffles of `multiply_block` part them
 // again.
 void quantize(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
-  const float per_step = 1 / range.step();
   for (uint32_t k = 0; k < columns; ++k) {
     bytes steps[4];
     for (uint32_t r = 0; r < 4; ++r) {
       const vec x = r * LANES < width ? load(panel + size_t(k) * width + r * LANES) : vec{};
       // Rounds as nearest_step does; below 0, packing ends. Above, what an int32 cannot hold would not.
-      steps[r] = WIDE(cvtps_epi32)(WIDE(min_ps)((x - range.low) * per_step, broadcast(255.f)));
+      steps[r] = WIDE(cvtps_epi32)(WIDE(min_ps)(in_steps(x, range), broadcast(255.f)));
     }
     const bytes low = WIDE(packs_epi32)(steps[0], steps[1]), high = WIDE(packs_epi32)(steps[2], steps[3]);
     WHOLE(storeu)(reinterpret_cast<bytes*>(codes + size_t(k) * 4 * LANES), WIDE(packus_epi16)(low, high));

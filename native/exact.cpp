@@ -26,7 +26,7 @@ std::vector<float> product(const pofa_layer& layer, size_t i, std::vector<float>
     const Range range = layer.roundings[i].range;
     for (float& v : x)  // infinities have a nearest step, NaN has none
       if (!std::isnan(v)) {
-        const float steps = (v - range.low) * (1 / range.step());
+        const float steps = v * range.per_step() - range.low * range.per_step();
         v = std::nearbyint(std::min(std::max(steps, 0.f), 255.f)) * range.step() + range.low;
       }
   }

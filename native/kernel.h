@@ -10,6 +10,7 @@ enum Activation : int { kIdentity = 0, kGeluErf = 1, kGeluTanh = 2 };
 struct Range {
   float low, high;
   float step() const { return (high - low) / 255; }
+  float per_step() const { return 255 / (high - low); }
 };
 
 // Sums of codes x codes as they should be: sum * scale + bias, both [rows]. Null: the matrix's own, of floats.

@@ -267,16 +267,21 @@ void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, fl
 
 // ---- activations in 8 bits
 
+// In steps from the range's low end. As OpenVINO computes it: where two steps are as near, the same one is taken.
+inline vec in_steps(vec x, Range range) {
+  const float per_step = range.per_step();
+  return x * per_step + -range.low * per_step;
+}
+
 // The number of the nearest step, as a float; NaN becomes 0, which is mended elsewhere.
-inline vec nearest_step(vec x, Range range, float per_step) {
-  const vec steps = larger((x - range.low) * per_step, vec{});
+inline vec nearest_step(vec x, Range range) {
+  const vec steps = larger(in_steps(x, range), vec{});
   return (steps < 255.f ? steps : broadcast(255.f)) + 12582912.f - 12582912.f;  // see exp2_negative; ties to even
 }
 
 void fake_quantize(float* values, size_t n, Range range) {
   const float step = range.step();
-  for (size_t i = 0; i < n; i += LANES)
-    store_vec(values + i, nearest_step(load(values + i), range, 1 / step) * step + range.low);
+  for (size_t i = 0; i < n; i += LANES) store_vec(values + i, nearest_step(load(values + i), range) * step + range.low);
 }
 
 #ifdef VNNI

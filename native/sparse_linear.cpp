@@ -319,7 +319,7 @@ int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int
     opened->matrices.push_back(m);
     if (!ranges) continue;
     const Range range{ranges[2 * i], ranges[2 * i + 1]};
-    if (!(range.step() > 0 && range.step() < INFINITY)) return kBadArgument;
+    if (!(range.step() > 0 && range.step() < INFINITY && range.per_step() < INFINITY)) return kBadArgument;
     opened->roundings.push_back(rounding(m, range));
   }
   opened->codes = ranges && opened->kernel->multiply_codes &&

@@ -15,6 +15,9 @@ from toolkit.tuning import TUNING_FILE
 
 _FP32_TOLERANCE = 1e-3  # share of the logits' range
 _ENGINE_TOLERANCE = 1e-4
+# Of the mean, where activations are in 8 bits: the last bit of a float may decide which of two levels is nearer, and one
+# layer's level many of the next's. A trained MiniLM differed by 1e-3, its plain INT8 IR by 8e-3.
+_ENGINE_8_BIT_TOLERANCE = 5e-3
 _ONE_EXAMPLE = 10  # times the tolerance of INT8: what the mean would hide, a single answer that is lost
 
 
@@ -199,15 +202,12 @@ def _engine(
     scores = {"plain": task.scores(plain_logits), "ir": task.scores(logits)}
     inspection = inspect_ir(folder)
     largest = float(differences.max())
-    # Where activations are in 8 bits, the last bit of a float may decide which of two levels is nearer.
-    typical, difference = ("mean", float(differences.mean())) if made.in_8_bits else ("largest", largest)
+    mean = float(differences.mean())
+    same_products = "|engine - dense products of the same numbers| logit, share of their range"
     checks = [
-        _check(
-            variant,
-            f"{typical} |engine - dense products of the same numbers| logit, share of their range",
-            difference / extent,
-            _ENGINE_TOLERANCE,
-        ),
+        _check(variant, f"mean {same_products}", mean / extent, _ENGINE_8_BIT_TOLERANCE)
+        if made.in_8_bits
+        else _check(variant, f"largest {same_products}", largest / extent, _ENGINE_TOLERANCE),
         *(
             _check(
                 variant,
@@ -225,7 +225,7 @@ def _engine(
         "operations": made.operations,
         "in_8_bits": made.in_8_bits,
         "max_abs_diff": largest,
-        "mean_abs_diff": float(differences.mean()),
+        "mean_abs_diff": mean,
         "logit_range": extent,
         "dev_n": task.dev_n,
         **scores,
