@@ -15,8 +15,8 @@ from toolkit.tuning import TUNING_FILE
 
 _FP32_TOLERANCE = 1e-3  # share of the logits' range
 _ENGINE_TOLERANCE = 1e-4
-# Of the mean, where activations are in 8 bits: the last bit of a float may decide which of two levels is nearer, and one
-# layer's level many of the next's. A trained MiniLM differed by 1e-3, its plain INT8 IR by 8e-3.
+# Of the mean, where activations are in 8 bits: the last bit of a float may decide which of two levels is nearer, and
+# one layer's level many of the next's. A trained MiniLM differed by 1e-3, its plain INT8 IR by 8e-3.
 _ENGINE_8_BIT_TOLERANCE = 5e-3
 _ONE_EXAMPLE = 10  # times the tolerance of INT8: what the mean would hide, a single answer that is lost
 
