@@ -40,8 +40,8 @@ struct Kernel {
   // sums [rows][width] -> y [tokens][stride], transposed.
   void (*store)(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* y, size_t stride);
 
-  // In place: each value becomes the nearest that `range` has.
-  void (*fake_quantize)(float* values, size_t n, Range range);
+  // rounded [n]: of each value the nearest that `range` has; n is a multiple of lanes. May be done in place.
+  void (*fake_quantize)(const float* values, size_t n, Range range, float* rounded);
 
   // Products of 8-bit codes, exact, for 4x1 matrices of codes; both null where the processor has none.
   // panel [columns][width] -> codes [columns][codes()], in an order of tokens that multiply_codes undoes; it may read

@@ -279,9 +279,9 @@ inline vec nearest_step(vec x, Range range) {
   return (steps < 255.f ? steps : broadcast(255.f)) + 12582912.f - 12582912.f;  // see exp2_negative; ties to even
 }
 
-void fake_quantize(float* values, size_t n, Range range) {
+void fake_quantize(const float* values, size_t n, Range range, float* rounded) {
   const float step = range.step();
-  for (size_t i = 0; i < n; i += LANES) store_vec(values + i, nearest_step(load(values + i), range) * step + range.low);
+  for (size_t i = 0; i < n; i += LANES) store_vec(rounded + i, nearest_step(load(values + i), range) * step + range.low);
 }
 
 #ifdef VNNI

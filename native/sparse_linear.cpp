@@ -77,8 +77,7 @@ const float* make_ready(const Call& call, size_t i, const float* panel, float* r
   if (layer.codes) {
     call.kernel().quantize(panel, columns, call.width, layer.roundings[i].range, reinterpret_cast<uint8_t*>(room));
   } else {
-    std::copy(panel, panel + size_t(columns) * call.width, room);
-    call.kernel().fake_quantize(room, size_t(columns) * call.width, layer.roundings[i].range);
+    call.kernel().fake_quantize(panel, size_t(columns) * call.width, layer.roundings[i].range, room);
   }
   return room;
 }
@@ -128,7 +127,7 @@ void groups_to_hidden(const Call& call, uint32_t from, uint32_t to, const float*
       uint8_t* codes = reinterpret_cast<uint8_t*>(hidden) + row * call.kernel().codes();
       call.kernel().quantize(sums, m.rows_in_group(g), call.width, layer.roundings[1].range, codes);
     } else if (!layer.roundings.empty()) {
-      call.kernel().fake_quantize(sums, size_t(m.rows_in_group(g)) * call.width, layer.roundings[1].range);
+      call.kernel().fake_quantize(sums, size_t(m.rows_in_group(g)) * call.width, layer.roundings[1].range, sums);
     }
   }
 }
