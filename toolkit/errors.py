@@ -1,4 +1,4 @@
-"""The two ways in which a command ends badly; `cli.py` turns them into messages and exit codes."""
+"""The two ways in which a command ends badly; `cli` turns them into messages and exit codes."""
 
 
 class UserError(Exception):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from toolkit.errors import UserError
-from toolkit.recipe_pruning import Backend, ResolvedPruner
+from toolkit.recipe.pruning import Backend, ResolvedPruner
 
 _MAGNITUDE = {"magnitude", "basic_magnitude"}
 _GRADIENT = {"snip", "snip_momentum", "gradient_sensitivity"}

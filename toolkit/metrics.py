@@ -23,7 +23,7 @@ def score(kind: Kind, metrics: Sequence[str], truth: Answers, predicted: Answers
     Args:
         kind: classification (class numbers), regression (numbers) or question_answering (predicted: a text; truth:
             all texts that are right).
-        metrics: Those that `recipe_task.METRICS` names for the kind.
+        metrics: Those that `recipe.task.METRICS` names for the kind.
         truth: [n].
         predicted: [n].
     """

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from toolkit.artifacts import Manifest, json_hash
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
-from toolkit.recipe_base import Fraction, Number, Section
+from toolkit.recipe.base import Fraction, Number, Section
 from toolkit.yaml_lines import read_yaml
 
 Status = Literal["unverified", "reproduced", "below", "other setting"]

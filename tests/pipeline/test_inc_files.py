@@ -11,7 +11,7 @@ from toolkit import checking, models, pipeline, tasks
 from toolkit.artifacts import Silent
 from toolkit.inc_yaml import IncFlags, explain, read_inc
 from toolkit.recipe import LOCK, Variant
-from toolkit.recipe_yaml import parse_recipe
+from toolkit.recipe.load import parse_recipe
 from toolkit.sparsity.mask import SparsityMask
 
 CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs" / "inc"
@@ -178,7 +178,7 @@ def test_incs_own_files_for_prune_ofa_run_unchanged_and_keep_exactly_the_zeros(s
 
 
 def test_the_recipe_that_is_explained_can_be_saved_and_is_the_one_that_runs(sources, tmp_path):
-    from toolkit.recipe_yaml import load_recipe
+    from toolkit.recipe.load import load_recipe
 
     files = write(tmp_path, prune=INC_PRUNE, qat=INC_QAT)
     recipe, plan = recipe_of(files, sources, model="sparse", teacher=True)

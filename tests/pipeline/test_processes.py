@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.pipeline.test_whole import tiny_recipe
 from toolkit import pipeline
 from toolkit.artifacts import Silent
-from toolkit.recipe_yaml import dump_recipe, load_recipe
+from toolkit.recipe.load import dump_recipe, load_recipe
 
 WEIGHTS = {
     "teacher": "teacher/model.safetensors",

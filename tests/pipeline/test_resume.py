@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.test_whole import tiny_recipe
-from toolkit.recipe_yaml import dump_recipe
+from toolkit.recipe.load import dump_recipe
 
 WEIGHTS = {
     "teacher": "teacher/model.safetensors",

@@ -11,7 +11,7 @@ from toolkit import chunks, corpus, masking, models, training
 from toolkit.distillation import MlmLoss, Teacher, inputs_of
 from toolkit.errors import UserError
 from toolkit.recipe import Corpus, KDLossSettings, Recipe, Sample, Train
-from toolkit.recipe_yaml import load_recipe
+from toolkit.recipe.load import load_recipe
 
 MASKED = Corpus(files=("any",), mlm_probability=0.3)
 

@@ -8,7 +8,7 @@ import pytest
 from toolkit import corpus, masking, models, tasks
 from toolkit.errors import UserError
 from toolkit.recipe import Corpus, Task
-from toolkit.recipe_corpus import Pairs
+from toolkit.recipe.corpus import Pairs
 
 
 @pytest.fixture(scope="module")

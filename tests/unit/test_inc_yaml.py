@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.inc_schema import IncFile
 from toolkit.inc_yaml import IncFlags, explain, read_inc
+from toolkit.inc_yaml.schema import IncFile
 from toolkit.recipe import Recipe
-from toolkit.recipe_schema import Schema
-from toolkit.recipe_yaml import dotted, load_recipe, parse_recipe
+from toolkit.recipe.load import dotted, load_recipe, parse_recipe
+from toolkit.recipe.schema import Schema
 from toolkit.yaml_lines import dump_yaml, parse_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs" / "inc"

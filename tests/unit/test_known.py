@@ -10,8 +10,8 @@ import transformers
 from toolkit import known, models
 from toolkit.checking import check_recipe
 from toolkit.recipe import Variant
-from toolkit.recipe_presets import PRESETS
-from toolkit.recipe_yaml import load_recipe
+from toolkit.recipe.load import load_recipe
+from toolkit.recipe.presets import PRESETS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs"
 # Without INC's own files, and the template, whose files are the user's.

@@ -12,7 +12,7 @@ from toolkit.distillation import MlmLoss, Teacher
 from toolkit.errors import UserError
 from toolkit.pairs import sentences, write_pairs
 from toolkit.recipe import Corpus, KDLossSettings, Train
-from toolkit.recipe_corpus import Pairs
+from toolkit.recipe.corpus import Pairs
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import yaml
 
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
-from toolkit.recipe_yaml import dump_recipe, load_recipe, schema_json
+from toolkit.recipe.load import dump_recipe, load_recipe, schema_json
 
 CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs"
 SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "inc")
@@ -163,7 +163,7 @@ def test_pyyaml_loaders_of_the_process_stay_as_they_are(write):
 
 
 def test_reading_recipes_does_not_import_torch():
-    code = "import sys, toolkit.recipe_yaml; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, toolkit.recipe.load; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

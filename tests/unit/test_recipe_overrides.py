@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.recipe_yaml import load_recipe
+from toolkit.recipe.load import load_recipe
 
 SMALL = """\
 name: small

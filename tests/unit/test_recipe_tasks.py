@@ -4,8 +4,8 @@ import pytest
 
 from toolkit.errors import UserError
 from toolkit.recipe import Task
-from toolkit.recipe_presets import PRESETS
-from toolkit.recipe_yaml import dump_recipe, parse_recipe
+from toolkit.recipe.load import dump_recipe, parse_recipe
+from toolkit.recipe.presets import PRESETS
 
 RECIPE = """
 name: r

@@ -5,7 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from toolkit import cli_scoreboard, scoreboard
+from toolkit import scoreboard
+from toolkit.cli import scoreboard as commands
 from toolkit.errors import CheckFailed, UserError
 from toolkit.measure import system
 from toolkit.reporting import scoreboard as shown
@@ -114,9 +115,9 @@ def test_table_markdown_and_page_tell_claims_measurements_and_where_they_stand(b
 
 def test_the_shipped_rows_have_recipes_that_measure_their_claims():
     from toolkit.cli import shipped
-    from toolkit.recipe_yaml import load_recipe
+    from toolkit.recipe.load import load_recipe
 
-    board = scoreboard.load(cli_scoreboard.BOARD)
+    board = scoreboard.load(commands.BOARD)
     assert len(board.rows) == 25 + 6 + 2 + 1 + 5
     for name, row in board.rows.items():
         sparsity = f"{round(100 * row.sparsity)}{'-' + row.blocks if row.blocks else ''}"
@@ -151,20 +152,20 @@ def test_missing_scoreboard_unknown_row_and_damaged_record_are_user_errors(tmp_p
     path = tmp_path / "board.yaml"
     path.write_text(BOARD)
     with pytest.raises(UserError, match="no row 'tiny-90-int8'") as error:
-        cli_scoreboard.reproduce("tiny-90-int8", None, False, tmp_path, path)
+        commands.reproduce("tiny-90-int8", None, False, tmp_path, path)
     assert error.value.instead == ROW
     with pytest.raises(UserError, match="no row 'x'") as error:
-        cli_scoreboard.reproduce("x", None, False, tmp_path, path)
+        commands.reproduce("x", None, False, tmp_path, path)
     assert "pruneofa scoreboard" in error.value.instead
     with pytest.raises(UserError, match="no published sparse model"):
-        cli_scoreboard.reproduce(ROW, None, True, tmp_path, path)
+        commands.reproduce(ROW, None, True, tmp_path, path)
     with pytest.raises(UserError, match="no recipe with pre-training") as error:
-        cli_scoreboard.reproduce("bert-base-50-1of2-fp32-sst2", None, False, tmp_path)
+        commands.reproduce("bert-base-50-1of2-fp32-sst2", None, False, tmp_path)
     assert error.value.instead == "a row that has a recipe"
     (tmp_path / "measured" / ROW).mkdir(parents=True)
     (tmp_path / "measured" / ROW / "a.json").write_text("{}")
     with pytest.raises(UserError, match="not a record"):
-        cli_scoreboard.scoreboard(None, None, path)
+        commands.scoreboard(None, None, path)
 
 
 def test_another_seed_leaves_the_pre_training_of_the_first_alone(tmp_path, monkeypatch):
@@ -177,7 +178,7 @@ def test_another_seed_leaves_the_pre_training_of_the_first_alone(tmp_path, monke
     monkeypatch.setattr("toolkit.cli.execute", execute)
     for overrides in (None, ["seed=43"], ["seed=43", "name=other"]):
         with pytest.raises(CheckFailed):
-            cli_scoreboard.reproduce("bert-base-90-fp32-sst2", overrides, False, tmp_path)
+            commands.reproduce("bert-base-90-fp32-sst2", overrides, False, tmp_path)
     assert folders == ["bert-base-90", "bert-base-90-seed43", "other-seed43"]
 
 
@@ -218,7 +219,7 @@ def test_a_row_is_run_for_its_task_alone_and_recorded(
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setattr(system, "commit", lambda: "0123456789ab")  # not that of a working copy with changes
     try:
-        cli_scoreboard.reproduce(ROW, None, False, tmp_path / "runs", path)
+        commands.reproduce(ROW, None, False, tmp_path / "runs", path)
     except CheckFailed:
         pytest.fail("the promise of this recipe cannot be missed")
     assert not (tmp_path / "runs/tiny/tasks/unused").exists()
@@ -231,8 +232,8 @@ def test_a_row_is_run_for_its_task_alone_and_recorded(
     assert values["machine"]
     assert "reproduced" in capsys.readouterr().out
     path.write_text(BOARD.replace("accuracy: 80.0", "accuracy: 100.0"))
-    cli_scoreboard.reproduce(ROW, None, False, tmp_path / "runs", path)  # nothing runs again: the claim is new
+    commands.reproduce(ROW, None, False, tmp_path / "runs", path)  # nothing runs again: the claim is new
     assert "below" in capsys.readouterr().out
-    cli_scoreboard.reproduce(ROW, ["benchmark.seconds=2"], False, tmp_path / "runs", path)
+    commands.reproduce(ROW, ["benchmark.seconds=2"], False, tmp_path / "runs", path)
     assert len(list((tmp_path / "measured" / ROW).glob("*.json"))) == 2
     assert "below" in capsys.readouterr().out  # what the row's own experiment gave

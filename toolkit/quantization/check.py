@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.recipe_quantization import ModelWise, Quantization
+from toolkit.recipe.quantization import ModelWise, Quantization
 
 if TYPE_CHECKING:
     from toolkit.ir.inspect import AttentionProduct, Embedding, IRInspection, MatMul

@@ -20,7 +20,7 @@ from toolkit.measure import system
 from toolkit.quantization.check import in_8_bits
 from toolkit.quantization.nncf_ops import quantizable_ops, quantized_ops, quantizers
 from toolkit.quantization.nncf_request import check_names, honour, keep_within_7_bits
-from toolkit.recipe_quantization import Quantization
+from toolkit.recipe.quantization import Quantization
 
 _CONFIG = "nncf_config.json"
 _WEIGHTS = "quantized.safetensors"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.recipe_quantization import OpType
+from toolkit.recipe.quantization import OpType
 
 _HOOKS = "__nncf_hooks."
 _RANGES = ("._scale_param_storage", ".input_low")  # a quantizer has one of these parameters; other hooks do not

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.errors import UserError
 from toolkit.quantization.check import in_8_bits
 from toolkit.quantization.nncf_ops import QuantizedOp, quantizers, return_to_fp32, uncorrect_biases
-from toolkit.recipe_quantization import OpType, Quantization
+from toolkit.recipe.quantization import OpType, Quantization
 
 
 def check_names(section: Quantization, ops: dict[str, OpType]) -> None:

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe_base import Count, Number, Section, wrong
+from toolkit.recipe.base import Count, Number, Section, wrong
 
 
 class Pairs(Section):

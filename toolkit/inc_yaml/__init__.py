@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from toolkit.inc_explain import explain as explain
-from toolkit.inc_source import IncFlags as IncFlags
-from toolkit.inc_source import IncPlan, Source, read_source
-from toolkit.inc_translate import translate
+from toolkit.inc_yaml.explanation import explain as explain
+from toolkit.inc_yaml.source import IncFlags as IncFlags
+from toolkit.inc_yaml.source import IncPlan, Source, read_source
+from toolkit.inc_yaml.translation import translate
 from toolkit.recipe import Recipe
-from toolkit.recipe_schema import RECIPE
-from toolkit.recipe_yaml import dotted, mistakes_in, together
+from toolkit.recipe.load import dotted, mistakes_in, together
+from toolkit.recipe.schema import RECIPE
 from toolkit.yaml_lines import Document, KeyPath, Place
 
 # Keys that the translation leaves -> why they make no difference. The first that fits counts.

@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from toolkit.errors import UserError
-from toolkit.inc_schema import IncFile
-from toolkit.recipe_base import Section
-from toolkit.recipe_schema import Schema
-from toolkit.recipe_yaml import dotted, fill_empty, mistakes_in, together
+from toolkit.inc_yaml.schema import IncFile
+from toolkit.recipe.base import Section
+from toolkit.recipe.load import dotted, fill_empty, mistakes_in, together
+from toolkit.recipe.schema import Schema
 from toolkit.yaml_lines import Document, KeyPath, read_yaml
 
 _INC = Schema(IncFile)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from toolkit.inc_source import IncPlan, Source
-from toolkit.recipe_pruning import Tile
+from toolkit.inc_yaml.source import IncPlan, Source
+from toolkit.recipe.pruning import Tile
 from toolkit.yaml_lines import KeyPath
 
 _STEPS = ("start_step", "end_step", "update_frequency_on_step")

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe_base import Count, Fraction, Number, Position, Section, wrong
-from toolkit.recipe_training import Train
+from toolkit.recipe.base import Count, Fraction, Number, Position, Section, wrong
+from toolkit.recipe.training import Train
 
 Decay = Literal["cubic", "linear", "cos", "exp", "cube"]
 Domain = Literal["local", "global"]

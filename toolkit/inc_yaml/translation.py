@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolkit.errors import UserError
-from toolkit.inc_pruning import pruning
-from toolkit.inc_quantization import quantization
-from toolkit.inc_source import IncFlags, IncPlan, Source
-from toolkit.inc_training import SCRIPT, TRAINING_FLAGS, training
-from toolkit.recipe_presets import PRESETS
+from toolkit.inc_yaml.pruning import pruning
+from toolkit.inc_yaml.quantization import quantization
+from toolkit.inc_yaml.source import IncFlags, IncPlan, Source
+from toolkit.inc_yaml.training import SCRIPT, TRAINING_FLAGS, training
+from toolkit.recipe.presets import PRESETS
 from toolkit.yaml_lines import KeyPath
 
 _SECTIONS = ("pruning", "quantization", "distillation", "train", "evaluation")

@@ -1,6 +1,6 @@
 """The typed recipe: one section per stage, in Intel Neural Compressor's vocabulary where INC has a word for it.
 
-Pure data: no torch, no files read. `recipe_yaml.py` reads these types from YAML. A section that is absent is a
+Pure data: no torch, no files read. `load.py` reads these types from YAML. A section that is absent is a
 stage that does not run. Keys that INC 1.x knows keep INC's names and places (`pruning.approach.weight_compression`,
 `distillation.train.criterion.KnowledgeDistillationLoss`, `quantization.approach`, `tuning.accuracy_criterion`,
 `evaluation.performance.configs`); the rest are ours.
@@ -11,45 +11,45 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe_base import Count, Name, Number, Position, Section, laid_over, wrong
-from toolkit.recipe_corpus import Corpus as Corpus
-from toolkit.recipe_pruning import LOCK as LOCK
-from toolkit.recipe_pruning import Pruning as Pruning
-from toolkit.recipe_pruning import ResolvedPruner as ResolvedPruner
-from toolkit.recipe_pruning import TaskPruning as TaskPruning
-from toolkit.recipe_pruning import Tile as Tile
-from toolkit.recipe_pruning import WeightCompression as WeightCompression
-from toolkit.recipe_quantization import AccuracyCriterion as AccuracyCriterion
-from toolkit.recipe_quantization import Quantization as Quantization
-from toolkit.recipe_quantization import Tuning as Tuning
-from toolkit.recipe_stages import Benchmark as Benchmark
-from toolkit.recipe_stages import Distillation as Distillation
-from toolkit.recipe_stages import Evaluation as Evaluation
-from toolkit.recipe_stages import Export as Export
-from toolkit.recipe_stages import Performance as Performance
-from toolkit.recipe_stages import PerformanceConfigs as PerformanceConfigs
-from toolkit.recipe_stages import Positions as Positions
-from toolkit.recipe_stages import Quantize as Quantize
-from toolkit.recipe_stages import Sample as Sample
-from toolkit.recipe_stages import Student as Student
-from toolkit.recipe_stages import StudentDistillation as StudentDistillation
-from toolkit.recipe_stages import TrainOnly as TrainOnly
-from toolkit.recipe_stages import Transfer as Transfer
-from toolkit.recipe_stages import Variant as Variant
-from toolkit.recipe_task import OWN_STAGES as OWN_STAGES
-from toolkit.recipe_task import AnswerWindows as AnswerWindows
-from toolkit.recipe_task import HoldOut as HoldOut
-from toolkit.recipe_task import Kind as Kind
-from toolkit.recipe_task import Task as Task
-from toolkit.recipe_training import AdamSettings as AdamSettings
-from toolkit.recipe_training import AdamWSettings as AdamWSettings
-from toolkit.recipe_training import Criterion as Criterion
-from toolkit.recipe_training import DistillationTrain as DistillationTrain
-from toolkit.recipe_training import IntermediateSettings as IntermediateSettings
-from toolkit.recipe_training import KDLossSettings as KDLossSettings
-from toolkit.recipe_training import Optimizer as Optimizer
-from toolkit.recipe_training import SGDSettings as SGDSettings
-from toolkit.recipe_training import Train as Train
+from toolkit.recipe.base import Count, Name, Number, Position, Section, laid_over, wrong
+from toolkit.recipe.corpus import Corpus as Corpus
+from toolkit.recipe.pruning import LOCK as LOCK
+from toolkit.recipe.pruning import Pruning as Pruning
+from toolkit.recipe.pruning import ResolvedPruner as ResolvedPruner
+from toolkit.recipe.pruning import TaskPruning as TaskPruning
+from toolkit.recipe.pruning import Tile as Tile
+from toolkit.recipe.pruning import WeightCompression as WeightCompression
+from toolkit.recipe.quantization import AccuracyCriterion as AccuracyCriterion
+from toolkit.recipe.quantization import Quantization as Quantization
+from toolkit.recipe.quantization import Tuning as Tuning
+from toolkit.recipe.stages import Benchmark as Benchmark
+from toolkit.recipe.stages import Distillation as Distillation
+from toolkit.recipe.stages import Evaluation as Evaluation
+from toolkit.recipe.stages import Export as Export
+from toolkit.recipe.stages import Performance as Performance
+from toolkit.recipe.stages import PerformanceConfigs as PerformanceConfigs
+from toolkit.recipe.stages import Positions as Positions
+from toolkit.recipe.stages import Quantize as Quantize
+from toolkit.recipe.stages import Sample as Sample
+from toolkit.recipe.stages import Student as Student
+from toolkit.recipe.stages import StudentDistillation as StudentDistillation
+from toolkit.recipe.stages import TrainOnly as TrainOnly
+from toolkit.recipe.stages import Transfer as Transfer
+from toolkit.recipe.stages import Variant as Variant
+from toolkit.recipe.task import OWN_STAGES as OWN_STAGES
+from toolkit.recipe.task import AnswerWindows as AnswerWindows
+from toolkit.recipe.task import HoldOut as HoldOut
+from toolkit.recipe.task import Kind as Kind
+from toolkit.recipe.task import Task as Task
+from toolkit.recipe.training import AdamSettings as AdamSettings
+from toolkit.recipe.training import AdamWSettings as AdamWSettings
+from toolkit.recipe.training import Criterion as Criterion
+from toolkit.recipe.training import DistillationTrain as DistillationTrain
+from toolkit.recipe.training import IntermediateSettings as IntermediateSettings
+from toolkit.recipe.training import KDLossSettings as KDLossSettings
+from toolkit.recipe.training import Optimizer as Optimizer
+from toolkit.recipe.training import SGDSettings as SGDSettings
+from toolkit.recipe.training import Train as Train
 
 
 class Model(Section):

@@ -11,7 +11,7 @@ from toolkit.errors import UserError
 if TYPE_CHECKING:
     from toolkit.scoreboard import Row
 
-BOARD = Path(__file__).resolve().parent.parent / "benchmarks" / "scoreboard.yaml"
+BOARD = Path(__file__).resolve().parents[2] / "benchmarks" / "scoreboard.yaml"
 File = Annotated[Path, typer.Option("--file", help="the rows (YAML); records lie in measured/ beside it")]
 
 
@@ -30,7 +30,7 @@ def reproduce(
 
     from toolkit import scoreboard
     from toolkit.cli import execute, show_report
-    from toolkit.recipe_yaml import load_recipe
+    from toolkit.recipe.load import load_recipe
     from toolkit.reporting import scoreboard as shown
 
     board = scoreboard.load(file)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from toolkit.recipe_base import Count, Fraction, Number, Position, Section, wrong
+from toolkit.recipe.base import Count, Fraction, Number, Position, Section, wrong
 
 T = TypeVar("T")
 Anything = dict[str, Any]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe_base import Count, Fraction, Number, Section, wrong
+from toolkit.recipe.base import Count, Fraction, Number, Section, wrong
 
 
 class AdamWSettings(Section):

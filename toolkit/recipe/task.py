@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe_base import Count, Name, Number, Position, Section, wrong
-from toolkit.recipe_presets import PRESETS, Preset
-from toolkit.recipe_stages import Benchmark, Quantize, TrainOnly, Transfer
+from toolkit.recipe.base import Count, Name, Number, Position, Section, wrong
+from toolkit.recipe.presets import PRESETS, Preset
+from toolkit.recipe.stages import Benchmark, Quantize, TrainOnly, Transfer
 
 Kind = Literal["classification", "regression", "question_answering"]
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman", "exact_match"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.inc_source import IncPlan, Source
+from toolkit.inc_yaml.source import IncPlan, Source
 from toolkit.yaml_lines import KeyPath
 
 # INC's names of operations -> ours.

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from toolkit.recipe import Recipe
-from toolkit.recipe_base import EXCLUSIVE, NAME_RULE, Section
+from toolkit.recipe.base import EXCLUSIVE, NAME_RULE, Section
 from toolkit.yaml_lines import KeyPath
 
 Node = dict[str, Any]

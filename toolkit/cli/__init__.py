@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toolkit import __version__, cli_deploy, cli_options, cli_scoreboard
+from toolkit import __version__
+from toolkit.cli import deploy, options, scoreboard
 from toolkit.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 inc_app = typer.Typer(help="Read Intel Neural Compressor's YAML.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(inc_app, name="inc")
-app.add_typer(cli_deploy.kernels_app, name="kernels")
+app.add_typer(deploy.kernels_app, name="kernels")
 
 QUICKSTART = "quickstart"
 RecipeFile = Annotated[Path, typer.Argument(help="recipe (YAML); without it: the quickstart", show_default=False)]
@@ -38,7 +39,7 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="where run folders lie"
 
 def shipped(name: str) -> Path:
     """A recipe that comes with the toolkit, by its name under yaml_configs/ (without .yaml)."""
-    folder = Path(__file__).resolve().parent.parent / "yaml_configs"
+    folder = Path(__file__).resolve().parents[2] / "yaml_configs"
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
@@ -47,7 +48,7 @@ def shipped(name: str) -> Path:
 
 
 def _load(recipe: Path | None, overrides: list[str] | None) -> "Recipe":
-    from toolkit.recipe_yaml import load_recipe
+    from toolkit.recipe.load import load_recipe
 
     changes = list(overrides or [])
     if recipe is not None and "=" in str(recipe) and not recipe.exists():  # `pruneofa run seed=1`: no recipe given
@@ -109,23 +110,23 @@ def run(
     only: Annotated[str | None, typer.Option("--only", help="run this stage alone")] = None,
     track: Annotated[bool, typer.Option("--track", help="log training curves for TensorBoard too")] = False,
     runs: Annotated[Path | None, typer.Option("--runs", help="where run folders lie; default: runs")] = None,
-    inc: cli_options.IncFiles = None,
-    model: cli_options.Model = None,
-    teacher: cli_options.Teacher = None,
-    task: cli_options.TaskName = None,
-    train_file: cli_options.TrainFile = None,
-    validation_file: cli_options.ValidationFile = None,
-    columns: cli_options.TextColumn = None,
-    label: cli_options.LabelColumn = None,
-    labels: cli_options.Labels = None,
-    temperature: cli_options.Temperature = None,
-    loss_weights: cli_options.LossWeights = None,
-    learning_rate: cli_options.LearningRate = None,
-    num_train_epochs: cli_options.Epochs = None,
-    per_device_train_batch_size: cli_options.BatchSize = None,
-    max_seq_length: cli_options.Length = None,
-    seed: cli_options.Seed = None,
-    name: cli_options.RunName = None,
+    inc: options.IncFiles = None,
+    model: options.Model = None,
+    teacher: options.Teacher = None,
+    task: options.TaskName = None,
+    train_file: options.TrainFile = None,
+    validation_file: options.ValidationFile = None,
+    columns: options.TextColumn = None,
+    label: options.LabelColumn = None,
+    labels: options.Labels = None,
+    temperature: options.Temperature = None,
+    loss_weights: options.LossWeights = None,
+    learning_rate: options.LearningRate = None,
+    num_train_epochs: options.Epochs = None,
+    per_device_train_batch_size: options.BatchSize = None,
+    max_seq_length: options.Length = None,
+    seed: options.Seed = None,
+    name: options.RunName = None,
 ) -> None:
     """Run a recipe, or INC's files: only what is not there yet; an interrupted stage goes on where it stopped."""
     if start and only:
@@ -156,7 +157,7 @@ def execute(
     from toolkit import console as shown
     from toolkit.checking import check_recipe
     from toolkit.pipeline import Run
-    from toolkit.recipe_yaml import dump_recipe
+    from toolkit.recipe.load import dump_recipe
 
     check_recipe(loaded)
     terminal = Console()
@@ -182,7 +183,7 @@ def _load_inc(
 ) -> "tuple[Recipe, Path | None]":
     """The recipe that INC's files amount to, what of them is not used (printed), and the workspace that they name."""
     from toolkit.inc_yaml import explain, read_inc
-    from toolkit.recipe_yaml import parse_recipe
+    from toolkit.recipe.load import parse_recipe
 
     if first is not None and "=" not in str(first):
         raise UserError("a recipe and --inc cannot be used together", where=str(first), instead="one of them")
@@ -204,22 +205,22 @@ def _inc_flags(flags: dict[str, Any]) -> "IncFlags":
 @inc_app.command("explain")
 def inc_explain(
     files: Annotated[list[Path], typer.Argument(help="INC YAML files that belong together")],
-    model: cli_options.Model = None,
-    teacher: cli_options.Teacher = None,
-    task: cli_options.TaskName = None,
-    train_file: cli_options.TrainFile = None,
-    validation_file: cli_options.ValidationFile = None,
-    columns: cli_options.TextColumn = None,
-    label: cli_options.LabelColumn = None,
-    labels: cli_options.Labels = None,
-    temperature: cli_options.Temperature = None,
-    loss_weights: cli_options.LossWeights = None,
-    learning_rate: cli_options.LearningRate = None,
-    num_train_epochs: cli_options.Epochs = None,
-    per_device_train_batch_size: cli_options.BatchSize = None,
-    max_seq_length: cli_options.Length = None,
-    seed: cli_options.Seed = None,
-    name: cli_options.RunName = None,
+    model: options.Model = None,
+    teacher: options.Teacher = None,
+    task: options.TaskName = None,
+    train_file: options.TrainFile = None,
+    validation_file: options.ValidationFile = None,
+    columns: options.TextColumn = None,
+    label: options.LabelColumn = None,
+    labels: options.Labels = None,
+    temperature: options.Temperature = None,
+    loss_weights: options.LossWeights = None,
+    learning_rate: options.LearningRate = None,
+    num_train_epochs: options.Epochs = None,
+    per_device_train_batch_size: options.BatchSize = None,
+    max_seq_length: options.Length = None,
+    seed: options.Seed = None,
+    name: options.RunName = None,
 ) -> None:
     """Print the recipe that INC's files amount to, key by key; it can be saved and run."""
     from toolkit.inc_yaml import explain, read_inc
@@ -290,15 +291,15 @@ def doctor() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes (for editors)."""
-    from toolkit.recipe_yaml import schema_json
+    from toolkit.recipe.load import schema_json
 
     typer.echo(schema_json())
 
 
-for command in (cli_deploy.bench, cli_deploy.pack, cli_deploy.unpack):
+for command in (deploy.bench, deploy.pack, deploy.unpack):
     app.command()(command)
-app.command()(cli_scoreboard.reproduce)
-app.command()(cli_scoreboard.scoreboard)
+app.command()(scoreboard.reproduce)
+app.command()(scoreboard.scoreboard)
 
 
 @app.callback(invoke_without_command=True)

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from toolkit.inc_source import IncFlags, IncPlan, Source
+from toolkit.inc_yaml.source import IncFlags, IncPlan, Source
 from toolkit.yaml_lines import KeyPath
 
 # Epochs and learning rate of INC's published commands for Prune-OFA: they were flags, not in the files.

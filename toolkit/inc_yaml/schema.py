@@ -2,7 +2,7 @@
 
 What is written differs from what is left out (`model_fields_set`): a plan says of each value where it comes from.
 What INC takes as one value or as a list of candidates is a list here. Keys of INC that this toolkit knows and does not
-do are types as well, so that their refusal can say why. `inc_yaml.py` turns these types into a recipe.
+do are types as well, so that their refusal can say why. `translation.py` turns these types into a recipe.
 """
 
 import re
@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from toolkit.inc_schema_train import Anything, Dataloader, Listed, Train, as_list, at_most_one
-from toolkit.recipe_base import Count, Fraction, Number, Position, Section, wrong
-from toolkit.recipe_pruning import PATTERN
+from toolkit.inc_yaml.schema_train import Anything, Dataloader, Listed, Train, as_list, at_most_one
+from toolkit.recipe.base import Count, Fraction, Number, Position, Section, wrong
+from toolkit.recipe.pruning import PATTERN
 
 
 def _counted(value: Any) -> Any:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from toolkit import matching
-from toolkit.inc_source import IncPlan
-from toolkit.recipe_pruning import WeightCompression
+from toolkit.inc_yaml.source import IncPlan
+from toolkit.recipe.pruning import WeightCompression
 from toolkit.yaml_lines import KeyPath, dump_flow
 
 _WIDTH = 44  # where comments start

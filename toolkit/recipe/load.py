@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from toolkit import recipe_schema
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
-from toolkit.recipe_base import NAME_RULE, replaced
-from toolkit.recipe_schema import RECIPE, Schema
+from toolkit.recipe.base import NAME_RULE, replaced
+from toolkit.recipe.schema import RECIPE, Node, Schema, nearest
 from toolkit.yaml_lines import Document, KeyPath, Mistake, Place, dump_flow, dump_yaml, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def schema_json() -> str:
     """The JSON schema of recipes, for editors that complete and check YAML."""
-    return json.dumps(recipe_schema.RECIPE.root, indent=2)
+    return json.dumps(RECIPE.root, indent=2)
 
 
 # --- before validation ---------------------------------------------------------------------------------------------
@@ -165,7 +164,7 @@ def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, .
     if matches:
         raise UserError(f"`{name}` can mean several keys", where=place.text, instead=f"one of {', '.join(matches)}")
     last = name.rpartition(".")[2]
-    meant = recipe_schema.nearest(last, [path[-1] for path in known])
+    meant = nearest(last, [path[-1] for path in known])
     near = _of_recipe([full for full, path in dotted.items() if path[-1] == meant])
     raise UserError(
         f"this recipe has no key `{name}`",
@@ -241,7 +240,7 @@ def _in_words(error: "ErrorDetails", data: Any, schema: Schema) -> tuple[KeyPath
 
 
 def _sibling(path: KeyPath, schema: Schema) -> str:
-    return recipe_schema.nearest(str(path[-1]), schema.known_keys(schema.node_at(path[:-1]) or {}))
+    return nearest(str(path[-1]), schema.known_keys(schema.node_at(path[:-1]) or {}))
 
 
 def _known_instead(path: KeyPath, data: Any, schema: Schema) -> str:
@@ -255,7 +254,7 @@ def _known_instead(path: KeyPath, data: Any, schema: Schema) -> str:
     return _sibling(path, schema) or " or ".join(elsewhere) or f"one of {', '.join(siblings)}"
 
 
-def _hint(node: recipe_schema.Node, value: Any, schema: Schema) -> str:
+def _hint(node: Node, value: Any, schema: Schema) -> str:
     """A value that was probably meant."""
     node = schema.resolved(node)
     if node.get("type") == "array" and isinstance(value, str | int | float):
