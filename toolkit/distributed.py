@@ -9,6 +9,7 @@ The libraries must not know of it: a Trainer that finds itself in a group would 
 losses. So what the launcher said is taken out of the environment as soon as the group is there.
 """
 
+import atexit
 import contextlib
 import os
 import sys
@@ -39,6 +40,8 @@ def connect() -> int:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cpu:gloo,cuda:nccl"
         torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+        # Its threads give tensors back to Python; one that does so while the interpreter closes down aborts the process.
+        atexit.register(torch.distributed.destroy_process_group)
     for name in _LAUNCHER:
         os.environ.pop(name, None)
     return rank()

@@ -113,8 +113,30 @@ def of_two(rank: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_add_up_share_wait_agree_and_talk(tmp_path):
+@pytest.fixture
+def port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_two_processes_add_up_share_wait_agree_and_talk(port, tmp_path):
     torch.multiprocessing.spawn(of_two, (port, str(tmp_path)), nprocs=2)
+
+
+def test_a_process_leaves_the_group_before_the_interpreter_closes_down(port):
+    """One that still has the group's threads then is aborted now and then, its work done."""
+    code = (
+        "import atexit, torch; from toolkit import distributed as d\n"
+        "atexit.register(lambda: print(torch.distributed.is_initialized()))\n"  # called after what `connect` registers
+        "d.connect(); d.told() if d.rank() else d.tell('x'); print(torch.distributed.is_initialized())"
+    )
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | group | {"RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0].split() for process in both] == [[b"True", b"False"]] * 2
+    assert [process.returncode for process in both] == [0, 0]
