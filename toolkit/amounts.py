@@ -144,8 +144,8 @@ def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
         return None
     kept = []
     for _, row in tables.read_rows(file):
-        texts = tuple(str(row.get(column, "")) for column in section.columns)
-        if all(texts) and not any(str(row.get(c)) not in values for c, values in section.rows.items()):
+        texts = tuple(tables.text(row.get(column)) for column in section.columns)
+        if all(texts) and not any(tables.text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)
     return kept
 

@@ -1,4 +1,4 @@
-"""What can be said of a recipe and a machine before anything runs. Loads no torch: it reads file headers only."""
+"""What can be said of a recipe and a machine before anything runs. Loads no torch."""
 
 import re
 import shutil
@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit import checkpoints, kernels, known, matching, sources, tables
+from toolkit import checkpoints, kernels, known, matching, rows, sources
 from toolkit.checkpoints import DENSE
 from toolkit.errors import UserError
 from toolkit.hub import is_hub
-from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, Task, TaskPruning, Train
+from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,8 +52,12 @@ def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
     return {n: s for n, s in matrices.items() if any(re.search(p, n.removesuffix(".weight")) for p in patterns)}
 
 
-def check_recipe(recipe: Recipe) -> list[tuple[str, str]]:
+def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, str]]:
     """What was checked and what was found, line by line. Nothing is fetched from the hub.
+
+    Args:
+        recipe: What is checked.
+        read_rows: Look at every row of the tasks' files, which `pipeline.Run` does by itself.
 
     Raises:
         UserError: The first thing that is wrong.
@@ -73,9 +77,8 @@ def check_recipe(recipe: Recipe) -> list[tuple[str, str]]:
         specs = sources.corpus_specs(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
         found.append(("corpus", _data(specs)))
     for name, task in recipe.tasks.items():
-        found.append((f"task {name}", _data(sources.task_specs(task))))
-        for spec in sources.task_specs(task):
-            _must_have_columns(task, sources.at_hand(spec))
+        counted = rows.check(name, task) if read_rows else ""
+        found.append((f"task {name}", "; ".join(filter(None, (_data(sources.task_specs(task)), counted)))))
     return found
 
 
@@ -84,16 +87,6 @@ def _data(specs: list[str]) -> str:
     later = [spec for spec in specs if sources.at_hand(spec) is None]
     here = [spec if is_hub(spec) else sources.local_file(spec).name for spec in specs if spec not in later]
     return "; ".join([", ".join(here)] * bool(here) + [f"{', '.join(later)}, {_LATER}"] * bool(later))
-
-
-def _must_have_columns(task: Task, file: Path | None) -> None:
-    if file is None:
-        return
-    columns = tables.column_names(file)
-    wanted = [*task.columns, task.label, *task.rows, *([task.hold_out.column] if task.hold_out else [])]
-    missing = [c for c in wanted if c not in columns]
-    if missing:
-        raise UserError(f"no column {missing[0]!r}", where=str(file), instead=f"one of {', '.join(columns)}")
 
 
 def _transfers(recipe: Recipe) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-from toolkit import distributed, sources
+from toolkit import distributed, rows, sources
 from toolkit.artifacts import (
     Artifact,
     Context,
@@ -235,6 +235,7 @@ class Run:
         with locked(self.folder):
             steps = plan(self.recipe, self.folder)
             again = {s.label for s in select(steps, only=only, start=start)}
+            self._check_rows(steps, again)
             done: dict[str, Manifest] = {}
             for step in steps:
                 if only and step.stage.name != only:
@@ -249,6 +250,13 @@ class Run:
             self.manifests = list(done.values())
         distributed.tell("")
         return self.manifests
+
+    def _check_rows(self, steps: list[Step], again: set[str]) -> None:
+        """Looks at every row of the tasks that are not finished: a bad one must not be found days later."""
+        todo = {s.task for s in steps if s.task and (s.manifest is None or s.label in again)}
+        for name in self.recipe.tasks:
+            if name in todo:
+                rows.check(name, self.recipe.tasks[name])
 
     def _help(self) -> NoReturn:
         """Trains along in every stage that the first process names; writes nothing."""

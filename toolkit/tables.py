@@ -1,8 +1,9 @@
 """Rows of data files: TSV, CSV, JSON lines, Parquet, and SQuAD's nested JSON. Loads no torch."""
 
 import csv
+import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,33 +32,41 @@ def table_format(path: Path) -> Literal["tsv", "csv", "json", "parquet"]:
     return _FORMATS[suffix]
 
 
-def column_names(path: Path) -> list[str]:
-    """Column names of a table; those of the first row where the rows are JSON.
-
-    Raises:
-        UserError: The format is unknown, or the file is empty or damaged.
-    """
-    return list(next(iter(read_rows(path)))[1])
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
     """Rows of a table as (where it stands, column -> value): texts, from JSON and Parquet numbers and lists too.
 
-    `where` is `file:line`, or what comes nearest: a row number in Parquet, a question's id in SQuAD's JSON.
+    `where` is `file:line`, or what comes nearest: a row number in Parquet, a question's id in SQuAD's JSON. A value
+    that JSON or Parquet has as null is None.
+
+    Args:
+        path: The file.
+        columns: Those that it must have.
 
     Raises:
-        UserError: The format is unknown, or the file is empty or damaged; says the line.
+        UserError: The format is unknown, a column is not there, or the file is empty or damaged; says the line.
     """
-    read = {"tsv": _text_rows, "csv": _text_rows, "json": _json_rows, "parquet": _parquet_rows}[table_format(path)]
     empty = True
-    for where, row in read(path):
+    for where, row in _READERS[table_format(path)](path, columns):
         empty = False
         yield where, row
     if empty:
         raise UserError("the file is empty", where=str(path))
 
 
-def _text_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def text(value: Any) -> str:
+    """A value of a table as text; nothing there is an empty text."""
+    return "" if value is None else str(value)
+
+
+def _must_have(columns: Sequence[str], names: Iterable[str], where: str) -> None:
+    missing = next((c for c in columns if c not in names), None)
+    if missing is not None:
+        near = difflib.get_close_matches(missing, list(names), n=1)
+        instead = near[0] if near else f"one of {', '.join(names)}"
+        raise UserError(f"no column {missing!r}", where=where, instead=instead)
+
+
+def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """GLUE's TSV files quote nothing: a quotation mark in them is text."""
     quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if table_format(path) == "tsv" else {}
     reader = csv.reader(sources.lines(path), **quoting)
@@ -68,6 +77,11 @@ def _text_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 continue
             if not names:
                 names = fields
+                twice = next((n for n in names if names.count(n) > 1), None)
+                if twice is not None:
+                    what = f"two columns have the name {twice!r}"
+                    raise UserError(what, where=f"{path}:{reader.line_num}", instead="a name of its own for each")
+                _must_have(columns, names, f"{path}:{reader.line_num}")
             elif len(fields) == len(names):
                 yield f"{path}:{reader.line_num}", dict(zip(names, fields, strict=True))
             else:
@@ -77,19 +91,22 @@ def _text_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise UserError(f"not a table ({error})", where=f"{path}:{reader.line_num}") from None
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """One object per line; or the whole file as one object with `data`, as SQuAD has it."""
     if _first_character(path) == "{" and (articles := _squad_articles(path)) is not None:
-        yield from _squad_rows(path, articles)
+        for where, row in _squad_rows(path, articles):
+            _must_have(columns, row, where)
+            yield where, row
         return
     for number, line in enumerate(sources.lines(path), 1):
         if line.strip():
-            row = _object(line)
-            if row is None:
+            found = _object(line)
+            if found is None:
                 raise UserError(
                     "not a JSON object", where=f"{path}:{number}", instead='one {"column": value, …} per line'
                 )
-            yield f"{path}:{number}", {k: v for k, v in row.items() if v is not None}
+            _must_have(columns, found, f"{path}:{number}")
+            yield f"{path}:{number}", found
 
 
 def _first_character(path: Path) -> str:
@@ -147,7 +164,7 @@ def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Row]]:
         ) from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -156,6 +173,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         for batch in pq.ParquetFile(path).iter_batches():
             for row in batch.to_pylist():
                 number += 1
-                yield f"{path}, row {number}", {k: v for k, v in row.items() if v is not None}
+                _must_have(columns, row, f"{path}, row {number}")
+                yield f"{path}, row {number}", row
+    except UnicodeDecodeError as error:
+        where = f"{path}, row {number + 1} or behind it"
+        raise UserError(f"not UTF-8 ({error})", where=where, instead="texts in UTF-8") from None
     except pa.ArrowException as error:
         raise UserError(f"not a Parquet file ({str(error).splitlines()[0]})", where=str(path)) from None
+
+
+_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[str, Row]]]] = {
+    "tsv": _text_rows,
+    "csv": _text_rows,
+    "json": _json_rows,
+    "parquet": _parquet_rows,
+}

@@ -1,8 +1,6 @@
 """A task as data: rows of a table -> token ids and labels of its splits, and the scores of a model's answers."""
 
-import difflib
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit import sources, tables
+from toolkit import rows
 from toolkit.errors import UserError
 from toolkit.heads import LABELS
 from toolkit.metrics import score
-from toolkit.questions import Windows, read_question, windows_of
+from toolkit.questions import Windows, windows_of
 from toolkit.recipe import Kind, Task
+from toolkit.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -128,20 +127,11 @@ class TaskData:
         return score(self.kind, [metric], self.tune.truth, self.tune.predicted(logits))[metric]
 
 
-@dataclass(frozen=True)
-class _Row:
-    where: str  # file:line
-    texts: tuple[str, ...]
-    label: Any
-    group: str | None
-
-
 def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") -> TaskData:
     """Reads and tokenises the splits.
 
     Raises:
-        UserError: A file is missing or damaged, a column is not there, a text is empty, a split is empty or has one
-            class only, a label is not one of the task's, or `max_seq_length` is more than the model takes.
+        UserError: As `rows.read_task` and `rows.targets`; or `max_seq_length` is more than the model takes.
     """
     if section.max_seq_length > tokenizer.model_max_length:
         raise UserError(
@@ -149,24 +139,18 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
             where=f"tasks.{name}",
             instead=f"max_seq_length: {tokenizer.model_max_length}",
         )
-    train, dev = _splits(section)
-    more = {split: _read(spec, section) for split, spec in section.more_dev.items()}
-    labels = section.labels or (_labels_found(train, section) if section.kind == "classification" else ())
-    tune, train = _set_aside(train, section)
-    for split, rows in (("train", train), ("dev", dev), *more.items()):
-        if section.kind == "classification":
-            _must_differ(name, split, rows, labels)
-    measured = [row for rows in (dev, *more.values()) for row in rows]
+    read = rows.read_task(name, section)
+    measured = [row for split in read.dev.values() for row in split]
     train_split, tune_split, dev_split = (
-        _tokenise(rows, labels, section, tokenizer) for rows in (train, tune, measured)
+        _tokenise(split, read.labels, section, tokenizer) for split in (read.train, read.tune, measured)
     )
     measures: list[Measure] = []
     first = 0
-    for suffix, rows in (("", dev), *((f" ({split})", rows) for split, rows in more.items())):
-        part = slice(first, first + len(rows))
+    for split, found in read.dev.items():
+        part, suffix = slice(first, first + len(found)), f" ({split})" if split else ""
         measures += [Measure(f"{metric}{suffix}", metric, part) for metric in section.metrics]
         first = part.stop
-    return TaskData(name, section.kind, tuple(labels), train_split, tune_split, dev_split, tuple(measures))
+    return TaskData(name, section.kind, tuple(read.labels), train_split, tune_split, dev_split, tuple(measures))
 
 
 def train_texts(section: Task) -> list[str]:
@@ -175,8 +159,7 @@ def train_texts(section: Task) -> list[str]:
     Raises:
         UserError: The train file is missing or damaged, or has not the section's columns.
     """
-    rows = _read(section.train, section) if section.dev else _splits(section)[0]
-    texts = [text for row in _set_aside(rows, section)[1] for text in row.texts]
+    texts = [text for row in rows.read_train(section) for text in row.texts]
     return list(dict.fromkeys(texts)) if section.kind == "question_answering" else texts
 
 
@@ -198,134 +181,15 @@ def pad(features: Sequence[Mapping[str, Any]], pad_id: int, to: int | None = Non
     return batch
 
 
-def _splits(section: Task) -> tuple[list[_Row], list[_Row]]:
-    """Train and dev rows; with `hold_out`, no group of rows has a part in both."""
-    train = _read(section.train, section)
-    if section.dev:
-        return train, _read(section.dev, section)
-    assert section.hold_out is not None
-    parts = round(1 / section.hold_out.fraction)
-    dev = [row for row in train if _part(row, parts) == section.hold_out.fold]
-    train = [row for row in train if _part(row, parts) != section.hold_out.fold]
-    for split, rows in (("train", train), ("dev", dev)):
-        if not rows:
-            raise UserError(
-                f"hold_out leaves no rows for {split}: too few different values in {section.hold_out.column!r}",
-                where=section.train,
-                instead="another hold_out.column, or a larger hold_out.fraction",
-            )
-    return train, dev
-
-
-def _set_aside(train: list[_Row], section: Task) -> tuple[list[_Row], list[_Row]]:
-    """The rows of `tune` and those that stay in train; always the same ones, whatever the recipe's seed."""
-    count = min(section.tuning_examples, len(train) // 10)
-    chosen = set(np.random.default_rng(0).permutation(len(train))[:count].tolist())
-    return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]
-
-
-def _part(row: _Row, parts: int) -> int:
-    """Which of the parts a row's group belongs to: the same on every machine and in every order of the rows."""
-    assert row.group is not None
-    return int.from_bytes(hashlib.sha256(row.group.encode()).digest()[:8], "big") % parts
-
-
-def _read(spec: str, section: Task) -> list[_Row]:
-    """The rows of a file that `section.rows` keeps."""
-    path = sources.local_file(spec)
-    group = section.hold_out.column if section.hold_out else None
-    wanted = [*section.columns, section.label, *section.rows, *([group] if group else [])]
-    rows, seen = [], False
-    for where, row in tables.read_rows(path):
-        seen = True
-        for column in wanted:
-            if column not in row:
-                raise _no_column(column, row, where)
-        if any(str(row[column]) not in values for column, values in section.rows.items()):
-            continue
-        texts = tuple(str(row[column]) for column in section.columns)
-        if all(text.strip() for text in texts):
-            rows.append(_Row(where, texts, row[section.label], str(row[group]) if group else None))
-        elif not section.drop_empty:
-            empty = next(c for c, text in zip(section.columns, texts, strict=True) if not text.strip())
-            raise UserError(
-                f"the text in column {empty!r} is empty", where=where, instead="a text, or drop_empty: true"
-            )
-    if not rows:
-        raise UserError("no row has the values that `rows` asks for" if seen else "no rows", where=str(path))
-    return rows
-
-
-def _no_column(column: str, row: Mapping[str, Any], where: str) -> UserError:
-    near = difflib.get_close_matches(column, row, n=1)
-    instead = near[0] if near else f"one of {', '.join(row)}"
-    return UserError(f"no column {column!r}", where=where, instead=instead)
-
-
-def _labels_found(rows: Iterable[_Row], section: Task) -> tuple[str, ...]:
-    """The different labels, in the order of their numbers when they are numbers, else by name."""
-    labels = [str(row.label) for row in rows]
-    found = set(labels)
-    if len(found) > max(2, len(labels) // 2):
-        raise UserError(
-            f"{len(found)} different values in {len(labels)} rows: these are no classes",
-            where=f"{section.train}, column {section.label!r}",
-            instead="a column with the name or number of a class",
-        )
-    return tuple(sorted(found, key=int) if all(map(_is_number, found)) else sorted(found))
-
-
-def _class_number(row: _Row, labels: Sequence[str]) -> int:
-    """A label is a class name; or a class number, where no class has a number for a name."""
-    label = str(row.label)
-    if label in labels:
-        return labels.index(label)
-    numbered = not any(map(_is_number, labels))
-    if numbered and label.isdecimal() and int(label) < len(labels):
-        return int(label)
-    range_ = f", or 0 to {len(labels) - 1}" if numbered else ""
-    raise UserError(
-        f"the label {label!r} is not one of the task's",
-        where=row.where,
-        instead=f"one of {', '.join(labels)}{range_} (`rows` leaves rows out)",
-    )
-
-
-def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
-
-
-def _must_differ(name: str, split: str, rows: Sequence[_Row], labels: Sequence[str]) -> None:
-    """Rows that all have one label teach and tell nothing."""
-    numbers = {_class_number(row, labels) for row in rows}
-    if len(numbers) == 1:
-        raise UserError(
-            f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
-            where=f"tasks.{name}",
-            instead="a split with two classes or more",
-        )
-
-
-def _number(row: _Row) -> float:
-    try:
-        return float(row.label)
-    except (TypeError, ValueError):
-        raise UserError(f"the label {row.label!r} is not a number", where=row.where, instead="e.g. 3.8") from None
-
-
 def _tokenise(
-    rows: Sequence[_Row], labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
+    split: Sequence[Row], labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
 ) -> Split:
+    wanted = rows.targets(split, labels, section)
     if section.kind == "question_answering":
-        questions = [read_question(row.where, row.texts, row.label) for row in rows]
-        return windows_of(questions, tokenizer, section.max_seq_length, section.windows)
-    if section.kind == "regression":
-        numbers = np.array([_number(row) for row in rows], dtype=np.float32)
-    else:
-        numbers = np.array([_class_number(row, labels) for row in rows], dtype=np.int64)
-    texts = [row.texts for row in rows]
+        return windows_of(wanted, tokenizer, section.max_seq_length, section.windows)
+    texts = [row.texts for row in split]
     if not texts:
-        return Examples([], {name: [] for name in tokenizer.model_input_names}, numbers)
+        return Examples([], {name: [] for name in tokenizer.model_input_names}, wanted)
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=section.max_seq_length)
-    return Examples(texts, {name: encoded[name] for name in tokenizer.model_input_names}, numbers)
+    return Examples(texts, {name: encoded[name] for name in tokenizer.model_input_names}, wanted)

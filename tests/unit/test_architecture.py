@@ -36,6 +36,7 @@ LAYERS = [
             "masking",
             "pairs",
             "tasks",
+            "rows",
             "questions",
             "heads",
             "models",
@@ -120,6 +121,16 @@ HEAVY = {"torch", "transformers", "openvino", "nncf", "neural_compressor", "data
 
 def test_planning_modules_load_no_heavy_library():
     assert not loaded_after("import toolkit.cli, toolkit.pipeline, toolkit.checking, toolkit.recipe.load") & HEAVY
+
+
+def test_checking_a_recipe_with_all_rows_of_its_tasks_loads_no_heavy_library(tiny_bert, tiny_task_files):
+    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev)}
+    values = {"name": "r", "model": {"source": str(tiny_bert)}, "tasks": {"toy": task}}
+    code = (
+        "from toolkit.checking import check_recipe\nfrom toolkit.recipe import Recipe\n"
+        f"assert '480 rows' in dict(check_recipe(Recipe.model_validate({values!r})))['task toy']"
+    )
+    assert not loaded_after(code) & HEAVY
 
 
 def test_training_modules_load_neither_openvino_nor_nncf_nor_inc():

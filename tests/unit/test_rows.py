@@ -1,0 +1,264 @@
+"""Bad rows of every kind of file: each is refused with its place, by `check` and before the first stage of a run."""
+
+import csv
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from toolkit import pipeline, rows, tables
+from toolkit.artifacts import Silent
+from toolkit.checking import check_recipe
+from toolkit.errors import UserError
+from toolkit.recipe import AnswerWindows, Recipe, Task
+
+COLUMNS = ("one", "two", "label")
+GOOD = [("a", "b", "no"), ("c", "d", "yes"), ("e", "f", "no")]
+FORMATS = ("tsv", "csv", "jsonl", "parquet")
+NULLS = ("jsonl", "parquet")  # the formats that tell nothing from an empty text
+
+
+def write(folder: Path, suffix: str, table: list[tuple], columns=COLUMNS, name: str = "file") -> str:
+    """A table as a file of the format that the suffix names."""
+    path = folder / f"{name}.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table(dict(zip(columns, zip(*table, strict=True), strict=True))), path)
+    elif suffix == "jsonl":
+        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in table]
+        path.write_text("".join(line + "\n" for line in lines))
+    else:
+        with path.open("w", newline="") as stream:
+            csv.writer(stream, delimiter="\t" if suffix == "tsv" else ",").writerows([columns, *table])
+    return str(path)
+
+
+def place(path: str, row: int) -> str:
+    """Where row 1, 2, … of a file stands, as errors name it."""
+    if path.endswith("parquet"):
+        return f"{path}, row {row}"
+    return f"{path}:{row if path.endswith('jsonl') else row + 1}"
+
+
+def pairs(path: str, **values) -> Task:
+    return Task(**{"train": path, "dev": path, "columns": ("one", "two"), "labels": ("no", "yes")} | values)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_good_rows_of_every_format_are_counted(tmp_path, suffix):
+    path = write(tmp_path, suffix, GOOD)
+    assert rows.check("t", pairs(path)) == "3 rows to train on, 3 measured"
+    found = rows.read_task("t", pairs(path))
+    assert [(row.where, row.texts, row.label) for row in found.train] == [
+        (place(path, number), (one, two), label) for number, (one, two, label) in enumerate(GOOD, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "value"), [*((suffix, text) for suffix in FORMATS for text in ("", "  ")), *((s, None) for s in NULLS)]
+)
+@pytest.mark.parametrize("column", [0, 1])
+def test_empty_text_or_null_is_refused_with_its_row_or_left_out_when_asked(tmp_path, suffix, value, column):
+    bad = ("x", value, "yes") if column else (value, "x", "yes")
+    path = write(tmp_path, suffix, [*GOOD, bad])
+    with pytest.raises(UserError, match=f"the text in column '{COLUMNS[column]}' is empty") as error:
+        rows.check("t", pairs(path))
+    assert error.value.where == place(path, 4)
+    assert "drop_empty" in error.value.instead
+    assert rows.check("t", pairs(path, drop_empty=True)) == "3 rows to train on, 3 measured"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "value"), [*((suffix, text) for suffix in FORMATS for text in ("", " ")), *((s, None) for s in NULLS)]
+)
+@pytest.mark.parametrize("labels", [("no", "yes"), ()])
+def test_missing_label_is_refused_with_its_row_and_is_never_a_class_of_its_own(tmp_path, suffix, value, labels):
+    path = write(tmp_path, suffix, [*GOOD, ("g", "h", value)])
+    with pytest.raises(UserError, match="the label in column 'label' is missing") as error:
+        rows.check("t", pairs(path, labels=labels))
+    assert error.value.where == place(path, 4)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_unknown_label_is_refused_with_its_row(tmp_path, suffix):
+    path = write(tmp_path, suffix, [*GOOD, ("g", "h", "maybe")])
+    with pytest.raises(UserError, match="the label 'maybe' is not one of") as error:
+        rows.check("t", pairs(path))
+    assert error.value.where == place(path, 4)
+    assert "no, yes" in error.value.instead
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_label_that_is_no_finite_number_is_refused_with_its_row(tmp_path, suffix):
+    numbers = [(1.5,), (2.25,), (float("nan"),)]
+    path = write(tmp_path, suffix, [("a", "b", *number) for number in numbers])
+    with pytest.raises(UserError, match=r"nan'? is not a number") as error:
+        rows.check("t", pairs(path, kind="regression", labels=(), metrics=("pearson",)))
+    assert error.value.where == place(path, 3)
+
+
+@pytest.mark.parametrize(("suffix", "line"), [("tsv", ":1"), ("csv", ":1"), ("jsonl", ":1"), ("parquet", ", row 1")])
+def test_missing_column_is_refused_where_the_columns_are_named_with_the_nearest(tmp_path, suffix, line):
+    path = write(tmp_path, suffix, GOOD, columns=("one", "tow", "label"))
+    with pytest.raises(UserError, match="no column 'two'") as error:
+        rows.check("t", pairs(path))
+    assert (error.value.where, error.value.instead) == (f"{path}{line}", "tow")
+
+
+def test_row_of_json_without_the_column_is_named(tmp_path):
+    path = Path(write(tmp_path, "jsonl", GOOD))
+    path.write_text(path.read_text() + '{"one": "g", "label": "no"}\n')
+    with pytest.raises(UserError, match="no column 'two'") as error:
+        rows.check("t", pairs(str(path)))
+    assert (error.value.where, error.value.instead) == (f"{path}:4", "one of one, label")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_file_without_rows_is_refused(tmp_path, suffix):
+    path = tmp_path / f"file.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({name: pa.array([], pa.string()) for name in COLUMNS}), path)
+    else:
+        path.write_text({"tsv": "\t".join(COLUMNS), "csv": ",".join(COLUMNS), "jsonl": ""}[suffix])
+    with pytest.raises(UserError, match="the file is empty") as error:
+        rows.check("t", pairs(str(path)))
+    assert error.value.where == str(path)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_text_that_is_not_utf8_is_refused_with_its_place(tmp_path, suffix):
+    path = tmp_path / f"file.{suffix}"
+    if suffix == "parquet":
+        raw = pa.array([b"a", "caf\u00e9".encode("latin-1")])
+        texts = pa.StringArray.from_buffers(2, *raw.buffers()[1:])
+        pq.write_table(pa.table({"one": texts, "two": ["b", "d"], "label": ["no", "yes"]}), path)
+    else:
+        write(tmp_path, suffix, [*GOOD[:2], ("caf", "d", "no")])
+        path.write_bytes(path.read_bytes().replace(b"caf", b"caf\xe9"))
+    with pytest.raises(UserError, match=r"cannot be read as text|not UTF-8") as error:
+        rows.check("t", pairs(str(path)))
+    assert error.value.where == (f"{path}, row 1 or behind it" if suffix == "parquet" else place(str(path), 3))
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [("tsv", "\t"), ("csv", ",")])
+def test_column_that_is_named_twice_is_refused_with_the_line_of_the_header(tmp_path, suffix, mark):
+    path = tmp_path / f"file.{suffix}"
+    path.write_text("\n" + mark.join(["one", "two", "one", "label"]) + "\n" + mark.join("abc0") + "\n")
+    with pytest.raises(UserError, match="two columns have the name 'one'") as error:
+        list(tables.read_rows(path))
+    assert error.value.where == f"{path}:2"
+
+
+@pytest.mark.parametrize("suffix", NULLS)
+def test_null_in_a_column_of_rows_or_hold_out_is_an_empty_text(tmp_path, suffix):
+    table = [(*row, kind) for row, kind in zip(GOOD, ("x", None, "x"), strict=True)]
+    path = write(tmp_path, suffix, [*table, ("g", "h", "yes", "x")], columns=(*COLUMNS, "kind"))
+    assert [r.texts[0] for r in rows.read_task("t", pairs(path, rows={"kind": ("x",)})).train] == ["a", "e", "g"]
+    assert [r.group for r in rows._read(path, pairs(path, dev=None, hold_out={"column": "kind"}))] == [
+        "x",
+        "",
+        "x",
+        "x",
+    ]
+
+
+def squad(folder: Path, **changes) -> str:
+    """SQuAD's JSON with two questions, the second one changed."""
+    asked = {"id": "q2", "question": "what ?", "answers": [{"text": "b", "answer_start": 2}]}
+    first = {"context": "a b", "qas": [asked | {"id": "q1"}]}
+    second = {"context": changes.pop("context", "a b"), "qas": [asked | changes]}
+    path = folder / "squad.json"
+    path.write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": [first, second]}]}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "instead"),
+    [
+        ({"question": ""}, "the text in column 'question' is empty", "drop_empty"),
+        ({"question": None}, "the text in column 'question' is empty", "drop_empty"),
+        ({"context": " "}, "the text in column 'context' is empty", "drop_empty"),
+        ({"context": None}, "the text in column 'context' is empty", "drop_empty"),
+        ({"answers": []}, "a question without an answer", "leave the row out"),
+        ({"answers": [{"text": "b", "answer_start": 0}]}, "not at character 0", "answer_start 2"),
+        ({"answers": [{"text": "", "answer_start": 0}]}, "not at character 0", "letter by letter"),
+        ({"answers": [{"text": "z", "answer_start": 0}]}, "not at character 0", "letter by letter"),
+        ({"answers": [{"text": "b", "answer_start": -1}]}, "not at character -1", "answer_start 2"),
+        ({"answers": None}, "not in SQuAD's form", "paragraphs"),
+        ({"answers": [{"text": "b"}]}, "not in SQuAD's form", "paragraphs"),
+    ],
+)
+def test_bad_question_of_squad_json_is_refused_with_its_id(tmp_path, changes, message, instead):
+    path = squad(tmp_path, **changes)
+    task = Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16))
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        rows.check("t", task)
+    assert error.value.where == f"{path}, question q2"
+    assert instead in error.value.instead
+
+
+def test_questions_with_an_empty_text_are_left_out_when_asked(tmp_path):
+    path = squad(tmp_path, question=None)
+    task = Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16), drop_empty=True)
+    assert rows.check("t", task) == "1 rows to train on, 1 measured"
+
+
+@pytest.mark.parametrize("suffix", NULLS)
+def test_null_in_place_of_answers_is_a_missing_label(tmp_path, suffix):
+    answers = [{"text": ["b"], "answer_start": [2]}, None]
+    path = write(tmp_path, suffix, [("q", "a b", a) for a in answers], columns=("question", "context", "answers"))
+    with pytest.raises(UserError, match="the label in column 'answers' is missing") as error:
+        rows.check("t", Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16)))
+    assert error.value.where == place(path, 2)
+
+
+@pytest.mark.parametrize("at_hand", ["train", "dev", "more_dev"])
+def test_rows_at_hand_are_looked_at_while_others_are_still_on_the_hub(tmp_path, at_hand):
+    path = write(tmp_path, "tsv", [*GOOD, ("g", "h", "maybe")])
+    files = {"train": "hub:nobody/nothing:a:train", "dev": "hub:nobody/nothing:a:dev"}
+    files |= {"more_dev": {"odd": path}} if at_hand == "more_dev" else {at_hand: path}
+    with pytest.raises(UserError, match="the label 'maybe' is not one of"):
+        rows.check("t", pairs("", **files))
+    assert rows.check("t", pairs("", **files, rows={"label": ("no", "yes")})) == "3 rows at hand"
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_bert, tiny_text):
+    """A recipe of two tasks, with pre-training; the last row of the second task's measured split is bad."""
+    steps = {"train": {"steps": 1, "batch_size": 8}}
+    good = write(tmp_path, "tsv", GOOD, name="good")
+    bad = write(tmp_path, "csv", [*GOOD, ("g", "", "no")], name="bad")
+    task = {"train": good, "columns": ["one", "two"]}
+    return Recipe.model_validate(
+        {
+            "name": "r",
+            "model": {"source": str(tiny_bert)},
+            "corpus": {"files": [str(tiny_text)], "max_seq_length": 32, "limit": 40},
+            "tasks": {"first": task | {"dev": good}, "second": task | {"dev": bad}},
+            "teacher": steps,
+            "task_teacher": steps,
+        }
+    )
+
+
+def test_check_reads_all_rows_of_all_tasks(recipe):
+    with pytest.raises(UserError, match="the text in column 'two' is empty") as error:
+        check_recipe(recipe)
+    assert error.value.where == f"{recipe.tasks['second'].dev}:5"
+
+
+def test_bad_row_ends_a_run_before_its_first_stage(recipe, tmp_path):
+    with pytest.raises(UserError, match="the text in column 'two' is empty") as error:
+        pipeline.Run(recipe, tmp_path / "run", lambda step: pytest.fail(f"{step.label} has begun"))()
+    assert error.value.where == f"{recipe.tasks['second'].dev}:5"
+    assert not (tmp_path / "run/teacher").exists()
+
+
+def test_rows_of_finished_tasks_are_not_read_again(recipe, tmp_path, monkeypatch):
+    whole = recipe.model_copy(update={"tasks": {"first": recipe.tasks["first"]}, "teacher": None, "corpus": None})
+    pipeline.Run(whole, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    monkeypatch.setattr(rows, "check", lambda name, task: pytest.fail(f"read {name} again"))
+    pipeline.Run(whole, tmp_path / "run", lambda step: nullcontext(Silent()))()

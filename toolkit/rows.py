@@ -1,0 +1,237 @@
+"""A task's rows: read, split, and every text and label of them looked at. Loads no torch, so that `check` can do it."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from toolkit import sources, tables
+from toolkit.errors import UserError
+from toolkit.questions import read_question
+from toolkit.recipe import Task
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that the task keeps.
+
+    Attributes:
+        where: `file:line`, or what comes nearest.
+        texts: The text, or the two of a pair; none is empty.
+        label: As the file has it; never missing.
+        group: What `hold_out` parts the rows by.
+    """
+
+    where: str
+    texts: tuple[str, ...]
+    label: Any
+    group: str | None
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The splits of a task.
+
+    Attributes:
+        labels: Class names in the order of the class numbers; none where there are no classes.
+        tune: Set aside of the train split.
+        dev: Name of a measured split -> its rows; the name of `dev` itself, which comes first, is empty.
+    """
+
+    labels: tuple[str, ...]
+    train: list[Row]
+    tune: list[Row]
+    dev: dict[str, list[Row]]
+
+
+def read_task(name: str, section: Task) -> TaskRows:
+    """Reads the splits; those on the hub are fetched.
+
+    Raises:
+        UserError: A file is missing or damaged, a column is not there, a text is empty, a label is missing or not one
+            of the classes, or a split is empty or has one class only.
+    """
+    train, dev = _splits(section)
+    more = {split: _read(spec, section) for split, spec in section.more_dev.items()}
+    labels = _labels(train, section)
+    tune, train = _set_aside(train, section)
+    if section.kind == "classification":
+        for split, rows in (("train", train), ("dev", dev), *more.items()):
+            _must_differ(name, split, rows, labels)
+    return TaskRows(labels, train, tune, {"": dev} | more)
+
+
+def read_train(section: Task) -> list[Row]:
+    """The rows that stages train on; nothing is said of their labels.
+
+    Raises:
+        UserError: The train file is missing or damaged, or has not the section's columns.
+    """
+    rows = _read(section.train, section) if section.dev else _splits(section)[0]
+    return _set_aside(rows, section)[1]
+
+
+def check(name: str, section: Task) -> str:
+    """Reads every row of the files that are at hand as a stage would, and says how many there are.
+
+    Raises:
+        UserError: As `read_task`; or a number or an answer is not one.
+    """
+    specs = sources.task_specs(section)
+    here = [spec for spec in specs if sources.at_hand(spec) is not None]
+    if len(here) == len(specs):
+        found = read_task(name, section)
+        measured = [row for rows in found.dev.values() for row in rows]
+        for rows in (found.train, found.tune, measured):
+            targets(rows, found.labels, section)
+        return f"{len(found.train) + len(found.tune):,} rows to train on, {len(measured):,} measured"
+    # What is still on the hub: its labels may be all that there are.
+    counts, labels = [], section.labels
+    for spec in here:
+        rows = _read(spec, section)
+        if spec == section.train:
+            labels = _labels(rows, section)
+        if labels or section.kind != "classification":
+            targets(rows, labels, section)
+        counts.append(len(rows))
+    return f"{sum(counts):,} rows at hand" if counts else ""
+
+
+def targets(rows: Sequence[Row], labels: Sequence[str], section: Task) -> Any:
+    """What is to be answered: class numbers [n] int64, numbers [n] float32, or a list of n questions.
+
+    Raises:
+        UserError: A label is not one of the task's; says the row.
+    """
+    if section.kind == "question_answering":
+        return [read_question(row.where, row.texts, row.label) for row in rows]
+    if section.kind == "regression":
+        return np.array([_number(row) for row in rows], dtype=np.float32)
+    return np.array([_class_number(row, labels) for row in rows], dtype=np.int64)
+
+
+def _splits(section: Task) -> tuple[list[Row], list[Row]]:
+    """Train and dev rows; with `hold_out`, no group of rows has a part in both."""
+    train = _read(section.train, section)
+    if section.dev:
+        return train, _read(section.dev, section)
+    assert section.hold_out is not None
+    parts = round(1 / section.hold_out.fraction)
+    dev = [row for row in train if _part(row, parts) == section.hold_out.fold]
+    train = [row for row in train if _part(row, parts) != section.hold_out.fold]
+    for split, rows in (("train", train), ("dev", dev)):
+        if not rows:
+            raise UserError(
+                f"hold_out leaves no rows for {split}: too few different values in {section.hold_out.column!r}",
+                where=section.train,
+                instead="another hold_out.column, or a larger hold_out.fraction",
+            )
+    return train, dev
+
+
+def _set_aside(train: list[Row], section: Task) -> tuple[list[Row], list[Row]]:
+    """The rows of `tune` and those that stay in train; always the same ones, whatever the recipe's seed."""
+    count = min(section.tuning_examples, len(train) // 10)
+    chosen = set(np.random.default_rng(0).permutation(len(train))[:count].tolist())
+    return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]
+
+
+def _part(row: Row, parts: int) -> int:
+    """Which of the parts a row's group belongs to: the same on every machine and in every order of the rows."""
+    assert row.group is not None
+    return int.from_bytes(hashlib.sha256(row.group.encode()).digest()[:8], "big") % parts
+
+
+def _read(spec: str, section: Task) -> list[Row]:
+    """The rows of a file that `section.rows` keeps."""
+    path = sources.local_file(spec)
+    group = section.hold_out.column if section.hold_out else None
+    columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
+    rows, seen = [], False
+    for where, row in tables.read_rows(path, columns):
+        seen = True
+        if any(tables.text(row[column]) not in values for column, values in section.rows.items()):
+            continue
+        texts = tuple(tables.text(row[column]) for column in section.columns)
+        empty = next((c for c, text in zip(section.columns, texts, strict=True) if not text.strip()), None)
+        if empty is not None and section.drop_empty:
+            continue
+        if empty is not None:
+            raise UserError(
+                f"the text in column {empty!r} is empty", where=where, instead="a text, or drop_empty: true"
+            )
+        label = row[section.label]
+        if label is None or (isinstance(label, str) and not label.strip()):
+            raise UserError(
+                f"the label in column {section.label!r} is missing",
+                where=where,
+                instead=f"one of {', '.join(section.labels)}" if section.labels else "a label, or leave the row out",
+            )
+        rows.append(Row(where, texts, label, tables.text(row[group]) if group else None))
+    if not rows:
+        raise UserError("no row has the values that `rows` asks for" if seen else "no rows", where=str(path))
+    return rows
+
+
+def _labels(train: Sequence[Row], section: Task) -> tuple[str, ...]:
+    """Of a task of classes: their names, said by the recipe or found in the train split."""
+    if section.kind != "classification":
+        return ()
+    return section.labels or _labels_found(train, section)
+
+
+def _labels_found(rows: Iterable[Row], section: Task) -> tuple[str, ...]:
+    """The different labels, in the order of their numbers when they are numbers, else by name."""
+    labels = [str(row.label) for row in rows]
+    found = set(labels)
+    if len(found) > max(2, len(labels) // 2):
+        raise UserError(
+            f"{len(found)} different values in {len(labels)} rows: these are no classes",
+            where=f"{section.train}, column {section.label!r}",
+            instead="a column with the name or number of a class",
+        )
+    return tuple(sorted(found, key=int) if all(map(_is_number, found)) else sorted(found))
+
+
+def _class_number(row: Row, labels: Sequence[str]) -> int:
+    """A label is a class name; or a class number, where no class has a number for a name."""
+    label = str(row.label)
+    if label in labels:
+        return labels.index(label)
+    numbered = not any(map(_is_number, labels))
+    if numbered and label.isdecimal() and int(label) < len(labels):
+        return int(label)
+    range_ = f", or 0 to {len(labels) - 1}" if numbered else ""
+    raise UserError(
+        f"the label {label!r} is not one of the task's",
+        where=row.where,
+        instead=f"one of {', '.join(labels)}{range_} (`rows` leaves rows out)",
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _must_differ(name: str, split: str, rows: Sequence[Row], labels: Sequence[str]) -> None:
+    """Rows that all have one label teach and tell nothing."""
+    numbers = {_class_number(row, labels) for row in rows}
+    if len(numbers) == 1:
+        raise UserError(
+            f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
+            where=f"tasks.{name}",
+            instead="a split with two classes or more",
+        )
+
+
+def _number(row: Row) -> float:
+    try:
+        number = float(row.label)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"the label {row.label!r} is not a number", where=row.where, instead="e.g. 3.8")
+    return number
