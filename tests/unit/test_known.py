@@ -59,6 +59,28 @@ def test_every_shipped_recipe_checks_without_a_network(path, request):
     assert found["recipe"]
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_question_answering_is_timed_on_whole_windows(path):
+    recipe = load_recipe(path)
+    for name, task in recipe.tasks.items():
+        if task.kind == "question_answering":
+            timed = recipe.section("benchmark", name).evaluation.performance
+            assert timed.sequence_length == task.max_seq_length
+            assert timed.batch_sizes == (1, 8)
+
+
+def warmup_and_decay(train) -> tuple[float, float]:
+    return train.warmup_ratio, train.optimizer.settings.weight_decay
+
+
+@pytest.mark.parametrize("model", ["bert_base", "bert_large", "distilbert"])
+@pytest.mark.parametrize("percent", [85, 90])
+def test_each_model_of_the_paper_has_a_recipe_for_each_sparsity(model, percent):
+    path = CONFIGS / model / f"{percent}.yaml"
+    assert path in PAPER
+    assert load_recipe(path).name == f"{model.replace('_', '-')}-{percent}"
+
+
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_recipe_of_the_paper_has_its_settings(path):
     recipe = load_recipe(path)
@@ -68,7 +90,15 @@ def test_recipe_of_the_paper_has_its_settings(path):
     assert (glue.epoch, glue.batch_size, glue.optimizer.settings.learning_rate) == (9, 32, 1e-4)
     assert (squad.epoch, squad.batch_size, squad.optimizer.settings.learning_rate) == (8, 12, rate)
     assert squad.criterion.settings.loss_weights == (0.0, 1.0)
-    assert [recipe.section("quantize", t).train.epoch for t in ("mnli", "squad")] == [3, 2]
+    quantize = {task: recipe.section("quantize", task).train for task in recipe.tasks}
+    assert [quantize[task].epoch for task in ("mnli", "squad")] == [3, 2]
+    assert {train.optimizer.settings.learning_rate for train in quantize.values()} == {1e-5}
+    # (warm-up, weight decay): of SQuAD they are published for DistilBERT; of the rest only those of pre-training.
+    own = {("transfer", "squad"): (0.05, 0.01), ("quantize", "squad"): (0.1, 0.0)}
+    for stage in ("task_teacher", "transfer", "quantize"):
+        for task in recipe.tasks:
+            expected = own.get((stage, task), (0.01, 0.01)) if path.parent.name == "distilbert" else (0.01, 0.01)
+            assert warmup_and_decay(recipe.section(stage, task).train) == expected, (stage, task)
     assert (recipe.tasks["squad"].max_seq_length, recipe.tasks["squad"].windows.stride) == (384, 128)
     assert {task.tuning_examples for task in recipe.tasks.values()} == {0}  # 8 bits everywhere, all rows trained on
     assert recipe.section("quantize", "squad").quantization.model_wise.weight.granularity == "per_tensor"
@@ -79,6 +109,7 @@ def test_recipe_of_the_paper_has_its_settings(path):
     train, pruning = recipe.student.distillation.train, recipe.student.pruning
     (pruner,) = pruning.approach.weight_compression.resolve(steps_per_epoch=0)
     assert train.steps == recipe.teacher.train.steps == 100_000
+    assert warmup_and_decay(train) == warmup_and_decay(recipe.teacher.train) == (0.01, 0.01)
     assert train.batch_size * train.gradient_accumulation_steps == 256
     assert (pruner.start_step, pruner.end_step, pruner.update_frequency_on_step) == (0, 50_000, 1000)
     assert f"{pruner.target_sparsity:.2f}" == f"0.{path.stem}"
