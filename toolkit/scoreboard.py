@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from toolkit.artifacts import Manifest, json_hash
 from toolkit.errors import UserError
-from toolkit.recipe import Recipe
+from toolkit.recipe import Recipe, Variant
 from toolkit.recipe.base import Fraction, Number, Section
 from toolkit.yaml_lines import read_yaml
 
@@ -33,6 +33,7 @@ class Row(Section):
     """A published result: one model, sparsity, precision and task.
 
     Attributes:
+        sparsity: 0: a dense model.
         blocks: Shape of the blocks that are pruned as one; None: single weights.
         recipe: The shipped recipe that makes it, without `.yaml`; with pre-training.
         published: The shipped recipe that starts from the published sparse model.
@@ -50,9 +51,9 @@ class Row(Section):
     claimed: dict[str, Number]
 
     @property
-    def variant(self) -> str:
+    def variant(self) -> Variant:
         """The IR that it is measured on."""
-        return f"sparse-{self.precision}"
+        return f"{'sparse' if self.sparsity else 'dense'}-{self.precision}"  # type: ignore[return-value]
 
 
 class Scoreboard(Section):
@@ -152,6 +153,21 @@ def load(path: Path) -> Scoreboard:
             place = document.place(("rows", name, "source")).text
             raise UserError(f"unknown source {row.source!r}", where=place, instead=", ".join(board.sources))
     return board
+
+
+def needed(recipe: Recipe, row: Row) -> Recipe:
+    """The recipe without what the row does not need: other variants, and for FP32 the stages behind its model.
+
+    An INT8 model that fails its checks must not keep an FP32 one from being recorded.
+    """
+    if recipe.export is None:
+        return recipe
+    changes: dict[str, Any] = {"export": recipe.export.model_copy(update={"variants": (row.variant,)})}
+    if row.precision == "fp32":
+        left_out = dict.fromkeys(("quantize",) if row.sparsity else ("transfer", "quantize"))
+        tasks = {name: task.model_copy(update=left_out) for name, task in recipe.tasks.items()}
+        changes |= {"tasks": tasks, **left_out} | ({} if row.sparsity else {"student": None})
+    return recipe.model_copy(update=changes)
 
 
 def measurement_of(

@@ -118,15 +118,49 @@ def test_the_shipped_rows_have_recipes_that_measure_their_claims():
     from toolkit.recipe.load import load_recipe
 
     board = scoreboard.load(commands.BOARD)
-    assert len(board.rows) == 25 + 6 + 2 + 1 + 5
+    assert len(board.rows) == 25 + 6 + 2 + 1 + 5 + 1 + 9 + 7
     for name, row in board.rows.items():
-        sparsity = f"{round(100 * row.sparsity)}{'-' + row.blocks if row.blocks else ''}"
-        assert name.replace("-released", "") == f"{row.model.lower()}-{sparsity}-{row.precision}-{row.task}"
-        assert row.recipe or row.published or row.blocks == "1of2"
+        sparsity = f"{round(100 * row.sparsity)}{'-' + row.blocks if row.blocks else ''}" if row.sparsity else "dense"
+        assert name.startswith(f"{row.model.lower()}-{sparsity.removesuffix('-structured')}-")
+        assert name.endswith(f"-{row.precision}-{row.task}")
+        ours = row.source in ("paper-fp32", "paper-int8", "cards-squad")
+        assert bool(row.recipe or row.published) == ours  # nobody else's recipe is at hand
         for recipe in filter(None, (row.recipe, row.published)):
             task = load_recipe(shipped(recipe)).tasks[row.task]
             splits = ["", *(f" ({split})" for split in task.more_dev)]
             assert row.claimed.keys() <= {f"{metric}{split}" for metric in task.metrics for split in splits}
+
+
+def test_shipped_rows_tell_dense_models_from_sparse_ones():
+    board = scoreboard.load(commands.BOARD)
+    assert board.rows["bert-base-dense-fp32-mnli"].variant == "dense-fp32"
+    assert board.rows["bert-base-dense-vuiseng9-int8-squad"].variant == "dense-int8"
+    assert board.rows["bert-large-80-block-int8-squad"].variant == "sparse-int8"
+    assert board.rows["bert-large-80-block-int8-squad"].claimed == {"f1": 90.41}
+    lines = shown.markdown(board, scoreboard.standings(board, [])).splitlines()
+    assert any(line.startswith("| BERT-Base | dense | int8 | squad") for line in lines)
+    assert any(line.startswith("| BERT-Large | 80 %, block | int8 | squad") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("row", "stages", "variant"),
+    [
+        ({"precision": "int8"}, ["teacher", "student", "task_teacher", "transfer", "quantize"], "sparse-int8"),
+        ({"precision": "fp32"}, ["teacher", "student", "task_teacher", "transfer"], "sparse-fp32"),
+        ({"precision": "fp32", "sparsity": 0.0}, ["teacher", "task_teacher"], "dense-fp32"),
+    ],
+)
+def test_row_needs_its_own_variant_and_the_stages_before_it(row, stages, variant, tmp_path):
+    from toolkit.cli import shipped
+    from toolkit.pipeline import plan
+    from toolkit.recipe.load import load_recipe
+
+    chosen = scoreboard.load(commands.BOARD).rows["bert-base-90-fp32-squad"].model_copy(update=row)
+    recipe = load_recipe(shipped("bert_base/90"))
+    recipe = recipe.model_copy(update={"tasks": {"squad": recipe.tasks["squad"]}})  # it has a `quantize` of its own
+    steps = plan(scoreboard.needed(recipe, chosen), tmp_path, fetch=False)
+    assert [step.stage.name for step in steps] == [*stages, "export", "benchmark"]
+    assert steps[-2].sections["export"].variants == (variant,)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +216,9 @@ def test_another_seed_leaves_the_pre_training_of_the_first_alone(tmp_path, monke
     assert folders == ["bert-base-90", "bert-base-90-seed43", "other-seed43"]
 
 
-def test_a_row_is_run_for_its_task_alone_and_recorded(
-    tiny_bert, tiny_task_files, tiny_text, tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def tiny_row(tiny_bert, tiny_task_files, tiny_text, tmp_path, monkeypatch):
+    """Writes the recipe of ROW, and the scoreboard beside it; returns the scoreboard's path."""
     steps = {"steps": 3, "batch_size": 8}
     task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "metrics": ["accuracy", "f1"]}
     pruner = {
@@ -210,7 +244,7 @@ def test_a_row_is_run_for_its_task_alone_and_recorded(
             "quantization": {"calibration": {"sampling_size": 8}},
             "tuning": {"accuracy_criterion": {"absolute": 0.9}},
         },
-        "export": {"variants": ["sparse-int8"], "metric_tolerance": 0.5, "tolerance": 0.2},
+        "export": {"metric_tolerance": 0.5, "tolerance": 0.2},
         "benchmark": {"evaluation": {"performance": timing}},
     }
     (tmp_path / "tiny.yaml").write_text(dump_yaml(recipe))
@@ -218,6 +252,11 @@ def test_a_row_is_run_for_its_task_alone_and_recorded(
     path.write_text(BOARD.replace("accuracy: 80.0, f1: 70.0", "accuracy: 1.0, f1: 0.0"))
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setattr(system, "commit", lambda: "0123456789ab")  # not that of a working copy with changes
+    return path
+
+
+def test_a_row_is_run_for_its_task_alone_and_recorded(tiny_row, tmp_path, capsys):
+    path = tiny_row
     try:
         commands.reproduce(ROW, None, False, tmp_path / "runs", path)
     except CheckFailed:
@@ -237,3 +276,44 @@ def test_a_row_is_run_for_its_task_alone_and_recorded(
     commands.reproduce(ROW, ["benchmark.seconds=2"], False, tmp_path / "runs", path)
     assert len(list((tmp_path / "measured" / ROW).glob("*.json"))) == 2
     assert "below" in capsys.readouterr().out  # what the row's own experiment gave
+
+
+def test_a_row_in_fp32_is_recorded_whatever_8_bits_would_do(tiny_row, tmp_path, monkeypatch):
+    from toolkit.quantization import nncf
+
+    monkeypatch.setattr(nncf, "quantized", lambda *_: pytest.fail("an FP32 row was quantized"))
+    monkeypatch.setattr(nncf, "post_training", lambda *_: pytest.fail("an FP32 row was quantized"))
+    tiny_row.write_text(tiny_row.read_text().replace("precision: int8", "precision: fp32"))
+    commands.reproduce(ROW, None, False, tmp_path / "runs", tiny_row)
+    (file,) = (tmp_path / "measured" / ROW).glob("*.json")
+    assert json.loads(file.read_text())["n"] == {"accuracy": 120, "f1": 120}
+    folder = tmp_path / "runs/tiny/tasks/toy"
+    assert not (folder / "quantize").exists()
+    assert [p.name for p in (folder / "export").iterdir() if p.is_dir()] == ["sparse-fp32"]
+
+
+def test_a_run_that_has_all_variants_is_recorded_as_it_is(tiny_row, tmp_path, monkeypatch):
+    from contextlib import nullcontext
+
+    from toolkit import cli, pipeline
+    from toolkit.artifacts import Silent
+    from toolkit.recipe.load import load_recipe
+
+    tiny_row.write_text(tiny_row.read_text().replace("precision: int8", "precision: fp32"))
+    recipe = load_recipe(tmp_path / "tiny.yaml")
+    variants = {"variants": ("sparse-fp32", "sparse-int8")}
+    (tmp_path / "tiny.yaml").write_text(
+        dump_yaml(
+            recipe.model_copy(
+                update={
+                    "tasks": {"toy": recipe.tasks["toy"]},
+                    "export": recipe.export.model_copy(update=variants),
+                }
+            ).model_dump(mode="json", exclude_none=True)
+        )
+    )
+    recipe = load_recipe(tmp_path / "tiny.yaml")
+    done = pipeline.Run(recipe, tmp_path / "runs/tiny", lambda step: nullcontext(Silent()))()
+    monkeypatch.setattr(cli, "execute", lambda found, folder: done if found == recipe else pytest.fail("changed"))
+    commands.reproduce(ROW, None, False, tmp_path / "runs", tiny_row)
+    assert len(list((tmp_path / "measured" / ROW).glob("*.json"))) == 1

@@ -25,11 +25,12 @@ def reproduce(
     runs: Annotated[Path, typer.Option("--runs", help="where run folders lie")] = Path("runs"),
     file: File = BOARD,
 ) -> None:
-    """Run the recipe of a published row for its task alone, and record what it measures."""
+    """Run of a published row's recipe what the row needs, and record what it measures."""
     from rich.console import Console
 
     from toolkit import scoreboard
     from toolkit.cli import execute, show_report
+    from toolkit.pipeline import plan
     from toolkit.recipe.load import load_recipe
     from toolkit.reporting import scoreboard as shown
 
@@ -48,6 +49,8 @@ def reproduce(
     recipe = recipe.model_copy(update={"tasks": kept})
     # Another seed gets a folder of its own: in the same one its pre-training would take the place of the first's.
     folder = runs / (recipe.name if recipe.seed == load_recipe(source).seed else f"{recipe.name}-seed{recipe.seed}")
+    if not all(step.manifest for step in plan(recipe, folder, fetch=False)):  # else all of it has been measured before
+        recipe = scoreboard.needed(recipe, chosen)
     manifests = execute(recipe, folder)
     found = scoreboard.measurement_of(row, chosen, manifests, recipe, overrides or (), published)
     path = scoreboard.record(found, file.parent / "measured")

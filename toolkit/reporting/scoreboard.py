@@ -33,7 +33,8 @@ def markdown(board: Scoreboard, standings: Sequence[Standing]) -> str:
     for s in standings:
         source = board.sources[s.row.source]
         mark = "" if source.seen == "yes" else ", second-hand"
-        sparsity = f"{100 * s.row.sparsity:.0f} %" + (f", {s.row.blocks}" if s.row.blocks else "")
+        share = f"{100 * s.row.sparsity:.0f} %" if s.row.sparsity else "dense"
+        sparsity = f"{share}, {s.row.blocks}" if s.row.blocks else share
         start = (s.row.model, sparsity, s.row.precision, s.row.task)
         lines.append(" | ".join((*start, *_cells(s)[1:], f"[{s.row.source}]({source.url}){mark}")))
     return "\n".join(f"| {line} |" for line in lines) + "\n"
