@@ -16,11 +16,8 @@ from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, TaskPruning, T
 if TYPE_CHECKING:
     from rich.table import Table
 
-# The linear layers inside an encoder's stack of layers, in every BERT-like naming: bert.encoder.layer.3…,
-# distilbert.transformer.layer.3…, roberta.encoder.layer.3….
 _LAYER_NUMBER = re.compile(r"layers?\.(\d+)\.")
 _LATER = "from the hub when it runs"
-_IN_LAYER_STACK = re.compile(r"(^|\.)layers?\.\d+\..+\.weight$")
 
 
 def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
@@ -32,7 +29,7 @@ def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
     folder = sources.model_at_hand(source)
     if folder is not None:
         found = checkpoints.tensors(folder).items()
-        matrices = {n: (t.shape[0], t.shape[1]) for n, t in found if len(t.shape) == 2 and _IN_LAYER_STACK.search(n)}
+        matrices = {n: (t.shape[0], t.shape[1]) for n, t in found if len(t.shape) == 2 and matching.in_a_layer(n)}
     elif config := known.config_of(source):
         matrices = known.matrix_shapes(config)
     else:

@@ -18,6 +18,7 @@ from toolkit.hub import hub_split, is_hub
 from toolkit.masking import must_know_words
 from toolkit.pairs import PairSequences, sentences, write_pairs
 from toolkit.recipe import Corpus, Task
+from toolkit.sections import READ_OF_A_TASK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -128,7 +129,7 @@ def _key(section: Corpus, corpus_tasks: Mapping[str, Task], tokenizer: "PreTrain
     """Of all that the sequences depend on; how they are masked is not part of it."""
     files = [spec if is_hub(spec) else file_hash(sources.local_file(spec)) for spec in section.files]
     tasks_read = {
-        name: [task.model_dump(mode="json", exclude={"train", "dev"}), file_hash(sources.local_file(task.train))]
+        name: [task.model_dump(mode="json", include=READ_OF_A_TASK), file_hash(sources.local_file(task.train))]
         for name, task in corpus_tasks.items()
     }
     settings = section.model_dump(mode="json", exclude={"files", "mlm_probability", "whole_word_masking"})

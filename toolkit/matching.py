@@ -9,6 +9,14 @@ from toolkit.recipe.pruning import Backend, ResolvedPruner
 
 _MAGNITUDE = {"magnitude", "basic_magnitude"}
 _GRADIENT = {"snip", "snip_momentum", "gradient_sensitivity"}
+# Inside an encoder's stack of layers, in every BERT-like naming: bert.encoder.layer.3…, roberta.encoder.layer.3…,
+# distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
+_IN_A_LAYER = re.compile(r"(^|[._])layers?\.\d+\.(?!.*embedding)")
+
+
+def in_a_layer(name: str) -> bool:
+    """Whether a module or parameter of this name is part of an encoder layer, whose linear ones can be pruned."""
+    return _IN_A_LAYER.search(name) is not None
 
 
 def assign(pruners: Sequence[ResolvedPruner], names: Iterable[str], where: str) -> list[list[str]]:

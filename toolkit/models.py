@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from toolkit.checkpoints import DENSE, must_be_plain
 from toolkit.errors import UserError
+from toolkit.matching import in_a_layer
 from toolkit.recipe import Kind
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
@@ -195,9 +196,7 @@ def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) ->
     Raises:
         UserError: The model has no stack of encoder layers, or a pattern finds nothing in it.
     """
-    stacks = {name: m for name, m in model.base_model.named_modules() if isinstance(m, nn.ModuleList)}
-    in_stacks = {id(m) for stack in stacks.values() for m in stack.modules() if isinstance(m, nn.Linear)}
-    found = {name: m for name, m in model.named_modules() if id(m) in in_stacks and isinstance(m, nn.Linear)}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and in_a_layer(n)}
     if not found:
         raise UserError(
             f"no linear layers in a stack of encoder layers: nothing of this {type(model).__name__} can be pruned",

@@ -14,6 +14,8 @@ _PATH_KEYS = {
     "corpus": {"files"},
     "task": {"train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
 }
+# Keys of a task that its training texts depend on; how it is learnt, quantized, measured or called is none of them.
+READ_OF_A_TASK = {"kind", "columns", "label", "rows", "drop_empty", "hold_out", "tuning_examples"}
 
 
 class Sections:
@@ -40,7 +42,7 @@ def plain(name: str, value: Any) -> Any:
     if value is None:
         return None
     if name == "corpus_tasks":
-        return {t: plain("task", section) for t, section in value.items()}
+        return {t: section.model_dump(mode="json", include=READ_OF_A_TASK) for t, section in value.items()}
     values: dict[str, Any] = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
     return values | {"more_dev": sorted(value.more_dev)} if name == "task" else values  # their names name the metrics
 

@@ -1,15 +1,12 @@
 """Every kind of task and every architecture from text to checked INT8 IR, on tiny models with random weights."""
 
-import csv
 import json
-import random
 from contextlib import nullcontext
 from typing import get_args
 
 import pytest
 import torch
 
-from tests.conftest import BAD, GOOD, NOUNS, sentence
 from toolkit import pipeline
 from toolkit.artifacts import Silent
 from toolkit.recipe import Recipe, Variant
@@ -55,61 +52,6 @@ def folders(tiny_bert, tiny_text, tmp_path_factory):
         model.save_pretrained(found[name])
         own.save_pretrained(found[name])
     return found
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Kind -> the `tasks` section of a task of 60 training and 30 measured rows."""
-    folder = tmp_path_factory.mktemp("kinds")
-    rng = random.Random(2)
-
-    def table(name, header, rows):
-        path = folder / name
-        with path.open("w", newline="") as stream:
-            csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n").writerows([header, *rows])
-        return str(path)
-
-    def rows(count, label):
-        return [(sentence(rng, GOOD), sentence(rng, (GOOD, BAD)[n % 2]), label(n)) for n in range(count)]
-
-    def squad(name, count):
-        questions = []
-        for n in range(count):
-            words = rng.sample(NOUNS, 30)
-            context, answer = " ".join(words), words[n % 30]
-            at = f" {context} ".index(f" {answer} ")
-            asked = {"id": str(n), "question": f"who is {answer} ?", "answers": [{"text": answer, "answer_start": at}]}
-            questions.append({"context": context, "qas": [asked]})
-        path = folder / name
-        path.write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": questions}]}))
-        return str(path)
-
-    pairs = ["one", "two", "label"]
-    texts = {"columns": ["one", "two"], "max_seq_length": 32}
-    return {
-        "classification": texts
-        | {
-            "train": table("train.tsv", pairs, rows(60, lambda n: ("same", "other", "none")[n % 3])),
-            "dev": table("dev.tsv", pairs, rows(30, lambda n: ("same", "other", "none")[n % 3])),
-            "more_dev": {"odd": table("odd.tsv", pairs, rows(20, lambda n: ("same", "none")[n % 2]))},
-            "labels": ["same", "other", "none"],
-            "metrics": ["accuracy", "f1"],
-        },
-        "regression": texts
-        | {
-            "kind": "regression",
-            "train": table("scores.tsv", pairs, rows(60, lambda n: n % 2 * 4 + rng.random())),
-            "dev": table("more_scores.tsv", pairs, rows(30, lambda n: n % 2 * 4 + rng.random())),
-            "metrics": ["pearson", "spearman"],
-        },
-        "question_answering": {
-            "preset": "squad",
-            "train": squad("train.json", 60),
-            "dev": squad("dev.json", 30),
-            "max_seq_length": 40,
-            "windows": {"stride": 8, "max_question_length": 10},
-        },
-    }
 
 
 def recipe(model, task, text, benchmark: bool) -> Recipe:

@@ -5,9 +5,9 @@ import lzma
 import numpy as np
 import pytest
 
-from toolkit import corpus, masking, models, tasks
+from toolkit import corpus, masking, models, pipeline, tasks
 from toolkit.errors import UserError
-from toolkit.recipe import Corpus, Task
+from toolkit.recipe import Corpus, Recipe, Task
 from toolkit.recipe.corpus import Pairs
 
 
@@ -97,6 +97,42 @@ def test_second_call_opens_what_the_first_one_wrote(tiny_text, tokenizer, tmp_pa
     assert again.train.ids.dtype == np.uint16
     assert again.summary() == first.summary()
     assert again.summary()["train_tokens"] == int(again.train.lengths.sum())
+
+
+_COMPRESSION = {"end_step": 1, "pruners": [{"prune_type": "magnitude"}]}
+PRUNED_ON_THE_TASK = {"train": {"steps": 3}, "approach": {"weight_compression": _COMPRESSION}}
+QUANTIZED_WITHOUT_A_TEACHER = {"quantization": {"train": {"epoch": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"note": "reduced"}, False),
+        ({"labels": ["bad", "good"], "metrics": ["f1"], "max_seq_length": 64}, False),
+        ({"task_teacher": {"train": {"steps": 1}}, "transfer": {"pruning": PRUNED_ON_THE_TASK}}, False),
+        ({"transfer": {"pruning": PRUNED_ON_THE_TASK}, "quantize": QUANTIZED_WITHOUT_A_TEACHER}, False),
+        ({"tuning_examples": 0}, True),
+        ({"rows": {"label": ["1"]}}, True),
+        ({"dev": None, "hold_out": {"column": "film"}}, True),
+    ],
+)
+def test_only_what_changes_a_tasks_texts_makes_the_corpus_anew(
+    tiny_task_files, tiny_bert, tokenizer, tmp_path, change, again
+):
+    def values(**own):
+        task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev)} | own
+        steps = {"train": {"steps": 1}}
+        corpus = {"tasks": ["toy"], "max_seq_length": 16}
+        source = {"source": str(tiny_bert)}
+        return Recipe.model_validate(
+            {"name": "r", "model": source, "tasks": {"toy": task}, "corpus": corpus, "teacher": steps}
+        )
+
+    for number, recipe in enumerate((values(), values(**change))):
+        corpus.load_corpus(recipe.corpus, recipe.tasks, tokenizer, tmp_path)
+        assert len(list(tmp_path.glob("corpus-*"))) == 1 + (again and number)
+    before, after = (pipeline.plan(recipe, tmp_path)[0].key for recipe in (values(), values(**change)))
+    assert (before != after) == again  # nor is the pre-training done anew
 
 
 def test_interrupted_tokenising_starts_over(tiny_text, tokenizer, tmp_path):

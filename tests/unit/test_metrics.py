@@ -1,9 +1,12 @@
 """Metrics against hand-made cases and against definitions written out here."""
 
+import string
+from itertools import groupby
+
 import numpy as np
 import pytest
 
-from toolkit import metrics
+from toolkit import metrics, tables
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,83 @@ from toolkit import metrics
 def test_answers_are_compared_as_squad_defines_it(answers, predicted, exact, f1):
     assert metrics.answer_matches(answers, predicted) == exact
     assert metrics.answer_overlap(answers, predicted) == pytest.approx(f1)
+
+
+def official_words(text: str) -> list[str]:
+    """SQuAD v1.1's own reading of an answer, told step by step: nothing of the toolkit's is used."""
+    letters = [c for c in text.lower() if c not in string.punctuation]
+    runs = ["".join(run) for _, run in groupby(letters, key=str.isalnum)]  # words, and what lies between them
+    return "".join(" " if run in ("a", "an", "the") else run for run in runs).split()
+
+
+def official_exact(answers: list[str], predicted: str) -> float:
+    if predicted == "":
+        return 0.0
+    return max(float(official_words(answer) == official_words(predicted)) for answer in answers)
+
+
+def official_f1(answers: list[str], predicted: str) -> float:
+    best = 0.0
+    for answer in answers:
+        left, given = official_words(answer), official_words(predicted)
+        right, common = len(left), 0
+        for word in given:  # each word of the answer is found once at most
+            if word in left:
+                left.remove(word)
+                common += 1
+        if common:
+            precision, recall = common / len(given), common / right
+            best = max(best, 2 * precision * recall / (precision + recall))
+    return best
+
+
+# What is said to question n, of all right answers to each question.
+PREDICTIONS = {
+    "verbatim": lambda answers, n: answers[n][n % len(answers[n])],
+    "article and punctuation": lambda answers, n: f"the {answers[n][0]}.",
+    "case and spaces": lambda answers, n: f"  {answers[n][-1].swapcase().replace(' ', '  ')} ",
+    "punctuation inside": lambda answers, n: "-".join(answers[n][0].split()),
+    "half of it": lambda answers, n: " ".join(answers[n][0].split()[: 1 + len(answers[n][0].split()) // 2]),
+    "and more": lambda answers, n: f"an answer: {answers[n][0]}, {answers[n][0]} of {answers[(n + 1) % 7][0]}",
+    "that to another question": lambda answers, n: answers[(n + 100) % len(answers)][0],
+    "nothing": lambda answers, n: "",
+}
+KINDS = list(PREDICTIONS)
+PREDICTIONS["each in turn"] = lambda answers, n: PREDICTIONS[KINDS[n % len(KINDS)]](answers, n)
+
+
+@pytest.fixture(scope="module")
+def squad_answers(shared_data):
+    """The right answers to each question of SQuAD v1.1's dev split."""
+    path = shared_data / "squad" / "dev-v1.1.json"
+    if not path.is_file():
+        pytest.skip(f"needs SQuAD v1.1's dev split as {path}, which is not there")
+    return [row["answers"]["text"] for _, row in tables.read_rows(path, ("answers",))]
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_exact_match_and_f1_of_all_real_questions_are_those_of_the_official_definition(squad_answers, kind):
+    assert len(squad_answers) == 10_570
+    predicted = [PREDICTIONS[kind](squad_answers, n) for n in range(len(squad_answers))]
+    exact = [official_exact(answers, text) for answers, text in zip(squad_answers, predicted, strict=True)]
+    f1 = [official_f1(answers, text) for answers, text in zip(squad_answers, predicted, strict=True)]
+    assert [metrics.answer_matches(a, p) for a, p in zip(squad_answers, predicted, strict=True)] == exact
+    assert [metrics.answer_overlap(a, p) for a, p in zip(squad_answers, predicted, strict=True)] == pytest.approx(f1)
+    found = metrics.score("question_answering", ["exact_match", "f1"], squad_answers, predicted)
+    assert found == {"exact_match": pytest.approx(np.mean(exact)), "f1": pytest.approx(np.mean(f1))}
+    # The kinds are what they say they are: else equal numbers would show little. (A few real answers are mere articles:
+    # repeated word by word they match exactly, and have no word in common.)
+    never, always = (0.0, 0.0), (0.999, 1.0)
+    low, high = {
+        "verbatim": always,
+        "article and punctuation": always,
+        "case and spaces": always,
+        "and more": never,
+        "that to another question": (0.0, 0.1),
+        "nothing": never,
+    }.get(kind, (0.2, 0.9))
+    assert low <= found["exact_match"] <= high
+    assert kind not in ("half of it", "and more") or found["f1"] > found["exact_match"] + 0.1
 
 
 def test_question_answering_scores_are_means_over_questions():

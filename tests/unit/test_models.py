@@ -9,7 +9,10 @@ import torch
 import transformers
 
 from toolkit import models
+from toolkit.checking import prunable_shapes
 from toolkit.errors import UserError
+from toolkit.matching import in_a_layer
+from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import SparsityMask
 
 SMALL = {
@@ -59,6 +62,33 @@ def test_prunable_are_the_six_matrices_of_every_layer(architecture):
     for name, module in matrices.items():
         assert parameters[name] is module.weight
         assert re.search(r"layer\.\d\.", name)
+
+
+@pytest.mark.parametrize("architecture", MASKED_LMS)
+def test_check_finds_the_same_matrices_in_the_files_as_pruning_finds_in_the_model(architecture, tmp_path):
+    model = MASKED_LMS[architecture]()
+    model.save_pretrained(tmp_path)
+    recipe = Recipe.model_validate({"name": "r", "model": {"source": str(tmp_path)}})
+    found = models.prunable_matrices(model)
+    assert prunable_shapes(recipe, str(tmp_path)) == {name: tuple(m.weight.shape) for name, m in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("bert.encoder.layer.11.attention.self.query.weight", True),
+        ("distilbert.transformer.layer.0.ffn.lin1", True),
+        ("encoder.layers.3.fc1.weight", True),
+        ("albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight", True),
+        ("bert.encoder.layer.0.attention.self.distance_embedding.weight", False),
+        ("bert.embeddings.word_embeddings.weight", False),
+        ("bert.pooler.dense.weight", False),
+        ("cls.predictions.transform.dense.weight", False),
+        ("players.0.weight", False),
+    ],
+)
+def test_part_of_an_encoder_layer_is_told_by_its_name(name, part):
+    assert in_a_layer(name) == part
 
 
 def test_prunable_names_are_the_same_under_every_head(tiny_bert):

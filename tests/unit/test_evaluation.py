@@ -1,0 +1,76 @@
+"""What a torch model answers, against the same model asked one example at a time."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import GOOD, NOUNS, sentence
+from toolkit import evaluation, models, tasks
+from toolkit.recipe import Task
+
+KINDS = ("classification", "question_answering")
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_bert, tmp_path_factory):
+    """Kind -> a model with random weights, its tokenizer, and 23 examples of many lengths (or their windows)."""
+    folder, rng = tmp_path_factory.mktemp("evaluation"), random.Random(5)
+    texts = [" ".join(sentence(rng, GOOD) for _ in range(rng.randint(1, 3))) for _ in range(23)]
+    rows = "".join(f"{text}\t{number % 3}\n" for number, text in enumerate(texts))
+    (folder / "dev.tsv").write_text(f"sentence\tlabel\n{rows}")
+    paragraphs = []
+    for number in range(23):
+        words = rng.sample(NOUNS, rng.randint(3, 40))  # some need several windows
+        asked = {"id": str(number), "question": "who ?", "answers": [{"text": words[0], "answer_start": 0}]}
+        paragraphs.append({"context": " ".join(words), "qas": [asked]})
+    (folder / "dev.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    table, squad = str(folder / "dev.tsv"), str(folder / "dev.json")
+    windows = {"stride": 4, "max_question_length": 8}
+    sections = {
+        "classification": Task(train=table, dev=table),
+        "question_answering": Task(preset="squad", train=squad, dev=squad, max_seq_length=30, windows=windows),
+    }
+    tokenizer = models.load_tokenizer(tiny_bert)
+    found = {}
+    for kind, section in sections.items():
+        task = tasks.load_task("t", section, tokenizer)
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            model = models.load_task_model(tiny_bert, task.kind, task.labels, fitted=False).eval()
+        for weight in model.parameters():  # as made, the weights are so small that all answers are nearly alike
+            weight.data *= 8 if weight.dim() == 2 else 1
+        found[kind] = (model, tokenizer, task.dev)
+    return found
+
+
+@torch.inference_mode()
+def alone(model, example) -> np.ndarray:
+    """Logits of one example without padding, read off the model's own output."""
+    inputs = {name: torch.tensor([ids]) for name, ids in example.items() if isinstance(ids, list)}
+    output = model(**inputs)
+    if "logits" in output:
+        return output.logits[0].numpy()
+    return torch.stack([output.start_logits[0], output.end_logits[0]]).numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_answers_all_examples_in_their_order_whatever_the_batch_size(asked, kind, batch_size):
+    model, tokenizer, examples = asked[kind]
+    assert len(examples) % 5  # the last batch is not full
+    assert len(set(examples.lengths.tolist())) > 5
+    found = evaluation.predict(model, examples, tokenizer.pad_token_id, batch_size)
+    assert len(found) == len(examples)
+    for index, logits in enumerate(found):
+        np.testing.assert_allclose(logits, alone(model, examples[index]), atol=1e-4, err_msg=str(index))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_that_were_not_masked_would_be_seen(asked, kind):
+    """The test above could not fail if the examples' answers did not depend on their place and their padding."""
+    model, _, examples = asked[kind]
+    answers = [alone(model, examples[index]).ravel()[:2] for index in range(len(examples))]
+    assert np.ptp(np.stack(answers), axis=0).min() > 0.1
