@@ -28,7 +28,7 @@ void each_value(const Matrix& m, F&& f) {
         for (uint32_t e = 0; e < count; ++e)
           for (uint32_t j = 0; j < wide; ++j) {
             const uint64_t at = pairs ? entry + 2 * e + j : (entry + e) * 4 + j;
-            const uint32_t row = group * m.header.group_rows + (pairs ? m.row_pairs[2 * unit + j] : 4 * u + j);
+            const uint32_t row = group * m.header.group_rows + m.row(unit, j);
             const uint32_t column = block * m.header.block_columns + m.indices[pairs ? at : entry + e];
             if (row < m.rows()) f(row, column, value_of(m, at));
           }
