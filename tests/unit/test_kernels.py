@@ -278,6 +278,19 @@ def test_code_of_one_instruction_set_is_never_offered_to_the_linker_for_the_othe
         assert not [line for line in symbols if " W " in line]
 
 
+def test_built_libraries_can_be_read_by_other_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A model server seldom runs as the user who built them."""
+
+    def quick(*arguments: str) -> None:
+        for name in (kernels.KERNELS, kernels.EXTENSION):
+            if arguments[0] == "--build":
+                (Path(arguments[1]) / name).touch()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "_cmake", quick)
+    assert kernels.build().parent.stat().st_mode & 0o777 == 0o755
+
+
 def test_without_a_compiler_the_build_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -1,6 +1,9 @@
 """The operation SparseLinear by itself: what it answers, and what it refuses, when a model is read, changed or run."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import openvino as ov
@@ -11,6 +14,7 @@ from openvino.utils.node_factory import NodeFactory
 from toolkit import kernels
 from toolkit.errors import UserError
 from toolkit.ir.runtime import MODEL, core, read_ir
+from toolkit.measure import memory
 
 ROWS, COLUMNS = 32, 64
 
@@ -165,3 +169,57 @@ def test_an_ir_with_a_flipped_bit_anywhere_is_refused(saved, at):
     path.write_bytes(bytes(data))
     with pytest.raises((UserError, RuntimeError), match="packed weights"):
         compiled(read_ir(saved))
+
+
+RESIDENT = """
+import sys, resource, numpy as np
+from pathlib import Path
+from toolkit.ir.runtime import core, read_ir
+kept = []
+def once():
+    model = core().compile_model(read_ir(Path(sys.argv[1])), "CPU")
+    model(np.ones((3, 2048), dtype=np.float32))
+    if sys.argv[2] == "keep":
+        kept.append(model)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+for _ in range(5): once()
+before = resident()
+for _ in range(20): once()
+print(resident() - before)
+"""
+
+
+def test_weights_are_read_in_place_without_a_second_copy(factory, tmp_path):
+    rng = np.random.default_rng(0)
+    peaks, sizes = [], []
+    for rows in (4, 8192):
+        weights = rng.integers(1, 100, (rows, 2048)).astype(np.int8)
+        ids = opset13.parameter([-1, 2048], np.int64, name="x")
+        operation = sparse_linear(model_of(factory, (-1, 2048), weights, rows=[rows], columns=2048))
+        operation.input(0).replace_source_output(opset13.convert(ids, "f32").output(0))
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        ov.save_model(ov.Model([operation.output(0)], [ids], "one"), folder / MODEL)
+        sizes.append((folder / MODEL).with_suffix(".bin").stat().st_size)
+        peaks.append(memory.peak_bytes(folder, {"x": [[1] * 2048]}))
+    assert sizes[1] - sizes[0] > 30e6
+    assert peaks[1] - peaks[0] < 1.5 * (sizes[1] - sizes[0])  # a copy would make it 2
+
+
+def test_compiling_and_releasing_again_and_again_leaks_nothing(factory, tmp_path):
+    rng = np.random.default_rng(0)
+    weights = rng.integers(1, 100, (2048, 2048)).astype(np.int8) * (rng.random((2048, 2048)) > 0.5)
+    model = model_of(factory, (-1, 2048), weights.astype(np.int8), rows=[2048], columns=2048)
+    ov.save_model(model, tmp_path / MODEL)
+    size = (tmp_path / MODEL).with_suffix(".bin").stat().st_size
+    assert size > 4e6
+
+    def growth(how):
+        command = [sys.executable, "-c", RESIDENT, str(tmp_path), how]
+        shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CI": "1"})
+        assert shown.returncode == 0, shown.stderr
+        return int(shown.stdout)
+
+    assert growth("release") < 4 * size
+    assert growth("keep") > 10 * size  # what a leak looks like: the measure sees it

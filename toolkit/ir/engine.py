@@ -191,7 +191,11 @@ def _product(op: Any, range_: Range | None) -> _Product:
 
 
 def _codes(op: Any) -> tuple[Any, Any]:
-    """Codes int8 and the scale of each row, where the matrix is stored so; else FP32 weights and no scales."""
+    """Codes int8 and the scale of each row, where the matrix is stored so; else FP32 weights and no scales.
+
+    Of weights behind a FakeQuantize these are the rounded ones. OpenVINO's converter leaves none in what this toolkit
+    exports: it stores their codes.
+    """
     import numpy as np
 
     constant = constant_of(op)
