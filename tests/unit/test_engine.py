@@ -233,7 +233,7 @@ def test_benchmark_app_and_the_memory_of_a_process_are_measured_with_the_extensi
 
 def test_commands_of_bench_can_be_run_again_as_shown(irs, tmp_path):
     models = [str(irs / "fp32"), str(irs / "engine-fp32")]
-    options = "--batch 1 --length 16 --rounds 1 --seconds 1".split()
+    options = ["--batch", "1", "--length", "16", "--rounds", "1", "--seconds", "1"]
     environment = os.environ | {"CI": "1", "COLUMNS": "60", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "toolkit", "bench", *models, *options]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
