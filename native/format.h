@@ -17,6 +17,10 @@
 #include <cstddef>
 #include <cstdint>
 
+// Files built for AVX-512 include this too. What they compile must never be the copy that the linker keeps for all, so there
+// is no copy: every function defined here and in kernel.h is inlined.
+#define POFA_INLINE inline __attribute__((always_inline))
+
 namespace pofa {
 
 constexpr uint32_t kVersion = 2;
@@ -67,26 +71,28 @@ static_assert(sizeof(Header) == 128 && offsetof(Header, checksum) == 120, "the h
 struct Matrix {
   Header header;
   const uint8_t *groups, *counts, *unit_rows, *indices, *values, *scales, *biases;
-  uint32_t rows() const { return header.rows; }
-  uint32_t columns() const { return header.columns; }
-  uint32_t groups_count() const { return (header.rows + header.group_rows - 1) / header.group_rows; }
-  uint32_t blocks_count() const { return (header.columns + header.block_columns - 1) / header.block_columns; }
-  uint32_t rows_of_unit() const { return header.block_rows == 1 ? 2 : 4; }
+  POFA_INLINE uint32_t rows() const { return header.rows; }
+  POFA_INLINE uint32_t columns() const { return header.columns; }
+  POFA_INLINE uint32_t groups_count() const { return (header.rows + header.group_rows - 1) / header.group_rows; }
+  POFA_INLINE uint32_t blocks_count() const { return (header.columns + header.block_columns - 1) / header.block_columns; }
+  POFA_INLINE uint32_t rows_of_unit() const { return header.block_rows == 1 ? 2 : 4; }
   // Row j of a unit, counted from the group's first.
-  uint32_t row(uint64_t unit, uint32_t j) const {
+  POFA_INLINE uint32_t row(uint64_t unit, uint32_t j) const {
     return header.block_rows == 1 ? unit_rows[2 * unit + j] : 4u * unit_rows[unit] + j;
   }
-  uint32_t rows_in_group(uint32_t group) const {
+  POFA_INLINE uint32_t rows_in_group(uint32_t group) const {
     uint32_t left = header.rows - group * header.group_rows;
     return left < header.group_rows ? left : header.group_rows;
   }
-  uint32_t units_in_group(uint32_t group) const { return (rows_in_group(group) + rows_of_unit() - 1) / rows_of_unit(); }
-  uint32_t columns_in_block(uint32_t block) const {
+  POFA_INLINE uint32_t units_in_group(uint32_t group) const {
+    return (rows_in_group(group) + rows_of_unit() - 1) / rows_of_unit();
+  }
+  POFA_INLINE uint32_t columns_in_block(uint32_t block) const {
     uint32_t left = header.columns - block * header.block_columns;
     return left < header.block_columns ? left : header.block_columns;
   }
   // Every group before the last is full.
-  uint64_t first_unit(uint32_t group) const {
+  POFA_INLINE uint64_t first_unit(uint32_t group) const {
     return uint64_t(group) * blocks_count() * ((header.group_rows + rows_of_unit() - 1) / rows_of_unit());
   }
 };
@@ -100,9 +106,23 @@ Error open_matrix(const void* blob, size_t size, Matrix* matrix);
 
 // Unaligned reads: where a blob lies in the .bin is not ours to say.
 template <typename T>
-inline T read_at(const uint8_t* base, size_t index) {
+POFA_INLINE T read_at(const uint8_t* base, size_t index) {
   T value;
   __builtin_memcpy(&value, base + index * sizeof(T), sizeof(T));
+  return value;
+}
+
+POFA_INLINE float half_to_float(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
+  uint32_t bits;
+  if (rest >= 0x7c00) bits = 0x7f800000 | (rest & 0x3ff) << 13;
+  else bits = rest << 13;
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  if (rest < 0x7c00) value *= 0x1p112f;  // moves the exponent's bias; right for subnormal halves too
+  __builtin_memcpy(&bits, &value, 4);
+  bits |= sign;
+  __builtin_memcpy(&value, &bits, 4);
   return value;
 }
 

@@ -9,8 +9,8 @@ enum Activation : int { kIdentity = 0, kGeluErf = 1, kGeluTanh = 2 };
 // Where activations are rounded to 8 bits, as FakeQuantize with 256 levels does: from low to high in 255 equal steps.
 struct Range {
   float low, high;
-  float step() const { return (high - low) / 255; }
-  float per_step() const { return 255 / (high - low); }
+  POFA_INLINE float step() const { return (high - low) / 255; }
+  POFA_INLINE float per_step() const { return 255 / (high - low); }
 };
 
 // Sums of codes x codes as they should be: sum * scale + bias, both [rows]. Null: the matrix's own, of floats.

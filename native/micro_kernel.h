@@ -60,20 +60,6 @@ inline void plain_codes(const uint8_t* codes, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; i += LANES) store_vec(values + i, floats_of(codes + i));
 }
 
-inline float half_to_float(uint16_t half) {
-  const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
-  uint32_t bits;
-  if (rest >= 0x7c00) bits = 0x7f800000 | (rest & 0x3ff) << 13;
-  else bits = rest << 13;
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  if (rest < 0x7c00) value *= 0x1p112f;  // moves the exponent's bias; right for subnormal halves too
-  __builtin_memcpy(&bits, &value, 4);
-  bits |= sign;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
-}
-
 inline void plain_halves(const uint8_t* halves, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; ++i) values[i] = half_to_float(read_at<uint16_t>(halves, i));
 }

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "layer.h"
+
 namespace pofa {
 namespace {
 
@@ -158,25 +160,12 @@ void unpack(const Matrix& m, void* values, float* scales, float* biases) {
   const Header& h = m.header;
   const size_t bytes = value_bytes(h.value_type);
   std::memset(values, 0, size_t(h.rows) * h.columns * bytes);
-  uint64_t entry = 0, unit = 0;
-  for (uint32_t group = 0; group < m.groups_count(); ++group)
-    for (uint32_t block = 0; block < m.blocks_count(); ++block)
-      for (uint32_t u = 0; u < m.units_in_group(group); ++u, ++unit) {
-        const uint32_t count = read_at<uint16_t>(m.counts, unit), wide = m.rows_of_unit();
-        for (uint32_t e = 0; e < count; ++e)
-          for (uint32_t j = 0; j < wide; ++j) {
-            const uint64_t value = h.block_rows == 1 ? entry + 2 * e + j : (entry + e) * 4 + j;
-            const uint64_t index = h.block_rows == 1 ? value : entry + e;
-            const uint32_t row = group * h.group_rows + m.row(unit, j);
-            const uint32_t column = block * h.block_columns + m.indices[index];
-            uint8_t* to = static_cast<uint8_t*>(values) + (size_t(row) * h.columns + column) * bytes;
-            const uint8_t* from = m.values + value * bytes;
-            bool zero = true;  // padding must not overwrite the value whose column it repeats
-            for (size_t i = 0; i < bytes; ++i) zero &= from[i] == 0;
-            if (!zero && row < h.rows) std::memcpy(to, from, bytes);
-          }
-        entry += uint64_t(count) * (h.block_rows == 1 ? 2 : 1);
-      }
+  each_value(m, [&](uint32_t row, uint32_t column, uint64_t at) {
+    const uint8_t* from = m.values + at * bytes;
+    // Padding must not overwrite the value whose column it repeats.
+    if (std::any_of(from, from + bytes, [](uint8_t byte) { return byte != 0; }))
+      std::memcpy(static_cast<uint8_t*>(values) + (size_t(row) * h.columns + column) * bytes, from, bytes);
+  });
   std::memcpy(scales, m.scales, size_t(h.rows) * 4);
   std::memcpy(biases, m.biases, size_t(h.rows) * 4);
 }

@@ -214,13 +214,14 @@ void shared_panels(const Call& call, pofa_parallel_for parallel) {
   for (size_t p = 0; p < panels; ++p) mend(call, p, odds + p * width);
 }
 
-// The widest panel that leaves no thread with more than its share, and no vector empty that need not be.
+// The widest panel that leaves no thread with more than its share, and no vector empty that need not be. Not narrower than
+// two vectors: each panel decodes all the weights anew. Threads that are still without one share its rows.
 uint32_t panel_width(const pofa_layer& layer, size_t tokens, uint32_t threads) {
   const Kernel& k = *layer.kernel;
   const size_t most = k.max_vectors;
   const size_t vectors = (tokens + k.lanes - 1) / k.lanes;
   size_t panels = (vectors + most - 1) / most;
-  if (panels > 1 && panels % threads) panels = std::min(vectors, (panels + threads - 1) / threads * threads);
+  if (panels > 1 && panels % threads) panels = std::min((vectors + 1) / 2, (panels + threads - 1) / threads * threads);
   return uint32_t((vectors + panels - 1) / panels) * k.lanes;
 }
 
@@ -228,7 +229,7 @@ uint32_t panel_width(const pofa_layer& layer, size_t tokens, uint32_t threads) {
 Rounding rounding(const Matrix& m, Range range) {
   Rounding r{range, std::vector<float>(m.rows()), std::vector<float>(m.rows())};
   std::vector<double> codes(m.rows(), 0);
-  each_value(m, [&](uint32_t row, uint32_t, float code) { codes[row] += code; });
+  each_value(m, [&](uint32_t row, uint32_t, uint64_t at) { codes[row] += value_of(m, at); });
   for (uint32_t i = 0; i < m.rows(); ++i) {
     const float scale = read_at<float>(m.scales, i);
     r.scales[i] = scale * range.step();
