@@ -1,8 +1,8 @@
 """From a sparse IR to one whose pruned matrices run on the sparse kernel: zeros are neither stored nor multiplied.
 
 Weights keep exactly the values, or the 8-bit codes and scales, that they have in the plain IR. What quantizes
-activations in an INT8 IR is taken out: arithmetic is FP32. 4x1 matrices of codes are the exception, since CPUs with
-VNNI multiply them in 8 bits. Their activations stay quantized on every CPU, so that answers do not depend on it.
+activations in an INT8 IR is taken out: arithmetic is FP32. 4x1 matrices of codes are the exception, since they are
+multiplied as codes. Their activations stay quantized on every CPU, so that answers do not depend on it.
 """
 
 import shutil
