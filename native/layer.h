@@ -14,9 +14,10 @@ struct Rounding {
   Affine affine() const { return {scales.data(), biases.data()}; }
 };
 
+// Without its row's scale.
 float value_of(const Matrix& m, uint64_t i);
 
-// Calls f(row, column, value) for each value stored, padding (zeros) included; values without their scale.
+// Calls f(row, column, at) for each value stored, padding (zeros) included; `at` is its number among them.
 template <typename F>
 void each_value(const Matrix& m, F&& f) {
   const bool pairs = m.header.block_rows == 1;
@@ -28,9 +29,9 @@ void each_value(const Matrix& m, F&& f) {
         for (uint32_t e = 0; e < count; ++e)
           for (uint32_t j = 0; j < wide; ++j) {
             const uint64_t at = pairs ? entry + 2 * e + j : (entry + e) * 4 + j;
-            const uint32_t row = group * m.header.group_rows + (pairs ? m.row_pairs[2 * unit + j] : 4 * u + j);
+            const uint32_t row = group * m.header.group_rows + m.row(unit, j);
             const uint32_t column = block * m.header.block_columns + m.indices[pairs ? at : entry + e];
-            if (row < m.rows()) f(row, column, value_of(m, at));
+            if (row < m.rows()) f(row, column, at);
           }
         entry += uint64_t(count) * (pairs ? 2 : 1);
       }

@@ -60,20 +60,6 @@ inline void plain_codes(const uint8_t* codes, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; i += LANES) store_vec(values + i, floats_of(codes + i));
 }
 
-inline float half_to_float(uint16_t half) {
-  const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
-  uint32_t bits;
-  if (rest >= 0x7c00) bits = 0x7f800000 | (rest & 0x3ff) << 13;
-  else bits = rest << 13;
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  if (rest < 0x7c00) value *= 0x1p112f;  // moves the exponent's bias; right for subnormal halves too
-  __builtin_memcpy(&bits, &value, 4);
-  bits |= sign;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
-}
-
 inline void plain_halves(const uint8_t* halves, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; ++i) values[i] = half_to_float(read_at<uint16_t>(halves, i));
 }
@@ -119,8 +105,8 @@ void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* 
     const char* activations = reinterpret_cast<const char*>(panel + size_t(block) * m.header.block_columns * width);
     for (uint32_t u = 0; u < units; ++u, ++unit) {
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
-      float* a = sums + size_t(m.row_pairs[2 * unit]) * width;
-      float* b = sums + size_t(m.row_pairs[2 * unit + 1]) * width;
+      float* a = sums + size_t(m.row(unit, 0)) * width;
+      float* b = sums + size_t(m.row(unit, 1)) * width;
       if (count == 0 && block > 0) continue;
       plain_values(m, entry, 2 * count, values);
       multiply_pair<R>(values, m.indices + entry, count, activations, block == 0, a, b);
@@ -165,7 +151,7 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
       plain_values(m, entry * 4, 4 * count, values);
-      multiply_four<R, P>(values, m.indices + entry, count, activations, block == 0, sums + size_t(4 * u) * width);
+      multiply_four<R, P>(values, m.indices + entry, count, activations, block == 0, sums + size_t(m.row(unit, 0)) * width);
       entry += count;
     }
   }
@@ -284,9 +270,17 @@ void fake_quantize(const float* values, size_t n, Range range, float* rounded) {
   for (size_t i = 0; i < n; i += LANES) store_vec(rounded + i, nearest_step(load(values + i), range) * step + range.low);
 }
 
-#ifdef VNNI
+#if LANES == 8
+#define WIDE(name) _mm256_##name
+#define WHOLE(name) WIDE(name##_si256)
+#else
+#define WIDE(name) _mm512_##name
+#define WHOLE(name) WIDE(name##_si512)
+#endif
+#if defined(VNNI) || LANES == 8
 #include "codes.h"
 #else
+constexpr uint32_t kCodeBytes = 0;
 constexpr auto quantize = nullptr;
 constexpr auto multiply_codes = nullptr;
 #endif
@@ -294,5 +288,6 @@ constexpr auto multiply_codes = nullptr;
 }  // namespace
 
 namespace pofa {
-const Kernel KERNEL = {NAME, LANES, 4, load_panel, multiply, finish, store, fake_quantize, quantize, multiply_codes};
+const Kernel KERNEL = {NAME,  LANES, 4,             kCodeBytes, load_panel,    multiply, finish,
+                       store, fake_quantize, quantize, multiply_codes};
 }

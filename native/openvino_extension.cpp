@@ -12,6 +12,7 @@
 #include <openvino/op/constant.hpp>
 #include <openvino/op/op.hpp>
 #include <sstream>
+#include <tuple>
 
 #include "sparse_linear.h"
 
@@ -37,9 +38,10 @@ class SparseLinear : public ov::op::Op {
   void validate_and_infer_types() override {
     NODE_VALIDATION_CHECK(this, get_input_size() == m_rows.size() + 1 && !m_rows.empty(), "one blob for each of ",
                           m_rows.size(), " matrices is needed, there are ", get_input_size() - 1);
-    NODE_VALIDATION_CHECK(this, m_format_version <= int64_t(pofa_format_version()), "its weights have format version ",
-                          m_format_version, ", this library reads ", pofa_format_version(),
-                          " and older: rebuild it (pruneofa kernels build)");
+    const int64_t version = pofa_format_version();
+    NODE_VALIDATION_CHECK(this, m_format_version == version, "its weights have format version ", m_format_version,
+                          ", this library reads version ", version,
+                          m_format_version > version ? ": rebuild it (pruneofa kernels build)" : ": export the model again");
     NODE_VALIDATION_CHECK(this, get_input_element_type(0).compatible(ov::element::f32), "activations must be f32, they are ",
                           get_input_element_type(0));
     ov::PartialShape shape = get_input_partial_shape(0);
@@ -68,7 +70,7 @@ class SparseLinear : public ov::op::Op {
   SparseLinear(const SparseLinear& other, const ov::OutputVector& inputs)
       : Op(inputs), m_format_version(other.m_format_version), m_rows(other.m_rows), m_columns(other.m_columns),
         m_pattern(other.m_pattern), m_activation(other.m_activation), m_chain(other.m_chain), m_ranges(other.m_ranges),
-        m_layer(other.m_layer), m_blobs(other.m_blobs) {
+        m_layer(other.m_layer), m_opened(other.m_opened), m_constants(other.m_constants) {
     constructor_validate_and_infer_types();
   }
 
@@ -88,7 +90,10 @@ class SparseLinear : public ov::op::Op {
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
     OPENVINO_ASSERT(m_layer, "SparseLinear: its packed weights must be constants of the model");
     ov::Shape shape = inputs[0].get_shape();
-    const size_t tokens = shape.empty() || !shape.back() ? 0 : inputs[0].get_size() / shape.back();
+    // A dynamic shape was no promise when the model was read.
+    OPENVINO_ASSERT(!shape.empty() && shape.back() == size_t(m_columns), "SparseLinear: activations have the shape ", shape,
+                    ", the weights have ", m_columns, " columns");
+    const size_t tokens = inputs[0].get_size() / shape.back();
     std::vector<float*> y;
     for (size_t i = 0; i < outputs.size(); ++i) {
       shape.back() = size_t(m_chain ? m_rows.back() : m_rows[i]);
@@ -103,17 +108,43 @@ class SparseLinear : public ov::op::Op {
   }
 
  private:
+  using Constants = std::vector<std::shared_ptr<ov::op::v0::Constant>>;
+  // What a layer was made of: another needs another layer.
+  using Opened = std::tuple<std::vector<const void*>, bool, std::string, std::vector<std::string>>;
+
   // The constants' own memory is used, and checked once: clones of this node on the same constants share the layer.
   void open() {
+    Constants constants;
     std::vector<const void*> blobs;
     std::vector<size_t> sizes;
     for (size_t i = 0; i < m_rows.size(); ++i) {
       const auto constant = ov::as_type_ptr<ov::op::v0::Constant>(get_input_node_shared_ptr(i + 1));
-      if (!constant) return;
+      if (!constant) return set_layer(nullptr, {}, {});
+      constants.push_back(constant);
       blobs.push_back(constant->get_data_ptr());
       sizes.push_back(constant->get_byte_size());
     }
-    if (m_layer && blobs == m_blobs) return;
+    const Opened wanted{blobs, m_chain, m_activation, m_ranges};
+    const Layer layer = m_layer && wanted == m_opened ? m_layer : opened(blobs, sizes);
+    set_layer(nullptr, {}, {});
+    for (size_t i = 0; i < m_rows.size(); ++i) {
+      uint64_t facts[6];
+      pofa_layer_facts(layer.get(), uint32_t(i), facts);
+      const int64_t columns = i == 1 && m_chain ? m_rows[0] : m_columns;
+      NODE_VALIDATION_CHECK(this, int64_t(facts[0]) == m_rows[i] && int64_t(facts[1]) == columns, "the weights are ", facts[0],
+                            " x ", facts[1], ", the attributes say ", m_rows[i], " x ", columns);
+      NODE_VALIDATION_CHECK(this, m_pattern == (facts[2] == 4 ? "4x1" : "1x1"), "the weights' pattern is not ", m_pattern);
+    }
+    set_layer(layer, wanted, constants);
+  }
+
+  void set_layer(const Layer& layer, const Opened& made_of, const Constants& constants) {
+    m_layer = layer;
+    m_opened = made_of;
+    m_constants = constants;
+  }
+
+  Layer opened(const std::vector<const void*>& blobs, const std::vector<size_t>& sizes) const {
     const int activation = m_activation == "none" ? 0 : m_activation == "gelu_erf" ? 1 : m_activation == "gelu_tanh" ? 2 : -1;
     NODE_VALIDATION_CHECK(this, activation >= 0, "unknown activation ", m_activation);
     std::vector<float> ranges;
@@ -127,19 +158,10 @@ class SparseLinear : public ov::op::Op {
     const int error = pofa_open(blobs.data(), sizes.data(), uint32_t(blobs.size()), m_chain, activation,
                                 ranges.empty() ? nullptr : ranges.data(), nullptr, &layer);
     NODE_VALIDATION_CHECK(this, error == 0, pofa_error(error));
-    m_layer = Layer(layer, [](const pofa_layer* closed) { pofa_close(const_cast<pofa_layer*>(closed)); });
-    m_blobs = blobs;
-    for (size_t i = 0; i < m_rows.size(); ++i) {
-      uint64_t facts[6];
-      pofa_layer_facts(layer, uint32_t(i), facts);
-      const int64_t columns = i == 1 && m_chain ? m_rows[0] : m_columns;
-      NODE_VALIDATION_CHECK(this, int64_t(facts[0]) == m_rows[i] && int64_t(facts[1]) == columns, "the weights are ", facts[0],
-                            " x ", facts[1], ", the attributes say ", m_rows[i], " x ", columns);
-      NODE_VALIDATION_CHECK(this, m_pattern == (facts[2] == 4 ? "4x1" : "1x1"), "the weights' pattern is not ", m_pattern);
-    }
+    return Layer(layer, [](const pofa_layer* closed) { pofa_close(const_cast<pofa_layer*>(closed)); });
   }
 
-  int64_t m_format_version = 1;
+  int64_t m_format_version = 0;
   std::vector<int64_t> m_rows;  // of each matrix
   int64_t m_columns = 0;        // of the first
   std::string m_pattern = "1x1";
@@ -149,7 +171,8 @@ class SparseLinear : public ov::op::Op {
   // which would move some of them to another code.
   std::vector<std::string> m_ranges;
   Layer m_layer;
-  std::vector<const void*> m_blobs;
+  Opened m_opened;
+  Constants m_constants;  // held, so that no other constant takes the place in memory of one that the layer reads
 };
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<SparseLinear>>()}));

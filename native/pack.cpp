@@ -4,11 +4,15 @@
 #include <cstring>
 #include <numeric>
 
+#include "layer.h"
+
 namespace pofa {
 namespace {
 
-constexpr uint32_t kBlockColumns = 192;  // a tile of 64 tokens takes 48 KB, one of 32 takes 24: they fit the first cache
-constexpr uint32_t kGroupRows = 128, kGroupRows4x1 = 64;  // measured; their sums of 64 tokens take 32 and 16 KB
+// Measured. Of floats, a block's tile of 64 tokens takes 48 KB, one of 32 takes 24: they fit the first cache. Blocks of
+// 4x1 codes meet activations in codes, which are a half or a fourth as large. Sums of a group take 16 or 32 KB.
+constexpr uint32_t kBlockColumns = 192, kBlockColumnsOfCodes = kMaxBlock;
+constexpr uint32_t kGroupRows = 128;
 
 struct Source {
   const Dense& dense;
@@ -32,15 +36,21 @@ struct Sections {
   std::vector<uint8_t> rows, indices, values;
 };
 
-// Rows of about the same number of entries are read together: few zeros to pad, no mispredicted end of a row.
+// Numbers of lists, shorter ones first.
+std::vector<uint32_t> by_length(const std::vector<std::vector<uint32_t>>& lists) {
+  std::vector<uint32_t> order(lists.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return lists[a].size() < lists[b].size(); });
+  return order;
+}
+
+// Rows of about the same number of entries are read together: few zeros to pad.
 void pack_pairs(const Source& source, uint32_t first, uint32_t rows, uint32_t from, uint32_t to, Sections* out) {
   std::vector<std::vector<uint32_t>> columns(rows + rows % 2);
   for (uint32_t r = 0; r < rows; ++r)
     for (uint32_t c = from; c < to; ++c)
       if (!source.is_zero(first + r, c)) columns[r].push_back(c);
-  std::vector<uint32_t> order(columns.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return columns[a].size() < columns[b].size(); });
+  const std::vector<uint32_t> order = by_length(columns);
   const std::vector<uint8_t> zero(source.bytes, 0);
   for (size_t i = 0; i < order.size(); i += 2) {
     const size_t count = columns[order[i + 1]].size();
@@ -60,22 +70,27 @@ void pack_pairs(const Source& source, uint32_t first, uint32_t rows, uint32_t fr
 }
 
 void pack_fours(const Source& source, uint32_t first, uint32_t rows, uint32_t from, uint32_t to, Sections* out) {
-  const std::vector<uint8_t> zero(source.bytes, 0);
-  for (uint32_t r = 0; r < rows; r += 4) {
-    const uint32_t end = std::min(rows, r + 4);
-    uint16_t count = 0;
+  std::vector<std::vector<uint32_t>> columns((rows + 3) / 4);
+  for (uint32_t r = 0; r < rows; ++r)
     for (uint32_t c = from; c < to; ++c) {
-      bool any = false;
-      for (uint32_t i = r; i < end; ++i) any |= !source.is_zero(first + i, c);
-      if (!any) continue;
-      ++count;
-      out->indices.push_back(uint8_t(c - from));
-      for (uint32_t i = r; i < r + 4; ++i) {
-        const uint8_t* value = i < end ? source.at(first + i, c) : zero.data();
+      std::vector<uint32_t>& kept = columns[r / 4];
+      if (!source.is_zero(first + r, c)) kept.push_back(c);
+    }
+  for (std::vector<uint32_t>& kept : columns) {
+    std::sort(kept.begin(), kept.end());
+    kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+  }
+  const std::vector<uint8_t> zero(source.bytes, 0);
+  for (uint32_t unit : by_length(columns)) {
+    out->counts.push_back(uint16_t(columns[unit].size()));
+    out->rows.push_back(uint8_t(unit));
+    for (uint32_t column : columns[unit]) {
+      out->indices.push_back(uint8_t(column - from));
+      for (uint32_t r = 4 * unit; r < 4 * unit + 4; ++r) {
+        const uint8_t* value = r < rows ? source.at(first + r, column) : zero.data();
         out->values.insert(out->values.end(), value, value + source.bytes);
       }
     }
-    out->counts.push_back(count);
   }
 }
 
@@ -100,8 +115,9 @@ Error pack(const Dense& dense, uint32_t block_rows, uint32_t block_columns, uint
   h.columns = dense.columns;
   h.block_rows = block_rows;
   h.value_type = dense.value_type;
-  h.block_columns = block_columns ? block_columns : kBlockColumns;
-  h.group_rows = group_rows ? group_rows : block_rows == 4 ? kGroupRows4x1 : kGroupRows;
+  const bool codes = block_rows == 4 && dense.value_type == kI8;
+  h.block_columns = block_columns ? block_columns : codes ? kBlockColumnsOfCodes : kBlockColumns;
+  h.group_rows = group_rows ? group_rows : kGroupRows;
   if (!dense.values || h.rows < 1 || h.columns < 1 || h.rows > kMaxSide || h.columns > kMaxSide ||
       (block_rows != 1 && block_rows != 4) || h.value_type > kI8 || h.block_columns > kMaxBlock ||
       h.group_rows > kMaxGroup || h.group_rows < 4 || h.group_rows % (block_rows == 4 ? 4 : 2))
@@ -144,25 +160,12 @@ void unpack(const Matrix& m, void* values, float* scales, float* biases) {
   const Header& h = m.header;
   const size_t bytes = value_bytes(h.value_type);
   std::memset(values, 0, size_t(h.rows) * h.columns * bytes);
-  uint64_t entry = 0, unit = 0;
-  for (uint32_t group = 0; group < m.groups_count(); ++group)
-    for (uint32_t block = 0; block < m.blocks_count(); ++block)
-      for (uint32_t u = 0; u < m.units_in_group(group); ++u, ++unit) {
-        const uint32_t count = read_at<uint16_t>(m.counts, unit), wide = m.rows_of_unit();
-        for (uint32_t e = 0; e < count; ++e)
-          for (uint32_t j = 0; j < wide; ++j) {
-            const uint64_t value = h.block_rows == 1 ? entry + 2 * e + j : (entry + e) * 4 + j;
-            const uint64_t index = h.block_rows == 1 ? value : entry + e;
-            const uint32_t row = group * h.group_rows + (h.block_rows == 1 ? m.row_pairs[2 * unit + j] : 4 * u + j);
-            const uint32_t column = block * h.block_columns + m.indices[index];
-            uint8_t* to = static_cast<uint8_t*>(values) + (size_t(row) * h.columns + column) * bytes;
-            const uint8_t* from = m.values + value * bytes;
-            bool zero = true;  // padding must not overwrite the value whose column it repeats
-            for (size_t i = 0; i < bytes; ++i) zero &= from[i] == 0;
-            if (!zero && row < h.rows) std::memcpy(to, from, bytes);
-          }
-        entry += uint64_t(count) * (h.block_rows == 1 ? 2 : 1);
-      }
+  each_value(m, [&](uint32_t row, uint32_t column, uint64_t at) {
+    const uint8_t* from = m.values + at * bytes;
+    // Padding must not overwrite the value whose column it repeats.
+    if (std::any_of(from, from + bytes, [](uint8_t byte) { return byte != 0; }))
+      std::memcpy(static_cast<uint8_t*>(values) + (size_t(row) * h.columns + column) * bytes, from, bytes);
+  });
   std::memcpy(scales, m.scales, size_t(h.rows) * 4);
   std::memcpy(biases, m.biases, size_t(h.rows) * 4);
 }

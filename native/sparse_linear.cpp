@@ -61,7 +61,7 @@ void mend(const Call& call, size_t panel, const float* odd) {
 // ---- activations as matrix i reads them: as they are, as codes of 8 bits, or as floats rounded to what codes stand for
 
 size_t floats_of_codes(const Call& call, uint32_t columns) {
-  return size_t(columns + kMaxBlock) * call.kernel().codes() / sizeof(float);
+  return size_t(columns + kMaxBlock) * call.kernel().code_bytes / sizeof(float);
 }
 
 size_t ready_size(const Call& call, size_t i) {
@@ -124,7 +124,7 @@ void groups_to_hidden(const Call& call, uint32_t from, uint32_t to, const float*
     float* sums = layer.codes ? t_sums.get(sums_size(m, call.width)) : hidden + row * call.width;
     group_of(call, 0, g, layer.activation, ready, sums, odd);
     if (layer.codes) {
-      uint8_t* codes = reinterpret_cast<uint8_t*>(hidden) + row * call.kernel().codes();
+      uint8_t* codes = reinterpret_cast<uint8_t*>(hidden) + row * call.kernel().code_bytes;
       call.kernel().quantize(sums, m.rows_in_group(g), call.width, layer.roundings[1].range, codes);
     } else if (!layer.roundings.empty()) {
       call.kernel().fake_quantize(sums, size_t(m.rows_in_group(g)) * call.width, layer.roundings[1].range, sums);
@@ -214,13 +214,14 @@ void shared_panels(const Call& call, pofa_parallel_for parallel) {
   for (size_t p = 0; p < panels; ++p) mend(call, p, odds + p * width);
 }
 
-// The widest panel that leaves no thread with more than its share, and no vector empty that need not be.
+// The widest panel that leaves no thread with more than its share, and no vector empty that need not be. Not narrower than
+// two vectors: each panel decodes all the weights anew. Threads that are still without one share its rows.
 uint32_t panel_width(const pofa_layer& layer, size_t tokens, uint32_t threads) {
   const Kernel& k = *layer.kernel;
   const size_t most = k.max_vectors;
   const size_t vectors = (tokens + k.lanes - 1) / k.lanes;
   size_t panels = (vectors + most - 1) / most;
-  if (panels > 1 && panels % threads) panels = std::min(vectors, (panels + threads - 1) / threads * threads);
+  if (panels > 1 && panels % threads) panels = std::min((vectors + 1) / 2, (panels + threads - 1) / threads * threads);
   return uint32_t((vectors + panels - 1) / panels) * k.lanes;
 }
 
@@ -228,7 +229,7 @@ uint32_t panel_width(const pofa_layer& layer, size_t tokens, uint32_t threads) {
 Rounding rounding(const Matrix& m, Range range) {
   Rounding r{range, std::vector<float>(m.rows()), std::vector<float>(m.rows())};
   std::vector<double> codes(m.rows(), 0);
-  each_value(m, [&](uint32_t row, uint32_t, float code) { codes[row] += code; });
+  each_value(m, [&](uint32_t row, uint32_t, uint64_t at) { codes[row] += value_of(m, at); });
   for (uint32_t i = 0; i < m.rows(); ++i) {
     const float scale = read_at<float>(m.scales, i);
     r.scales[i] = scale * range.step();
@@ -256,6 +257,7 @@ const char* pofa_error(int code) {
     case kTooShort: return "the packed weights are cut off: fewer or more bytes than their header says";
     case kNotABlob: return "these are not packed weights of PruneOFA";
     case kNewer: return "the packed weights were written by a newer PruneOFA than this library: rebuild it (pruneofa kernels build)";
+    case kOlder: return "the packed weights were written by an older PruneOFA than this library reads: export the model again";
     case kBadHeader: return "the packed weights have a header that cannot be right";
     case kBadChecksum: return "the packed weights are damaged: their checksum does not agree";
     case kBadEntries: return "the packed weights have entries outside their matrix";

@@ -1,5 +1,6 @@
 """What `pruneofa bench` shows: IR folders timed side by side on this machine, and which of a run's to deploy."""
 
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,18 +38,24 @@ _AMX = {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": "0"}
 def bench_table(folders: list[Path], section: "Performance", texts: Path | None) -> "RenderableType":
     """Times IR folders side by side; ratios are to the first.
 
+    The inputs stay in a folder of their own, so that the commands shown can be run again.
+
     Raises:
         UserError: A folder holds no IR, two have the same name, or benchmark_app fails.
     """
     from rich.console import Group
+    from rich.text import Text
 
     for folder in folders:
         if not (folder / "openvino_model.xml").is_file():
             raise UserError("no openvino_model.xml here", where=str(folder), instead=_IR)
     unique = len({f.name for f in folders}) == len(folders)
     named = {f.name if unique else str(f).replace("/", "_"): f.resolve() for f in folders}
-    timed = _timed(named, section, texts)
-    return Group(_table(timed, section, {}), *(f"{t.model}, batch {t.batch}: {t.command}" for t in timed))
+    scratch = Path(tempfile.mkdtemp(prefix="pruneofa-bench-")).resolve()
+    timed = _timed(named, section, texts, scratch)
+    lines = [f"To run one again: cd {shlex.quote(str(scratch))}"]
+    lines += [f"{t.model}, batch {t.batch}: {t.command}" for t in timed]
+    return Group(_table(timed, section, {}), *map(Text, lines))
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,14 @@ def recommend(
     manifest, metric, candidates = _candidates(run, task)
     reference = "dense-fp32" if "dense-fp32" in candidates else max(candidates, key=lambda n: candidates[n].score)
     floor = candidates[reference].score * (1 - within)
-    timed = _timed(
-        {name: c.folder for name, c in candidates.items()},
-        section,
-        texts,
-        {name: c.properties for name, c in candidates.items()},
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        timed = _timed(
+            {name: c.folder for name, c in candidates.items()},
+            section,
+            texts,
+            Path(scratch),
+            {name: c.properties for name, c in candidates.items()},
+        )
     table = _table(timed, section, {n: f"{c.score:.4f}" for n, c in candidates.items()}, metric)
     lines = [
         f"{manifest.task}: {metric} of at least {floor:.4f} is wanted, {within:.2%} below {reference} on "
@@ -139,7 +148,7 @@ def _sentence(ranked: "Sequence[LatencyStats]", candidates: Mapping[str, _Candid
     if ties:
         text += f" Not to be told apart from it: {', '.join(ties)}."
     engine = next((t for t in ranked if "engine" in t.model), None)
-    if engine is not None and "engine" not in chosen.model and chosen.model.endswith("int8"):
+    if engine is not None and "engine" not in chosen.model and "int8" in chosen.model:
         text += (
             f" INT8 products are faster than the sparse kernel on this CPU ({engine.model}: {_median(engine):.2f} ms)."
         )
@@ -152,6 +161,7 @@ def _timed(
     folders: Mapping[str, Path],
     section: "Performance",
     texts: Path | None,
+    scratch: Path,
     properties: Mapping[str, Mapping[str, str]] | None = None,
 ) -> "list[LatencyStats]":
     from toolkit import models, sources
@@ -163,10 +173,7 @@ def _timed(
     examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
     if not examples:
         raise UserError("there is no text in this file", where=str(texts))
-    with tempfile.TemporaryDirectory() as scratch:
-        return latency.measure(
-            folders, examples, tokenizer.pad_token_id, section, Path(scratch), properties=properties or {}
-        )
+    return latency.measure(folders, examples, tokenizer.pad_token_id, section, scratch, properties=properties or {})
 
 
 def _table(

@@ -139,8 +139,9 @@ class MlmLoss:
         distance = _DISTANCES[self._settings.loss_types[1]]
         # The masked ones are among them, whichever they are.
         chosen = batch["attention_mask"].bool() if self._positions == "all" else batch.get(KD_POSITIONS, masked)
-        ours, following = self._to_decode(model, batch, chosen)
+        # The teacher first: what it needs on the way is gone before the student's layers keep what they make.
         theirs, their_following = self._teacher(lambda teacher: self._to_decode(teacher, batch, chosen))
+        ours, following = self._to_decode(model, batch, chosen)
         targets, guessed = batch["labels"][chosen], masked[chosen]
         some = len(theirs) > int(guessed.sum())
 
@@ -180,6 +181,10 @@ class MlmLoss:
 
     def _to_decode(self, model: Any, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the decoder takes at the chosen positions [m, e]; of pairs next-sentence prediction's logits too."""
+        embeddings = model.get_input_embeddings()
+        # Where the decoder shares them, their gradient is dense already. Rows that were looked up are added to it as
+        # they are, not as a second tensor of that size. (What torch.compile makes of it would be dense again.)
+        embeddings.sparse = embeddings.weight is self._head(model).decoder.weight and not _is_compiled(model)
         output = model.base_model(**inputs_of(batch))
         states = self._head(model).transform(output[0][chosen])
         if "next_sentence_label" not in batch or self._next_head is None:
@@ -190,6 +195,10 @@ class MlmLoss:
     def _next_loss(following: Tensor, batch: Batch) -> Tensor:
         right = batch["next_sentence_label"]
         return F.cross_entropy(following.float(), right, reduction="sum") / batch["examples"]
+
+
+def _is_compiled(model: Any) -> bool:
+    return model.base_model._compiled_call_impl is not None
 
 
 class TaskLoss:

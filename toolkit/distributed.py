@@ -24,6 +24,7 @@ _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 _PATIENCE = timedelta(days=30)  # helpers wait while the first process exports and measures
 _TEXT = 256  # bytes
 _BUCKET = 1 << 23  # numbers that are sent at once
+_LARGE = 1 << 17  # a tensor of so many numbers is sent as it is: to copy it costs more than to send one thing more
 
 
 class PartDone(Exception):
@@ -40,7 +41,7 @@ def connect() -> int:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cpu:gloo,cuda:nccl"
         torch.distributed.init_process_group(backend, timeout=_PATIENCE)
-        # Its threads give tensors back to Python; one that does so while the interpreter closes down aborts the process.
+        # Its threads give tensors back to Python. One that does so while the interpreter closes aborts the process.
         atexit.register(torch.distributed.destroy_process_group)
     for name in _LAUNCHER:
         os.environ.pop(name, None)
@@ -124,7 +125,7 @@ def add_up(tensors: "Iterable[torch.Tensor]") -> None:
 
     sent = []
     for bucket in _buckets(tensors):
-        in_place = len(bucket) == 1 and bucket[0].is_contiguous()  # word embeddings: half of a small model
+        in_place = len(bucket) == 1 and bucket[0].is_contiguous()
         flat = bucket[0].view(-1) if in_place else torch.cat([tensor.reshape(-1) for tensor in bucket])
         sent.append(([] if in_place else bucket, flat, group.all_reduce(flat, async_op=True)))
     for bucket, flat, work in sent:
@@ -136,9 +137,12 @@ def add_up(tensors: "Iterable[torch.Tensor]") -> None:
 
 
 def _buckets(tensors: "Iterable[torch.Tensor]") -> "Iterator[list[torch.Tensor]]":
-    """A few megabytes each, of one type."""
+    """Large tensors alone; of the others a few megabytes each, of one type."""
     bucket: list[torch.Tensor] = []
     for tensor in tensors:
+        if tensor.numel() >= _LARGE:
+            yield [tensor]
+            continue
         full = sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET
         if bucket and (full or tensor.dtype != bucket[0].dtype):
             yield bucket

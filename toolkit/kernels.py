@@ -26,8 +26,14 @@ EXTENSION = "libpruneofa_openvino.so"
 KERNELS = "libpruneofa_kernels.so"
 BUILD = "pruneofa kernels build"
 
+FORMAT_VERSION = 2  # of the packed form; `native/format.h` says it too
+
 _ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh")
 _VALUE_TYPES = ("float32", "float16", "int8")
+
+
+class KernelMissingError(UserError):
+    """The kernel is not there and cannot be built here; everything else works without it."""
 
 
 def extension() -> Path | None:
@@ -36,14 +42,24 @@ def extension() -> Path | None:
     return path if path.is_file() else None
 
 
+def available() -> bool:
+    """Whether the kernel is built, or can be as far as one can tell without trying."""
+    return extension() is not None or missing_tool() is None
+
+
 def folder() -> Path:
     """Where the libraries lie that fit these sources and the installed OpenVINO."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "pruneofa" / "kernels" / f"openvino-{metadata.version('openvino')}-{_sources_hash()[:12]}"
+
+
+@functools.cache
+def _sources_hash() -> str:
     digest = hashlib.sha256()
     for source in sorted(sources().iterdir()):
         if source.suffix in (".h", ".cpp", ".txt"):
             digest.update(source.name.encode() + source.read_bytes())
-    return cache / "pruneofa" / "kernels" / f"openvino-{metadata.version('openvino')}-{digest.hexdigest()[:12]}"
+    return digest.hexdigest()
 
 
 def sources() -> Path:
@@ -58,7 +74,7 @@ def build() -> Path:
         The OpenVINO extension.
 
     Raises:
-        UserError: There is no compiler or no CMake, or the build fails.
+        KernelMissingError: There is no compiler or no CMake, or the build fails.
     """
     target = folder()
     if not (target / EXTENSION).is_file():
@@ -69,6 +85,7 @@ def build() -> Path:
             )
             _cmake("--build", work, "--parallel")
             finished = Path(tempfile.mkdtemp(dir=target.parent))
+            finished.chmod(0o755)  # a model server under another user may load them
             for name in (KERNELS, EXTENSION):
                 shutil.copy2(Path(work) / name, finished)
             try:
@@ -83,7 +100,7 @@ def build_checks(target: Path) -> Path:
     """Builds the kernel's own test program with the address and undefined-behaviour sanitizers.
 
     Raises:
-        UserError: As of `build`.
+        KernelMissingError: As of `build`.
     """
     _cmake("-S", str(sources()), "-B", str(target), "-DPOFA_SANITIZE=ON")
     _cmake("--build", str(target), "--parallel")
@@ -112,14 +129,14 @@ def _openvino_cmake() -> Path:
 
 def _cmake(*arguments: str) -> None:
     if missing := missing_tool():
-        raise UserError(
+        raise KernelMissingError(
             f"the sparse kernel cannot be built: {missing} is missing", instead="install it, or go on without"
         )
     result = subprocess.run([str(_cmake_program()), *arguments], capture_output=True, text=True)
     if result.returncode:
         lines = [line for line in (result.stdout + result.stderr).splitlines() if "rror" in line]
         why = lines[0].strip() if lines else f"cmake exits with {result.returncode}"
-        raise UserError(f"the sparse kernel could not be built: {why}", where=str(sources()))
+        raise KernelMissingError(f"the sparse kernel could not be built: {why}", where=str(sources()))
 
 
 # ---- the C interface
@@ -129,7 +146,7 @@ def _cmake(*arguments: str) -> None:
 def _library() -> ctypes.CDLL:
     path = folder() / KERNELS
     if not path.is_file():
-        raise UserError("the sparse kernel is not built", instead=BUILD)
+        raise KernelMissingError("the sparse kernel is not built", instead=BUILD)
     library = ctypes.CDLL(str(path))
     library.pofa_error.restype = ctypes.c_char_p
     library.pofa_isa.restype = ctypes.c_char_p
@@ -180,11 +197,14 @@ def pack(
         *(_pointer(values), _VALUE_TYPES.index(values.dtype.name), *map(_pointer, per_row), rows, columns),
         *(int(pattern[0]), block_columns, group_rows),
     )
-    size = _library().pofa_pack(*arguments, None, ctypes.c_size_t(0))
-    _sound(size)
-    blob = np.empty(size, dtype=np.uint8)
-    _sound(_library().pofa_pack(*arguments, _pointer(blob), ctypes.c_size_t(size)))
-    return blob
+    room = values.nbytes + 65_536  # a sparse matrix fits, and is packed once
+    while True:
+        blob = np.empty(room, dtype=np.uint8)
+        size = _library().pofa_pack(*arguments, _pointer(blob), ctypes.c_size_t(room))
+        _sound(size)
+        if size <= room:
+            return blob[:size].copy()
+        room = size
 
 
 def describe(blob: Any) -> dict[str, Any]:

@@ -5,9 +5,10 @@
                                                                   └─ report
 
 A finished stage is `<run>/<stage>/` or `<run>/tasks/<task>/<stage>/` with a `manifest.json`. Its `key` is a hash of
-what it was made from: its recipe sections, its seed, the contents of its data files and the keys of its inputs. A
-stage is run only when no folder with that key is there. It is made in `<stage>.partial/` and renamed when it is whole,
-so a kill at any moment loses at most the work since the last checkpoint in `<stage>.partial/.work/`.
+what it was made from: its recipe sections, its seed, the contents of its data files and the keys of its inputs; of an
+export for the sparse kernel also the packed form's version. A stage is run only when no folder with that key is there.
+It is made in `<stage>.partial/` and renamed when it is whole, so a kill at any moment loses at most the work since the
+last checkpoint in `<stage>.partial/.work/`.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-from toolkit import distributed, rows, sources
+from toolkit import distributed, kernels, rows, sources
 from toolkit.artifacts import (
     Artifact,
     Context,
@@ -179,19 +180,30 @@ def _step(
             )
     sections = sections_of(recipe, stage.sections, task)
     data = data_hashes(sections, fetch)
-    key = json_hash(
-        {
-            "stage": stage.name,
-            "seed": recipe.seed,
-            "config": {name: plain(name, value) for name, value in sections.items()},
-            "data": sorted(data.values()),
-            "inputs": {n: i.key if isinstance(i, Step) else i.sha256 for n, i in inputs.items()},
-        }
-    )
+    made_from = {
+        "stage": stage.name,
+        "seed": recipe.seed,
+        "config": {name: plain(name, value) for name, value in sections.items()},
+        "data": sorted(data.values()),
+        "inputs": {n: i.key if isinstance(i, Step) else i.sha256 for n, i in inputs.items()},
+    }
     folder = (run_folder / "tasks" / task if task else run_folder) / stage.name
     manifest = read_manifest(folder)
+    keys = [json_hash(made_from | kernel) for kernel in _kernels(stage, sections)]
+    key = next((k for k in keys if manifest is not None and manifest.key == k), keys[-1])
     here = manifest if manifest is not None and manifest.key == key else None
     return Step(stage, task, folder, key, inputs, sections, data, here)
+
+
+def _kernels(stage: Stage, sections: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sparse kernels whose variants will do, as parts of a key; the last is the one that this machine makes.
+
+    A machine without a compiler takes what another one exported; one that has it makes what was left out.
+    """
+    if stage.name != "export" or not any("engine" in variant for variant in sections["export"].variants):
+        return [{}]
+    with_it = {"kernel": kernels.FORMAT_VERSION}
+    return [with_it] if kernels.available() else [with_it, {"kernel": None}]
 
 
 def select(steps: list[Step], *, only: str | None = None, start: str | None = None) -> list[Step]:

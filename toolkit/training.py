@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from toolkit import distributed, learning_rate
+from toolkit.allocator import keep_freed_memory
 from toolkit.artifacts import Context
 from toolkit.corpus import Sequences
 from toolkit.distillation import Batch, LossTerms
@@ -196,6 +197,7 @@ def fit(
         UserError: The batch cannot be divided among the processes.
         PartDone: This is not the first process.
     """
+    keep_freed_memory()
     rank, processes = distributed.rank(), distributed.processes()
     if section.batch_size % processes:
         raise UserError(
@@ -223,7 +225,7 @@ def fit(
     )
     context.progress.start(data.steps)
     started, first = time.monotonic(), hooks.last_step
-    with _compiled(model if section.compile else None):
+    with _compiled(model if section.compile else None), recomputed(model if section.recompute else None):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if rank:
         raise distributed.PartDone
@@ -242,6 +244,19 @@ def _compiled(model: Any) -> Iterator[None]:
         yield
     finally:
         model.base_model._compiled_call_impl = None  # evaluation has a shape for every batch
+
+
+@contextlib.contextmanager
+def recomputed(model: Any) -> Iterator[None]:
+    """Layers keep what went into them and run again in the backward pass, with the same random numbers."""
+    if model is None:
+        yield
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
 
 
 def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:

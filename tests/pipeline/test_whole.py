@@ -1,6 +1,7 @@
 """The whole pipeline on a tiny BERT: every stage, every file, what is cached, and what the report shows."""
 
 import re
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -201,7 +202,7 @@ def rendered(table) -> str:
     return console.export_text()
 
 
-def test_plan_inspect_and_bench_show_what_is_there(finished):
+def test_plan_inspect_and_bench_show_what_is_there(finished, tmp_path, monkeypatch):
     from toolkit.benching import bench_table, recommend
     from toolkit.inspection import describe
     from toolkit.plan_table import plan_table
@@ -215,6 +216,7 @@ def test_plan_inspect_and_bench_show_what_is_there(finished):
     ir = folder / "tasks/toy/export"
     assert "i8" in rendered(describe(ir / "sparse-int8"))
     section = Performance(warmup=0, iteration=1, seconds=1, batch_sizes=(2,), sequence_length=8)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     shown = rendered(bench_table([ir / "dense-fp32", ir / "sparse-int8"], section, None))
     assert "1.00x" in shown
     assert shown.count("benchmark_app -m") == 2

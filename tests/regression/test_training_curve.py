@@ -143,3 +143,27 @@ def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch,
     assert curve[-1]["loss"] < 0.95 * curve[1]["loss"], "it learns"
     for name, mask in masks.items():
         assert torch.equal(sparsifier.mask.tensors[name], mask), name
+
+
+def test_recomputed_layers_give_the_same_weights_bit_by_bit_with_dropout(tiny_bert, tiny_text, tmp_path):
+    tokenizer = models.load_tokenizer(tiny_bert)
+    section = Corpus(files=(str(tiny_text),), max_seq_length=40)
+    text = corpus.load_corpus(section, {}, tokenizer, tmp_path / "cache").train
+    ends = []
+    for recompute in (False, True):
+        training.seed_everything(3)
+        student, teacher = (models.load_masked_lm(tiny_bert) for _ in range(2))
+        runs = []
+        for layer in student.base_model.encoder.layer:
+            layer.attention.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        train = Train(steps=3, batch_size=4, recompute=recompute)
+        data = training.mlm_data(text, tokenizer, section, "masked", train, seed=3)
+        loss = MlmLoss(models.mlm_head, Teacher(teacher), KDLossSettings())
+        folder = tmp_path / str(recompute)
+        fitted = training.fit(student, data, train, loss, Context(folder, folder / "work", 0))
+        assert len(runs) == 3 * len(student.base_model.encoder.layer) * (1 + recompute)
+        assert not student.is_gradient_checkpointing
+        ends.append((fitted.history, student.state_dict()))
+    (curve, weights), (other_curve, other_weights) = ends
+    assert curve == other_curve
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)

@@ -24,16 +24,24 @@ MEASURED = {
 
 def shown(tmp_path, monkeypatch, measured, within, isa=(), task=None):
     """What is printed for a run with these variants; times are taken as given, nothing is run."""
-    exported = {n: {"ir": {"accuracy": a, "f1": 0.0}, "dev_n": 1000} for n, (a, _) in measured.items()}
-    for name in measured:
+    exported = {n: {"ir": {"accuracy": a, "f1": 0.0}, "dev_n": 1000} for n, (a, _) in measured.items() if "," not in n}
+    for name in exported:
         (tmp_path / "tasks/toy/export" / name).mkdir(parents=True, exist_ok=True)
     manifest = SimpleNamespace(stage="export", task="toy", metrics={"variants": exported})
     monkeypatch.setattr(pipeline, "finished", lambda run: [manifest])
     monkeypatch.setattr(system, "machine", lambda: {"isa": list(isa)})
 
-    def timed(folders, section, texts, properties):
+    def timed(folders, section, texts, scratch, properties):
         return [
-            LatencyStats(n, 1, 64, 1, 1, "", [Round(t, t, t, t, 1000 / t, 9) for t in measured[n.split(",")[0]][1]])
+            LatencyStats(
+                n,
+                1,
+                64,
+                1,
+                1,
+                "",
+                [Round(t, t, t, t, 1000 / t, 9) for t in measured.get(n, measured[n.split(",")[0]])[1]],
+            )
             for n in folders
         ]
 
@@ -72,6 +80,13 @@ def test_where_dense_int8_is_faster_than_the_kernel_that_is_said(tmp_path, monke
 def test_with_amx_the_plugins_own_sparse_weights_are_tried_too(tmp_path, monkeypatch):
     assert "sparse-int8, AMX unpacks" in shown(tmp_path, monkeypatch, MEASURED, 0.01, isa=("amx_int8",))
     assert "AMX" not in shown(tmp_path, monkeypatch, MEASURED, 0.01)
+
+
+def test_where_amx_with_sparse_weights_wins_the_sentence_on_8_bit_products_is_not_lost(tmp_path, monkeypatch):
+    quick = MEASURED | {"sparse-int8": (0.9, (4.0, 4.1, 4.2)), "sparse-int8, AMX unpacks": (0.9, (2.0, 2.1, 2.2))}
+    text = shown(tmp_path, monkeypatch, quick, 0.01, isa=("amx_int8",))
+    assert "deploy sparse-int8, AMX unpacks, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE=0 (2.10 ms)." in text
+    assert "INT8 products are faster than the sparse kernel on this CPU (sparse-engine-int8: 5.10 ms)." in text
 
 
 def test_an_unknown_task_is_refused(tmp_path, monkeypatch):

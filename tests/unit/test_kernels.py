@@ -1,6 +1,7 @@
 """The sparse kernel: products against float64, the packed form, and what it says of damage."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -47,18 +48,21 @@ def test_product_equals_float64_on_every_instruction_set_for_any_shape(
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
-def test_all_dense_and_all_zero_matrices_of_every_value_type_are_right(kind: str, zeros: float) -> None:
+def test_all_dense_and_all_zero_matrices_of_every_value_type_are_right(
+    kind: str, pattern: kernels.Pattern, zeros: float
+) -> None:
     rng = np.random.default_rng(0)
-    weights = (100 * sparse(rng, 50, 300, zeros)).clip(-127, 127).astype(kind)
+    weights = (100 * sparse(rng, 50, 300, zeros, int(pattern[0]))).clip(-127, 127).astype(kind)
     scales = rng.random(50).astype(np.float32)
     x = rng.normal(size=(9, 300)).astype(np.float32)
     wanted = x.astype(np.float64) @ weights.T.astype(np.float64) * scales
     if not wanted.any():
-        assert not kernels.Layer([kernels.pack(weights, scales)])(x)[0].any()
+        assert not kernels.Layer([kernels.pack(weights, scales, pattern=pattern)])(x)[0].any()
         return
     for isa in kernels.instruction_sets():
-        agree(kernels.Layer([kernels.pack(weights, scales)], isa=isa)(x)[0], wanted)
+        agree(kernels.Layer([kernels.pack(weights, scales, pattern=pattern)], isa=isa)(x)[0], wanted)
 
 
 def test_float16_values_keep_signs_subnormals_and_infinities() -> None:
@@ -211,11 +215,13 @@ def test_damaged_weights_are_refused_with_the_reason() -> None:
     cases = {
         "cut off": blob[:-1].copy(),
         "not packed weights": blob.copy(),
-        "newer": blob.copy(),
+        "newer PruneOFA": blob.copy(),
+        "older PruneOFA": blob.copy(),
         "damaged": blob.copy(),
     }
     cases["not packed weights"][0] ^= 1
-    cases["newer"][8] += 1
+    cases["newer PruneOFA"][8] += 1
+    cases["older PruneOFA"][8] -= 1
     cases["damaged"][-100] ^= 4
     for reason, bad in cases.items():
         with pytest.raises(UserError, match=reason):
@@ -252,11 +258,37 @@ def test_one_layer_answers_many_threads_at_once_with_identical_results() -> None
     assert not wrong
 
 
-def test_sanitizers_find_nothing_in_random_products_and_damaged_blobs(tmp_path: Path) -> None:
-    program = kernels.build_checks(tmp_path)
-    result = subprocess.run([program, "11", "40"], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kernels.build_checks(tmp_path_factory.mktemp("checks"))
+
+
+def test_sanitizers_find_nothing_in_random_products_and_damaged_blobs(checks: Path) -> None:
+    result = subprocess.run([checks, "11", "40"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "4000 damaged blobs did no harm" in result.stdout
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="the symbols of object files are looked at with nm")
+def test_code_of_one_instruction_set_is_never_offered_to_the_linker_for_the_others(checks: Path) -> None:
+    objects = sorted(checks.parent.rglob("kernel_*.o"))
+    assert objects
+    for path in objects:
+        symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert not [line for line in symbols if " W " in line]
+
+
+def test_built_libraries_can_be_read_by_other_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A model server seldom runs as the user who built them."""
+
+    def quick(*arguments: str) -> None:
+        for name in (kernels.KERNELS, kernels.EXTENSION):
+            if arguments[0] == "--build":
+                (Path(arguments[1]) / name).touch()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "_cmake", quick)
+    assert kernels.build().parent.stat().st_mode & 0o777 == 0o755
 
 
 def test_without_a_compiler_the_build_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

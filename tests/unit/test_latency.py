@@ -12,6 +12,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
+from toolkit import benching
 from toolkit.artifacts import Artifact, Context, Silent
 from toolkit.errors import UserError
 from toolkit.measure import latency, size
@@ -78,6 +79,17 @@ def test_benchmark_app_gives_samples_and_a_command_that_can_be_run_again(ir, exa
     program, *words = shlex.split(stats.command)
     again = [str(Path(sys.executable).with_name(program)), *words, "-niter", "1"]
     assert subprocess.run(again, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
+def test_benchmark_app_takes_what_unpacks_sparse_weights_with_amx(ir, examples, tmp_path):
+    section = Performance(iteration=1, warmup=0, seconds=1, batch_sizes=(1,), sequence_length=8)
+    properties = {"unpacked": benching._AMX}
+    models = {"plain": ir, "unpacked": ir}
+    plain, unpacked = latency.measure(models, examples, PAD, section, tmp_path, properties=properties)
+    assert "-load_config" not in plain.command
+    (name,) = [word for word in shlex.split(unpacked.command) if word.endswith(".json")]
+    assert json.loads((tmp_path / name).read_text()) == {"CPU": {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": "0"}}
+    assert unpacked.rounds[0].median_ms > 0
 
 
 def test_benchmark_app_failing_is_a_message_with_the_command(examples, ir, tmp_path):

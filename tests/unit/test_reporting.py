@@ -85,6 +85,14 @@ def test_text_from_recipes_is_escaped(page):
     assert "film <b>" not in page
 
 
+def test_what_was_left_out_and_why_is_in_the_page_the_markdown_and_the_terminal(tmp_path):
+    page = reporting.build(run_manifests(), tmp_path)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(reporting.console(run_manifests()))
+    for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
+        assert "sparse-engine-fp32 was left out: no compiler & no luck." in shown
+
+
 def test_markdown_tables_have_as_many_cells_in_each_row_as_in_their_head(tmp_path):
     reporting.build(run_manifests(("films", "sst2")), tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()

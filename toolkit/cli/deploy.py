@@ -45,7 +45,8 @@ def bench(
     if recommend:
         Console().print(benching.recommend(models[0], section, texts, within, task), highlight=False)
     else:
-        Console().print(benching.bench_table(models, section, texts))
+        # A command must stay one line to be copied.
+        Console().print(benching.bench_table(models, section, texts), soft_wrap=True)
 
 
 def pack(

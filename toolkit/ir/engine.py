@@ -1,8 +1,8 @@
 """From a sparse IR to one whose pruned matrices run on the sparse kernel: zeros are neither stored nor multiplied.
 
 Weights keep exactly the values, or the 8-bit codes and scales, that they have in the plain IR. What quantizes
-activations in an INT8 IR is taken out: arithmetic is FP32. 4x1 matrices of codes are the exception, since CPUs with
-VNNI multiply them in 8 bits. Their activations stay quantized on every CPU, so that answers do not depend on it.
+activations in an INT8 IR is taken out: arithmetic is FP32. 4x1 matrices of codes are the exception, since they are
+multiplied as codes. Their activations stay quantized on every CPU, so that answers do not depend on it.
 """
 
 import shutil
@@ -20,6 +20,10 @@ Range = tuple[float, float]
 
 # Share of zeros from which the kernel beats OpenVINO's dense FP32 product (benchmarks/: it does from about 65 %).
 BREAK_EVEN = 0.7
+
+
+class TooFewZerosError(UserError):
+    """No matrix of an IR has as many zeros as the kernel needs to pay."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def to_engine(source: Path, target: Path) -> Engine:
         target: Folder to write.
 
     Raises:
-        UserError: The kernel is not built, or the IR has no product sparse enough.
+        KernelMissingError: The kernel is not there and cannot be built.
+        TooFewZerosError: The IR has no product sparse enough.
     """
     import openvino as ov
 
@@ -75,7 +80,7 @@ def to_engine(source: Path, target: Path) -> Engine:
     products, ordinary = _products(model, ranges)
     if not products:
         most = max(ordinary.values(), default=0.0)
-        raise UserError(
+        raise TooFewZerosError(
             f"no matrix is sparse enough for the kernel: at most {most:.0%} zeros, it pays from {BREAK_EVEN:.0%}",
             where=str(source),
         )
@@ -186,7 +191,11 @@ def _product(op: Any, range_: Range | None) -> _Product:
 
 
 def _codes(op: Any) -> tuple[Any, Any]:
-    """Codes int8 and the scale of each row, where the matrix is stored so; else FP32 weights and no scales."""
+    """Codes int8 and the scale of each row, where the matrix is stored so; else FP32 weights and no scales.
+
+    Of weights behind a FakeQuantize these are the rounded ones. OpenVINO's converter leaves none in what this toolkit
+    exports: it stores their codes.
+    """
     import numpy as np
 
     constant = constant_of(op)
@@ -217,6 +226,8 @@ def _to_fp32(op: Any) -> None:
 
 def _replace(products: list[_Product]) -> int:
     """Puts SparseLinear in the products' place: chains first, then those with one input together, then the rest."""
+    from openvino.utils.node_factory import NodeFactory
+
     by_op = {id_of(p.op): p for p in products}
     left = list(products)
     groups: list[tuple[list[_Product], bool]] = []
@@ -232,8 +243,10 @@ def _replace(products: list[_Product]) -> int:
         same = [p for p in left if _alike(p, head)]
         groups.append((same, False))
         left = [p for p in left if not any(p is s for s in same)]
+    factory = NodeFactory()
+    factory.add_extension(str(kernels.build()))
     for members, chained in groups:
-        _insert(members, chained)
+        _insert(factory, members, chained)
     return len(groups)
 
 
@@ -251,12 +264,9 @@ def _kind(product: _Product) -> tuple[kernels.Pattern, bool]:
     return product.pattern, product.range is not None
 
 
-def _insert(members: list[_Product], chain: bool) -> None:
+def _insert(factory: Any, members: list[_Product], chain: bool) -> None:
     from openvino import opset13
-    from openvino.utils.node_factory import NodeFactory
 
-    factory = NodeFactory()
-    factory.add_extension(str(kernels.build()))
     head = members[0]
     blobs = []
     for product in members:
@@ -264,7 +274,7 @@ def _insert(members: list[_Product], chain: bool) -> None:
         constant.set_friendly_name(f"{product.op.get_friendly_name()}/packed")  # `inspect_ir` tells the module by it
         blobs.append(constant.output(0))
     attributes = {
-        "format_version": kernels.format_version(),
+        "format_version": kernels.FORMAT_VERSION,
         "rows": [p.rows for p in members],
         "columns": head.columns,
         "pattern": head.pattern,

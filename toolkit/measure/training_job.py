@@ -111,7 +111,8 @@ class Job:
         if self._teacher:
             self._teacher.seconds = 0.0
         start = now()
-        self._forward(batch).backward()
+        with training.recomputed(self._model if self._shape.train.recompute else None):
+            self._forward(batch).backward()
         passed = now()
         nn.utils.clip_grad_norm_(self._model.parameters(), self._shape.train.max_grad_norm)
         self._optimizer.step()

@@ -80,6 +80,8 @@ def measure(shape: StepShape, seconds: float, threads: int | None = None) -> Ste
         torch.manual_seed(0)
         jobs = {layers: Job(shape, layers) for layers in (1, 2)}
         kept = {(layers, n): float(job.kept_bytes(n)) for layers, job in jobs.items() for n in (1, 2)}
+        if shape.train.recompute:  # of all layers but one only what goes into them is kept
+            kept |= {(2, n): kept[1, n] + FLOAT * n * shape.longest * _width(shape.config) for n in (1, 2)}
         fits = int(machine_memory()[1] / 4 / max(1.0, kept[2, 2] - kept[2, 1]))
         batch = _affordable(jobs[2], 1 + shape.quantized, min(examples, max(2, fits)), seconds / 2)
         # Quantizing the weights takes the same time whatever the batch: a second size tells it apart.
@@ -154,6 +156,11 @@ def _affordable(job: Job, least: int, most: int, seconds: float) -> int:
 def _depth(config: str) -> int:
     values = json.loads(config)
     return int(values.get("num_hidden_layers") or values["n_layers"])  # DistilBERT has names of its own
+
+
+def _width(config: str) -> int:
+    values = json.loads(config)
+    return int(values.get("hidden_size") or values["dim"])
 
 
 def _optimizer_values(train: Train) -> int:

@@ -102,9 +102,11 @@ class Quantize(Section):
             )
         elif self.tuning.retrain_steps:
             raise wrong(f"{self.quantization.approach} does not train", "tuning", "retrain_steps", instead="0")
+        section = "distillation" if self.distillation else "quantization"
         if self.train and self.train.compile:
-            section = "distillation" if self.distillation else "quantization"
             raise wrong("fake quantization cannot be compiled", section, "train", "compile", instead="false")
+        if self.train and self.train.recompute:
+            raise wrong("fake quantization cannot be recomputed", section, "train", "recompute", instead="false")
         return self
 
     @property

@@ -158,6 +158,11 @@ class Train(Section):
     compile: bool = Field(
         False, description="torch.compile; on the CPUs measured it took half a minute and gained nothing"
     )
+    recompute: bool = Field(
+        False,
+        description="layers run again in the backward pass instead of keeping what they made: a fraction of the "
+        "memory, a fourth more time, the same result",
+    )
     checkpoint_every: Count = Field(500, description="steps between resumable checkpoints")
     log_every: Count = Field(10, description="steps between points of the training curve")
 
@@ -165,6 +170,12 @@ class Train(Section):
     def _one_length(self) -> "Train":
         if (self.steps is None) == (self.epoch is None):
             raise wrong("needs exactly one of `steps` and `epoch`", instead="e.g. steps: 1000")
+        return self
+
+    @model_validator(mode="after")
+    def _not_both(self) -> "Train":
+        if self.compile and self.recompute:
+            raise wrong("cannot be true beside `compile`", "recompute", instead="one of the two")
         return self
 
 

@@ -33,7 +33,7 @@ class TaskView:
     sizes: list[SizeRow]
     parity: list[dict[str, Any]]
     matmuls: list[dict[str, Any]]
-    left_out: dict[str, str]
+    left_out: list[str]
     folder: str
     speeds: list[tuple[str, dict[str, Any]]]
     tuning: dict[str, Any] | None
@@ -162,7 +162,7 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None
         sizes=_sizes(benchmark),
         parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],
         matmuls=exported_variants.get(SHIPPED, {}).get("matmuls", []),
-        left_out=exported.get("left_out", {}),
+        left_out=text.left_out(export),
         folder=benchmark.artifact.path.as_posix(),
         tuning=tuning,
         tuning_text=text.tuning(tuning) if tuning else "",

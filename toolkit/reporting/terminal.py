@@ -31,6 +31,7 @@ def console(manifests: Sequence[Manifest]) -> "RenderableType":
             quantized = stage_of(run, "quantize", head.task)
             sparse = stage_of(run, "transfer", head.task) or quantized
             lines = [text.summary(head, sparse), text.criterion(benchmark)]
+            lines += text.left_out(stage_of(run, "export", head.task))
             parts += [Text(line) for line in lines if line]
             if quantized and quantized.metrics.get("tuning"):
                 parts += _tuning(quantized.metrics["tuning"])

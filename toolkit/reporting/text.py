@@ -131,6 +131,12 @@ def criterion(benchmark: Manifest) -> str:
     return f"8 bits may cost {promised} in {found['metric']}; they {verb} {lost}: {verdict}."
 
 
+def left_out(export: Manifest | None) -> list[str]:
+    """Which of the wanted variants were not exported, and why: a sentence for each."""
+    found = export.metrics.get("left_out", {}) if export else {}
+    return [f"{variant} was left out: {why}." for variant, why in found.items()]
+
+
 def tuning(found: dict[str, Any]) -> str:
     """What the search for a model that keeps the promise came to, in words; empty where the first trial kept it."""
     trials, returned = found["trials"], found["returned"]

@@ -50,6 +50,7 @@ class Pruner(GradualPruner):
             before = {_key(n): self.mask.tensors[n].float() for n in group}
             masks = inc.pattern.get_masks(scores, sparsity, before)
             kept |= {n: masks[_key(n)].bool().view_as(self._parameters[n]) for n in group}
+        inc.criterion.scores = {}  # as large as the matrices; made anew at the next update
         return kept
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import Artifact, Check, Context, StageResult
-from toolkit.errors import UserError
 from toolkit.quantization.check import honoured
 from toolkit.recipe import Quantization
 from toolkit.tuning import TUNING_FILE
@@ -24,6 +23,8 @@ _ONE_EXAMPLE = 10  # times the tolerance of INT8: what the mean would hide, a si
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Exports, opens again, compares."""
     from toolkit import models, tasks
+    from toolkit.ir.engine import TooFewZerosError
+    from toolkit.kernels import KernelMissingError
     from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
     section = sections.quantize.quantization if sections.quantize else Quantization()
@@ -48,8 +49,8 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         elif variant != plain:
             try:
                 figures, found = _engine(variant, plain, makers[plain], task, tokenizer, sections.export, mask, context)
-            except UserError as error:  # no compiler, or nothing sparse enough: the plain IR is what there is
-                metrics["left_out"][variant] = str(error).splitlines()[0]
+            except (KernelMissingError, TooFewZerosError) as error:  # the plain IR is what there is
+                metrics["left_out"][variant] = error.what
             else:
                 metrics["variants"][variant] = figures
                 checks += found
@@ -174,7 +175,8 @@ def _engine(
     """The plain IR on the sparse kernel, held against the same weights as dense FP32 products on all dev examples.
 
     Raises:
-        UserError: The kernel cannot be built, or nothing is sparse enough for it.
+        KernelMissingError: The kernel cannot be built.
+        TooFewZerosError: Nothing is sparse enough for it.
     """
     import tempfile
 
@@ -222,6 +224,7 @@ def _engine(
     figures = {
         "matmuls": [asdict(m) for m in inspection.matmuls],
         "on_the_kernel": list(made.matrices),
+        "ordinary": made.ordinary,
         "operations": made.operations,
         "in_8_bits": made.in_8_bits,
         "max_abs_diff": largest,

@@ -1,0 +1,31 @@
+"""What is freed stays with the process."""
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+
+_TOUCH = """
+import resource
+import torch
+{before}
+for _ in range(12):  # until holes are as large as glibc wants them for an aligned tensor
+    torch.ones(12_000_000).sum()
+start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(12_000_000).sum()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library, whose memory is left as it is")
+def test_a_tensor_as_large_as_one_that_was_freed_costs_no_new_pages():
+    def faults(before: str) -> int:
+        run = subprocess.run([sys.executable, "-c", _TOUCH.format(before=before)], capture_output=True, check=True)
+        return int(run.stdout)
+
+    pages = 5 * 4 * 12_000_000 // resource.getpagesize()
+    assert faults("from toolkit.allocator import keep_freed_memory; keep_freed_memory()") < pages / 20
+    assert faults("") > pages / 20  # or there would be nothing to gain

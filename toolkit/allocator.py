@@ -1,0 +1,20 @@
+"""What the C library does with memory that is freed."""
+
+import ctypes
+import platform
+
+_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_ALL = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what this process frees, for the same process to use again.
+
+    As it is, glibc hands large tensors back to the system at once. Each training step then gets the same memory anew,
+    page by page and zeroed: up to a tenth of a step. What a process needs at its highest does not change by it.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_MALLOC_MMAP_THRESHOLD, _ALL)
+    library.mallopt(_MALLOC_TRIM_THRESHOLD, _ALL)
