@@ -51,6 +51,7 @@ LAYERS = [
             "artifacts",
             "bundle",
             "kernels",
+            "libraries",
             "sections",
             "sources",
             "tables",
