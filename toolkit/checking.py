@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit import checkpoints, kernels, known, matching, rows, sources
+from toolkit import checkpoints, kernels, known, libraries, matching, rows, sources
 from toolkit.checkpoints import DENSE
 from toolkit.errors import UserError
 from toolkit.hub import is_hub
@@ -77,6 +77,16 @@ def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, s
         counted = rows.check(name, task) if read_rows else ""
         found.append((f"task {name}", "; ".join(filter(None, (_data(sources.task_specs(task)), counted)))))
     return found
+
+
+def lacking(recipe: Recipe) -> list[str]:
+    """Which stages will stop for want of a library, and what to install, line by line."""
+    stages: dict[tuple[str, str], list[str]] = {}
+    for stage in ("student", "transfer", "quantize", "export", "benchmark"):
+        sections = [recipe.student] if stage == "student" else [recipe.section(stage, task) for task in recipe.tasks]
+        for lacks in {lacks for section in sections if (lacks := libraries.lacking(section))}:
+            stages.setdefault(lacks, []).append(stage)
+    return [f"{', '.join(names)}: {module} is not installed; {how}" for (module, how), names in stages.items()]
 
 
 def _data(specs: list[str]) -> str:
@@ -211,9 +221,15 @@ def doctor_table() -> "tuple[Table, bool]":
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             found = "not installed"
+            if extra := libraries.extra_of(name):  # this machine may be there for training alone
+                table.add_row(name, found, f"{wanted}, for the extra `{extra}`")
+                continue
         same = found.split("+")[0] == wanted
         sound &= same
         table.add_row(name, found if same else f"[red]{found}[/]", wanted)
+    for extra in libraries.EXTRAS:
+        module = libraries.missing(extra)
+        table.add_row(f"extra {extra}", f"{module} is missing" if module else "whole", libraries.install(extra))
     for what, value in system.machine().items():
         table.add_row(what, ", ".join(map(str, value)) if isinstance(value, list) else str(value), "")
     table.add_row("python", sys.version.split()[0], ">= 3.10")

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import amounts, known, sources
+from toolkit import amounts, known, libraries, sources
 from toolkit.amounts import Amount
 from toolkit.artifacts import Artifact, Manifest, read_manifest
 from toolkit.errors import UserError
@@ -116,6 +116,10 @@ class _Costs:
 
     def of(self, step: Step) -> Estimate:
         shape, train = self._shape(step), train_of(step)
+        if lacks := _lacks(step):
+            count, exact = self._count(step, train)
+            remark = f"{step.label}: {lacks[0]} is not installed, so memory and time are not known; {lacks[1]}"
+            return Estimate(step, count, exact, None, "", None, None, remark)
         if shape is None:
             source = str(_root(step).path)
             remark = f"{source}: its size is not known before it is fetched, so neither are memory and time"
@@ -194,7 +198,7 @@ class _Costs:
     @cached_property
     def _shapes(self) -> "set[StepShape]":
         """All that is to be measured."""
-        shapes = (self._shape(step) for step in self.steps if step.manifest is None)
+        shapes = (self._shape(step) for step in self.steps if step.manifest is None and not _lacks(step))
         return {shape for shape in shapes if shape is not None}
 
     def _amount(self, step: Step) -> Amount:
@@ -267,6 +271,10 @@ class _Costs:
             return f"{what}: a shorter max_seq_length, or another machine"
         forwards = train.gradient_accumulation_steps * train.batch_size // fits
         return f"{what}: write batch_size: {fits} and gradient_accumulation_steps: {forwards} (the same steps)"
+
+
+def _lacks(step: Step) -> tuple[str, str] | None:
+    return libraries.lacking(step.sections.get(step.stage.name))
 
 
 def _here(threads: int | None) -> Measure:

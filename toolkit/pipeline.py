@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-from toolkit import distributed, kernels, rows, sources
+from toolkit import distributed, kernels, libraries, rows, sources
 from toolkit.artifacts import (
     Artifact,
     Context,
@@ -292,6 +292,7 @@ class Run:
         raise SystemExit(0)
 
     def _make(self, step: Step, done: dict[str, Manifest]) -> Manifest:
+        libraries.must_be_there(step.label, step.sections.get(step.stage.name))
         partial = _partial(step)
         whole = read_manifest(partial)
         if whole is not None and whole.key == step.key:  # killed between the last write and the rename

@@ -40,11 +40,9 @@ class Hooks(TrainerCallback):
         if distributed.processes() > 1:
             # Dropout is another one in each process, and the same again when the step is made again after a kill.
             torch.manual_seed(hash((self._context.seed, distributed.rank(), state.global_step)))
-        if self._sparsifier is not None:
-            before = self._sparsifier.mask
-            self._sparsifier.before_step(state.global_step)
-            if distributed.processes() > 1 and self._sparsifier.mask is not before:
-                distributed.must_agree(self._sparsifier.mask.digest(), "masks")
+        chosen = self._sparsifier is not None and self._sparsifier.before_step(state.global_step)
+        if chosen and self._sparsifier is not None and distributed.processes() > 1:
+            distributed.must_agree(self._sparsifier.mask.digest(), "masks")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._sparsifier is not None:

@@ -52,6 +52,7 @@ LAYERS = [
             "artifacts",
             "bundle",
             "kernels",
+            "libraries",
             "sections",
             "sources",
             "tables",

@@ -76,12 +76,14 @@ def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # ty
     from rich.console import Console
     from rich.markup import escape
 
-    from toolkit.checking import check_recipe
+    from toolkit.checking import check_recipe, lacking
 
-    console = Console()
-    for what, found in check_recipe(_load(recipe, overrides)):
+    loaded, console = _load(recipe, overrides), Console()
+    for what, found in check_recipe(loaded):
         mark = f"[green]✓[/] {what}: " if what else "    "  # lines without a name belong to the one before
         console.print(f"{mark}{escape(found)}", highlight=False, soft_wrap=True)
+    for line in lacking(loaded):
+        console.print(f"[yellow]![/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -155,7 +157,7 @@ def execute(
     from rich.console import Console
 
     from toolkit import console as shown
-    from toolkit.checking import check_recipe
+    from toolkit.checking import check_recipe, lacking
     from toolkit.pipeline import Run
     from toolkit.recipe.load import dump_recipe
 
@@ -164,6 +166,8 @@ def execute(
     if loaded.threads:
         os.environ["OMP_NUM_THREADS"] = str(loaded.threads)
     terminal.print(f"[bold]{loaded.name}[/] {loaded.description}".rstrip(), highlight=False)
+    for line in lacking(loaded):
+        terminal.print(line, highlight=False, markup=False, soft_wrap=True)
     log = folder / "tensorboard" if track else None
     job = Run(loaded, folder, lambda step: shown.stage_progress(step, terminal, log))
     manifests = job(only=only, start=start)
@@ -237,12 +241,16 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
     """
     from rich.console import Console
 
-    from toolkit import reporting
+    from toolkit import libraries, reporting
 
-    page = reporting.build(manifests, folder / "report")
     terminal = Console()
     terminal.print(reporting.console(manifests))
-    terminal.print(f"Report: {page}\nIR folders: {folder}/tasks/<task>/export/<variant>", highlight=False)
+    if module := libraries.missing("report"):  # training alone asks for no page
+        found = f"No report page: {module} is not installed; {libraries.install('report')}"
+    else:
+        page = reporting.build(manifests, folder / "report")
+        found = f"Report: {page}\nIR folders: {folder}/tasks/<task>/export/<variant>"
+    terminal.print(found, highlight=False, markup=False, soft_wrap=True)
     missed = reporting.missed_criteria(manifests)
     if missed:
         raise CheckFailed("\n".join(missed))
@@ -285,7 +293,7 @@ def doctor() -> None:
     table, sound = doctor_table()
     Console().print(table)
     if not sound:
-        raise CheckFailed("some versions are not the pinned ones: pip install -c constraints.txt -e .")
+        raise CheckFailed("some versions are not the pinned ones: pip install -c constraints.txt -e '.[all]'")
 
 
 @app.command()
@@ -320,6 +328,13 @@ def main() -> None:
         code = _fail(str(error), 1)
     except KeyboardInterrupt:
         code = _fail("interrupted; the same command goes on where this one stopped", 130)
+    except ModuleNotFoundError as error:
+        from toolkit import libraries
+
+        library = (error.name or "").split(".")[0]
+        if not (extra := libraries.extra_of(library)):
+            raise
+        code = _fail(f"{library} is not installed\n  Instead: {libraries.install(extra)}", 2)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

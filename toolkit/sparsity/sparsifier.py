@@ -25,8 +25,8 @@ class Sparsifier(Protocol):
     def mask(self) -> SparsityMask:
         """The pattern of all matrices that are pruned or locked."""
 
-    def before_step(self, step: int) -> None:
-        """Prunes further where the schedule says so; `step` counts optimizer steps from 0."""
+    def before_step(self, step: int) -> bool:
+        """Prunes further where the schedule says so; `step` counts optimizer steps from 0. True: it has chosen anew."""
 
     def before_optimizer_step(self) -> None:
         """Looks at the gradients, which are whole now."""
@@ -53,8 +53,9 @@ class PatternLock:
         self._parameters = {name: matrices[name].weight for name in self.mask.tensors}
         self.after_optimizer_step()
 
-    def before_step(self, step: int) -> None:
+    def before_step(self, step: int) -> bool:
         """Nothing to prune: the pattern is fixed."""
+        return False
 
     def before_optimizer_step(self) -> None:
         """Nothing to learn from gradients: the pattern is fixed."""
@@ -97,15 +98,16 @@ class GradualPruner:
         self.mask = SparsityMask({n: torch.ones_like(p.data, dtype=torch.bool) for n, p in self._parameters.items()})
 
     @torch.no_grad()
-    def before_step(self, step: int) -> None:
+    def before_step(self, step: int) -> bool:
         sparsity = self.schedule.sparsity(step)
         if not self.schedule.updates_at(step) or sparsity == 0:
-            return
+            return False
         assert self._scores or not self._by_gradient(), "`attach` lets no such schedule pass"
         self.mask = self.mask.beside(self._parameters)
         self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
         self.mask = SparsityMask(self.choose(sparsity))
         self.after_optimizer_step()
+        return True
 
     @torch.no_grad()
     def before_optimizer_step(self) -> None:
@@ -190,9 +192,8 @@ class Joined:
             )
         return schedules[0]
 
-    def before_step(self, step: int) -> None:
-        for pruner in self.pruners:
-            pruner.before_step(step)
+    def before_step(self, step: int) -> bool:
+        return any([pruner.before_step(step) for pruner in self.pruners])  # a list: each of them has its turn
 
     def before_optimizer_step(self) -> None:
         for pruner in self.pruners:

@@ -1,0 +1,84 @@
+"""Which stage needs which extra, and that setup.cfg brings what is said to be in it."""
+
+import configparser
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from toolkit import checking, libraries
+from toolkit.errors import UserError
+from toolkit.recipe import Benchmark, Export, Quantize, Student, TrainOnly, Transfer
+
+LESSON = {"distillation": {"train": {"steps": 1}}}
+
+
+def student(backend: str) -> Student:
+    return Student.model_validate(LESSON | {"pruning": {"backend": backend}})
+
+
+def pruned_transfer(backend: str) -> Transfer:
+    ramp = {"start_epoch": 0, "end_epoch": 1, "update_frequency": 0.5, "pruners": [{}]}
+    pruning = {"backend": backend, "train": {"epoch": 2}, "approach": {"weight_compression": ramp}}
+    return Transfer.model_validate({"pruning": pruning})
+
+
+@pytest.mark.parametrize(
+    ("section", "extra"),
+    [
+        (TrainOnly.model_validate({"train": {"steps": 1}}), ""),
+        (student("magnitude"), ""),
+        (student("inc"), "inc"),
+        (student("nncf"), "deploy"),
+        (Transfer.model_validate(LESSON), ""),
+        (pruned_transfer("magnitude"), ""),
+        (pruned_transfer("inc"), "inc"),
+        (Quantize.model_validate(LESSON), "deploy"),
+        (Export(), "deploy"),
+        (Benchmark(), "deploy"),
+        (None, ""),
+    ],
+)
+def test_a_stage_needs_the_extra_of_what_it_imports(section, extra):
+    assert libraries.wanted_by(section) == extra
+
+
+def test_extras_are_those_of_setup_cfg():
+    setup = configparser.ConfigParser()
+    setup.read(Path(libraries.__file__).parents[1] / "setup.cfg")
+    extras = {name: set(value.split()) for name, value in setup["options.extras_require"].items()}
+    assert {name: set(brings) for name, brings in libraries.EXTRAS.items()} == {
+        name: extras[name] for name in libraries.EXTRAS
+    }
+    assert extras["all"] == {f"pruneofa[{','.join(libraries.EXTRAS)}]"}
+    always = set(setup["options"]["install_requires"].split())
+    assert not always & {name for brings in libraries.EXTRAS.values() for name in brings}
+    assert {"torch", "transformers", "datasets", "accelerate"} <= always
+
+
+def test_a_library_that_is_not_there_is_told_with_the_extra_that_brings_it(monkeypatch):
+    libraries.must_be_there("student", student("inc"))
+    monkeypatch.setitem(sys.modules, "six", None)
+    with pytest.raises(UserError, match="needs six, which is not installed") as error:
+        libraries.must_be_there("student", student("inc"))
+    assert error.value.instead.endswith("'.[inc]'")
+    libraries.must_be_there("student", student("magnitude"))
+
+
+@pytest.mark.parametrize(
+    ("absent", "sound"), [("nncf", True), ("neural-compressor", True), ("torch", False), ("pydantic", False)]
+)
+def test_doctor_wants_what_training_needs_and_leaves_the_extras_to_the_user(monkeypatch, absent, sound):
+    there = metadata.version
+
+    def version(name):
+        if name == absent:
+            raise metadata.PackageNotFoundError(name)
+        return checking.pinned_versions().get(name) or there(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    table, found = checking.doctor_table()
+    assert found == sound
+    rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
+    assert "not installed" in rows[absent]

@@ -1,0 +1,53 @@
+"""What `fit` does around the Trainer's steps, tried on a tiny model that is pruned while it learns from its teacher."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from toolkit import corpus, distributed, models, training
+from toolkit.artifacts import Context, Silent
+from toolkit.distillation import MlmLoss, Teacher
+from toolkit.recipe import Corpus, Pruning, Train
+from toolkit.sparsity.sparsifier import make_sparsifier
+
+STEPS, START, UPDATES = 12, 2, (4, 6, 8)  # at its start a ramp prunes nothing yet
+
+
+@pytest.fixture
+def lesson(tiny_bert, tiny_text, tmp_path):
+    """Trains a copy of the tiny model: (how it went, the model, its sparsifier)."""
+    tokenizer = models.load_tokenizer(tiny_bert)
+    section = Corpus(files=(str(tiny_text),), max_seq_length=24)
+    text = corpus.load_corpus(section, {}, tokenizer, tmp_path / "cache").train
+    compression = {"target_sparsity": 0.8, "start_step": START, "end_step": UPDATES[-1]}
+    approach = {"weight_compression": compression | {"update_frequency_on_step": 2}}
+    pruning = Pruning.model_validate({"backend": "magnitude", "approach": approach})
+
+    def fit(folder="run", progress=None, **settings):
+        train = Train.model_validate({"steps": STEPS, "batch_size": 8, "log_every": 1} | settings)
+        training.seed_everything(0)
+        student, teacher = (models.load_masked_lm(tiny_bert) for _ in range(2))
+        sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
+        data = training.mlm_data(text, tokenizer, section, "masked", train, seed=3)
+        loss = MlmLoss(models.mlm_head, Teacher(teacher))
+        context = Context(tmp_path / folder, tmp_path / folder / "work", 0, progress=progress or Silent())
+        fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier)
+        return SimpleNamespace(fitted=fitted, model=student, sparsifier=sparsifier, data=data)
+
+    return fit
+
+
+def test_processes_agree_on_the_masks_once_for_each_update_of_them(lesson, monkeypatch):
+    told = []
+    monkeypatch.setattr(distributed, "processes", lambda: 2)  # of which this is the only one: its half of each batch
+    monkeypatch.setattr(distributed, "must_agree", lambda digest, what: told.append((digest, what)))
+    done = lesson()
+    assert [what for _, what in told] == ["masks"] * len(UPDATES)
+    assert len({digest for digest, _ in told}) == len(UPDATES), "each mask is another one"
+    assert told[-1][0] == done.sparsifier.mask.digest()
+    assert done.sparsifier.mask.sparsity() == pytest.approx(0.8, abs=0.01)
+
+
+def test_no_process_waits_for_others_where_there_are_none(lesson, monkeypatch):
+    monkeypatch.setattr(distributed, "must_agree", lambda *_: pytest.fail("there is nobody to agree with"))
+    lesson()
