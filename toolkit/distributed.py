@@ -1,5 +1,8 @@
 """Several processes that train one model: `torchrun --nproc_per_node 2 -m toolkit run recipe.yaml`.
 
+`accelerate launch --multi_gpu --num_processes 2` does the same (with `--cpu` it starts one process only). Each process
+holds the whole model: there is no FSDP.
+
 The first process runs the recipe as if it were alone. The others help: they wait for the name of a stage, train along
 in it, write nothing, and wait again. Every process takes its share of each batch and adds its gradients to those of the
 others, so a recipe gives the same model (up to rounding and dropout) whatever the number of processes. All of them see
@@ -43,7 +46,7 @@ def connect() -> int:
         torch.distributed.init_process_group(backend, timeout=_PATIENCE)
         # Its threads give tensors back to Python. One that does so while the interpreter closes aborts the process.
         atexit.register(torch.distributed.destroy_process_group)
-    for name in _LAUNCHER:
+    for name in (*_LAUNCHER, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
         os.environ.pop(name, None)
     return rank()
 

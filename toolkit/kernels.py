@@ -37,7 +37,9 @@ class KernelMissingError(UserError):
 
 
 def extension() -> Path | None:
-    """The OpenVINO extension for the installed OpenVINO, or None if it has not been built."""
+    """The OpenVINO extension for the installed OpenVINO, or None if it has not been built, or there is no OpenVINO."""
+    if util.find_spec("openvino") is None:
+        return None
     path = folder() / EXTENSION
     return path if path.is_file() else None
 
@@ -109,6 +111,8 @@ def build_checks(target: Path) -> Path:
 
 def missing_tool() -> str | None:
     """What a build needs and this machine lacks, in words; None if nothing."""
+    if util.find_spec("openvino") is None:
+        return "OpenVINO"
     if not any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
         return "a C++ compiler (g++ or clang++)"
     return None if _cmake_program() else "cmake"

@@ -103,6 +103,14 @@ def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, fil
     for variant, figures in made["export"].metrics["variants"].items():
         other = figures["plain" if "engine" in variant else "torch"]
         assert other.keys() == figures["ir"].keys() == measured.keys()
+        print(
+            "DIFF",
+            architecture,
+            kind,
+            variant,
+            {m: round(abs(other[m] - figures["ir"][m]), 5) for m in measured},
+            other,
+        )
         assert figures["dev_n"] == (50 if kind == "classification" else 30)
     assert set(made["export"].metrics["variants"]) == set(get_args(Variant))
     if architecture == "bert":

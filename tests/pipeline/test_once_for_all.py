@@ -61,7 +61,7 @@ def test_the_student_is_made_once_and_first_and_each_task_transfers_that_very_on
     per_task = ("task_teacher", "transfer", "quantize", "export", "benchmark")
     assert made.labels == ["student", *(f"{task}/{stage}" for task in TASKS for stage in per_task)]
     (student,) = of_stage(made, "student").values()
-    assert [p.parent.name for p in made.folder.rglob("student/manifest.json")] == [made.folder.name]
+    assert list(made.folder.rglob("student/manifest.json")) == [made.folder / "student/manifest.json"]
     assert content_hash(made.folder / "student") == student.artifact.sha256
     transfers = of_stage(made, "transfer")
     assert list(transfers) == list(TASKS)
@@ -109,4 +109,4 @@ def test_one_report_names_all_four_tasks_with_their_scores(made):
         score = benchmark.metrics["variants"]["sparse-int8"]["accuracy"][benchmark.metrics["metrics"][0]]
         for text in texts:
             assert task in text
-            assert f"{100 * score:.2f}" in text
+            assert f"{100 * score:.1f}" in text

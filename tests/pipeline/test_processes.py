@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 from safetensors.torch import load_file
@@ -62,17 +63,20 @@ def recipe_file(tiny_bert, tiny_task_files, tiny_text, tmp_path_factory):
     return path
 
 
-def start(recipe: Path, runs: Path) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.Popen(
-        [*launcher, "-m", "toolkit", "run", str(recipe), "--runs", str(runs)],
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+
+
+def start(recipe: Path, runs: Path, launcher: tuple[str, ...] = TORCHRUN, changes: tuple[str, ...] = ()) -> Popen:
+    return Popen(
+        [sys.executable, *launcher, "-m", "toolkit", "run", str(recipe), *changes, "--runs", str(runs)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: Popen) -> str:
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said.decode()
     return said.decode()
@@ -82,9 +86,9 @@ def alone(recipe: Path, runs: Path) -> None:
     pipeline.Run(load_recipe(recipe, []), runs / "tiny", lambda step: nullcontext(Silent()))()
 
 
-def kill_in(stage: str, recipe: Path, runs: Path) -> None:
-    """Runs until the stage has written a checkpoint; then kills the launcher and both processes, all at once."""
-    process, deadline = start(recipe, runs), time.monotonic() + 120
+def kill_in(stage: str, recipe: Path, runs: Path, launcher: tuple[str, ...] = TORCHRUN) -> None:
+    """Runs until the stage has written a checkpoint; then kills the launcher and its processes, all at once."""
+    process, deadline = start(recipe, runs, launcher), time.monotonic() + 120
     partial = (runs / "tiny" / WEIGHTS[stage]).parent.with_suffix(".partial")
     while not list(partial.glob(".work/checkpoints/checkpoint-*/whole.json")):
         assert process.poll() is None, process.stdout.read().decode()
@@ -140,3 +144,19 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(finished, recipe_file
     assert (tmp_path / "tiny" / weights).read_bytes() == (finished[2] / weights).read_bytes(), "killed, and made by two"
     alone(recipe_file, tmp_path)
     assert_alike(finished[2], tmp_path / "tiny", 2e-5)
+
+
+def test_a_run_of_one_process_killed_while_it_pruned_goes_on_with_two(finished, recipe_file, tmp_path):
+    kill_in("student", recipe_file, tmp_path, launcher=())
+    assert "goes on from step" in finish(start(recipe_file, tmp_path))
+    assert manifest(tmp_path / "tiny", "student")["metrics"]["processes"] == 2
+    assert_alike(finished[1], tmp_path / "tiny", 2e-5)
+
+
+def test_accelerate_launches_the_same_processes(finished, recipe_file, tmp_path):
+    without = tuple(f"{stage}=null" for stage in ("task_teacher", "transfer", "quantize"))
+    finish(start(recipe_file, tmp_path, ACCELERATE, ("tasks={}", *without)))
+    made = json.loads((tmp_path / "tiny" / "student" / "manifest.json").read_text())
+    assert made["metrics"]["processes"] == 2
+    weights = WEIGHTS["student"]
+    assert (tmp_path / "tiny" / weights).read_bytes() == (finished[2] / weights).read_bytes()

@@ -1,12 +1,13 @@
 """The export's variants for the sparse kernel: made where they can be, left out with the reason where they cannot."""
 
+import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
 from quantization_case import Case
 
-from toolkit import kernels, pipeline
+from toolkit import checking, kernels, pipeline
 from toolkit.artifacts import Silent
 from toolkit.errors import UserError
 from toolkit.ir import engine
@@ -74,6 +75,21 @@ def test_without_a_compiler_plain_irs_are_exported_and_the_reason_is_kept(recipe
         "sparse-engine-fp32": "the sparse kernel cannot be built: a C++ compiler (g++ or clang++) is missing"
     }
     assert is_there(recipe, tmp_path / "run")
+
+
+def test_doctor_says_without_a_compiler_that_plain_irs_are_exported(no_compiler):
+    table, _ = checking.doctor_table()
+    rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
+    assert rows["sparse kernel"] == (
+        "cannot be built: a C++ compiler (g++ or clang++) is missing; the plain IRs are exported"
+    )
+
+
+def test_without_openvino_there_is_no_kernel_and_no_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert not kernels.available()
+    assert kernels.extension() is None
+    assert kernels.missing_tool() == "OpenVINO"
 
 
 def test_what_was_left_out_is_made_once_there_is_a_compiler_and_then_kept_without_one(recipe, tmp_path, no_compiler):

@@ -45,6 +45,19 @@ def test_batches_hold_examples_of_like_length():
     assert np.mean(spread) < 0.25 * np.mean(shuffled)
 
 
+def test_little_of_a_batch_is_padding_where_lengths_are_those_of_real_sentences():
+    lengths = np.random.default_rng(0).lognormal(2.3, 0.6, 4096).clip(3, 64).astype(int)  # of SST-2's, about
+
+    def padding(batches):
+        return 1 - lengths.sum() / sum(lengths[batch].max() * len(batch) for batch in batches)
+
+    made = Stream(lengths, lambda index, rng: {}, batch_size=32, steps=128, accumulation=1, seed=0)
+    batches = np.array([made.index(k) for k in range(4096)]).reshape(128, 32)
+    assert sorted(batches.flat) == list(range(4096))
+    assert padding(batches) < 0.2
+    assert padding(np.random.default_rng(1).permutation(4096).reshape(128, 32)) > 0.5  # what there is to gain
+
+
 def test_step_lengths_cover_all_forward_passes_of_a_step():
     made = stream(batch=4, accumulation=3, steps=10)
     wanted = [made._lengths[made.index(k)] for k in range(12, 24)]
