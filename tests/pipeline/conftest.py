@@ -47,12 +47,6 @@ def files(tmp_path_factory):
             "labels": ["same", "other", "none"],
             "metrics": ["accuracy", "f1"],
         },
-        "pair": texts
-        | {
-            "train": table("pairs.tsv", pairs, rows(60, lambda n: ("same", "other")[n % 2])),
-            "dev": table("more_pairs.tsv", pairs, rows(30, lambda n: ("same", "other")[n % 2])),
-            "labels": ["same", "other"],
-        },
         "regression": texts
         | {
             "kind": "regression",
@@ -66,5 +60,11 @@ def files(tmp_path_factory):
             "dev": squad("dev.json", 30),
             "max_seq_length": 40,
             "windows": {"stride": 8, "max_question_length": 10},
+        },
+        "pair": texts
+        | {
+            "train": table("pairs.tsv", pairs, rows(60, lambda n: ("same", "other")[n % 2])),
+            "dev": table("more_pairs.tsv", pairs, rows(30, lambda n: ("same", "other")[n % 2])),
+            "labels": ["same", "other"],
         },
     }
