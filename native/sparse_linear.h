@@ -44,7 +44,7 @@ POFA_API int pofa_unpack(const void* blob, size_t size, void* values, float* sca
 // chain != 0: the first makes the second's input, with the activation between them (a feed-forward layer); count == 2.
 // activation 0: none, 1: GELU by erf, 2: GELU by tanh. isa: a name of pofa_isa, or NULL for the best.
 // ranges: NULL, or low and high for each blob: the activations that meet it are rounded to 8 bits before, to 256 equal steps
-// from low to high. 4x1 blobs of int8 are then multiplied in 8 bits where there is VNNI, exactly; elsewhere as floats.
+// from low to high. 4x1 blobs of int8 are then multiplied as codes, exactly, by AVX2 and by what has VNNI; by others as floats.
 POFA_API int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int chain, int activation,
                        const float* ranges, const char* isa, pofa_layer** layer);
 POFA_API void pofa_close(pofa_layer* layer);
