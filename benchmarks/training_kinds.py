@@ -96,6 +96,7 @@ class Bench:
         )
         trainer = Trainer(model=model, args=arguments)
         trainer.create_optimizer_and_scheduler(10**6)
+        trainer.current_gradient_accumulation_steps = 1
 
         def run() -> None:
             trainer.training_step(model, inputs)
