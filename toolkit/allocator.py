@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
     """Tells glibc to keep what this process frees, for the same process to use again.
 
     As it is, glibc hands large tensors back to the system at once. Each training step then gets the same memory anew,
-    page by page and zeroed: up to a tenth of a step. What a process needs at its highest does not change by it.
+    page by page and zeroed: up to a tenth of a step. What a process needs at its highest hardly changes by it.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -160,8 +160,8 @@ class Train(Section):
     )
     recompute: bool = Field(
         False,
-        description="layers run again in the backward pass instead of keeping what they made: a fraction of the "
-        "memory, a fourth more time, the same result",
+        description="layers run again in the backward pass instead of keeping what they made: less memory, more "
+        "time, the same result",
     )
     checkpoint_every: Count = Field(500, description="steps between resumable checkpoints")
     log_every: Count = Field(10, description="steps between points of the training curve")
