@@ -12,13 +12,14 @@ MASKED = 0.15
 class Bench:
     """The models, data and steps of one process; a step is made when it is first asked for."""
 
-    def __init__(self, model: str, batch: int, length: int, task_length: int, threads: int) -> None:
+    def __init__(self, model: str, batch: int, length: int, task_length: int, threads: int, keep: bool = True) -> None:
         import torch
 
         from toolkit import sources, training
         from toolkit.allocator import keep_freed_memory
 
-        keep_freed_memory()  # as training does; the plain steps gain by it as well
+        if keep:
+            keep_freed_memory()  # as training does
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.folder, self.device = Path(sources.model_folder(model)), training.device()
@@ -274,6 +275,7 @@ def kinds() -> dict[str, Callable[[Bench], Callable[[], None]]]:
         "student, all, inc": lambda b: b.student("inc", "all"),
         "student, all, inc, recompute": lambda b: b.student("inc", "all", recompute=True),
         "plain reference, all": Bench.plain_student,
+        "plain reference, all, freed memory kept": Bench.plain_student,
         "dense fine-tuning": Bench.fine_tuning,
         "transfer, teacher asked": lambda b: b.transfer(cached=False),
         "transfer, kept logits": lambda b: b.transfer(cached=True),

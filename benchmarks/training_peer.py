@@ -8,12 +8,13 @@ every position, where both do the same work, and over the masked ones, which is 
 """
 
 import importlib.util
+import statistics
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from training_kinds import Bench
-from training_step import interleaved_runs
+from training_step import timed
 
 TEMPERATURE, WEIGHT = 2.0, 0.5
 FILE = Path("model_compression_research/distiller.py")
@@ -83,7 +84,10 @@ def main(
         "this toolkit, all positions": ours(bench, "all"),
         "this toolkit, masked positions": ours(bench, "masked"),
     }
-    seconds = interleaved_runs(runs, bench.device, rounds)
+    for run in runs.values():
+        timed(run, bench.device)
+    taken = [{name: timed(run, bench.device) for name, run in runs.items()} for _ in range(rounds)]
+    seconds = {name: statistics.median(of_round[name] for of_round in taken) for name in runs}
     slowest = seconds["peer, all positions"]
     print(f"| step, {batch} x {length} tokens, {threads} thread(s) | ms | share |\n|---|---:|---:|")
     for name, found in seconds.items():

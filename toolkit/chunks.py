@@ -19,7 +19,9 @@ Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, ...]]
 Layer = tuple[Tensor, nn.Linear]  # rows and what decodes them
 
 # Numbers in a chunk of logits. Chunks must not be small: each reads all weights and adds to the gradient of all.
-_NUMBERS = {"cpu": 9 << 19, "cuda": 1 << 27}
+_NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 27}
+# Words, for each thread, that a CPU decodes at a time: a product as wide as a vocabulary is slow (benchmarks).
+_WORDS_OF_A_PRODUCT = 512
 # Of these the loss takes some at a time: what a formula makes on the way, eight tensors or so, stays small enough to be
 # near the processor, and for glibc to hand out the same memory again instead of fresh pages.
 _NUMBERS_OF_A_LOSS = {"cpu": 1 << 19, "cuda": 1 << 25}
@@ -55,7 +57,7 @@ def weighted_sum(
         return total, found
     found = torch.zeros(len(weights), device=rows.device)
     for part in _parts(len(rows), rows_of(len(decoder.weight), rows.device.type)):
-        found += torch.stack(terms(decoder(rows[part]), _taught(taught, part), part))
+        found += torch.stack(terms(_decoded(decoder, rows[part]), _taught(taught, part), part))
     return _weighted(found.unbind(), weights), found
 
 
@@ -75,7 +77,29 @@ def _taught(taught: Layer | None, part: slice) -> Tensor | None:
     if taught is None:
         return None
     rows, decoder = taught
-    logits: Tensor = decoder(rows[part])
+    return _decoded(decoder, rows[part])
+
+
+def _decoded(decoder: nn.Linear, rows: Tensor) -> Tensor:
+    reduced = _reduced(rows, decoder.weight)
+    return _product(rows.to(reduced), decoder.weight.to(reduced), decoder.bias)
+
+
+def _reduced(rows: Tensor, weight: Tensor) -> torch.dtype:
+    """What a product is computed in."""
+    kind = rows.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows [m, h] @ weight [V, h].T + bias [V], without a graph."""
+    if rows.device.type != "cpu" or rows.dtype != torch.float32 or bias is None:
+        return F.linear(rows, weight, bias)
+    logits = rows.new_empty(len(rows), len(weight))
+    words = _WORDS_OF_A_PRODUCT * torch.get_num_threads()
+    for first in range(0, len(weight), words):
+        some = slice(first, first + words)
+        torch.addmm(bias[some], rows, weight[some].t(), out=logits[:, some])
     return logits
 
 
@@ -96,11 +120,10 @@ class _WeightedSum(torch.autograd.Function):
         of_rows = torch.zeros_like(rows)
         of_weight = torch.zeros_like(weight) if weight.requires_grad else None
         of_bias = None if bias is None or not bias.requires_grad else torch.zeros_like(bias)
-        kind = rows.device.type
-        reduced = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        reduced = _reduced(rows, weight)
         low_rows, low_weight = rows.to(reduced), weight.to(reduced)  # once, not in every chunk
-        for part in _parts(len(rows), rows_of(len(weight), kind)):
-            logits = F.linear(low_rows[part], low_weight, bias)
+        for part in _parts(len(rows), rows_of(len(weight), rows.device.type)):
+            logits = _product(low_rows[part], low_weight, bias)
             found += _to_gradient(terms, weights, logits, _taught(taught, part), part)
             of_rows[part] = logits @ low_weight
             if of_weight is not None:
