@@ -1,5 +1,5 @@
 # make quickstart   makes .venv, installs the pinned packages, runs the whole pipeline on real data (yaml_configs/quickstart.yaml)
-# make test         the tests, in the same .venv
+# make test         the tests, in the same .venv, a file of them on each core
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -18,7 +18,7 @@ quickstart: install
 	$(INSIDE) $(BIN)/pruneofa run
 
 test: install
-	$(INSIDE) $(BIN)/python -m pytest
+	$(INSIDE) $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

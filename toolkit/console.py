@@ -55,10 +55,10 @@ class _Bar:
         self._bars.update(self._task, completed=step, figures=text)
         if not self._console.is_terminal and time.monotonic() - self._last_line > _PLAIN_EVERY:
             self._last_line = time.monotonic()
-            self._console.print(f"  {self._label}: {step}/{self._total}  {text}", highlight=False)
+            self._console.print(f"  {self._label}: {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self._console.print(f"  {self._label}: {text}", highlight=False, markup=False)
+        self._console.print(f"  {self._label}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 _SHORT = {"learning_rate": "lr", "seconds_per_step": "s/step", "task_loss": "task", "kd_loss": "kd"}

@@ -84,13 +84,18 @@ _FEATURE_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Teacher:
     """A frozen model. A plain object, not a module: it can never become a child of the student."""
 
-    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+    def __init__(self, model: nn.Module, device: torch.device | None = None, bf16: bool | None = None) -> None:
+        """In bfloat16 or 32 bits whatever its student runs in; None: as the student."""
         self.model = model.to(device).eval().requires_grad_(False)
+        self._bf16 = bf16
 
     @torch.no_grad()
     def __call__(self, function: Callable[[Any], Any]) -> Any:
         """`function` of the teacher's model, without gradients."""
-        return function(self.model)
+        kind = next(self.model.parameters()).device.type
+        enabled = torch.is_autocast_enabled(kind) if self._bf16 is None else self._bf16
+        with torch.autocast(kind, torch.bfloat16, enabled=enabled):
+            return function(self.model)
 
 
 def inputs_of(batch: Batch) -> Batch:

@@ -294,6 +294,7 @@ def _what_costs(train: Train, task: bool) -> DistillationTrain:
         steps=1,
         batch_size=train.batch_size,
         precision=train.precision,
+        teacher_precision=getattr(train, "teacher_precision", None),
         optimizer=Optimizer(**{name: plain}),
         criterion=criterion,
     )

@@ -110,5 +110,6 @@ def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData 
         "examples_seen": len(data.stream) if data else 0,
         "train_n": len(task.train.truth),
         "dev_n": task.dev_n,
+        "counts": {m.name: m.n for m in task.measures},
         "dev": task.scores(predict(model, task.dev, tokenizer.pad_token_id)),
     }

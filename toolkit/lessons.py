@@ -19,6 +19,7 @@ from numpy.lib.format import open_memmap
 from toolkit import distributed, evaluation, models, training
 from toolkit.artifacts import Artifact, Context, json_hash
 from toolkit.distillation import Batch, LossTerms, TaskLoss, Teacher, task_loss
+from toolkit.precision import teacher_bf16
 from toolkit.recipe import Distillation, IntermediateSettings
 from toolkit.tasks import Split, TaskData
 
@@ -94,11 +95,13 @@ def task_lesson(
     steps = training.steps_of(train, len(task.train))
     seen = steps * train.batch_size * train.gradient_accumulation_steps
     if isinstance(settings, IntermediateSettings) or seen < len(task.train):
-        return task_loss(Teacher(load(), training.device()), train.criterion), None
-    key = {"teacher": teacher.sha256, "examples": _fingerprint(task.train), "precision": train.precision}
+        return task_loss(Teacher(load(), training.device(), teacher_bf16(train)), train.criterion), None
+    reduced = teacher_bf16(train)
+    precision = "bf16" if reduced else "fp32"
+    key = {"teacher": teacher.sha256, "examples": _fingerprint(task.train), "precision": precision}
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
     say = context.progress.say
-    logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, train.precision == "bf16", say)
+    logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, say)
     return TaskLoss(settings=settings), logits.of
 
 

@@ -25,6 +25,7 @@ from toolkit.errors import UserError
 from toolkit.heads import TEACHER, batch_of
 from toolkit.masking import KD_POSITIONS, mask_tokens, masked_count, pad_masked, sample_positions, sampled_count
 from toolkit.pairs import PairSequences
+from toolkit.precision import bf16
 from toolkit.recipe import AdamSettings, Corpus, Positions, Sample, SGDSettings, Train
 from toolkit.sparsity.schedule import PruningSchedule
 from toolkit.sparsity.sparsifier import Sparsifier
@@ -155,17 +156,25 @@ class Fitted:
         steps: Optimizer steps.
         seconds_per_step: Of those that this process made.
         processes: How many trained together.
+        bf16: Under bfloat16 autocast.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
     seconds_per_step: float = 0.0
     processes: int = 1
+    bf16: bool = False
 
     def metrics(self) -> dict[str, float]:
         """For the manifest."""
         figures = {"steps": self.steps, "seconds_per_step": self.seconds_per_step}
-        return figures | ({"processes": self.processes} if self.processes > 1 else {})
+        figures |= {"processes": self.processes} if self.processes > 1 else {}
+        return figures | ({"bf16": True} if self.bf16 else {})
+
+    def tokens(self, data: TrainingData) -> dict[str, float]:
+        """For the manifest of pre-training: tokens of all examples, and as many a second as at this run's speed."""
+        seen = data.tokens_seen()
+        return {"tokens_seen": seen, "tokens_per_second": seen / self.steps / self.seconds_per_step}
 
 
 def fit(
@@ -220,7 +229,7 @@ def fit(
         hooks=hooks,
         loss=loss,
         multiplier=_multiplier(section, data.steps, rewound),
-        autocast=section.precision == "bf16",
+        autocast=bf16(section),
         optimizer_cls_and_kwargs=optimizer_class(section),
     )
     context.progress.start(data.steps)
@@ -230,7 +239,7 @@ def fit(
     if rank:
         raise distributed.PartDone
     done = max(1, data.steps - first)
-    return Fitted(hooks.history, data.steps, (time.monotonic() - started) / done, processes)
+    return Fitted(hooks.history, data.steps, (time.monotonic() - started) / done, processes, bf16(section))
 
 
 @contextlib.contextmanager
@@ -270,6 +279,7 @@ def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingA
         weight_decay=optimizer.weight_decay,
         max_grad_norm=section.max_grad_norm,
         bf16=False,  # autocast is ours, around the loss alone
+        dataloader_num_workers=_loaders(),
         use_cpu=device().type == "cpu",
         seed=seed,
         save_strategy="no" if distributed.rank() else "steps",
@@ -286,6 +296,11 @@ def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingA
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # a process has one GPU; the Trainer would spread each batch over all that it sees
     return arguments
+
+
+def _loaders() -> int:
+    """Processes that make batches while a GPU computes; next to a step on a CPU a batch takes no time."""
+    return 2 if device().type == "cuda" else 0
 
 
 def optimizer_class(section: Train) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

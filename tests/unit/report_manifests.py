@@ -97,7 +97,7 @@ def manifest(stage: str, task: str | None = None, **values: Any) -> Manifest:
 
 
 def task_manifests(task: str, n: int, shift: float, variants: tuple[str, ...]) -> list[Manifest]:
-    trained = {"train_n": 9_596, "dev_n": n, "seconds_per_step": 0.2}
+    trained = {"train_n": 9_596, "dev_n": n, "counts": {"accuracy": n}, "seconds_per_step": 0.2}
     train = {"batch_size": 32, "gradient_accumulation_steps": 1}
     lock = Check(name="non-zero weights outside the mask", ok=True, measured=0.0, limit=0.0)
     matmuls = [
@@ -200,6 +200,7 @@ def run_manifests(
         metrics={
             "steps": steps,
             "tokens_seen": 287_310,
+            "tokens_per_second": 1_234.0,
             "target_sparsity": SPARSITY,
             "prunable_weights": FOOTPRINT.encoder,
             "backend": "inc",

@@ -43,6 +43,7 @@ LAYERS = [
             "distillation",
             "lessons",
             "chunks",
+            "precision",
         ),
         *("sparsity", "quantization", "ir", "measure", "reporting", "tuning", "scoreboard"),
     },

@@ -136,6 +136,19 @@ def test_classifier_gets_the_tasks_labels_and_a_head_from_the_seed(tiny_bert):
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_is_the_fused_one(tiny_bert, training, monkeypatch):
+    """`scaled_dot_product_attention`, which takes a GPU's flash kernels; not products and softmax one by one."""
+    calls, real = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+    for model in (models.load_masked_lm(tiny_bert), models.load_classifier(tiny_bert, ("a", "b"))):
+        calls.clear()
+        model.train(training)(input_ids=torch.randint(5, 50, (2, 6)))
+        assert len(calls) == model.config.num_hidden_layers
+
+
 def test_saved_classifier_comes_back_whole_and_only_for_its_own_classes(tiny_bert, tmp_path):
     model, tokenizer = models.load_classifier(tiny_bert, ["bad", "good"]), models.load_tokenizer(tiny_bert)
     models.save_checkpoint(model, tokenizer, tmp_path)

@@ -96,6 +96,30 @@ def test_overrides_that_the_shipped_recipes_suggest_work():
     load_recipe(CONFIGS / "template.yaml", ["pruning.target_sparsity=0.85", "student.steps=60000"])
 
 
+TWO_TASKS = SMALL.replace(
+    "tasks:",
+    "tasks:\n  own: {train: t.tsv, dev: d.tsv, transfer: {distillation: {train: {epoch: 2, batch_size: 8}}}}",
+)
+
+
+def test_an_override_of_a_stage_holds_for_tasks_with_a_section_of_their_own(write):
+    path = write(TWO_TASKS)
+    before = load_recipe(path)
+    assert before.section("transfer", "own").train.epoch == 2
+    recipe = load_recipe(path, ["transfer.steps=7"])
+    for task in ("own", "sst2"):
+        assert (recipe.section("transfer", task).train.steps, recipe.section("transfer", task).train.epoch) == (7, None)
+    assert recipe.section("transfer", "own").train.batch_size == 8, "what is not said of stays"
+    assert load_recipe(path, ["transfer=null"]).section("transfer", "own") is None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_said_of_one_task_on_the_command_line_stays(write, first):
+    said = ["tasks.own.transfer.steps=3", "transfer.steps=7"]
+    recipe = load_recipe(write(TWO_TASKS), said if first else said[::-1])
+    assert [recipe.section("transfer", task).train.steps for task in ("own", "sst2")] == [3, 7]
+
+
 def test_scientific_notation_without_a_point_is_a_number(write):
     path = write(SMALL.replace("epoch: 3", "epoch: 3\n      optimizer: {AdamW: {learning_rate: 1e-4}}"))
     assert load_recipe(path).student.distillation.train.optimizer.AdamW.learning_rate == 1e-4

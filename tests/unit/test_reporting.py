@@ -17,6 +17,7 @@ from toolkit.reporting import figures, text
 from toolkit.reporting.budgets import budgets, gains
 from toolkit.reporting.headline import binomial_error, headline
 from toolkit.reporting.runs import split_runs
+from toolkit.reporting.stages import stage_scores
 
 
 class Page(HTMLParser):
@@ -97,12 +98,43 @@ def test_markdown_tables_have_as_many_cells_in_each_row_as_in_their_head(tmp_pat
     reporting.build(run_manifests(("films", "sst2")), tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
     rulers = [i for i, line in enumerate(lines) if re.fullmatch(r"\|[-:|]+\|", line)]
-    assert len(rulers) == 1 + 2 * 2 + 3  # what the tasks came to; two for each task; budget, checks, data
+    assert len(rulers) == 1 + 2 * 3 + 4  # what the tasks came to; three for each task; PyTorch, budget, checks, data
     for i in rulers:
         rows = [lines[i - 1]]
         rows += lines[i + 1 : next((k for k in range(i + 1, len(lines)) if not lines[k].startswith("|")), None)]
         assert len(rows) > 1
         assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {lines[i].count("|")}, lines[i - 1]
+
+
+def test_scores_in_pytorch_are_told_where_no_ir_was_measured(tmp_path):
+    trained = [m for m in run_manifests(("films", "sst2")) if m.stage not in ("export", "benchmark")]
+    trained = [m for m in trained if (m.task, m.stage) != ("sst2", "quantize")]
+    reporting.build(trained, tmp_path)
+    markdown = (tmp_path / "report.md").read_text().replace("\u202f", " ")
+    assert "| films | accuracy | 1,066 | 82.2 % ± 1.2 | 74.5 % ± 1.3 | 73.9 % ± 1.3 |" in markdown
+    assert "| sst2 | accuracy | 1,066 | 82.2 % ± 1.2 | 74.5 % ± 1.3 |  |" in markdown
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(reporting.console(trained))
+    for expected in ("sst2", "task_teacher", "74.5 % ± 1.3", "1,066"):
+        assert expected in stream.getvalue().replace("\u202f", " "), expected
+
+
+def test_a_second_dev_split_has_its_own_count_and_older_manifests_have_none(tmp_path):
+    scores = {"accuracy": 0.7, "accuracy (mismatched)": 0.71}
+    counts = {"accuracy": 9815, "accuracy (mismatched)": 9832}
+    run = [m for m in run_manifests() if m.stage == "transfer"]
+    for changes, expected in (({"counts": counts}, (9815, 9832)), ({}, (1066, 1066))):
+        metrics = {k: v for k, v in run[0].metrics.items() if k != "counts"} | {"dev": scores} | changes
+        rows = stage_scores([run[0].model_copy(update={"metrics": metrics})])
+        assert [row.n for row in rows] == list(expected)
+
+
+def test_speed_of_training_is_in_tokens_where_they_were_counted_and_in_sequences_elsewhere(tmp_path):
+    reporting.build(run_manifests(), tmp_path)
+    markdown = (tmp_path / "report.md").read_text().replace("\u202f", " ")
+    assert "| 1,234 tokens |" in markdown
+    assert markdown.count("| 160 sequences |") == 3, "32 in 0.2 s, in each of the task's stages"
+    assert [b.speed for b in budgets(run_manifests()) if b.stage == "teacher"] == [None]
 
 
 def test_terminal_table_fits_80_columns():

@@ -249,7 +249,9 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
         found = f"No report page: {module} is not installed; {libraries.install('report')}"
     else:
         page = reporting.build(manifests, folder / "report")
-        found = f"Report: {page}\nIR folders: {folder}/tasks/<task>/export/<variant>"
+        found = f"Report: {page}"
+    if any(m.stage == "export" for m in manifests):
+        found += f"\nIR folders: {folder}/tasks/<task>/export/<variant>"
     terminal.print(found, highlight=False, markup=False, soft_wrap=True)
     missed = reporting.missed_criteria(manifests)
     if missed:

@@ -22,6 +22,7 @@ from toolkit.distillation import Batch, MlmLoss, Teacher, inputs_of, mlm_loss, t
 from toolkit.errors import UserError
 from toolkit.heads import logits_of
 from toolkit.masking import KD_POSITIONS, masked_count, sampled_count
+from toolkit.precision import bf16, teacher_bf16
 from toolkit.recipe import Criterion, IntermediateSettings, Kind, Positions, Quantization, Sample, Train
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.sparsifier import PatternLock
@@ -91,7 +92,8 @@ class Job:
         model: Any = _built(shape.config, shape, layers)
         self._teacher = None
         if shape.teacher is not None:
-            self._teacher = _TimedTeacher(_built(shape.teacher, shape, layers), self._device)
+            teacher = _built(shape.teacher, shape, layers)
+            self._teacher = _TimedTeacher(teacher, self._device, teacher_bf16(shape.train))
         if shape.quantized:
             model = _quantized(model, inputs_of(self._batch(1, shape.length, "cpu")))
         self._model = model.to(self._device).train()
@@ -163,8 +165,7 @@ class Job:
         return length if positions == "all" else guessed
 
     def _forward(self, batch: Batch) -> Tensor:
-        bf16 = self._shape.train.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16(self._shape.train)):
             return self._loss(self._model, batch).total
 
     def _loss_of(self) -> Callable[[Any, Batch], Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from toolkit.errors import UserError
-from toolkit.recipe import Recipe
+from toolkit.recipe import OWN_STAGES, Recipe
 from toolkit.recipe.base import NAME_RULE, replaced
 from toolkit.recipe.schema import RECIPE, Node, Schema, nearest
 from toolkit.yaml_lines import Document, KeyPath, Mistake, Place, dump_flow, dump_yaml, parse_yaml, read_yaml
@@ -150,7 +150,22 @@ def _override(document: Document, text: str, place: Place) -> None:
         if isinstance(pruner, dict):  # a pruner's own value would win over the section's
             pruner.pop(path[-1], None)
     section[path[-1]] = value.data
+    _over_own_sections(document, path)
     document.places = {p: at for p, at in document.places.items() if p[: len(path)] != path} | {path: place}
+
+
+def _over_own_sections(document: Document, path: tuple[str, ...]) -> None:
+    """What is said of a stage holds for all tasks: a task's own value would win over it, so it is taken out."""
+    tasks = document.data.get("tasks") if path[0] in OWN_STAGES else None
+    for name, task in tasks.items() if isinstance(tasks, dict) else ():
+        if document.place(("tasks", name, *path)).order >= _AFTER_ALL_LINES:
+            continue  # said of this task on the command line
+        own = task
+        for key in path[:-1]:
+            own = own.get(key) if isinstance(own, dict) else None
+        if isinstance(own, dict):
+            own.pop(path[-1], None)
+            replaced(own, path[-1])
 
 
 def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, ...]:

@@ -105,6 +105,9 @@ class Quantize(Section):
         section = "distillation" if self.distillation else "quantization"
         if self.train and self.train.compile:
             raise wrong("fake quantization cannot be compiled", section, "train", "compile", instead="false")
+        if self.train and self.train.precision == "auto":
+            what = "cannot be auto: in bf16 the steps of 8 bits are rounded once more"
+            raise wrong(what, section, "train", "precision", instead="fp32")
         if self.train and self.train.recompute:
             raise wrong("fake quantization cannot be recomputed", section, "train", "recompute", instead="false")
         return self

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from toolkit.recipe.base import Count, Fraction, Number, Section, wrong
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 
 class AdamWSettings(Section):
     """The AdamW optimizer."""
@@ -154,7 +156,9 @@ class Train(Section):
     optimizer: Optimizer = Optimizer()
     warmup_ratio: Fraction = Field(0.01, description="share of the steps in which the learning rate rises from 0")
     max_grad_norm: Number = Field(1.0, gt=0, description="gradients with a larger norm are scaled down to it")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights stay fp32")
+    precision: Precision = Field(
+        "fp32", description="bf16: autocast, weights stay fp32; auto: bf16 on GPUs that have it and CPUs with AMX"
+    )
     compile: bool = Field(
         False, description="torch.compile; on the CPUs measured it took half a minute and gained nothing"
     )
@@ -183,6 +187,9 @@ class DistillationTrain(Train):
     """`Train` with a distillation loss."""
 
     criterion: Criterion = Criterion()
+    teacher_precision: Precision | None = Field(
+        None, description="of the teacher's forward pass, which has no gradients to lose; default: that of the student"
+    )
 
     @model_validator(mode="after")
     def _whole_layers_if_compiled(self) -> "DistillationTrain":

@@ -21,6 +21,8 @@ class Budget:
         batch: Sequences per optimizer step.
         tokens: Those seen in training; None where they were not counted.
         epochs: Passes over the task's training examples; None for pre-training.
+        seconds: Of the whole stage, measuring included.
+        speed: Tokens a second in training where they were counted, else sequences; None where a step was not timed.
         paper_sequences: What the paper saw in this stage; None where it gives epochs or nothing.
         paper_epochs: The same in epochs.
     """
@@ -32,6 +34,7 @@ class Budget:
     tokens: int | None
     epochs: float | None
     seconds: float
+    speed: float | None
     paper_sequences: int | None
     paper_epochs: float | None
 
@@ -50,14 +53,16 @@ def _budget(manifest: Manifest) -> Budget:
     train = _train_section(manifest)
     metrics, stage = manifest.metrics, manifest.stage
     seen, examples = metrics.get("examples_seen"), metrics.get("train_n")
+    batch = train.get("batch_size", 1) * train.get("gradient_accumulation_steps", 1)
     return Budget(
         stage=stage,
         task=manifest.task or "",
         steps=int(metrics["steps"]),
-        batch=train.get("batch_size", 1) * train.get("gradient_accumulation_steps", 1),
+        batch=batch,
         tokens=metrics.get("tokens_seen"),
         epochs=seen / examples if seen and examples else None,
         seconds=manifest.seconds,
+        speed=metrics.get("tokens_per_second") or (batch / each if (each := metrics.get("seconds_per_step")) else None),
         paper_sequences=PAPER_STEPS * PAPER_BATCH if stage in ("teacher", "student") else None,
         paper_epochs=_PAPER_EPOCHS.get(stage),
     )

@@ -104,10 +104,14 @@ def binomial_error(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def _score(metric: str, scores: dict[str, float], dense: dict[str, Any] | None, n: int) -> Score:
-    value = scores[metric]
+def score_of(metric: str, value: float, n: int, reference: float | None = None) -> Score:
+    """With its standard error where it has one, and its difference to the reference."""
     error = binomial_error(value, n) if metric.split(" (")[0] in _SHARES else None
-    return Score(metric, value, error, None if dense is None else value - dense["accuracy"][metric], n)
+    return Score(metric, value, error, None if reference is None else value - reference, n)
+
+
+def _score(metric: str, scores: dict[str, float], dense: dict[str, Any] | None, n: int) -> Score:
+    return score_of(metric, scores[metric], n, None if dense is None else dense["accuracy"][metric])
 
 
 def _size(value: float, reference: float | None) -> Measured:

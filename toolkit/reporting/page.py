@@ -11,6 +11,7 @@ from toolkit.reporting import figures, text
 from toolkit.reporting.budgets import Budget, budgets, gains
 from toolkit.reporting.headline import DENSE, SHIPPED, Headline, headline, variants_of
 from toolkit.reporting.runs import split_runs, stage_of, tasks_of
+from toolkit.reporting.stages import STAGES, StageScores, stage_scores
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
@@ -51,6 +52,8 @@ class RunView:
     variants: list[str]  # of all tasks
     student: Manifest | None
     pattern: Manifest | None  # who tells the zeros of each matrix: the student, else a transfer of a ready one
+    stages: tuple[str, ...]  # those that some row of the next table has
+    scores: list[StageScores]
     budgets: list[Budget]
     budget: str
     checks_failed: int
@@ -117,7 +120,7 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
     student = stage_of(run, "student")
     pattern = next((m for m in (student, *run) if m is not None and m.metrics.get("per_matrix")), None)
     mark = prefix.lower().replace(" ", "-") or "run"  # plots need names that are unique in the page
-    spent = budgets(run)
+    spent, scores = budgets(run), stage_scores(run)
     tasks = [t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t]
     view = RunView(
         title=prefix,
@@ -126,6 +129,8 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
         variants=variants_of([t.head for t in tasks]),
         student=student,
         pattern=pattern,
+        stages=tuple(stage for stage in STAGES if any(stage in row.scores for row in scores)),
+        scores=scores,
         budgets=spent,
         budget=text.budget(spent),
         checks_failed=len(failed(c for m in run for c in m.checks)),

@@ -8,6 +8,7 @@ from toolkit.reporting import text
 from toolkit.reporting.budgets import budgets
 from toolkit.reporting.headline import Headline, Score, Variant, headline, variants_of
 from toolkit.reporting.runs import split_runs, stage_of
+from toolkit.reporting.stages import STAGES, StageScores, stage_scores
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,10 +36,29 @@ def console(manifests: Sequence[Manifest]) -> "RenderableType":
             parts += [Text(line) for line in lines if line]
             if quantized and quantized.metrics.get("tuning"):
                 parts += _tuning(quantized.metrics["tuning"])
+        measured = {head.task for head in heads}
+        if rows := [row for row in stage_scores(run) if row.task not in measured]:
+            parts.append(_in_pytorch(rows))
         parts += [Text(line) for line in [text.budget(budgets(run))] if line]
-    checks = [c for m in manifests for c in m.checks]
-    parts.append(Text(f"{len(checks) - len(failed(checks))} of {len(checks)} checks hold."))
+    if checks := [c for m in manifests for c in m.checks]:
+        parts.append(Text(f"{len(checks) - len(failed(checks))} of {len(checks)} checks hold."))
     return Group(*parts)
+
+
+def _in_pytorch(rows: Sequence[StageScores]) -> "Table":
+    """Scores of the stages, for tasks whose IRs were not measured."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, padding=0, title="in PyTorch, on the dev split", caption="± one standard error")
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric")
+    for name in ("n", *(stages := [stage for stage in STAGES if any(stage in row.scores for row in rows)])):
+        table.add_column(name, justify="right")
+    for row in rows:
+        scores = [text.score(row.scores[stage]) if stage in row.scores else "" for stage in stages]
+        table.add_row(row.task, row.metric, f"{row.n:,}", *scores)
+    return table
 
 
 def _tuning(found: dict[str, Any]) -> "list[RenderableType]":

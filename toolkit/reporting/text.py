@@ -69,6 +69,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}{_THIN}h {minutes % 60:02d}{_THIN}min"
 
 
+def speed(budget: Budget) -> str:
+    """1,240 tokens or 12.3 sequences; empty where a step was not timed."""
+    if budget.speed is None:
+        return ""
+    return f"{_three_digits(budget.speed)}{_THIN}{'sequences' if budget.tokens is None else 'tokens'}"
+
+
 def cell(content: object) -> str:
     """Text for a cell of a Markdown table."""
     return str(content).replace("|", "\\|")
@@ -84,7 +91,7 @@ def examples(head: Headline) -> str:
 
 FILTERS = {
     f.__name__: f
-    for f in (percent, points, storage, milliseconds, times, number, measured, score, duration, cell, examples)
+    for f in (percent, points, storage, milliseconds, times, number, measured, score, duration, speed, cell, examples)
 }
 
 

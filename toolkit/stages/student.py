@@ -9,6 +9,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     """Gradual pruning with distillation and a rewound learning rate (paper, section 3)."""
     from toolkit import corpus, distributed, evaluation, models, training
     from toolkit.distillation import LayersLoss, MlmLoss, Teacher, mlm_loss
+    from toolkit.precision import teacher_bf16
     from toolkit.sparsity import outcome
     from toolkit.sparsity.sparsifier import make_sparsifier
 
@@ -25,7 +26,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         )
     sparsifier = make_sparsifier(pruning, matrices, training.steps_per_epoch(train, len(text.train)))
 
-    frozen = Teacher(teacher, training.device())
+    frozen = Teacher(teacher, training.device(), teacher_bf16(train))
     loss = mlm_loss(models.mlm_head, frozen, train.criterion, distillation.positions, models.next_sentence_head)
 
     def held_out() -> dict[str, float]:
@@ -44,9 +45,9 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     return StageResult(
         kind="sparse",
         metrics=fitted.metrics()
+        | fitted.tokens(data)
         | outcome.figures(sparsifier.mask)
         | {
-            "tokens_seen": data.tokens_seen(),
             "prunable_weights": sum(module.weight.numel() for module in matrices.values()),
             "backend": pruning.backend,
         }

@@ -27,7 +27,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     return StageResult(
         kind="dense",
         metrics=fitted.metrics()
-        | {"tokens_seen": data.tokens_seen()}
+        | fitted.tokens(data)
         | {f"{name}_before": value for name, value in before.items()}
         | after,
         data={"corpus": text.summary()},

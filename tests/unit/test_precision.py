@@ -1,0 +1,101 @@
+"""bfloat16 where it was asked for, or where it wins: of a model, of its teacher, and through a whole training."""
+
+import pytest
+import torch
+
+from toolkit import corpus, models, precision, training
+from toolkit.artifacts import Context
+from toolkit.distillation import MlmLoss, Teacher
+from toolkit.errors import UserError
+from toolkit.recipe import Corpus, DistillationTrain, KDLossSettings, Pruning, Train
+from toolkit.recipe.load import parse_recipe
+from toolkit.sparsity.sparsifier import make_sparsifier
+
+
+@pytest.fixture
+def hardware(monkeypatch):
+    """Makes a machine with or without a GPU, AMX."""
+
+    def make(cuda: bool, amx: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+
+    return make
+
+
+@pytest.mark.parametrize(("cuda", "amx", "expected"), [(False, False, False), (False, True, True), (True, False, True)])
+def test_auto_is_bf16_where_the_hardware_multiplies_it(hardware, cuda, amx, expected):
+    hardware(cuda, amx)
+    assert precision.bf16(Train(steps=1, precision="auto")) == expected
+    assert precision.bf16(Train(steps=1, precision="bf16"))
+    assert not precision.bf16(Train(steps=1, precision="fp32"))
+
+
+def test_a_teacher_runs_as_its_student_unless_something_is_said_of_it(hardware):
+    hardware(False, True)
+    for own, said, expected in (("bf16", None, True), ("fp32", None, False), ("fp32", "auto", True)):
+        assert precision.teacher_bf16(DistillationTrain(steps=1, precision=own, teacher_precision=said)) == expected
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize(("own", "expected"), [(None, None), (True, torch.bfloat16), (False, torch.float32)])
+def test_a_teachers_products_have_its_own_type_whatever_is_around_it(around, own, expected):
+    teacher = Teacher(torch.nn.Linear(4, 4), torch.device("cpu"), own)
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        found = teacher(lambda model: model(torch.randn(2, 4)))
+    assert found.dtype == (expected or (torch.bfloat16 if around else torch.float32))
+
+
+def test_fake_quantization_is_not_trained_in_whatever_the_machine_prefers():
+    text = (
+        "name: a\nmodel: {source: b}\nready: {student: c}\ntasks: {t: {train: t.tsv, dev: d.tsv, columns: [a]}}\n"
+    )
+    text += "quantize: {quantization: {train: {steps: 1, precision: auto}}}\n"
+    with pytest.raises(UserError, match=r"quantization\.train\.precision: cannot be auto"):
+        parse_recipe(text, "text")
+
+
+def trained(tiny_bert, text, folder, **settings):
+    """A tiny student pruned and taught for a few steps: its curve, weights and mask."""
+    training.seed_everything(3)
+    tokenizer = models.load_tokenizer(tiny_bert)
+    student, teacher = (models.load_masked_lm(tiny_bert) for _ in range(2))
+    train = DistillationTrain.model_validate({"steps": 6, "batch_size": 4, "log_every": 1} | settings)
+    section = Corpus(files=("any",), max_seq_length=40)
+    compression = {"target_sparsity": 0.8, "start_step": 0, "end_step": 4, "update_frequency_on_step": 2}
+    pruning = Pruning.model_validate({"backend": "magnitude", "approach": {"weight_compression": compression}})
+    sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
+    loss = MlmLoss(models.mlm_head, Teacher(teacher, None, precision.teacher_bf16(train)), KDLossSettings())
+    data = training.mlm_data(text, tokenizer, section, "masked", train, seed=3)
+    fitted = training.fit(student, data, train, loss, Context(folder, folder / "work", 0), sparsifier=sparsifier)
+    return fitted, student.state_dict(), sparsifier.mask
+
+
+@pytest.fixture
+def text(tiny_bert, tiny_text, tmp_path):
+    section = Corpus(files=(str(tiny_text),), max_seq_length=40)
+    return corpus.load_corpus(section, {}, models.load_tokenizer(tiny_bert), tmp_path / "cache").train
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"teacher_precision": "bf16"}], ids=["all", "teacher"])
+def test_a_training_in_bf16_follows_the_one_in_32_bits_with_zeros_and_weights_as_exact(
+    tiny_bert, text, tmp_path, settings
+):
+    plain, weights, _ = trained(tiny_bert, text, tmp_path / "fp32")
+    reduced, low, mask = trained(tiny_bert, text, tmp_path / "bf16", **settings)
+    assert reduced.metrics().get("bf16", False) == ("precision" in settings)
+    for row, other in zip(plain.history, reduced.history, strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=0.02)
+    assert [row["loss"] for row in plain.history] != [row["loss"] for row in reduced.history]
+    assert {weight.dtype for weight in low.values()} == {torch.float32}
+    assert not mask.violations({name: low[name] for name in mask.tensors})
+    assert all(torch.allclose(low[name], weights[name], atol=5e-3) for name in weights)
+
+
+def test_batches_made_by_other_processes_give_the_same_weights_bit_by_bit(tiny_bert, text, tmp_path, monkeypatch):
+    fitted, weights, _ = trained(tiny_bert, text, tmp_path / "here")
+    monkeypatch.setattr(training, "_loaders", lambda: 2)
+    other, same, _ = trained(tiny_bert, text, tmp_path / "there")
+    assert fitted.history == other.history
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
