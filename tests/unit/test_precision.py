@@ -48,9 +48,7 @@ def test_a_teachers_products_have_its_own_type_whatever_is_around_it(around, own
 
 
 def test_fake_quantization_is_not_trained_in_whatever_the_machine_prefers():
-    text = (
-        "name: a\nmodel: {source: b}\nready: {student: c}\ntasks: {t: {train: t.tsv, dev: d.tsv, columns: [a]}}\n"
-    )
+    text = "name: a\nmodel: {source: b}\nready: {student: c}\ntasks: {t: {train: t.tsv, dev: d.tsv, columns: [a]}}\n"
     text += "quantize: {quantization: {train: {steps: 1, precision: auto}}}\n"
     with pytest.raises(UserError, match=r"quantization\.train\.precision: cannot be auto"):
         parse_recipe(text, "text")
