@@ -52,7 +52,8 @@ def mask_tokens(
     Returns:
         `input_ids` and `labels`, both [length] int64; labels are -100 where nothing is to be guessed.
     """
-    words = np.flatnonzero(~np.isin(ids, tokenizer.all_special_ids))
+    ordinary, mask_id, vocabulary = _facts(tokenizer)
+    words = np.flatnonzero(ordinary[ids])
     count = min(len(words), masked_count(len(ids), probability, specials))
     if whole_words:
         picked = _whole_words(words, _continues(tokenizer)[ids[words]], count, rng)
@@ -61,9 +62,9 @@ def mask_tokens(
     inputs, labels = ids.astype(np.int64), np.full(len(ids), -100, dtype=np.int64)
     labels[picked] = inputs[picked]
     fate = rng.random(len(picked))
-    inputs[picked[fate < 0.8]] = tokenizer.mask_token_id
+    inputs[picked[fate < 0.8]] = mask_id
     swapped = picked[fate >= 0.9]
-    inputs[swapped] = rng.integers(tokenizer.vocab_size, size=len(swapped))
+    inputs[swapped] = rng.integers(vocabulary, size=len(swapped))
     return {"input_ids": inputs, "labels": labels}
 
 
@@ -114,6 +115,15 @@ def must_know_words(tokenizer: "PreTrainedTokenizerFast") -> None:
         UserError: This one does not.
     """
     _continues(tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _facts(tokenizer: "PreTrainedTokenizerFast") -> tuple[np.ndarray, int, int]:
+    """Vocabulary id -> whether it is no special token; [MASK]'s id; the size. A tokenizer takes its time to answer."""
+    ordinary = np.ones(len(tokenizer), dtype=bool)
+    ordinary[tokenizer.all_special_ids] = False
+    assert isinstance(tokenizer.mask_token_id, int)
+    return ordinary, tokenizer.mask_token_id, tokenizer.vocab_size
 
 
 @lru_cache(maxsize=4)
