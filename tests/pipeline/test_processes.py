@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -153,10 +154,28 @@ def test_a_run_of_one_process_killed_while_it_pruned_goes_on_with_two(finished, 
     assert_alike(finished[1], tmp_path / "tiny", 2e-5)
 
 
+PRETRAINING = ("tasks={}", "task_teacher=null", "transfer=null", "quantize=null")
+
+
+def assert_same_student(run: Path, finished: Path) -> None:
+    assert json.loads((run / "student" / "manifest.json").read_text())["metrics"]["processes"] == 2
+    assert (run / WEIGHTS["student"]).read_bytes() == (finished / WEIGHTS["student"]).read_bytes()
+
+
 def test_accelerate_launches_the_same_processes(finished, recipe_file, tmp_path):
-    without = tuple(f"{stage}=null" for stage in ("task_teacher", "transfer", "quantize"))
-    finish(start(recipe_file, tmp_path, ACCELERATE, ("tasks={}", *without)))
-    made = json.loads((tmp_path / "tiny" / "student" / "manifest.json").read_text())
-    assert made["metrics"]["processes"] == 2
-    weights = WEIGHTS["student"]
-    assert (tmp_path / "tiny" / weights).read_bytes() == (finished[2] / weights).read_bytes()
+    finish(start(recipe_file, tmp_path, ACCELERATE, PRETRAINING))
+    assert_same_student(tmp_path / "tiny", finished[2])
+
+
+def test_two_nodes_of_one_process_each_are_as_one_node_of_two(finished, recipe_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ("--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1]))
+    launchers = [
+        ("-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", rank, "--nproc_per_node", "1", *where)
+        for rank in "01"
+    ]
+    nodes = [start(recipe_file, tmp_path, launcher, PRETRAINING) for launcher in launchers]
+    for node in nodes:
+        finish(node)
+    assert_same_student(tmp_path / "tiny", finished[2])
