@@ -4,7 +4,7 @@
 
 A step is forward, backward, clipping, AdamW and, where there is a pattern, its zeros. All steps are made in turn, so
 that what else the machine does falls on all of them; figures are medians. `plain` steps are written out here, as one
-would write them from the paper: nothing of the toolkit is in them. They have a process of their own, where the C
+would write them from the paper, with the same optimizer and data. They have a process of their own, where the C
 library does with freed memory what it does by itself; in a third one, it keeps it as the toolkit tells it to.
 Peak memory is that of a process of its own for each kind of step, less what the process had before there was a model.
 """

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, ...]]
-Layer = tuple[Tensor, nn.Linear]  # rows and what decodes them
+Taught = Callable[[slice], Tensor]  # some rows -> the teacher's logits of them
 
 # Numbers in a chunk of logits. Chunks must not be small: each reads all weights and adds to the gradient of all.
 _NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 27}
@@ -38,7 +38,7 @@ def rows_of_a_loss(width: int, kind: str) -> int:
 
 
 def weighted_sum(
-    terms: Terms, rows: Tensor, decoder: nn.Linear, weights: tuple[float, ...], taught: Layer | None = None
+    terms: Terms, rows: Tensor, decoder: nn.Linear, weights: tuple[float, ...], taught: Taught | None = None
 ) -> tuple[Tensor, Tensor]:
     """The terms of a loss of logits, each a sum over rows.
 
@@ -47,7 +47,7 @@ def weighted_sum(
         rows: What the decoder takes, [n, h]; n may be 0.
         decoder: hidden states -> logits.
         weights: Of the terms, [k]; one of weight 0 has no part in the gradient.
-        taught: The teacher's rows [n, h'] and decoder, or None.
+        taught: Where rows lie among all -> the teacher's logits of them, or None.
 
     Returns:
         The weighted sum over all rows, with its gradient; and the terms, detached, [k].
@@ -56,8 +56,9 @@ def weighted_sum(
         total, found = _WeightedSum.apply(terms, weights, taught, rows, decoder.weight, decoder.bias)
         return total, found
     found = torch.zeros(len(weights), device=rows.device)
+    decode = decoder_of(decoder)
     for part in _parts(len(rows), rows_of(len(decoder.weight), rows.device.type)):
-        found += torch.stack(terms(_decoded(decoder, rows[part]), _taught(taught, part), part))
+        found += torch.stack(terms(decode(rows[part]), None if taught is None else taught(part), part))
     return _weighted(found.unbind(), weights), found
 
 
@@ -72,34 +73,40 @@ def _weighted(terms: Sequence[Tensor], weights: tuple[float, ...]) -> Tensor:
     return torch.stack(parts).sum()
 
 
-@torch.no_grad()
-def _taught(taught: Layer | None, part: slice) -> Tensor | None:
-    if taught is None:
-        return None
-    rows, decoder = taught
-    return _decoded(decoder, rows[part])
+def decoder_of(decoder: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """Rows [m, h] -> logits [m, V], without a graph.
+
+    In the precision of the autocast around this call, whatever is around the later ones; weights are cast here, once.
+    """
+    reduced = _reduced(decoder.weight)
+    weight, bias = decoder.weight.detach().to(reduced), decoder.bias
+
+    @torch.no_grad()
+    def decode(rows: Tensor) -> Tensor:
+        with torch.autocast(rows.device.type, enabled=False):
+            return _product(rows.to(reduced), weight, None if bias is None else bias.to(reduced))
+
+    return decode
 
 
-def _decoded(decoder: nn.Linear, rows: Tensor) -> Tensor:
-    reduced = _reduced(rows, decoder.weight)
-    return _product(rows.to(reduced), decoder.weight.to(reduced), decoder.bias)
-
-
-def _reduced(rows: Tensor, weight: Tensor) -> torch.dtype:
-    """What a product is computed in."""
-    kind = rows.device.type
+def _reduced(weight: Tensor) -> torch.dtype:
+    """What a product with these weights is computed in."""
+    kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows [m, h] @ weight [V, h].T + bias [V], without a graph."""
-    if rows.device.type != "cpu" or rows.dtype != torch.float32 or bias is None:
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return F.linear(rows, weight, bias)
     logits = rows.new_empty(len(rows), len(weight))
     words = _WORDS_OF_A_PRODUCT * torch.get_num_threads()
     for first in range(0, len(weight), words):
         some = slice(first, first + words)
-        torch.addmm(bias[some], rows, weight[some].t(), out=logits[:, some])
+        if bias is None:
+            torch.mm(rows, weight[some].t(), out=logits[:, some])
+        else:
+            torch.addmm(bias[some], rows, weight[some].t(), out=logits[:, some])
     return logits
 
 
@@ -111,7 +118,7 @@ class _WeightedSum(torch.autograd.Function):
         ctx: Any,
         terms: Terms,
         weights: tuple[float, ...],
-        taught: Layer | None,
+        taught: Taught | None,
         rows: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -120,11 +127,11 @@ class _WeightedSum(torch.autograd.Function):
         of_rows = torch.zeros_like(rows)
         of_weight = torch.zeros_like(weight) if weight.requires_grad else None
         of_bias = None if bias is None or not bias.requires_grad else torch.zeros_like(bias)
-        reduced = _reduced(rows, weight)
+        reduced = _reduced(weight)
         low_rows, low_weight = rows.to(reduced), weight.to(reduced)  # once, not in every chunk
         for part in _parts(len(rows), rows_of(len(weight), rows.device.type)):
             logits = _product(low_rows[part], low_weight, bias)
-            found += _to_gradient(terms, weights, logits, _taught(taught, part), part)
+            found += _to_gradient(terms, weights, logits, None if taught is None else taught(part), part)
             of_rows[part] = logits @ low_weight
             if of_weight is not None:
                 _add_product(of_weight, logits.t(), low_rows[part])

@@ -82,7 +82,10 @@ _FEATURE_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Teacher:
-    """A frozen model. A plain object, not a module: it can never become a child of the student."""
+    """A frozen model. A plain object, not a module: it can never become a child of the student.
+
+    It runs without gradients, but not in inference mode: a loss keeps its logits for the backward pass.
+    """
 
     def __init__(self, model: nn.Module, device: torch.device | None = None, bf16: bool | None = None) -> None:
         """In bfloat16 or 32 bits whatever its student runs in; None: as the student."""
@@ -145,10 +148,12 @@ class MlmLoss:
         # The masked ones are among them, whichever they are.
         chosen = batch["attention_mask"].bool() if self._positions == "all" else batch.get(KD_POSITIONS, masked)
         # The teacher first: what it needs on the way is gone before the student's layers keep what they make.
-        theirs, their_following = self._teacher(lambda teacher: self._to_decode(teacher, batch, chosen))
-        ours, following = self._to_decode(model, batch, chosen)
-        targets, guessed = batch["labels"][chosen], masked[chosen]
-        some = len(theirs) > int(guessed.sum())
+        where = chosen.flatten().nonzero().squeeze(1)
+        theirs, their_following = self._teacher(lambda teacher: self._to_decode(teacher, batch, where))
+        decode = self._teacher(lambda teacher: chunks.decoder_of(self._head(teacher).decoder))
+        ours, following = self._to_decode(model, batch, where)
+        targets, guessed = batch["labels"].flatten()[where], masked.flatten()[where]
+        some = chosen is not masked  # else all of them are guessed
 
         def terms(words: Tensor, their_words: Tensor | None, part: slice) -> tuple[Tensor, ...]:
             assert their_words is not None
@@ -156,8 +161,8 @@ class MlmLoss:
             task = F.cross_entropy(words[here].float(), targets[part][here], reduction="sum") / batch["items"]
             return task, distance(words, their_words, temperature, batch["kd_items"])
 
-        taught = theirs, self._head(self._teacher.model).decoder
-        total, found = chunks.weighted_sum(terms, ours, self._head(model).decoder, weights, taught)
+        decoder = self._head(model).decoder
+        total, found = chunks.weighted_sum(terms, ours, decoder, weights, lambda part: decode(theirs[part]))
         task, kd = found
         if following is None:
             return LossTerms(total, task, kd)
@@ -167,14 +172,19 @@ class MlmLoss:
         return LossTerms(total + both.total, task + task_next.detach(), kd + kd_next.detach())
 
     def logits(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Of the vocabulary at the masked positions [m, V]; of pairs those of next-sentence prediction [n, 2] too."""
-        states, following = self._to_decode(model, batch, batch["labels"] != -100)
-        logits: Tensor = self._head(model).decoder(states)
-        return logits, following
+        """Of the vocabulary at the masked positions [m, V]; of pairs those of next-sentence prediction [n, 2] too.
+
+        Without a graph.
+        """
+        where = (batch["labels"] != -100).flatten().nonzero().squeeze(1)
+        with torch.no_grad():
+            states, following = self._to_decode(model, batch, where)
+            return chunks.decoder_of(self._head(model).decoder)(states), following
 
     def _of_labels(self, model: Any, batch: Batch, masked: Tensor) -> LossTerms:
-        states, following = self._to_decode(model, batch, masked)
-        targets = batch["labels"][masked]
+        where = masked.flatten().nonzero().squeeze(1)
+        states, following = self._to_decode(model, batch, where)
+        targets = batch["labels"].flatten()[where]
 
         def terms(words: Tensor, _: Tensor | None, part: slice) -> tuple[Tensor, ...]:
             return (F.cross_entropy(words.float(), targets[part], reduction="sum") / batch["items"],)
@@ -184,14 +194,17 @@ class MlmLoss:
             total = total + self._next_loss(following, batch)
         return LossTerms(total, total.detach())
 
-    def _to_decode(self, model: Any, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the decoder takes at the chosen positions [m, e]; of pairs next-sentence prediction's logits too."""
+    def _to_decode(self, model: Any, batch: Batch, where: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the decoder takes at some positions [m, e]; of pairs next-sentence prediction's logits too.
+
+        Positions are numbers [m] in the flattened batch, not a mask: to count those, each use would wait for the GPU.
+        """
         embeddings = model.get_input_embeddings()
         # Where the decoder shares them, their gradient is dense already. Rows that were looked up are added to it as
         # they are, not as a second tensor of that size. (What torch.compile makes of it would be dense again.)
         embeddings.sparse = embeddings.weight is self._head(model).decoder.weight and not _is_compiled(model)
         output = model.base_model(**inputs_of(batch))
-        states = self._head(model).transform(output[0][chosen])
+        states = self._head(model).transform(output[0].flatten(0, 1)[where])
         if "next_sentence_label" not in batch or self._next_head is None:
             return states, None
         return states, self._next_head(model)(output.pooler_output)

@@ -19,7 +19,7 @@ from numpy.lib.format import open_memmap
 from toolkit import distributed, evaluation, models, training
 from toolkit.artifacts import Artifact, Context, json_hash
 from toolkit.distillation import Batch, LossTerms, TaskLoss, Teacher, task_loss
-from toolkit.precision import teacher_bf16
+from toolkit.precision import bf16, teacher_bf16
 from toolkit.recipe import Distillation, IntermediateSettings
 from toolkit.tasks import Split, TaskData
 
@@ -70,7 +70,8 @@ def task_lesson(
 ) -> tuple[Loss, Callable[[int], np.ndarray] | None]:
     """The loss of a task, and the teacher's logits of each example where the loss needs no more of it than those.
 
-    A training that sees less than all examples, and a loss over hidden features, ask the teacher at every step instead.
+    A training that sees less than all examples, unless another one had them answered already, and a loss over hidden
+    features ask the teacher at every step instead.
 
     Args:
         distillation: How it is taught; None: by the labels alone.
@@ -94,12 +95,16 @@ def task_lesson(
     settings = train.criterion.settings
     steps = training.steps_of(train, len(task.train))
     seen = steps * train.batch_size * train.gradient_accumulation_steps
-    if isinstance(settings, IntermediateSettings) or seen < len(task.train):
-        return task_loss(Teacher(load(), training.device(), teacher_bf16(train)), train.criterion), None
-    reduced = teacher_bf16(train)
-    precision = "bf16" if reduced else "fp32"
-    key = {"teacher": teacher.sha256, "examples": _fingerprint(task.train), "precision": precision}
+    asked = teacher_bf16(train)
+    reduced = bf16(train) if asked is None else asked
+    key = {
+        "teacher": teacher.sha256,
+        "examples": _fingerprint(task.train),
+        "precision": "bf16" if reduced else "fp32",
+    }
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
+    if isinstance(settings, IntermediateSettings) or (seen < len(task.train) and not folder.is_dir()):
+        return task_loss(Teacher(load(), training.device(), asked), train.criterion), None
     say = context.progress.say
     logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, say)
     return TaskLoss(settings=settings), logits.of

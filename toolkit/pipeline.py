@@ -179,12 +179,12 @@ def _step(
                 instead=f"add a `{names[0]}` section, or name a checkpoint under `ready`",
             )
     sections = sections_of(recipe, stage.sections, task)
-    data = data_hashes(sections, fetch)
+    data, roles = data_hashes(sections, fetch)
     made_from = {
         "stage": stage.name,
         "seed": recipe.seed,
         "config": {name: plain(name, value) for name, value in sections.items()},
-        "data": sorted(data.values()),
+        "data": roles,
         "inputs": {n: i.key if isinstance(i, Step) else i.sha256 for n, i in inputs.items()},
     }
     folder = (run_folder / "tasks" / task if task else run_folder) / stage.name

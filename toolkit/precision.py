@@ -10,10 +10,10 @@ def bf16(train: Train) -> bool:
     return _reduced(train.precision)
 
 
-def teacher_bf16(train: Train) -> bool:
-    """The same of the teacher: what is said of it, else as the model that it teaches."""
+def teacher_bf16(train: Train) -> bool | None:
+    """The same of its teacher; None: as the model that it teaches."""
     said = train.teacher_precision if isinstance(train, DistillationTrain) else None
-    return _reduced(said or train.precision)
+    return _reduced(said) if said else None
 
 
 def _reduced(precision: str) -> bool:

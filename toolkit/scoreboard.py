@@ -77,6 +77,8 @@ class Measurement(Section):
         note: What the task says beside its results, e.g. that its data are reduced.
         values: Metric -> percent, of the exported IR on the whole dev split.
         n: Metric -> examples.
+        commit: Of the code that measured it.
+        stages: Stage -> commit of the code that made it.
     """
 
     row: str
@@ -89,6 +91,7 @@ class Measurement(Section):
     machine: dict[str, Any]
     versions: dict[str, str]
     commit: str
+    stages: dict[str, str] = Field({})
     started: str
 
     @property
@@ -98,8 +101,8 @@ class Measurement(Section):
 
     @property
     def dirty(self) -> bool:
-        """Whether files, and so maybe the recipe, differed from the commit: nobody could run it again."""
-        return self.commit.endswith("-dirty")
+        """Whether files, and so maybe the recipe, differed from a known commit: nobody could run it again."""
+        return any(not commit or commit.endswith("-dirty") for commit in (self.commit, *self.stages.values()))
 
     @property
     def as_published(self) -> bool:
@@ -197,6 +200,7 @@ def measurement_of(
         machine=benchmark.machine,
         versions=benchmark.versions,
         commit=benchmark.commit or "",
+        stages={m.stage: m.commit for m in manifests if m.task in (None, row.task)},
         started=benchmark.started,
     )
 

@@ -47,16 +47,26 @@ def plain(name: str, value: Any) -> Any:
     return values | {"more_dev": sorted(value.more_dev)} if name == "task" else values  # their names name the metrics
 
 
-def data_hashes(sections: dict[str, Any], fetch: bool) -> dict[str, str]:
-    """Data file -> content hash. Text on the hub is streamed, never fetched whole: its name is all there is to it."""
-    specs: list[str] = []
-    if sections.get("corpus") is not None:
-        specs += sources.corpus_specs(sections["corpus"], sections["corpus_tasks"])
-    streamed = {s for s in (sections["corpus"].files if sections.get("corpus") else ()) if is_hub(s)}
-    if sections.get("task") is not None:
-        specs += sources.task_specs(sections["task"])
-    hashes = {}
-    for spec in dict.fromkeys(specs):
+def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], dict[str, Any]]:
+    """Content hashes of the data files: by file, and by what each is there for, as a key needs them.
+
+    Text on the hub is streamed, never fetched whole: its name is all there is to it.
+    """
+    hashes: dict[str, str] = {}
+    corpus, task = sections.get("corpus"), sections.get("task")
+    streamed = {s for s in (corpus.files if corpus else ()) if is_hub(s)}
+
+    def hashed(spec: str) -> str:
         file = None if spec in streamed else sources.local_file(spec) if fetch else sources.at_hand(spec)
-        hashes[str(file or spec)] = file_hash(file) if file else spec
-    return hashes
+        name = str(file or spec)
+        if name not in hashes:
+            hashes[name] = file_hash(file) if file else spec
+        return hashes[name]
+
+    roles: dict[str, Any] = {}
+    if corpus is not None:
+        roles["corpus"] = [hashed(spec) for spec in sources.corpus_specs(corpus, sections["corpus_tasks"])]
+    if task is not None:
+        roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
+        roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}
+    return hashes, roles

@@ -215,7 +215,7 @@ def fit(
             instead=f"batch_size: {processes * (section.batch_size // processes + 1)}",
         )
     checkpoints = context.work / "checkpoints"
-    hooks = Hooks(sparsifier, context, section.log_every)
+    hooks = Hooks(sparsifier, context, section.log_every, bf16(section))
     with distributed.first_alone():
         resume = last_whole(checkpoints, context)
     if resume is not None:
@@ -229,7 +229,7 @@ def fit(
         hooks=hooks,
         loss=loss,
         multiplier=_multiplier(section, data.steps, rewound),
-        autocast=bf16(section),
+        autocast=hooks.bf16,  # as the run began, wherever it goes on
         optimizer_cls_and_kwargs=optimizer_class(section),
     )
     context.progress.start(data.steps)
@@ -239,7 +239,7 @@ def fit(
     if rank:
         raise distributed.PartDone
     done = max(1, data.steps - first)
-    return Fitted(hooks.history, data.steps, (time.monotonic() - started) / done, processes, bf16(section))
+    return Fitted(hooks.history, data.steps, (time.monotonic() - started) / done, processes, hooks.bf16)
 
 
 @contextlib.contextmanager

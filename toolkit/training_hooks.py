@@ -22,7 +22,8 @@ _SPARSIFIER = "sparsifier.safetensors"
 class Hooks(TrainerCallback):
     """Pruning around the optimizer step, the training curve, and what a checkpoint holds besides the Trainer's own."""
 
-    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int) -> None:
+    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int, bf16: bool = False) -> None:
+        self.bf16 = bf16
         self.history: list[dict[str, float]] = []
         self.last_step = 0
         self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
@@ -77,12 +78,14 @@ class Hooks(TrainerCallback):
             save_file({k: v.contiguous() for k, v in self._sparsifier.state_dict().items()}, folder / _SPARSIFIER)
         sums = {name: float(total) for name, total in self._sums.items()}
         whole = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
+        whole["bf16"] = self.bf16
         (folder / _WHOLE).write_text(json.dumps(whole))
 
     def load(self, folder: Path) -> None:
         """Takes up where `on_save` wrote."""
         whole = json.loads((folder / _WHOLE).read_text())
         self.history, self.last_step, self._steps_summed = whole["history"], whole["step"], whole["summed"]
+        self.bf16 = whole.get("bf16", self.bf16)
         self._sums = {name: torch.tensor(total) for name, total in whole["sums"].items()}
         if self._sparsifier is not None:
             self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))

@@ -151,6 +151,35 @@ def test_chunks_are_of_about_the_same_size():
     assert chunks._parts(0, 3) == []
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_few_words_at_a_time_are_decoded_as_all_at_once(monkeypatch, with_bias, threads):
+    monkeypatch.setattr(chunks, "_WORDS_OF_A_PRODUCT", 7)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    decoder = nn.Linear(6, 45, bias=with_bias)
+    rows = torch.randn(5, 6)
+    rows[3, 2] = float("nan")
+    torch.testing.assert_close(chunks.decoder_of(decoder)(rows), decoder(rows).detach(), equal_nan=True)
+    assert chunks.decoder_of(decoder)(rows[:0]).shape == (0, 45)
+
+
+@pytest.mark.parametrize("taught_in", [None, True, False])
+@pytest.mark.parametrize("student_in", [True, False])
+def test_the_teachers_words_too_are_decoded_in_its_own_precision(tiny, monkeypatch, student_in, taught_in):
+    student, teacher, batch = tiny("all")
+    seen, real = [], chunks.weighted_sum
+
+    def watched(terms, rows, decoder, weights, taught):
+        seen.append(taught(slice(0, 2)).dtype)
+        return real(terms, rows, decoder, weights, taught)
+
+    monkeypatch.setattr(chunks, "weighted_sum", watched)
+    loss = MlmLoss(models.mlm_head, Teacher(teacher, None, taught_in), KDLossSettings(), "all")
+    with torch.autocast("cpu", torch.bfloat16, enabled=student_in):
+        assert torch.isfinite(loss(student, batch).total)
+    assert seen == [torch.bfloat16 if (student_in if taught_in is None else taught_in) else torch.float32]
+
+
 def test_without_gradients_the_value_is_the_same_and_nothing_is_kept(few_rows, tiny):
     student, teacher, batch = tiny("all")
     loss = loss_of(teacher, "all")

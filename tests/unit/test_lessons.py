@@ -131,6 +131,24 @@ def test_a_second_training_asks_nobody_and_other_examples_teachers_or_precisions
     assert len(list(context.cache.iterdir())) == 4
 
 
+def test_a_short_training_reads_what_another_one_had_answered(pupil, tmp_path):
+    task, tokenizer, teacher = pupil("classification")
+    context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
+    lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
+    gone = teacher.model_copy(update={"path": tmp_path / "nowhere"})
+    loss, answers = lessons.task_lesson(lesson(epoch=None, steps=3), gone, task, tokenizer, context)
+    assert answers is not None
+    assert loss._teacher is None
+
+
+def test_logits_of_a_teacher_in_one_precision_serve_students_in_any(pupil, tmp_path):
+    task, tokenizer, teacher = pupil("classification")
+    context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
+    lessons.task_lesson(lesson(precision="bf16"), teacher, task, tokenizer, context)
+    lessons.task_lesson(lesson(precision="fp32", teacher_precision="bf16"), teacher, task, tokenizer, context)
+    assert len(list(context.cache.iterdir())) == 1
+
+
 class Stop(Exception):
     pass
 

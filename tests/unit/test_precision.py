@@ -34,7 +34,7 @@ def test_auto_is_bf16_where_the_hardware_multiplies_it(hardware, cuda, amx, expe
 
 def test_a_teacher_runs_as_its_student_unless_something_is_said_of_it(hardware):
     hardware(False, True)
-    for own, said, expected in (("bf16", None, True), ("fp32", None, False), ("fp32", "auto", True)):
+    for own, said, expected in (("bf16", None, None), ("bf16", "fp32", False), ("fp32", "auto", True)):
         assert precision.teacher_bf16(DistillationTrain(steps=1, precision=own, teacher_precision=said)) == expected
 
 
@@ -89,6 +89,27 @@ def test_a_training_in_bf16_follows_the_one_in_32_bits_with_zeros_and_weights_as
     assert {weight.dtype for weight in low.values()} == {torch.float32}
     assert not mask.violations({name: low[name] for name in mask.tensors})
     assert all(torch.allclose(low[name], weights[name], atol=5e-3) for name in weights)
+
+
+def test_a_run_goes_on_in_the_precision_in_which_it_began(tiny_bert, text, tmp_path, monkeypatch):
+    """`auto` may mean another one where it is resumed."""
+    whole, weights, _ = trained(tiny_bert, text, tmp_path / "whole", precision="bf16")
+    real, calls = MlmLoss.__call__, []
+
+    def killed(self, model, batch):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(self, model, batch)
+
+    monkeypatch.setattr(MlmLoss, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tiny_bert, text, tmp_path / "cut", precision="bf16", checkpoint_every=3)
+    monkeypatch.setattr(MlmLoss, "__call__", real)
+    resumed, same, _ = trained(tiny_bert, text, tmp_path / "cut", precision="fp32", checkpoint_every=3)
+    assert resumed.metrics()["bf16"]
+    assert resumed.history == whole.history
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
 def test_batches_made_by_other_processes_give_the_same_weights_bit_by_bit(tiny_bert, text, tmp_path, monkeypatch):

@@ -246,6 +246,9 @@ def test_budgets_count_sequences_per_optimizer_step():
     assert found["student"].paper_sequences == 25_600_000
     assert found["transfer"].epochs == pytest.approx(9600 / 9596)
     assert found["task_teacher"].paper_epochs is None
+    run = run_manifests()
+    of_answers = [m.model_copy(update={"config": m.config | {"task": {"kind": "question_answering"}}}) for m in run]
+    assert [b.paper_epochs for b in budgets(of_answers) if b.stage in ("transfer", "quantize")] == [8.0, 2.0]
 
 
 def test_binomial_error_is_that_of_a_share():

@@ -64,6 +64,9 @@ def measured(accuracy: float, f1: float, **values) -> Measurement:
         ([measured(80.0, 70.0, overrides=("seed=7", "threads=2"))], "reproduced"),
         ([measured(10.0, 10.0), measured(99.0, 99.0, note="reduced")], "below"),  # other settings change nothing
         ([measured(90.0, 90.0, commit="abc-dirty")], "other setting"),  # whose recipe nobody can look up
+        ([measured(90.0, 90.0, stages={"student": "abc-dirty", "benchmark": "abc"})], "other setting"),
+        ([measured(90.0, 90.0, commit="")], "other setting"),  # of an installed package: no commit is known
+        ([measured(80.0, 70.0, stages={"student": "ab", "benchmark": "abc"})], "reproduced"),
         ([measured(10.0, 10.0), measured(99.0, 99.0, start="published")], "below"),  # two experiments have no mean
         ([measured(10.0, 10.0), measured(99.0, 99.0, started="2031-02-04T00:00:00+00:00")], "reproduced"),  # same seed
     ],

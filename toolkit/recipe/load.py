@@ -69,12 +69,16 @@ def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def _validated(document: Document, name: str, overrides: Sequence[str]) -> Recipe:
     fill_empty(document, RECIPE)
+    said = []
     for number, text in enumerate(overrides):
         place = Place(_AFTER_ALL_LINES + number, f"override {text!r}")
         try:
-            _override(document, text, place)
+            said.append((*_override(document, text, place), place))
         except UserError as error:
             document.mistakes.append(Mistake(place.order, error))
+    for path, value, place in said:  # what is said of one task stays, whatever was said of all of them after it
+        if path[0] == "tasks":
+            _set(document, path, value, place)
     recipe = None
     try:
         recipe = Recipe.model_validate(document.data)
@@ -135,37 +139,53 @@ def _beside(folder: Path, name: str) -> str:
 # --- overrides -----------------------------------------------------------------------------------------------------
 
 
-def _override(document: Document, text: str, place: Place) -> None:
+def _override(document: Document, text: str, place: Place) -> tuple[tuple[str, ...], Any]:
+    """Sets what an override says; its key and value."""
     name, equals, value_text = (part.strip() for part in text.partition("="))
     if not (name and equals and value_text):
         raise UserError("not of the form key=value", where=place.text, instead="student.steps=100, or teacher=null")
     path = _find(name, list(RECIPE.candidates(document.data)), place)
     value = parse_yaml(value_text, place.text, lines=False)
     document.mistakes += [Mistake(place.order, error) for _, error in value.mistakes]
+    _set(document, path, value.data, place)
+    if path[0] in OWN_STAGES:  # what is said of a stage holds for all tasks
+        for name in document.data.get("tasks") or {}:
+            old = _take_out(document, own := ("tasks", name, *path), place)
+            if isinstance(old, dict) and isinstance(value.data, dict):
+                _set(document, own, {}, place)  # a section for more to be said of
+    return path, value.data
+
+
+def _set(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:
     section = document.data
     for key in path[:-1]:
         section = section.setdefault(key, {})
+    _take_out(document, path, place)
+    section[path[-1]] = value
+
+
+def _take_out(document: Document, path: tuple[str, ...], place: Place) -> Any:
+    """Makes room for a value: its old one goes, what excludes it, and pruners' own, which would win over a section's.
+
+    Args:
+        document: The recipe.
+        path: A key; nothing happens where its section is not there.
+        place: Who says so.
+
+    Returns:
+        The old value, or None.
+    """
+    section = document.data
+    for key in path[:-1]:
+        section = section.get(key) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        return None
     replaced(section, path[-1])
     for pruner in section.get("pruners") or [] if path[-2:-1] == ("weight_compression",) else []:
-        if isinstance(pruner, dict):  # a pruner's own value would win over the section's
+        if isinstance(pruner, dict):
             pruner.pop(path[-1], None)
-    section[path[-1]] = value.data
-    _over_own_sections(document, path)
     document.places = {p: at for p, at in document.places.items() if p[: len(path)] != path} | {path: place}
-
-
-def _over_own_sections(document: Document, path: tuple[str, ...]) -> None:
-    """What is said of a stage holds for all tasks: a task's own value would win over it, so it is taken out."""
-    tasks = document.data.get("tasks") if path[0] in OWN_STAGES else None
-    for name, task in tasks.items() if isinstance(tasks, dict) else ():
-        if document.place(("tasks", name, *path)).order >= _AFTER_ALL_LINES:
-            continue  # said of this task on the command line
-        own = task
-        for key in path[:-1]:
-            own = own.get(key) if isinstance(own, dict) else None
-        if isinstance(own, dict):
-            own.pop(path[-1], None)
-            replaced(own, path[-1])
+    return section.pop(path[-1], None)
 
 
 def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, ...]:
@@ -224,9 +244,12 @@ def _in_places(errors: "list[ErrorDetails]", document: Document, schema: Schema)
     misspelt = [e["loc"] for e in errors if e["type"] == "extra_forbidden"]
     meant = {(*loc[:-1], _sibling(loc, schema)) for loc in misspelt}
     around = {e["loc"][:n] for e in errors for n in range(len(e["loc"]))}
+    wrong = {error["loc"] for error in errors}
     for error in errors:
         if (error["type"] == "missing" and error["loc"] in meant) or error["loc"] in around:
             continue
+        if error["loc"][:1] == ("tasks",) and error["loc"][2:] in wrong:
+            continue  # laid over from the recipe's section
         path, what, instead = _in_words(error, document.data, schema)
         place = document.place(path)
         found.append(Mistake(place.order, UserError(what, where=place.text, instead=instead)))

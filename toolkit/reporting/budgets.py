@@ -9,8 +9,11 @@ from toolkit.reporting.headline import SHIPPED, headline
 
 # The paper's pre-training, for the teacher and again for the student: steps * sequences per step.
 PAPER_STEPS, PAPER_BATCH = 100_000, 256
-# Epochs of the published GLUE recipes (fine-tuning with the pattern locked, 8-bit training).
-_PAPER_EPOCHS = {"transfer": 9.0, "quantize": 3.0}
+# Epochs of the published recipes (fine-tuning with the pattern locked, 8-bit training), for GLUE and for SQuAD.
+_PAPER_EPOCHS = {
+    "classification": {"transfer": 9.0, "quantize": 3.0},
+    "question_answering": {"transfer": 8.0, "quantize": 2.0},
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def _budget(manifest: Manifest) -> Budget:
         seconds=manifest.seconds,
         speed=metrics.get("tokens_per_second") or (batch / each if (each := metrics.get("seconds_per_step")) else None),
         paper_sequences=PAPER_STEPS * PAPER_BATCH if stage in ("teacher", "student") else None,
-        paper_epochs=_PAPER_EPOCHS.get(stage),
+        paper_epochs=_PAPER_EPOCHS.get((manifest.config.get("task") or {}).get("kind", ""), {}).get(stage),
     )
 
 

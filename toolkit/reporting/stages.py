@@ -33,7 +33,9 @@ def stage_scores(run: Sequence[Manifest]) -> list[StageScores]:
         metrics = dict.fromkeys(metric for m in found.values() for metric in m.metrics["dev"])
         for metric in metrics:
             scores = {
-                stage: score_of(metric, m.metrics["dev"][metric], _count(m, metric)) for stage, m in found.items()
+                stage: score_of(metric, m.metrics["dev"][metric], _count(m, metric))
+                for stage, m in found.items()
+                if metric in m.metrics["dev"]  # a stage may be older than the recipe's `metrics`
             }
             rows.append(StageScores(task, metric, next(iter(scores.values())).n, scores))
     return rows

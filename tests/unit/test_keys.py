@@ -1,0 +1,55 @@
+"""Cache keys of stages: what each data file is there for is part of them, where it lies is not."""
+
+import shutil
+
+import pytest
+
+from toolkit import pipeline
+from toolkit.recipe import Recipe
+
+CONFIG = '{"model_type": "bert"}'
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Makes the keys of a task's stages, and of the pre-training, for files."""
+    for name in "abcd":
+        (tmp_path / f"{name}.tsv").write_text(f"sentence\tlabel\n{name}\t0\n")
+        (tmp_path / f"{name}.txt").write_text(f"text {name}\n")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(CONFIG)
+
+    def make(train, dev, more=None, corpus=("a.txt", "b.txt"), folder=tmp_path):
+        task = {"train": str(folder / train), "dev": str(folder / dev), "columns": ["sentence"], "label": "label"}
+        task |= {"more_dev": {name: str(folder / file) for name, file in (more or {}).items()}} if more else {}
+        values = {
+            "name": "x",
+            "model": {"source": str(model)},
+            "corpus": {"files": [str(folder / file) for file in corpus]},
+            "tasks": {"t": task},
+            "teacher": {"train": {"steps": 1}},
+            "task_teacher": {"train": {"steps": 1}},
+        }
+        return [step.key for step in pipeline.plan(Recipe.model_validate(values), tmp_path / "runs")]
+
+    return make
+
+
+def test_keys_change_when_files_change_places(keys):
+    pretraining, task = keys("a.tsv", "b.tsv")
+    assert keys("b.tsv", "a.tsv")[0] == pretraining
+    assert keys("b.tsv", "a.tsv")[1] != task
+    assert keys("a.tsv", "b.tsv", corpus=("b.txt", "a.txt"))[0] != pretraining
+    more = keys("a.tsv", "b.tsv", {"x": "c.tsv", "y": "d.tsv"})[1]
+    assert keys("a.tsv", "b.tsv", {"x": "d.tsv", "y": "c.tsv"})[1] != more
+
+
+def test_keys_stay_when_files_are_moved(keys, tmp_path):
+    before = keys("a.tsv", "b.tsv")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("a.tsv", "b.tsv", "a.txt", "b.txt"):
+        shutil.copy(tmp_path / name, elsewhere / f"other_{name}")
+    moved = keys("other_a.tsv", "other_b.tsv", corpus=("other_a.txt", "other_b.txt"), folder=elsewhere)
+    assert moved == before
