@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.artifacts import json_hash
 from toolkit.errors import UserError
 
 PREFIX = "hub:"
@@ -54,7 +55,9 @@ class HubSplit:
         from huggingface_hub.constants import HF_HOME
 
         parts = (self.dataset, self.revision or "", self.config, self.split)
-        return Path(HF_HOME) / "pruneofa" / (re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip("_") + ".parquet")
+        readable = re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip("_")
+        # The slices [:80%] and [80%:] read alike once their signs are gone; the hash tells them apart.
+        return Path(HF_HOME) / "pruneofa" / f"{readable}-{json_hash(parts)[:12]}.parquet"
 
     def fetched(self) -> Path:
         """The split as one Parquet file, fetched once. Class numbers stay numbers.

@@ -40,6 +40,21 @@ def test_split_is_fetched_once_into_one_table(dataset, tmp_path):
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.parametrize(("one", "other"), [("[:8]", "[8:]"), ("[:40%]", "[40%:]")])
+def test_slices_of_a_split_are_kept_apart(dataset, one, other):
+    first, second = (
+        [row["sentence"] for _, row in tables.read_rows(sources.local_file(f"hub:{dataset}:small:train{part}"))]
+        for part in (one, other)
+    )
+    assert first + second == [f"train {n}" for n in range(20)]
+    assert len(first) == 8
+
+
+def test_names_that_differ_in_signs_alone_have_files_of_their_own():
+    splits = [hub.HubSplit("a/b", "", "train"), hub.HubSplit("a_b", "", "train"), hub.HubSplit("a/b", "", "train_")]
+    assert len({split.file for split in splits}) == 3
+
+
 def test_task_from_the_hub_has_the_recipes_class_names(dataset, tiny_bert):
     section = Task(train=f"hub:{dataset}:small:train", dev=f"hub:{dataset}:small:validation", labels=("bad", "good"))
     task = tasks.load_task("toy", section, models.load_tokenizer(tiny_bert))
