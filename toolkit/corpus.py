@@ -127,7 +127,7 @@ def load_corpus(
 
 def _key(section: Corpus, corpus_tasks: Mapping[str, Task], tokenizer: "PreTrainedTokenizerFast", seed: int) -> str:
     """Of all that the sequences depend on; how they are masked is not part of it."""
-    files = [spec if is_hub(spec) else file_hash(sources.local_file(spec)) for spec in section.files]
+    files = [hub_split(s).content if is_hub(s) else file_hash(sources.local_file(s)) for s in section.files]
     tasks_read = {
         name: [task.model_dump(mode="json", include=READ_OF_A_TASK), file_hash(sources.local_file(task.train))]
         for name, task in corpus_tasks.items()

@@ -4,7 +4,8 @@ import pytest
 
 from toolkit import hub, models, sources, tables, tasks
 from toolkit.errors import UserError
-from toolkit.recipe import Task
+from toolkit.recipe import Corpus, Task
+from toolkit.sections import data_hashes
 
 
 @pytest.fixture
@@ -60,6 +61,50 @@ def test_task_from_the_hub_has_the_recipes_class_names(dataset, tiny_bert):
     task = tasks.load_task("toy", section, models.load_tokenizer(tiny_bert))
     assert (len(task.train), len(task.tune), task.dev_n, task.labels) == (18, 2, 6, ("bad", "good"))
     assert task.dev.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def folder_with(path, *texts) -> None:
+    """A folder laid out like a data set with one split, train."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "train.csv").write_text("text\n" + "".join(f"{text}\n" for text in texts))
+
+
+def rows_of(spec: str) -> list[str]:
+    return [row["text"] for _, row in tables.read_rows(sources.local_file(spec))]
+
+
+def test_folder_of_one_name_in_another_place_has_its_own_rows(dataset, tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        folder_with(tmp_path / place / "data", place)
+        monkeypatch.chdir(tmp_path / place)
+        assert rows_of("hub:data::train") == [place]
+
+
+def test_folder_whose_files_were_edited_is_read_anew(dataset, tmp_path):
+    spec = f"hub:{tmp_path}/data::train"
+    folder_with(tmp_path / "data", "old")
+    assert rows_of(spec) == ["old"]
+    folder_with(tmp_path / "data", "new")
+    assert sources.at_hand(spec) is None
+    assert rows_of(spec) == ["new"]
+
+
+def test_streamed_folder_is_known_by_its_content_and_the_hub_by_its_name(tmp_path):
+    section = Corpus(files=(f"hub:{tmp_path}/data::train",))
+    found = []
+    for place, text in ((tmp_path / "data", "old"), (tmp_path / "copy", "old"), (tmp_path / "data", "new")):
+        folder_with(place, text)
+        found.append(hub.HubSplit(str(place), "", "train").content)
+    assert found[0] == found[1] != found[2]
+    assert data_hashes({"corpus": section, "corpus_tasks": {}}, fetch=True)[1] == {"corpus": [found[2]]}
+    assert hub.HubSplit("a/b", "c", "train", "1a").content == "hub:a/b@1a:c:train"
+
+
+@pytest.mark.parametrize("name", ["/nowhere/data", "./data", "../data", "~/no-such-data"])
+def test_folder_that_is_not_there_is_refused_before_anything_is_fetched(name):
+    with pytest.raises(UserError, match="no such folder") as error:
+        sources.at_hand(f"hub:{name}::train")
+    assert error.value.where == f"hub:{name}::train"
 
 
 def test_texts_are_streamed(dataset):
