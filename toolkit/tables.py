@@ -67,12 +67,17 @@ def _must_have(columns: Sequence[str], names: Iterable[str], where: str) -> None
 
 
 def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """GLUE's TSV files quote nothing: a quotation mark in them is text."""
-    quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if table_format(path) == "tsv" else {}
-    reader = csv.reader(sources.lines(path), **quoting)
+    """GLUE's TSV files quote nothing: a quotation mark in them is text.
+
+    In CSV a quotation mark that is not closed would swallow all rows behind it, hence `strict`.
+    """
+    quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(sources.lines(path), **(quoting if table_format(path) == "tsv" else {"strict": True}))
     names: list[str] = []
+    begun = 1  # the line of the row that is being read
     try:
         for fields in reader:
+            where, begun = f"{path}:{reader.line_num}", reader.line_num + 1
             if not fields:
                 continue
             if not names:
@@ -80,15 +85,18 @@ def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
                 twice = next((n for n in names if names.count(n) > 1), None)
                 if twice is not None:
                     what = f"two columns have the name {twice!r}"
-                    raise UserError(what, where=f"{path}:{reader.line_num}", instead="a name of its own for each")
-                _must_have(columns, names, f"{path}:{reader.line_num}")
+                    raise UserError(what, where=where, instead="a name of its own for each")
+                _must_have(columns, names, where)
             elif len(fields) == len(names):
-                yield f"{path}:{reader.line_num}", dict(zip(names, fields, strict=True))
+                yield where, dict(zip(names, fields, strict=True))
             else:
-                what = f"{len(fields)} fields where the header has {len(names)}"
-                raise UserError(what, where=f"{path}:{reader.line_num}")
+                raise UserError(f"{len(fields)} fields where the header has {len(names)}", where=where)
     except csv.Error as error:
-        raise UserError(f"not a table ({error})", where=f"{path}:{reader.line_num}") from None
+        raise UserError(
+            f"not a table ({error})",
+            where=f"{path}:{begun}",
+            instead='a field in quotation marks ends with one, and has "" for one that is text: "he said ""no"""',
+        ) from None
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
