@@ -138,13 +138,27 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                found = json.loads(line)
+                found = json.loads(line, object_pairs_hook=_without_repeats)
+            except _RepeatedKey as error:
+                raise UserError(str(error), where=where, instead="a name of its own for each value") from None
             except ValueError as error:
                 raise _not_an_object(where, error) from None
             if not isinstance(found, dict):
                 raise _not_an_object(where)
             _must_have(columns, found, where)
             yield where, found
+
+
+class _RepeatedKey(Exception):
+    """Python would keep the last of the values, silently."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKey(f"two values have the name {next(n for n in names if names.count(n) > 1)!r}")
+    return found
 
 
 def _not_an_object(where: str, error: ValueError | None = None) -> UserError:
