@@ -92,7 +92,7 @@ def load_corpus(
     """Tokenises the corpus into a folder of `cache`, or opens what lies there for the same texts and settings.
 
     Needs little memory, however long the text. The tasks' train texts come first, then the files; reading stops at
-    `section.limit` sequences.
+    `section.limit` sequences. Who is killed while it reads starts anew, streamed text too.
 
     Args:
         section: Which texts, and how they are cut.

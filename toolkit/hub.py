@@ -4,7 +4,7 @@ In place of a data set's id there may be the path of a local folder laid out lik
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from toolkit.artifacts import content_hash, json_hash
 from toolkit.errors import UserError
 
 PREFIX = "hub:"
+Row = dict[str, Any]
 _FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
 
 
@@ -79,9 +80,8 @@ class HubSplit:
                 streaming=streaming,
             )
         except Exception as error:  # the hub client and each file format raise types of their own
-            reason = (str(error).strip().splitlines() or [""])[0]
             raise UserError(
-                f"the hub does not give this split ({type(error).__name__}: {reason})",
+                f"the hub does not give this split ({type(error).__name__}: {_first_line(error)})",
                 where=self.name,
                 instead="a connection (HF_HUB_OFFLINE unset), another name, or a local file",
             ) from None
@@ -120,13 +120,41 @@ class HubSplit:
     def texts(self, column: str) -> Iterator[str]:
         """The texts of a column, read as they come: nothing behind the last one asked for is fetched.
 
+        Who is interrupted starts anew: no place in the stream is kept.
+
         Raises:
-            UserError: As `load`; or there is no such column.
+            UserError: As `load`; there is no such column, its values are no texts, or the reading breaks off.
         """
-        for row in self.load(streaming=True):
+        number = 0
+        for number, row in enumerate(self._guarded(self.load(streaming=True)), 1):
+            where = f"{self.name}, document {number:,}"
             if column not in row:
-                raise UserError(f"no column {column!r}", where=self.dataset, instead=f"one of {', '.join(row)}")
+                raise UserError(f"no column {column!r}", where=where, instead=f"one of {', '.join(row)}")
+            if not isinstance(row[column], str | None):
+                texts = [name for name, value in row.items() if isinstance(value, str)]
+                what = f"column {column!r} has no texts, but e.g. {str(row[column])[:40]}"
+                raise UserError(what, where=where, instead=f"corpus.column: {' or '.join(texts) or '<a text column>'}")
             yield row[column] or ""
+        if not number:
+            raise UserError("the split is empty", where=self.name, instead="another split")
+
+    def _guarded(self, stream: Iterable[Row]) -> Iterator[Row]:
+        """The same rows; what ends them too early is told as what it is."""
+        number = 1
+        try:
+            for row in stream:
+                yield row
+                number += 1
+        except Exception as error:  # a dropped connection and a damaged file have a type of their own in each library
+            raise UserError(
+                f"reading broke off ({type(error).__name__}: {_first_line(error)})",
+                where=f"{self.name}, document {number:,}",
+                instead="the same command again, which reads from the start; or a local copy, which cannot break off",
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:

@@ -114,6 +114,41 @@ def test_texts_are_streamed(dataset):
         next(hub.hub_split(f"hub:{dataset}:small:train").texts("text"))
 
 
+def test_column_without_texts_is_refused_with_those_that_have_them(dataset):
+    with pytest.raises(UserError, match="column 'label' has no texts") as error:
+        next(hub.hub_split(f"hub:{dataset}:small:train").texts("label"))
+    assert error.value.where == f"hub:{dataset}:small:train, document 1"
+    assert error.value.instead == "corpus.column: sentence"
+
+
+def test_stream_that_breaks_off_is_a_user_error_that_names_the_document(monkeypatch):
+    def dropped():
+        yield from ({"text": "one"}, {"text": None})
+        raise ConnectionResetError("the peer is gone\nand more")
+
+    monkeypatch.setattr(hub.HubSplit, "load", lambda self, streaming: dropped())
+    texts = hub.HubSplit("a/b", "c", "train").texts("text")
+    assert [next(texts), next(texts)] == ["one", ""]
+    with pytest.raises(UserError, match=r"broke off \(ConnectionResetError: the peer is gone\)") as error:
+        next(texts)
+    assert error.value.where == "hub:a/b:c:train, document 3"
+    assert "from the start" in error.value.instead
+
+
+def test_errors_of_whoever_reads_the_stream_are_left_alone(monkeypatch):
+    monkeypatch.setattr(hub.HubSplit, "load", lambda self, streaming: iter([{"text": "one"}, {"text": "two"}]))
+    texts = hub.HubSplit("a/b", "c", "train").texts("text")
+    next(texts)
+    with pytest.raises(ZeroDivisionError):
+        texts.throw(ZeroDivisionError)
+
+
+def test_stream_without_rows_is_refused(monkeypatch):
+    monkeypatch.setattr(hub.HubSplit, "load", lambda self, streaming: iter([]))
+    with pytest.raises(UserError, match="the split is empty"):
+        next(hub.HubSplit("a/b", "c", "train").texts("text"))
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
