@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import re
 import zlib
@@ -119,6 +120,23 @@ def model_at_hand(source: str) -> Path | None:
         if named or known.config_of(source) is not None:
             return None
         raise
+
+
+def config_at_hand(source: str) -> dict[str, Any] | None:
+    """What a checkpoint's `config.json` says, or what is known of a model on the hub; None: nothing is.
+
+    Raises:
+        UserError: As `model_at_hand`; or the file is damaged.
+    """
+    folder = model_at_hand(source)
+    if folder is None:
+        return known.config_of(source)
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"not a model's config ({error})", where=str(path), instead="a fresh copy of it") from None
+    return config if isinstance(config, dict) else {}
 
 
 def _local_model(source: str) -> Path | None:
