@@ -3,11 +3,12 @@
 import re
 import shutil
 import sys
+from collections.abc import Collection, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit import checkpoints, kernels, known, libraries, matching, rows, sources
+from toolkit import checkpoints, kernels, known, libraries, matching, rows, sources, texts
 from toolkit.checkpoints import DENSE
 from toolkit.errors import UserError
 from toolkit.hub import is_hub
@@ -54,7 +55,8 @@ def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, s
 
     Args:
         recipe: What is checked.
-        read_rows: Look at every row of the tasks' files, which `pipeline.Run` does by itself.
+        read_rows: Look at every row of the tasks' files and every line of the corpus, which `pipeline.Run` does by
+            itself (`check_data`).
 
     Raises:
         UserError: The first thing that is wrong.
@@ -67,16 +69,61 @@ def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, s
         found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
         if folder is not None:
             checkpoints.must_be_plain(folder)
+    _check_lengths(recipe)
     if recipe.student is not None:
         found += _pruning(recipe, "student", recipe.student.pruning, recipe.student.distillation.train)
     found += _transfers(recipe)
     if recipe.corpus is not None:
         specs = sources.corpus_specs(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
-        found.append(("corpus", _data(specs)))
+        counted = texts.check(recipe.corpus) if read_rows else ""
+        found.append(("corpus", "; ".join(filter(None, (_data(specs), counted)))))
     for name, task in recipe.tasks.items():
         counted = rows.check(name, task) if read_rows else ""
         found.append((f"task {name}", "; ".join(filter(None, (_data(sources.task_specs(task)), counted)))))
     return found
+
+
+def check_data(recipe: Recipe, tasks: Collection[str | None], cache: Path) -> None:
+    """Looks at all that stages are about to read: every row, every line of the corpus, and every length.
+
+    Args:
+        recipe: What is to be done.
+        tasks: Those with a stage to make; None among them: a stage of pre-training is.
+        cache: Of the run: text that was looked at is not read again.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    _check_lengths(recipe)
+    for name, task in recipe.tasks.items():
+        if name in tasks:
+            rows.check(name, task)
+    if None in tasks and recipe.corpus is not None:
+        texts.check(recipe.corpus, cache)
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    """Holds every length against the positions of the models that get it, as far as these are known."""
+    first = recipe.ready.get("teacher", recipe.model.source)
+    if recipe.corpus is not None and (recipe.teacher or recipe.student):
+        checkpoints.must_fit(recipe.corpus.max_seq_length, _positions([first]), "corpus")
+    for name, task in recipe.tasks.items():
+        models = {str(stage): source for stage, source in task.ready.items()}
+        if recipe.section("task_teacher", name):
+            models.setdefault("task_teacher", first)
+        if recipe.section("transfer", name):
+            models.setdefault("transfer", recipe.ready.get("student", first))
+        limit = _positions(models.values())
+        checkpoints.must_fit(task.max_seq_length, limit, f"tasks.{name}")
+        if benchmark := recipe.section("benchmark", name):
+            where = f"{f'tasks.{name}.' if task.benchmark else ''}benchmark.evaluation.performance"
+            checkpoints.must_fit(benchmark.evaluation.performance.sequence_length, limit, where, "sequence_length")
+
+
+def _positions(models: Iterable[str]) -> int | None:
+    """Of the model that has the fewest; None: nothing is known of any."""
+    configs = (sources.config_at_hand(source) for source in dict.fromkeys(models))
+    return min((count for config in configs if config and (count := checkpoints.positions(config))), default=None)
 
 
 def lacking(recipe: Recipe) -> list[str]:

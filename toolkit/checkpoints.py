@@ -3,9 +3,10 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import UserError
 
@@ -90,6 +91,24 @@ def must_be_plain(folder: Path) -> None:
     coded = [n for n, t in found.items() if t.dtype not in _FLOATS and n.endswith("weight") and len(t.shape) == 2]
     if coded:
         raise _quantized(folder, f"it was quantized already: {coded[0]} is {found[coded[0]].dtype}")
+
+
+def positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model takes at most, by its `config.json`; None: it does not say."""
+    count = config.get("max_position_embeddings")
+    numbered_from = 2 if "roberta" in str(config.get("model_type")) else 0  # its first positions stand for padding
+    return count - numbered_from if isinstance(count, int) and count > 0 else None
+
+
+def must_fit(length: int, limit: int | None, where: str, key: str = "max_seq_length") -> None:
+    """Refuses a length that is more than the positions of a model; None: they are not known.
+
+    Raises:
+        UserError: It is.
+    """
+    if limit is not None and length > limit:
+        what = f"{key} {length} is more than the model's {limit} positions"
+        raise UserError(what, where=where, instead=f"{key}: {limit}")
 
 
 def zero_shares(folder: Path, names: Iterable[str]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from typing_extensions import Self
 
-from toolkit import sources, tasks
+from toolkit import sources, tasks, texts
 from toolkit.artifacts import file_hash, json_hash
+from toolkit.checkpoints import must_fit
 from toolkit.errors import UserError
 from toolkit.hub import hub_split, is_hub
 from toolkit.masking import must_know_words
@@ -92,7 +93,7 @@ def load_corpus(
     """Tokenises the corpus into a folder of `cache`, or opens what lies there for the same texts and settings.
 
     Needs little memory, however long the text. The tasks' train texts come first, then the files; reading stops at
-    `section.limit` sequences.
+    `section.limit` sequences. Who is killed while it reads starts anew, streamed text too.
 
     Args:
         section: Which texts, and how they are cut.
@@ -103,15 +104,10 @@ def load_corpus(
         say: Is told how far the reading is.
 
     Raises:
-        UserError: A file is missing or not text, there is too little text, or `max_seq_length` is more than the model
-            takes.
+        UserError: A file is missing, not text or without any, there is too little text, or `max_seq_length` is more
+            than the model takes.
     """
-    if section.max_seq_length > tokenizer.model_max_length:
-        raise UserError(
-            f"max_seq_length {section.max_seq_length} is more than the model's {tokenizer.model_max_length} positions",
-            where="corpus",
-            instead=f"max_seq_length: {tokenizer.model_max_length}",
-        )
+    must_fit(section.max_seq_length, tokenizer.model_max_length, "corpus")
     if section.whole_word_masking:
         must_know_words(tokenizer)
     folder = cache / f"corpus-{_key(section, corpus_tasks, tokenizer, seed)[:16]}"
@@ -127,7 +123,7 @@ def load_corpus(
 
 def _key(section: Corpus, corpus_tasks: Mapping[str, Task], tokenizer: "PreTrainedTokenizerFast", seed: int) -> str:
     """Of all that the sequences depend on; how they are masked is not part of it."""
-    files = [spec if is_hub(spec) else file_hash(sources.local_file(spec)) for spec in section.files]
+    files = [hub_split(s).content if is_hub(s) else file_hash(sources.local_file(s)) for s in section.files]
     tasks_read = {
         name: [task.model_dump(mode="json", include=READ_OF_A_TASK), file_hash(sources.local_file(task.train))]
         for name, task in corpus_tasks.items()
@@ -154,8 +150,8 @@ def _write(
         kind(folder / "train", section, tokenizer, dtype, limits[0]) as train,
         kind(folder / "valid", section, tokenizer, dtype, limits[1]) as valid,
     ):
-        texts, told = iter(_texts(section, corpus_tasks)), 0
-        while (batch := list(itertools.islice(texts, _BATCH))) and not (train.full and valid.ready):
+        stream, told = iter(_texts(section, corpus_tasks)), 0
+        while (batch := list(itertools.islice(stream, _BATCH))) and not (train.full and valid.ready):
             pieces = [(document, text) for document, paragraph in batch for text in train.pieces(paragraph)]
             # The tokenizer proper: no offsets, no padding, a third of the time of calling the wrapper.
             encoded = tokenizer.backend_tokenizer.encode_batch_fast([t for _, t in pieces], add_special_tokens=False)
@@ -196,8 +192,7 @@ def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[
                 document += 1
             continue
         paragraphs = 0
-        for line in sources.lines(sources.local_file(file)):
-            text = line.strip()
+        for text in texts.lines(sources.local_file(file)):
             if paragraphs and (not text or paragraphs == _LONGEST_DOCUMENT):
                 document, paragraphs = document + 1, 0
             if text:

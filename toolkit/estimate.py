@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import amounts, known, libraries, sources
+from toolkit import amounts, libraries, sources
 from toolkit.amounts import Amount
 from toolkit.artifacts import Artifact, Manifest, read_manifest
-from toolkit.errors import UserError
+from toolkit.checkpoints import must_fit, positions
 from toolkit.measure import latency
 from toolkit.measure.memory import machine_memory
 from toolkit.pipeline import Step, plan
@@ -161,13 +161,7 @@ class _Costs:
         amount = self._amount(step)
         task, corpus = step.sections.get("task"), step.sections.get("corpus")
         longest = (task or corpus).max_seq_length  # type: ignore[union-attr]
-        positions = json.loads(config).get("max_position_embeddings") or longest
-        if longest > positions:
-            raise UserError(
-                f"max_seq_length {longest} is more than the model's {positions} positions",
-                where=f"tasks.{step.task}" if task else "corpus",
-                instead=f"max_seq_length: {positions}",
-            )
+        must_fit(longest, positions(json.loads(config)), f"tasks.{step.task}" if task else "corpus")
         settings = self._batches(step)
         return StepShape(
             config=config,
@@ -317,11 +311,8 @@ def _root(made: Step | Artifact) -> Artifact:
 
 def _config(artifact: Artifact) -> str | None:
     """Its `config.json`, or what is known of a model on the hub."""
-    file = artifact.path / "config.json"
-    if file.is_file():
-        return file.read_text()
-    published = known.config_of(str(artifact.path))
-    return json.dumps(published) if published else None
+    config = sources.config_at_hand(str(artifact.path))
+    return json.dumps(config) if config else None
 
 
 def _tokenizer(artifact: Artifact) -> Any:

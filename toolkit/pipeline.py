@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-from toolkit import distributed, kernels, libraries, rows, sources
+from toolkit import checking, distributed, kernels, libraries, sources
 from toolkit.artifacts import (
     Artifact,
     Context,
@@ -247,7 +247,7 @@ class Run:
         with locked(self.folder):
             steps = plan(self.recipe, self.folder)
             again = {s.label for s in select(steps, only=only, start=start)}
-            self._check_rows(steps, again)
+            self._check_data(steps, again)
             done: dict[str, Manifest] = {}
             for step in steps:
                 if only and step.stage.name != only:
@@ -263,12 +263,10 @@ class Run:
         distributed.tell("")
         return self.manifests
 
-    def _check_rows(self, steps: list[Step], again: set[str]) -> None:
-        """Looks at every row of the tasks that are not finished: a bad one must not be found days later."""
-        todo = {s.task for s in steps if s.task and (s.manifest is None or s.label in again)}
-        for name in self.recipe.tasks:
-            if name in todo:
-                rows.check(name, self.recipe.tasks[name])
+    def _check_data(self, steps: list[Step], again: set[str]) -> None:
+        """Looks at all that unfinished steps read: a bad row must not be found days later."""
+        todo = {s.task for s in steps if s.manifest is None or s.label in again}
+        checking.check_data(self.recipe, todo, self.folder / ".cache")
 
     def _help(self) -> NoReturn:
         """Trains along in every stage that the first process names; writes nothing."""

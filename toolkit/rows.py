@@ -2,8 +2,11 @@
 
 import hashlib
 import math
+import re
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,9 @@ from toolkit import sources, tables
 from toolkit.errors import UserError
 from toolkit.questions import read_question
 from toolkit.recipe import Task
+
+_INVISIBLE = string.whitespace + "\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff"
+_KINDS_OF_VALUE = {int: "number", float: "number", bool: "truth value", list: "list", dict: "object"}
 
 
 @dataclass(frozen=True)
@@ -155,8 +161,8 @@ def _read(spec: str, section: Task) -> list[Row]:
         seen = True
         if any(tables.text(row[column]) not in values for column, values in section.rows.items()):
             continue
-        texts = tuple(tables.text(row[column]) for column in section.columns)
-        empty = next((c for c, text in zip(section.columns, texts, strict=True) if not text.strip()), None)
+        texts = tuple(_text(row, column, where) for column in section.columns)
+        empty = next((c for c, text in zip(section.columns, texts, strict=True) if _is_blank(text)), None)
         if empty is not None and section.drop_empty:
             continue
         if empty is not None:
@@ -164,7 +170,14 @@ def _read(spec: str, section: Task) -> list[Row]:
                 f"the text in column {empty!r} is empty", where=where, instead="a text, or drop_empty: true"
             )
         label = row[section.label]
-        if label is None or (isinstance(label, str) and not label.strip()):
+        if section.kind != "question_answering" and not isinstance(label, str | Number | None):
+            raise UserError(
+                f"the label in column {section.label!r} is a {_kind_of(label)}",
+                where=where,
+                instead="another column: a label is a text or a number",
+            )
+        missing = label is None or (isinstance(label, str) and _is_blank(label))
+        if missing or (section.kind == "classification" and label != label):  # NaN, a hole in a column of numbers
             raise UserError(
                 f"the label in column {section.label!r} is missing",
                 where=where,
@@ -176,6 +189,27 @@ def _read(spec: str, section: Task) -> list[Row]:
     return rows
 
 
+def _is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, and characters without width."""
+    return not text.strip().strip(_INVISIBLE)
+
+
+def _text(row: tables.Row, column: str, where: str) -> str:
+    """A null is an empty text; of anything else Python would make a text that nobody wrote."""
+    value = row[column]
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise UserError(
+        f"column {column!r} has a {_kind_of(value)} where a text should be",
+        where=where,
+        instead='another column in `columns`, or a text in quotation marks: "5"',
+    )
+
+
+def _kind_of(value: Any) -> str:
+    return _KINDS_OF_VALUE.get(type(value), type(value).__name__)
+
+
 def _labels(train: Sequence[Row], section: Task) -> tuple[str, ...]:
     """Of a task of classes: their names, said by the recipe or found in the train split."""
     if section.kind != "classification":
@@ -185,31 +219,45 @@ def _labels(train: Sequence[Row], section: Task) -> tuple[str, ...]:
 
 def _labels_found(rows: Iterable[Row], section: Task) -> tuple[str, ...]:
     """The different labels, in the order of their numbers when they are numbers, else by name."""
-    labels = [str(row.label) for row in rows]
-    found = set(labels)
+    labels = [row.label for row in rows]
+    found, numbers = ({form(label) for label in labels} for form in (_name, _whole_number))
     if len(found) > max(2, len(labels) // 2):
         raise UserError(
             f"{len(found)} different values in {len(labels)} rows: these are no classes",
             where=f"{section.train}, column {section.label!r}",
             instead="a column with the name or number of a class",
         )
-    return tuple(sorted(found, key=int) if all(map(_is_number, found)) else sorted(found))
+    return tuple(sorted(numbers, key=int) if all(map(_is_number, numbers)) else sorted(found))
 
 
 def _class_number(row: Row, labels: Sequence[str]) -> int:
     """A label is a class name; or a class number, where no class has a number for a name."""
-    label = str(row.label)
-    if label in labels:
-        return labels.index(label)
+    name, number = _name(row.label), _whole_number(row.label)
+    for known in (name, number):
+        if known in labels:
+            return labels.index(known)
     numbered = not any(map(_is_number, labels))
-    if numbered and label.isdecimal() and int(label) < len(labels):
-        return int(label)
+    if isinstance(row.label, bool):
+        number = str(int(row.label))
+    if numbered and number.isdecimal() and int(number) < len(labels):
+        return int(number)
     range_ = f", or 0 to {len(labels) - 1}" if numbered else ""
     raise UserError(
-        f"the label {label!r} is not one of the task's",
+        f"the label {name!r} is not one of the task's",
         where=row.where,
         instead=f"one of {', '.join(labels)}{range_} (`rows` leaves rows out)",
     )
+
+
+def _name(label: Any) -> str:
+    """A label as the name of a class; white space around it is nobody's intention."""
+    return str(label).strip()
+
+
+def _whole_number(label: Any) -> str:
+    """The same; but 1 for 1.0, which tools write for a column of whole numbers as soon as one of them is missing."""
+    name = _name(label)
+    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else name
 
 
 def _is_number(text: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from toolkit import sources
 from toolkit.artifacts import file_hash
-from toolkit.hub import is_hub
+from toolkit.hub import hub_split, is_hub
 from toolkit.recipe import OWN_STAGES, Recipe
 
 # Where files lie says nothing about what they hold: the key takes their content hashes instead.
@@ -50,7 +50,7 @@ def plain(name: str, value: Any) -> Any:
 def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], dict[str, Any]]:
     """Content hashes of the data files: by file, and by what each is there for, as a key needs them.
 
-    Text on the hub is streamed, never fetched whole: its name is all there is to it.
+    Text on the hub is streamed, never fetched whole: it has `HubSplit.content`.
     """
     hashes: dict[str, str] = {}
     corpus, task = sections.get("corpus"), sections.get("task")
@@ -60,7 +60,7 @@ def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], 
         file = None if spec in streamed else sources.local_file(spec) if fetch else sources.at_hand(spec)
         name = str(file or spec)
         if name not in hashes:
-            hashes[name] = file_hash(file) if file else spec
+            hashes[name] = file_hash(file) if file else hub_split(spec).content
         return hashes[name]
 
     roles: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import re
 import zlib
@@ -121,6 +122,23 @@ def model_at_hand(source: str) -> Path | None:
         raise
 
 
+def config_at_hand(source: str) -> dict[str, Any] | None:
+    """What a checkpoint's `config.json` says, or what is known of a model on the hub; None: nothing is.
+
+    Raises:
+        UserError: As `model_at_hand`; or the file is damaged.
+    """
+    folder = model_at_hand(source)
+    if folder is None:
+        return known.config_of(source)
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"not a model's config ({error})", where=str(path), instead="a fresh copy of it") from None
+    return config if isinstance(config, dict) else {}
+
+
 def _local_model(source: str) -> Path | None:
     folder = package_path(source) if source.startswith("package:") else Path(source).expanduser()
     if not folder.is_dir():
@@ -188,35 +206,42 @@ def lines(path: Path) -> Iterator[str]:
     """The lines of a text file with their line ends, one by one.
 
     Raises:
-        UserError: The file is not UTF-8, or its compression is damaged.
+        UserError: The file is not UTF-8, has zero bytes, or its compression is damaged.
     """
     try:
         with open_text(path) as stream:
             while line := stream.readline(_LONGEST_LINE):
+                if (
+                    "\0" in line
+                ):  # UTF-16 without a mark at its beginning decodes as UTF-8, every other character a zero
+                    raise _unreadable(path, ValueError("it has zero bytes, as UTF-16 has"), lambda raw: b"\0" in raw)
                 yield line
     except (UnicodeDecodeError, EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error, _undecodable if isinstance(error, UnicodeDecodeError) else None) from None
     except OSError as error:
         if error.errno is not None:  # bz2 and zstd say OSError without a number for damaged data
             raise
         raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    line = f":{_undecodable_line(path)}" if isinstance(error, UnicodeDecodeError) else ""
+def _unreadable(path: Path, error: Exception, bad: Callable[[bytes], bool] | None = None) -> UserError:
+    """`bad` tells the line that the message names; None: the fault is no line's."""
     return UserError(
         f"cannot be read as text ({str(error) or type(error).__name__})",
-        where=f"{path}{line}",
+        where=f"{path}:{_first_line(path, bad)}" if bad else str(path),
         instead="a whole UTF-8 file, plain or .xz, .gz, .bz2, .zst",
     )
 
 
-def _undecodable_line(path: Path) -> int:
-    """Number of the first line that is not UTF-8; decoding goes by blocks and cannot tell."""
+def _first_line(path: Path, bad: Callable[[bytes], bool]) -> int:
+    """Number of the first line that is bad; decoding goes by blocks and cannot tell."""
     with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    raise AssertionError("the file was not UTF-8 a moment ago")
+        return next(number for number, line in enumerate(stream, 1) if bad(line))
+
+
+def _undecodable(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return True
+    return False

@@ -11,6 +11,7 @@ from toolkit import sources
 from toolkit.errors import UserError
 
 Row = dict[str, Any]
+_LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a long document
 _FORMATS: dict[str, Literal["tsv", "csv", "json", "parquet"]] = {
     ".tsv": "tsv",
     ".csv": "csv",
@@ -67,12 +68,19 @@ def _must_have(columns: Sequence[str], names: Iterable[str], where: str) -> None
 
 
 def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """GLUE's TSV files quote nothing: a quotation mark in them is text."""
-    quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if table_format(path) == "tsv" else {}
-    reader = csv.reader(sources.lines(path), **quoting)
+    """GLUE's TSV files quote nothing: a quotation mark in them is text.
+
+    In CSV a quotation mark that is not closed would swallow all rows behind it, hence `strict`.
+    """
+    quotes = table_format(path) == "csv"
+    settings: dict[str, Any] = {"strict": True} if quotes else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(_lines(path), **settings)
     names: list[str] = []
+    begun = 1  # the line of the row that is being read
     try:
         for fields in reader:
+            where, begun = f"{path}:{reader.line_num}", reader.line_num + 1
             if not fields:
                 continue
             if not names:
@@ -80,45 +88,82 @@ def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
                 twice = next((n for n in names if names.count(n) > 1), None)
                 if twice is not None:
                     what = f"two columns have the name {twice!r}"
-                    raise UserError(what, where=f"{path}:{reader.line_num}", instead="a name of its own for each")
-                _must_have(columns, names, f"{path}:{reader.line_num}")
+                    raise UserError(what, where=where, instead="a name of its own for each")
+                _must_be_parted(columns, names, where, "," if quotes else "\t")
+                _must_have(columns, names, where)
             elif len(fields) == len(names):
-                yield f"{path}:{reader.line_num}", dict(zip(names, fields, strict=True))
+                yield where, dict(zip(names, fields, strict=True))
             else:
-                what = f"{len(fields)} fields where the header has {len(names)}"
-                raise UserError(what, where=f"{path}:{reader.line_num}")
+                raise UserError(f"{len(fields)} fields where the header has {len(names)}", where=where)
     except csv.Error as error:
-        raise UserError(f"not a table ({error})", where=f"{path}:{reader.line_num}") from None
+        raise UserError(
+            f"not a table ({error})",
+            where=f"{path}:{begun}",
+            instead='a field in quotation marks ends with one, and has "" for one that is text: "he said ""no"""'
+            if quotes
+            else "",
+        ) from None
+
+
+def _must_be_parted(columns: Sequence[str], names: Sequence[str], where: str, mark: str) -> None:
+    """A table with another mark between its fields has one long column, which nobody has asked for."""
+    if len(names) != 1 or names[0] in columns:
+        return
+    marks = {"\t": ("tabs", "the suffix .tsv"), ",": ("commas", "the suffix .csv"), ";": ("semicolons", "commas")}
+    for other, (called, instead) in marks.items():
+        if other != mark and other in names[0]:
+            raise UserError(f"one column, with {called} in its name", where=where, instead=instead)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Whole lines, however long: a row has to fit in memory anyway."""
+    pieces: list[str] = []
+    for piece in sources.lines(path):
+        pieces.append(piece)
+        if piece.endswith(("\n", "\r")):
+            yield "".join(pieces)
+            pieces.clear()
+    if pieces:
+        yield "".join(pieces)
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """One object per line; or the whole file as one object with `data`, as SQuAD has it."""
-    if _first_character(path) == "{" and (articles := _squad_articles(path)) is not None:
+    if (articles := _squad_articles(path)) is not None:
         for where, row in _squad_rows(path, articles):
             _must_have(columns, row, where)
             yield where, row
         return
-    for number, line in enumerate(sources.lines(path), 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            found = _object(line)
-            if found is None:
-                raise UserError(
-                    "not a JSON object", where=f"{path}:{number}", instead='one {"column": value, …} per line'
-                )
-            _must_have(columns, found, f"{path}:{number}")
-            yield f"{path}:{number}", found
+            where = f"{path}:{number}"
+            try:
+                found = json.loads(line, object_pairs_hook=_without_repeats)
+            except _RepeatedKey as error:
+                raise UserError(str(error), where=where, instead="a name of its own for each value") from None
+            except ValueError as error:
+                raise _not_an_object(where, error) from None
+            if not isinstance(found, dict):
+                raise _not_an_object(where)
+            _must_have(columns, found, where)
+            yield where, found
 
 
-def _first_character(path: Path) -> str:
-    return next((line.strip()[0] for line in sources.lines(path) if line.strip()), "")
+class _RepeatedKey(Exception):
+    """Python would keep the last of the values, silently."""
 
 
-def _object(text: str) -> Row | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKey(f"two values have the name {next(n for n in names if names.count(n) > 1)!r}")
+    return found
+
+
+def _not_an_object(where: str, error: ValueError | None = None) -> UserError:
+    why = f" ({error.msg}, character {error.pos + 1} of the line)" if isinstance(error, json.JSONDecodeError) else ""
+    return UserError(f"not a JSON object{why}", where=where, instead='one {"column": value, …} per line')
 
 
 def _squad_articles(path: Path) -> list[Any] | None:
@@ -126,12 +171,29 @@ def _squad_articles(path: Path) -> list[Any] | None:
 
     JSON lines are told from it by their first line: it is a whole object, and without a list `data`.
     """
-    first = next(line for line in sources.lines(path) if line.strip())
-    row = _object(first)
-    if row is None:
-        row = _object("".join(sources.lines(path)))
-    articles = row.get("data") if row else None
+    first = next((line for line in _lines(path) if line.strip()), "")
+    if not first.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(first)
+    except ValueError:
+        found = _whole_object(path)
+    articles = found.get("data") if isinstance(found, dict) else None
     return articles if isinstance(articles, list) else None
+
+
+def _whole_object(path: Path) -> Any:
+    """The value that is the whole file; None: it is none, and by its suffix it does not claim to be."""
+    try:
+        return json.loads("".join(sources.lines(path)))
+    except json.JSONDecodeError as error:
+        if ".jsonl" in path.suffixes:
+            return None
+        raise UserError(
+            f"damaged JSON ({error.msg}, character {error.colno} of the line)",
+            where=f"{path}:{error.lineno}",
+            instead='SQuAD\'s {"data": […]} from end to end, or one {"column": value, …} per line',
+        ) from None
 
 
 def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Row]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from toolkit import rows
-from toolkit.errors import UserError
+from toolkit.checkpoints import must_fit
 from toolkit.heads import LABELS
 from toolkit.metrics import score
 from toolkit.questions import Windows, windows_of
@@ -133,12 +133,7 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
     Raises:
         UserError: As `rows.read_task` and `rows.targets`; or `max_seq_length` is more than the model takes.
     """
-    if section.max_seq_length > tokenizer.model_max_length:
-        raise UserError(
-            f"max_seq_length {section.max_seq_length} is more than the model's {tokenizer.model_max_length} positions",
-            where=f"tasks.{name}",
-            instead=f"max_seq_length: {tokenizer.model_max_length}",
-        )
+    must_fit(section.max_seq_length, tokenizer.model_max_length, f"tasks.{name}")
     read = rows.read_task(name, section)
     measured = [row for split in read.dev.values() for row in split]
     train_split, tune_split, dev_split = (

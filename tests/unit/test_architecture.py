@@ -36,6 +36,7 @@ LAYERS = [
             "masking",
             "pairs",
             "tasks",
+            "texts",
             "rows",
             "questions",
             "heads",

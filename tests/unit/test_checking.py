@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from toolkit import models
+from toolkit import checkpoints, models, pipeline, sources
 from toolkit.checking import check_recipe
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
@@ -88,3 +88,79 @@ def test_what_cannot_come_true_is_told(recipe, compression, options, words):
 def test_a_dense_model_has_no_pattern_to_lock(recipe, tiny_bert):
     with pytest.raises(UserError, match="there is no pattern to lock"):
         check_recipe(recipe({}, transfer={"pruning": {"train": {"epoch": 1}}}, ready={"student": str(tiny_bert)}))
+
+
+@pytest.fixture
+def long(recipe, tiny_text):
+    """A recipe with all stages whose sections have a length; `lengths` are the changed ones. 128 positions."""
+
+    def make(corpus=128, task=128, timed=128, **changes) -> Recipe:
+        values = recipe({}).model_dump(mode="json", exclude_unset=True)
+        values["tasks"]["toy"]["max_seq_length"] = task
+        values |= {"corpus": {"files": [str(tiny_text)], "max_seq_length": corpus}, "teacher": {"train": {"steps": 1}}}
+        values |= {"task_teacher": {"train": {"steps": 1}}, "export": {}}
+        values |= {"benchmark": {"evaluation": {"performance": {"sequence_length": timed}}}}
+        return Recipe.model_validate(values | changes)
+
+    return make
+
+
+LENGTHS = [
+    ("corpus", "max_seq_length", "corpus"),
+    ("task", "max_seq_length", "tasks.toy"),
+    ("timed", "sequence_length", "benchmark.evaluation.performance"),
+]
+
+
+@pytest.mark.parametrize(("which", "key", "where"), LENGTHS)
+def test_length_beyond_the_models_positions_is_refused_at_its_section(long, which, key, where):
+    check_recipe(long())
+    with pytest.raises(UserError, match=f"{key} 129 is more than the model's 128 positions") as error:
+        check_recipe(long(**{which: 129}))
+    assert (error.value.where, error.value.instead) == (where, f"{key}: 128")
+
+
+@pytest.mark.parametrize(("which", "key", "where"), LENGTHS)
+def test_length_beyond_the_models_positions_ends_a_run_before_its_first_stage(long, tmp_path, which, key, where):
+    with pytest.raises(UserError, match="128 positions") as error:
+        pipeline.Run(long(**{which: 129}), tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
+    assert error.value.where == where
+
+
+def test_lengths_are_held_against_what_is_known_of_a_model_on_the_hub(long):
+    source = {"source": "google-bert/bert-base-uncased"}
+    check_recipe(long(corpus=512, task=512, timed=512, model=source))
+    with pytest.raises(UserError, match="512 positions"):
+        check_recipe(long(corpus=513, model=source))
+    check_recipe(long(corpus=4096, task=4096, timed=4096, model={"source": "nobody/knows-this-model"}))
+
+
+def test_length_of_a_task_is_held_against_its_ready_model_too(long, tmp_path, tiny_bert):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    for file in tiny_bert.glob("*.safetensors"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    recipe = long(task=65, timed=64)
+    task = recipe.tasks["toy"].model_copy(update={"ready": {"task_teacher": str(tmp_path)}})
+    with pytest.raises(UserError, match="max_seq_length 65 is more than the model's 64 positions"):
+        check_recipe(recipe.model_copy(update={"tasks": {"toy": task}}))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "t5"}, None),
+        ({"max_position_embeddings": -1}, None),
+    ],
+)
+def test_positions_are_those_that_tokens_can_have(config, expected):
+    assert checkpoints.positions(config) == expected
+
+
+def test_config_that_is_no_json_is_refused_by_its_name(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not a model's config") as error:
+        sources.config_at_hand(str(tmp_path))
+    assert error.value.where == str(tmp_path / "config.json")

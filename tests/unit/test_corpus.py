@@ -153,7 +153,17 @@ def test_file_without_blank_lines_still_gives_both_splits(tokenizer, tmp_path):
     assert (len(data.train), len(data.valid)) == (2300, 200)
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "one document\nof two lines\n"])
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_file_without_text_is_named_wherever_it_stands(tiny_text, tokenizer, tmp_path, text):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    for files in ([path], [path, tiny_text], [tiny_text, path]):
+        with pytest.raises(UserError, match="no text in this file") as error:
+            corpus.load_corpus(Corpus(files=tuple(map(str, files))), {}, tokenizer, tmp_path / "cache")
+        assert error.value.where == str(path)
+
+
+@pytest.mark.parametrize("text", ["one document\nof two lines\n"])
 def test_too_little_text_is_a_user_error(tokenizer, tmp_path, text):
     path = tmp_path / "text.txt"
     path.write_text(text)

@@ -4,7 +4,8 @@ import pytest
 
 from toolkit import hub, models, sources, tables, tasks
 from toolkit.errors import UserError
-from toolkit.recipe import Task
+from toolkit.recipe import Corpus, Task
+from toolkit.sections import data_hashes
 
 
 @pytest.fixture
@@ -40,6 +41,21 @@ def test_split_is_fetched_once_into_one_table(dataset, tmp_path):
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.parametrize(("one", "other"), [("[:8]", "[8:]"), ("[:40%]", "[40%:]")])
+def test_slices_of_a_split_are_kept_apart(dataset, one, other):
+    first, second = (
+        [row["sentence"] for _, row in tables.read_rows(sources.local_file(f"hub:{dataset}:small:train{part}"))]
+        for part in (one, other)
+    )
+    assert first + second == [f"train {n}" for n in range(20)]
+    assert len(first) == 8
+
+
+def test_names_that_differ_in_signs_alone_have_files_of_their_own():
+    splits = [hub.HubSplit("a/b", "", "train"), hub.HubSplit("a_b", "", "train"), hub.HubSplit("a/b", "", "train_")]
+    assert len({split.file for split in splits}) == 3
+
+
 def test_task_from_the_hub_has_the_recipes_class_names(dataset, tiny_bert):
     section = Task(train=f"hub:{dataset}:small:train", dev=f"hub:{dataset}:small:validation", labels=("bad", "good"))
     task = tasks.load_task("toy", section, models.load_tokenizer(tiny_bert))
@@ -47,11 +63,90 @@ def test_task_from_the_hub_has_the_recipes_class_names(dataset, tiny_bert):
     assert task.dev.labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 
+def folder_with(path, *texts) -> None:
+    """A folder laid out like a data set with one split, train."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "train.csv").write_text("text\n" + "".join(f"{text}\n" for text in texts))
+
+
+def rows_of(spec: str) -> list[str]:
+    return [row["text"] for _, row in tables.read_rows(sources.local_file(spec))]
+
+
+def test_folder_of_one_name_in_another_place_has_its_own_rows(dataset, tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        folder_with(tmp_path / place / "data", place)
+        monkeypatch.chdir(tmp_path / place)
+        assert rows_of("hub:data::train") == [place]
+
+
+def test_folder_whose_files_were_edited_is_read_anew(dataset, tmp_path):
+    spec = f"hub:{tmp_path}/data::train"
+    folder_with(tmp_path / "data", "old")
+    assert rows_of(spec) == ["old"]
+    folder_with(tmp_path / "data", "new")
+    assert sources.at_hand(spec) is None
+    assert rows_of(spec) == ["new"]
+
+
+def test_streamed_folder_is_known_by_its_content_and_the_hub_by_its_name(tmp_path):
+    section = Corpus(files=(f"hub:{tmp_path}/data::train",))
+    found = []
+    for place, text in ((tmp_path / "data", "old"), (tmp_path / "copy", "old"), (tmp_path / "data", "new")):
+        folder_with(place, text)
+        found.append(hub.HubSplit(str(place), "", "train").content)
+    assert found[0] == found[1] != found[2]
+    assert data_hashes({"corpus": section, "corpus_tasks": {}}, fetch=True)[1] == {"corpus": [found[2]]}
+    assert hub.HubSplit("a/b", "c", "train", "1a").content == "hub:a/b@1a:c:train"
+
+
+@pytest.mark.parametrize("name", ["/nowhere/data", "./data", "../data", "~/no-such-data"])
+def test_folder_that_is_not_there_is_refused_before_anything_is_fetched(name):
+    with pytest.raises(UserError, match="no such folder") as error:
+        sources.at_hand(f"hub:{name}::train")
+    assert error.value.where == f"hub:{name}::train"
+
+
 def test_texts_are_streamed(dataset):
     texts = hub.hub_split(f"hub:{dataset}:small:train").texts("sentence")
     assert [next(texts) for _ in range(2)] == ["train 0", "train 1"]
     with pytest.raises(UserError, match="no column 'text'"):
         next(hub.hub_split(f"hub:{dataset}:small:train").texts("text"))
+
+
+def test_column_without_texts_is_refused_with_those_that_have_them(dataset):
+    with pytest.raises(UserError, match="column 'label' has no texts") as error:
+        next(hub.hub_split(f"hub:{dataset}:small:train").texts("label"))
+    assert error.value.where == f"hub:{dataset}:small:train, document 1"
+    assert error.value.instead == "corpus.column: sentence"
+
+
+def test_stream_that_breaks_off_is_a_user_error_that_names_the_document(monkeypatch):
+    def dropped():
+        yield from ({"text": "one"}, {"text": None})
+        raise ConnectionResetError("the peer is gone\nand more")
+
+    monkeypatch.setattr(hub.HubSplit, "load", lambda self, streaming: dropped())
+    texts = hub.HubSplit("a/b", "c", "train").texts("text")
+    assert [next(texts), next(texts)] == ["one", ""]
+    with pytest.raises(UserError, match=r"broke off \(ConnectionResetError: the peer is gone\)") as error:
+        next(texts)
+    assert error.value.where == "hub:a/b:c:train, document 3"
+    assert "from the start" in error.value.instead
+
+
+def test_errors_of_whoever_reads_the_stream_are_left_alone(monkeypatch):
+    monkeypatch.setattr(hub.HubSplit, "load", lambda self, streaming: iter([{"text": "one"}, {"text": "two"}]))
+    texts = hub.HubSplit("a/b", "c", "train").texts("text")
+    next(texts)
+    with pytest.raises(ZeroDivisionError):
+        texts.throw(ZeroDivisionError)
+
+
+def test_stream_without_rows_is_refused(monkeypatch):
+    monkeypatch.setattr(hub.HubSplit, "load", lambda self, streaming: iter([]))
+    with pytest.raises(UserError, match="the split is empty"):
+        next(hub.HubSplit("a/b", "c", "train").texts("text"))
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,86 @@ def test_missing_label_is_refused_with_its_row_and_is_never_a_class_of_its_own(t
     assert error.value.where == place(path, 4)
 
 
+@pytest.mark.parametrize("suffix", NULLS)
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(["a", "b"], "list"), ({"x": 1}, "object"), (5, "number"), (0.5, "number"), (True, "truth value")],
+)
+def test_text_that_is_something_else_is_refused_with_its_row(tmp_path, suffix, value, kind):
+    path = write(tmp_path, suffix, [("a", value, "no"), ("b", value, "yes")])
+    with pytest.raises(UserError, match=f"column 'two' has a {kind} where a text should be") as error:
+        rows.check("t", pairs(path))
+    assert error.value.where == place(path, 1)
+
+
+@pytest.mark.parametrize("suffix", NULLS)
+@pytest.mark.parametrize(("value", "kind"), [([0, 1], "list"), ({"x": 1}, "object")])
+@pytest.mark.parametrize("task", [{}, {"labels": ()}, {"kind": "regression", "labels": ()}])
+def test_label_that_is_neither_text_nor_number_is_refused_with_its_row(tmp_path, suffix, value, kind, task):
+    path = write(tmp_path, suffix, [("a", "b", value), ("c", "d", value)])
+    with pytest.raises(UserError, match=f"the label in column 'label' is a {kind}") as error:
+        rows.check("t", pairs(path, **task))
+    assert error.value.where == place(path, 1)
+
+
+@pytest.mark.parametrize("suffix", NULLS)
+def test_hole_in_a_column_of_class_numbers_is_a_missing_label(tmp_path, suffix):
+    path = write(tmp_path, suffix, [("a", "b", 0.0), ("c", "d", 1.0), ("e", "f", float("nan"))])
+    with pytest.raises(UserError, match="the label in column 'label' is missing") as error:
+        rows.check("t", pairs(path, labels=()))
+    assert error.value.where == place(path, 3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values"), [*((suffix, (0.0, 1.0)) for suffix in FORMATS), *((s, (False, True)) for s in NULLS)]
+)
+def test_whole_floats_and_truth_values_are_class_numbers(tmp_path, suffix, values):
+    path = write(tmp_path, suffix, [("a", "b", values[0]), ("c", "d", values[1])])
+    found = rows.read_task("t", pairs(path))
+    assert rows.targets(found.train, found.labels, pairs(path)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_classes_found_in_whole_floats_are_named_like_those_of_integers(tmp_path, suffix):
+    table = [("a", "b", 2.0), ("c", "d", 10.0), ("e", "f", 2.0)]
+    train = pairs(write(tmp_path, suffix, table), labels=())
+    dev = write(tmp_path, suffix, [(*row[:2], int(row[2])) for row in table], name="dev")
+    found = rows.read_task("t", train.model_copy(update={"dev": dev}))
+    assert found.labels == ("2", "10")
+    assert rows.targets(found.dev[""], found.labels, train).tolist() == [0, 1, 0]
+
+
+def test_classes_that_are_named_by_fractions_keep_their_names(tmp_path):
+    path = write(tmp_path, "jsonl", [("a", "b", 0.5), ("c", "d", 1.0), ("e", "f", 0.5)])
+    assert rows.read_task("t", pairs(path, labels=())).labels == ("0.5", "1.0")
+    assert rows.check("t", pairs(path, labels=("0.5", "1.0"))) == "3 rows to train on, 3 measured"
+
+
+def test_name_that_a_json_object_has_twice_is_refused_with_its_line(tmp_path):
+    path = Path(write(tmp_path, "jsonl", GOOD))
+    path.write_text(path.read_text() + '{"one": "g", "two": "h", "label": "no", "two": "i"}\n')
+    with pytest.raises(UserError, match="two values have the name 'two'") as error:
+        rows.check("t", pairs(str(path)))
+    assert error.value.where == f"{path}:4"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("labels", [("no", "yes"), ()])
+def test_white_space_around_a_label_makes_no_class_of_its_own(tmp_path, suffix, labels):
+    path = write(tmp_path, suffix, [("a", "b", "no"), ("c", "d", " yes"), ("e", "f", "no "), ("g", "h", "yes")])
+    found = rows.read_task("t", pairs(path, labels=labels))
+    assert found.labels == ("no", "yes")
+    assert rows.targets(found.train, found.labels, pairs(path)).tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("value", ["\u200b", " \u200b \ufeff"])
+def test_text_of_characters_without_width_is_empty(tmp_path, suffix, value):
+    path = write(tmp_path, suffix, [*GOOD, ("g", value, "yes")])
+    with pytest.raises(UserError, match="the text in column 'two' is empty"):
+        rows.check("t", pairs(path))
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_unknown_label_is_refused_with_its_row(tmp_path, suffix):
     path = write(tmp_path, suffix, [*GOOD, ("g", "h", "maybe")])

@@ -118,6 +118,26 @@ def test_damaged_text_is_a_user_error(tmp_path, suffix):
         list(sources.lines(not_compressed))
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_utf16_without_its_mark_is_refused_with_the_line(tmp_path, suffix):
+    path = tmp_path / f"text.txt{suffix}"
+    with OPENERS[suffix](path, "wb") as stream:
+        stream.write(b"fine\n" + "text\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match="zero bytes, as UTF-16 has") as error:
+        list(sources.lines(path))
+    assert error.value.where == f"{path}:2"
+    assert "\0" not in str(error.value)
+
+
+@pytest.mark.parametrize("length", [131_073, (1 << 20) + 5])
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_a_field_as_long_as_a_document_is_whole(tmp_path, name, length):
+    long, mark = "x" * length, "\t" if name == "a.tsv" else ","
+    text = f"text{mark}label\n{long}{mark}1\n"
+    path = write(tmp_path / name, json.dumps({"text": long, "label": "1"}) if name == "a.jsonl" else text)
+    assert [row for _, row in tables.read_rows(path)] == [{"text": long, "label": "1"}]
+
+
 def test_a_very_long_line_comes_in_pieces_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_LONGEST_LINE", 10)
     path = tmp_path / "long.txt"
@@ -154,6 +174,15 @@ def test_rows_carry_the_line_they_end_on(tmp_path):
         ("a.tsv", "a\tb\n1\t2\n3\n", "1 fields where the header has 2", ":3"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "not a JSON object", ":2"),
         ("a.jsonl", '{"a": 1}\n{"a"\n', "not a JSON object", ":2"),
+        ("a.csv", 'a,b\n1,x\n2,"not closed\n3,y\n4,z\n', "not a table", ":3"),
+        ("a.csv", 'a,b\n1,x\n2,"not closed\n3,"y"\n', "not a table", ":3"),
+        ("a.csv", 'a,b\n1,"x\ny"\n\n2,"a" b\n', "not a table", ":5"),
+        ("a.jsonl", '{"a": \n{"a": 1}\n', r"not a JSON object \(Expecting value, character", ":1"),
+        ("a.json", '{"version": "1.1",\n "data": [\n  {"title": "t"', r"damaged JSON .*character 16", ":3"),
+        ("a.json", '{"version": "1.1", "data": [{"title": ', "damaged JSON", ":1"),
+        ("a.csv", "a\tb\n1\t2\n", "one column, with tabs", ":1"),
+        ("a.csv", "a;b\n1;2\n", "one column, with semicolons", ":1"),
+        ("a.tsv", "a,b\n1,2\n", "one column, with commas", ":1"),
         ("a.tsv", "", "the file is empty", ""),
         ("a.jsonl", "\n", "the file is empty", ""),
         ("a.parquet", "PAR0", "not a Parquet file", ""),

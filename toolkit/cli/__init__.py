@@ -72,7 +72,7 @@ def init(
 
 @app.command()
 def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
-    """Validate a recipe: keys, files, every row of the tasks, matched matrices, reachable sparsity. Loads no torch."""
+    """Validate a recipe: keys, lengths, every row and line of the data, matrices, sparsity. Loads no torch."""
     from rich.console import Console
     from rich.markup import escape
 
