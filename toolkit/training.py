@@ -234,7 +234,7 @@ def fit(
     )
     context.progress.start(data.steps)
     started, first = time.monotonic(), hooks.last_step
-    with _compiled(model if section.compile else None), recomputed(model if section.recompute else None):
+    with compiled(model if section.compile else None), recomputed(model if section.recompute else None):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if rank:
         raise distributed.PartDone
@@ -243,7 +243,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _compiled(model: Any) -> Iterator[None]:
+def compiled(model: Any) -> Iterator[None]:
     """The encoder runs as what torch.compile makes of it; heads and losses, whose sizes change, as they are."""
     if model is None:
         yield
