@@ -30,6 +30,7 @@ _PATIENCE = timedelta(days=30)  # helpers wait while the first process exports a
 _TEXT = 256  # bytes
 _BUCKET = 1 << 23  # numbers that are sent at once
 _LARGE = 1 << 17  # a tensor of so many numbers is sent as it is: to copy it costs more than to send one thing more
+_beside = 1  # processes of the group on this machine, as the launcher said
 
 
 class PartDone(Exception):
@@ -42,7 +43,9 @@ def connect() -> int:
     Raises:
         UserError: Some processes have a GPU, and others have none.
     """
+    global _beside
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         _see_one_gpu(int(os.environ.get("LOCAL_RANK", "0")))
         import torch
         from torch.distributed.rendezvous import rendezvous
@@ -110,6 +113,11 @@ def processes() -> int:
     """How many there are."""
     group = _group()
     return int(group.get_world_size()) if group else 1
+
+
+def processes_here() -> int:
+    """How many of them share this machine's cores."""
+    return _beside
 
 
 def tell(text: str) -> None:
