@@ -10,6 +10,7 @@ Peak memory is that of a process of its own for each kind of step, less what the
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import socket
@@ -55,17 +56,26 @@ def interleaved(settings: tuple[Any, ...], groups: list[list[str]], rounds: int)
     for names in groups:
         ours, theirs = context.Pipe()
         context.Process(target=worker, args=(settings, names, theirs), daemon=True).start()
-        ours.recv()  # ready, before the next one starts
+        theirs.close()  # so that the pipe ends when the process does
+        answer(ours, names)  # ready, before the next one starts
         pipes.append(ours)
     seconds: dict[str, list[float]] = {name: [] for names in groups for name in names}
     for _ in range(rounds):
         for names, pipe in zip(groups, pipes, strict=True):
             for name in names:
                 pipe.send(name)
-                seconds[name].append(pipe.recv())
+                seconds[name].append(answer(pipe, [name]))
     for pipe in pipes:
         pipe.send("")
     return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def answer(pipe: Any, names: list[str]) -> Any:
+    """What the process that makes these steps says."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise SystemExit(f"the process that makes '{names[0]}' has ended; why stands above") from None
 
 
 def peak(settings: tuple[Any, ...], name: str) -> float:
@@ -120,9 +130,22 @@ def together(settings: tuple[Any, ...], processes: int, sends: bool, rounds: int
     started = [context.Process(target=of_many, args=a) for a in arguments]
     for process in started:
         process.start()
-    for process in started:
-        process.join()
+    running = {process.sentinel: process for process in started}
+    while running:
+        for sentinel in multiprocessing.connection.wait(list(running)):
+            running.pop(sentinel).join()
+        if any(process.exitcode for process in started):  # the others would wait for it
+            for process in running.values():
+                process.terminate()
+            raise SystemExit(f"one of {processes} processes has ended; why stands above")
     return float(answers.get())
+
+
+def sharing() -> int:
+    """How many processes share a step where nothing else is said: two, or the only GPU's one."""
+    import torch
+
+    return min(2, torch.cuda.device_count()) if torch.cuda.is_available() else 2
 
 
 def main(
@@ -132,13 +155,19 @@ def main(
     task_length: Annotated[int, typer.Option(help="tokens of an example of a task")] = 32,
     rounds: Annotated[int, typer.Option(help="steps of each kind")] = 7,
     threads: Annotated[int, typer.Option(help="torch's threads in each process")] = 1,
-    processes: Annotated[int, typer.Option(help="how many share a step in the last row; 1: no such row")] = 2,
+    processes: Annotated[
+        int,
+        typer.Option(
+            help="how many share a step in the last rows; 1: no such rows; 0: two, or one where there is one GPU"
+        ),
+    ] = 0,
     memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
 ) -> None:
     """Prints what is measured, and the targets beside it."""
     from toolkit.measure import system
 
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    processes = processes or sharing()
     settings = (model, batch, length, task_length, threads)
     names, context = list(kinds()), multiprocessing.get_context("spawn")
 

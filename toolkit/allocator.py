@@ -5,6 +5,7 @@ import platform
 
 _MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _ALL = 2**31 - 1
+_MOST_OF_OLD = 32 << 20  # bytes: glibc before 2.35 refuses to keep larger pieces
 
 
 def keep_freed_memory() -> None:
@@ -16,5 +17,6 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
-    library.mallopt(_MALLOC_MMAP_THRESHOLD, _ALL)
-    library.mallopt(_MALLOC_TRIM_THRESHOLD, _ALL)
+    # Both of them, or none: one alone ends glibc's own adapting, and every tensor would be new memory again.
+    if library.mallopt(_MALLOC_MMAP_THRESHOLD, _ALL) or library.mallopt(_MALLOC_MMAP_THRESHOLD, _MOST_OF_OLD):
+        library.mallopt(_MALLOC_TRIM_THRESHOLD, _ALL)

@@ -1,7 +1,7 @@
 """Several processes that train one model: `torchrun --nproc_per_node 2 -m toolkit run recipe.yaml`.
 
 `accelerate launch --multi_gpu --num_processes 2` does the same (with `--cpu` it starts one process only). Each process
-holds the whole model: there is no FSDP.
+holds the whole model, on a GPU of its own where there are GPUs: there is no FSDP.
 
 The first process runs the recipe as if it were alone. The others help: they wait for the name of a stage, train along
 in it, write nothing, and wait again. Every process takes its share of each batch and adds its gradients to those of the
@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from toolkit.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,6 +30,7 @@ _PATIENCE = timedelta(days=30)  # helpers wait while the first process exports a
 _TEXT = 256  # bytes
 _BUCKET = 1 << 23  # numbers that are sent at once
 _LARGE = 1 << 17  # a tensor of so many numbers is sent as it is: to copy it costs more than to send one thing more
+_beside = 1  # processes of the group on this machine, as the launcher said
 
 
 class PartDone(Exception):
@@ -35,20 +38,62 @@ class PartDone(Exception):
 
 
 def connect() -> int:
-    """Joins the group that a launcher has made, once; this process's number in it, 0 where it is alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch
+    """Joins the group that a launcher has made, once; this process's number in it, 0 where it is alone.
 
-        backend = "gloo"
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            backend = "cpu:gloo,cuda:nccl"
-        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+    Raises:
+        UserError: Some processes have a GPU, and others have none.
+    """
+    global _beside
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        _see_one_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+        import torch
+        from torch.distributed.rendezvous import rendezvous
+
+        store, number, size = next(rendezvous("env://", timeout=_PATIENCE))
+        store.set_timeout(_PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if _all_have_a_gpu(store, number, size) else "gloo"
+        torch.distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_PATIENCE)
         # Its threads give tensors back to Python. One that does so while the interpreter closes aborts the process.
         atexit.register(torch.distributed.destroy_process_group)
     for name in (*_LAUNCHER, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
         os.environ.pop(name, None)
     return rank()
+
+
+def _see_one_gpu(number: int) -> None:
+    """Hides from this process all GPUs but one, the `number`-th of those that it may use.
+
+    The libraries take the first GPU that they see, whatever `torch.cuda.set_device` said before. The driver reads the
+    variable once, when it is first asked for anything, even for how many GPUs there are: so nothing is asked here.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = None if visible is None else [gpu.strip() for gpu in visible.split(",")]
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(number) if gpus is None else "".join(gpus[number : number + 1])
+
+
+def _all_have_a_gpu(store: Any, number: int, size: int) -> bool:
+    """Whether the processes train on GPUs.
+
+    They tell each other before there is a group: one of some that do and some that do not would wait for good.
+
+    Raises:
+        UserError: Some do, and some do not.
+    """
+    import torch
+
+    store.set(f"gpu/{number}", str(int(torch.cuda.is_available())))
+    without = [other for other in range(size) if store.get(f"gpu/{other}") == b"0"]
+    store.set(f"known/{number}", "")
+    if number == 0:  # the store may be its own: it must not leave before the others know
+        store.wait([f"known/{other}" for other in range(size)])
+    if 0 < len(without) < size:
+        raise UserError(
+            f"{len(without)} of {size} processes have no GPU of their own (number {without[0]} is the first)",
+            where="torchrun --nproc_per_node",
+            instead="on each machine as many processes as it has GPUs; with CUDA_VISIBLE_DEVICES= all train on CPUs",
+        )
+    return not without
 
 
 def _group() -> Any:
@@ -68,6 +113,11 @@ def processes() -> int:
     """How many there are."""
     group = _group()
     return int(group.get_world_size()) if group else 1
+
+
+def processes_here() -> int:
+    """How many of them share this machine's cores."""
+    return _beside
 
 
 def tell(text: str) -> None:

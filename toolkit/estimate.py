@@ -19,7 +19,16 @@ from toolkit.checkpoints import must_fit, positions
 from toolkit.measure import latency
 from toolkit.measure.memory import machine_memory
 from toolkit.pipeline import Step, plan
-from toolkit.recipe import Criterion, DistillationTrain, KDLossSettings, Optimizer, Recipe, Student, Train
+from toolkit.recipe import (
+    Criterion,
+    DistillationTrain,
+    IntermediateSettings,
+    KDLossSettings,
+    Optimizer,
+    Recipe,
+    Student,
+    Train,
+)
 
 if TYPE_CHECKING:
     from toolkit.measure.training_job import StepShape
@@ -125,9 +134,11 @@ class _Costs:
             remark = f"{source}: its size is not known before it is fetched, so neither are memory and time"
             count, exact = self._count(step, train)
             return Estimate(step, count, exact, None, "", None, None, remark)
-        cost = self._cost(shape)
+        cost, asking = self._cost(shape), 0.0
         if _teacher_of(step) is None:
             cost = cost.untaught()
+        elif self._keeps_answers(step):  # the teacher is gone when training begins
+            cost, asking = cost.untaught(), self._asking(step, cost)
         if train is None:
             return Estimate(
                 step, 0, True, self._aside(step, cost), _sign(self._amount(step)), None, self._disk(step, cost)
@@ -144,7 +155,7 @@ class _Costs:
             seconds, sign = count * own + rest, "="
         elif count is not None:
             each = cost.step_seconds(train.gradient_accumulation_steps)
-            seconds, sign = count * each + self._aside(step, cost), _sign(self._amount(step))
+            seconds, sign = count * each + asking + self._aside(step, cost), _sign(self._amount(step))
         remark = self._too_much(step, train, cost, need)
         return Estimate(step, count, exact, seconds, sign, need, self._disk(step, cost), remark)
 
@@ -220,6 +231,34 @@ class _Costs:
         each = train.batch_size * train.gradient_accumulation_steps
         return -(-amount.examples // each) * (train.epoch or 1), amount.exact
 
+    def _keeps_answers(self, step: Step) -> bool:
+        """Whether the teacher's logits are on disk when the step trains: `lessons.task_lesson` has them made."""
+        train = train_of(step)
+        if step.task is None or train is None or isinstance(_criterion(train).settings, IntermediateSettings):
+            return False
+        if self._answered_before(step) or train.steps is None:
+            return True
+        examples = self._amount(step).examples
+        seen = train.steps * train.batch_size * train.gradient_accumulation_steps
+        return examples is not None and seen >= examples
+
+    def _answered_before(self, step: Step) -> bool:
+        """Whether an earlier step leaves the same teacher's logits of the same task, in the same precision."""
+        before = (other for other in self.steps[: self.steps.index(step)] if other.task == step.task)
+        return any(
+            _teacher_of(other) is not None
+            and _teacher_bf16(other) == _teacher_bf16(step)
+            and self._keeps_answers(other)
+            for other in before
+        )
+
+    def _asking(self, step: Step, cost: "StepCost") -> float:
+        """Seconds that the teacher takes to answer all training examples; nothing where it has done so."""
+        train, examples = train_of(step), self._amount(step).examples
+        if train is None or examples is None or self._answered_before(step):
+            return 0.0
+        return examples / train.batch_size * cost.teacher_seconds
+
     def _aside(self, step: Step, cost: "StepCost") -> float:
         """Seconds besides training: starting, and passes over the measured splits."""
         stage, section = step.stage.name, step.sections[step.stage.name]
@@ -281,17 +320,33 @@ def _what_costs(train: Train, task: bool) -> DistillationTrain:
     """A training's settings without those that make no difference to the cost of a step, so that more are alike."""
     name, settings = next((n, s) for n, s in train.optimizer if s is not None)
     plain = settings.model_copy(update={"learning_rate": 1e-5, "weight_decay": 0.0})
-    criterion = getattr(train, "criterion", None)
-    if criterion is None or (task and isinstance(criterion.settings, KDLossSettings)):
+    criterion = _criterion(train)
+    if task and isinstance(criterion.settings, KDLossSettings):
         criterion = Criterion()
     return DistillationTrain(
         steps=1,
         batch_size=train.batch_size,
         precision=train.precision,
         teacher_precision=getattr(train, "teacher_precision", None),
+        compile=train.compile,
+        recompute=train.recompute,
         optimizer=Optimizer(**{name: plain}),
         criterion=criterion,
     )
+
+
+def _criterion(train: Train) -> Criterion:
+    return train.criterion if isinstance(train, DistillationTrain) else Criterion()
+
+
+def _teacher_bf16(step: Step) -> bool:
+    """Whether a taught step's teacher runs in bfloat16."""
+    from toolkit.precision import bf16
+
+    train = train_of(step)
+    assert train is not None, "what is taught trains"
+    said = train.teacher_precision if isinstance(train, DistillationTrain) else None
+    return bf16(train.model_copy(update={"precision": said or train.precision}))
 
 
 def _teacher_of(step: Step) -> Step | Artifact | None:

@@ -120,7 +120,7 @@ def must_know_words(tokenizer: "PreTrainedTokenizerFast") -> None:
 @lru_cache(maxsize=4)
 def _facts(tokenizer: "PreTrainedTokenizerFast") -> tuple[np.ndarray, int, int]:
     """Vocabulary id -> whether it is no special token; [MASK]'s id; the size. A tokenizer takes its time to answer."""
-    ordinary = np.ones(len(tokenizer), dtype=bool)
+    ordinary = np.ones(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # more than words where ids have gaps
     ordinary[tokenizer.all_special_ids] = False
     assert isinstance(tokenizer.mask_token_id, int)
     return ordinary, tokenizer.mask_token_id, tokenizer.vocab_size

@@ -24,6 +24,7 @@ from toolkit.distillation import Batch, LossTerms
 from toolkit.errors import UserError
 from toolkit.heads import TEACHER, batch_of
 from toolkit.masking import KD_POSITIONS, mask_tokens, masked_count, pad_masked, sample_positions, sampled_count
+from toolkit.measure import system
 from toolkit.pairs import PairSequences
 from toolkit.precision import bf16
 from toolkit.recipe import AdamSettings, Corpus, Positions, Sample, SGDSettings, Train
@@ -35,6 +36,7 @@ from toolkit.training_hooks import Hooks, last_whole
 
 _MODEL = "model.safetensors"
 _NUMBER = "number"  # of an example
+_MOST_LOADERS = 8  # each keeps two batches ready
 
 
 def seed_everything(seed: int) -> None:
@@ -234,7 +236,7 @@ def fit(
     )
     context.progress.start(data.steps)
     started, first = time.monotonic(), hooks.last_step
-    with _compiled(model if section.compile else None), recomputed(model if section.recompute else None):
+    with compiled(model if section.compile else None), recomputed(model if section.recompute else None):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if rank:
         raise distributed.PartDone
@@ -243,7 +245,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _compiled(model: Any) -> Iterator[None]:
+def compiled(model: Any) -> Iterator[None]:
     """The encoder runs as what torch.compile makes of it; heads and losses, whose sizes change, as they are."""
     if model is None:
         yield
@@ -299,8 +301,15 @@ def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingA
 
 
 def _loaders() -> int:
-    """Processes that make batches while a GPU computes; next to a step on a CPU a batch takes no time."""
-    return 2 if device().type == "cuda" else 0
+    """Processes that make batches while a GPU computes; next to a step on a CPU a batch takes no time.
+
+    A batch of 512 x 128 tokens takes about 0.15 s of a core, which a fast GPU would wait for. They have this process's
+    share of the cores, less the one that gives the GPU its work.
+    """
+    if device().type != "cuda":
+        return 0
+    share = system.cores() // distributed.processes_here()
+    return max(1, min(_MOST_LOADERS, share - 1))
 
 
 def optimizer_class(section: Train) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -1,11 +1,15 @@
 """What is freed stays with the process."""
 
+import ctypes
 import platform
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from toolkit.allocator import keep_freed_memory
 
 _TOUCH = """
 import resource
@@ -29,3 +33,23 @@ def test_a_tensor_as_large_as_one_that_was_freed_costs_no_new_pages():
     pages = 5 * 4 * 12_000_000 // resource.getpagesize()
     assert faults("from toolkit.allocator import keep_freed_memory; keep_freed_memory()") < pages / 20
     assert faults("") > pages / 20  # or there would be nothing to gain
+
+
+@pytest.mark.parametrize(
+    ("largest", "kept"),
+    [(2**31 - 1, {-3: 2**31 - 1, -1: 2**31 - 1}), (32 << 20, {-3: 32 << 20, -1: 2**31 - 1}), (0, {})],
+    ids=["now", "before 2.35", "refuses"],
+)
+def test_a_library_that_refuses_large_pieces_is_not_left_with_the_smallest(monkeypatch, largest, kept):
+    options: dict[int, int] = {}
+
+    def mallopt(option: int, value: int) -> int:
+        if option == -3 and value > largest:
+            return 0
+        options[option] = value
+        return 1
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert options == kept

@@ -4,6 +4,7 @@ import lzma
 
 import numpy as np
 import pytest
+from transformers import BertTokenizer
 
 from toolkit import corpus, masking, models, pipeline, tasks
 from toolkit.errors import UserError
@@ -233,6 +234,13 @@ def test_a_short_sequence_has_one_token_masked_and_an_empty_one_none(tokenizer):
     rng = np.random.default_rng(0)
     assert masking.mask_tokens(np.array([cls, 120, sep]), rng, tokenizer, 0.15)["labels"].tolist() == [-100, 120, -100]
     assert set(masking.mask_tokens(np.array([cls, unknown, sep]), rng, tokenizer, 0.15)["labels"]) == {-100}
+
+
+def test_words_are_masked_where_ids_have_gaps():
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "old": 9, "new": 300}
+    tokenizer = BertTokenizer(vocab=words)
+    masked = masking.mask_tokens(np.array([2, 300, 300, 300, 3]), np.random.default_rng(0), tokenizer, 0.3)
+    assert sorted(masked["labels"]) == [-100, -100, -100, -100, 300]
 
 
 def test_padding_of_masked_sequences_carries_no_loss_and_no_attention():

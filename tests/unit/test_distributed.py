@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,7 +86,7 @@ def of_two(rank: int, port: int, folder: str) -> None:
     assert distributed.connect() == rank
     assert "RANK" not in os.environ, "the libraries must not know"
     assert distributed.connect() == distributed.rank() == rank
-    assert distributed.processes() == 2
+    assert distributed.processes() == distributed.processes_here() == 2
 
     values = [torch.full((3, 2), rank + 1.0), torch.tensor(10.0 * (rank + 1)), torch.zeros(0)]
     distributed.add_up(values)
@@ -140,3 +141,67 @@ def test_a_process_leaves_the_group_before_the_interpreter_closes_down(port):
     ]
     assert [process.communicate(timeout=120)[0].split() for process in both] == [[b"True", b"False"]] * 2
     assert [process.returncode for process in both] == [0, 0]
+
+
+def pretend(gpus: list[str]) -> None:
+    """A machine with these GPUs, of which CUDA shows what CUDA_VISIBLE_DEVICES says when it is first asked."""
+    seen: list[str] = []
+
+    def visible() -> list[str]:
+        if not seen:
+            wanted = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(gpus)).split(",")
+            seen.append(",".join(gpu for gpu in wanted if gpu in gpus))
+        return [gpu for gpu in seen[0].split(",") if gpu]
+
+    torch.cuda.is_available = lambda: bool(visible())
+    torch.cuda.device_count = lambda: len(visible())
+    torch.cuda.is_bf16_supported = lambda *_, **__: True
+    current = [0]
+    torch.cuda.set_device = lambda device: current.append(
+        device if isinstance(device, int) else torch.device(device).index or 0
+    )
+    torch.cuda.gpu_of = lambda device: visible()[current[-1] if device.index is None else device.index]
+    torch.distributed.init_process_group = lambda *_, **__: None  # there is no NCCL without a GPU
+    distributed.atexit.register = lambda *_: None
+
+
+def of_two_gpus(rank: int, port: int, folder: str) -> None:
+    """Where the Trainer and we put things in each of two processes; run by the test below."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "3,1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pretend(["0", "1", "2", "3"])
+    distributed.connect()
+    ours = training.device()
+    arguments = training._arguments(Train(steps=1), 1, Path(folder), 0)
+    used = [torch.cuda.gpu_of(device) for device in (ours, arguments.device, training.device())]
+    assert used == [["3", "1"][rank]] * 3
+
+
+def test_each_process_trains_on_a_gpu_of_its_own(port, tmp_path):
+    torch.multiprocessing.spawn(of_two_gpus, (port, str(tmp_path)), nprocs=2)
+
+
+@pytest.mark.parametrize(
+    ("visible", "of_both"),
+    [(None, ["0", "1"]), ("5, 3", ["5", "3"]), ("GPU-b,GPU-a", ["GPU-b", "GPU-a"]), ("6", ["6", ""]), ("", ["", ""])],
+)
+def test_a_process_may_use_one_of_the_gpus_that_its_launcher_may(monkeypatch, visible, of_both):
+    for number, expected in enumerate(of_both):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        distributed._see_one_gpu(number)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def of_one_gpu(rank: int, port: int) -> None:
+    """Two processes on a machine with one GPU; run by the test below."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pretend(["0"])
+    with pytest.raises(UserError, match=r"1 of 2 processes have no GPU of their own .number 1"):
+        distributed.connect()
+
+
+def test_more_processes_than_gpus_are_told_in_each_of_them_and_none_waits(port):
+    torch.multiprocessing.spawn(of_one_gpu, (port,), nprocs=2)

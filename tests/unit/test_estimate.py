@@ -80,7 +80,50 @@ def test_a_step_costs_its_passes_and_one_update_and_a_taught_one_the_teacher_too
     assert rows["student"].seconds == pytest.approx(20 * (2 * (0.5 + 0.25) + 0.125) + start)
     assert rows["teacher"].seconds == pytest.approx(10 * (2 * 0.5 + 0.125) + start)
     assert rows["toy/task_teacher"].memory == pytest.approx((2 + 0.25 + 32 * 0.25 + 1) * GIGA)
+    assert rows["student"].memory == pytest.approx((2 + 0.5 + 0.25 + 32 * 0.25 + 1) * GIGA)
+
+
+def test_a_tasks_teacher_is_asked_once_about_each_example_and_is_gone_when_training_begins(values, tmp_path):
+    rows, _ = planned(values, tmp_path)
+    steps, asked, over_dev = 2 * 14, 432 / 32 * 0.25, 120 * 0.32 / 32
+    assert rows["toy/transfer"].seconds == pytest.approx(steps * (0.5 + 0.125) + asked + over_dev + 5.0)
+    assert rows["toy/transfer"].memory == rows["toy/task_teacher"].memory
+    over_tune = 48 * 0.32 / 32
+    assert rows["toy/quantize"].seconds == pytest.approx(5 * (0.5 + 0.125) + over_dev + 2 * over_tune + 20.0)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"steps": 5},
+        {"epoch": 2, "criterion": {"IntermediateLayersKnowledgeDistillationLoss": {"layer_mappings": [["a", "a"]]}}},
+    ],
+    ids=["sees some examples only", "compares layers"],
+)
+def test_a_tasks_teacher_is_asked_at_each_step_where_its_logits_are_not_kept(values, tmp_path, train):
+    values["transfer"]["distillation"]["train"] = train
+    rows, _ = planned(values, tmp_path)
+    steps, over_dev = train.get("steps", 2 * 14), 120 * 0.32 / 32
+    assert rows["toy/transfer"].seconds == pytest.approx(steps * (0.5 + 0.25 + 0.125) + over_dev + 5.0)
     assert rows["toy/transfer"].memory - rows["toy/task_teacher"].memory == pytest.approx(0.5 * GIGA)
+
+
+def test_logits_of_a_teacher_in_another_precision_are_asked_for_again(values, tmp_path):
+    before = planned(values, tmp_path)[0]["toy/quantize"].seconds
+    values["quantize"]["distillation"]["train"] = {"epoch": 1, "teacher_precision": "bf16"}
+    after = planned(values, tmp_path)[0]["toy/quantize"].seconds
+    assert after - before == pytest.approx((14 - 5) * (0.5 + 0.125) + 432 / 32 * 0.25)
+
+
+def test_what_is_measured_recomputes_and_compiles_as_the_training_will(values, tmp_path):
+    values["student"]["distillation"]["train"]["recompute"] = True
+    values["teacher"]["train"]["compile"] = True
+    _, measured = planned(values, tmp_path)
+    assert [(s.train.compile, s.train.recompute) for s in measured.shapes[:3]] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
 
 
 def test_epochs_become_the_steps_that_the_run_takes(values, tmp_path):
@@ -299,6 +342,39 @@ def test_two_layers_tell_the_size_and_memory_of_five(tiny_bert, changes):
     assert cost.fixed_bytes + 4 * cost.example_bytes == pytest.approx(whole.kept_bytes(4), rel=0.02)
     assert cost.teacher_seconds > 0
     assert cost.untaught().step_seconds(1) < cost.step_seconds(1) < cost.step_seconds(2)
+
+
+def test_layers_that_run_again_are_measured_with_less_memory_for_the_same_weights(tiny_bert):
+    from toolkit.measure import training_step
+    from toolkit.recipe import DistillationTrain
+
+    again = DistillationTrain(steps=1, batch_size=4, recompute=True)
+    plain, other = (training_step.measure(s, 0.1) for s in (shape(tiny_bert, 5), shape(tiny_bert, 5, train=again)))
+    assert other.example_bytes < 0.5 * plain.example_bytes
+    assert (other.parameters, other.state_bytes) == (plain.parameters, plain.state_bytes)
+
+
+def test_the_encoder_of_a_measured_step_is_compiled_and_that_of_an_evaluation_is_not(tiny_bert, monkeypatch):
+    from torch import nn
+
+    from toolkit.measure import training_job
+    from toolkit.recipe import DistillationTrain
+
+    calls = []
+
+    def compiled(module: nn.Module) -> None:
+        def call(*inputs: Any, **named: Any) -> Any:
+            calls.append(type(module).__name__)
+            return module._call_impl(*inputs, **named)
+
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    job = training_job.Job(shape(tiny_bert, 1, train=DistillationTrain(steps=1, compile=True)), 1)
+    job.step(2)
+    assert calls == ["BertModel"], "the student's, not its teacher's"
+    job.forward(2)
+    assert len(calls) == 1
 
 
 def test_quantized_steps_are_measured_with_fake_quantization(tiny_bert):

@@ -57,6 +57,15 @@ def test_extras_are_those_of_setup_cfg():
     assert {"torch", "transformers", "datasets", "accelerate"} <= always
 
 
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_nothing_older_than_the_version_that_was_tested_is_left_as_it_is(name):
+    setup = configparser.ConfigParser()
+    setup.read(Path(libraries.__file__).parents[1] / "setup.cfg")
+    wanted = [line for line in setup["options"]["install_requires"].splitlines() if line.startswith(name)]
+    tested = checking.pinned_versions()[name].rpartition(".")[0]
+    assert wanted == [f"{name} >= {tested}"]
+
+
 def test_a_library_that_is_not_there_is_told_with_the_extra_that_brings_it(monkeypatch):
     libraries.must_be_there("student", student("inc"))
     monkeypatch.setitem(sys.modules, "six", None)

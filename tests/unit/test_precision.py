@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from toolkit import corpus, models, precision, training
-from toolkit.artifacts import Context
+from toolkit import corpus, distributed, models, precision, training
+from toolkit.artifacts import Context, Silent
 from toolkit.distillation import MlmLoss, Teacher
 from toolkit.errors import UserError
+from toolkit.measure import system
 from toolkit.recipe import Corpus, DistillationTrain, KDLossSettings, Pruning, Train
 from toolkit.recipe.load import parse_recipe
 from toolkit.sparsity.sparsifier import make_sparsifier
@@ -54,7 +55,7 @@ def test_fake_quantization_is_not_trained_in_whatever_the_machine_prefers():
         parse_recipe(text, "text")
 
 
-def trained(tiny_bert, text, folder, **settings):
+def trained(tiny_bert, text, folder, progress=None, **settings):
     """A tiny student pruned and taught for a few steps: its curve, weights and mask."""
     training.seed_everything(3)
     tokenizer = models.load_tokenizer(tiny_bert)
@@ -66,7 +67,8 @@ def trained(tiny_bert, text, folder, **settings):
     sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
     loss = MlmLoss(models.mlm_head, Teacher(teacher, None, precision.teacher_bf16(train)), KDLossSettings())
     data = training.mlm_data(text, tokenizer, section, "masked", train, seed=3)
-    fitted = training.fit(student, data, train, loss, Context(folder, folder / "work", 0), sparsifier=sparsifier)
+    context = Context(folder, folder / "work", 0, progress=progress or Silent())
+    fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier)
     return fitted, student.state_dict(), sparsifier.mask
 
 
@@ -112,9 +114,46 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(tiny_bert, text, tmp_p
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
-def test_batches_made_by_other_processes_give_the_same_weights_bit_by_bit(tiny_bert, text, tmp_path, monkeypatch):
+class Killed(Silent):
+    """Ends the training at a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def update(self, step: int, **figures: float) -> None:
+        if step == self._step:
+            raise KeyboardInterrupt
+
+
+class Said(Silent):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_batches_made_by_other_processes_give_the_same_weights_bit_by_bit_after_a_kill_too(
+    tiny_bert, text, tmp_path, monkeypatch
+):
     fitted, weights, _ = trained(tiny_bert, text, tmp_path / "here")
     monkeypatch.setattr(training, "_loaders", lambda: 2)
-    other, same, _ = trained(tiny_bert, text, tmp_path / "there")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tiny_bert, text, tmp_path / "there", Killed(5), checkpoint_every=3)
+    other, same, _ = trained(tiny_bert, text, tmp_path / "there", (said := Said()), checkpoint_every=3)
+    assert said.texts == ["goes on from step 3"]
     assert fitted.history == other.history
     assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cores", "beside", "expected"),
+    [(False, 32, 1, 0), (True, 32, 1, 8), (True, 32, 8, 3), (True, 6, 1, 5), (True, 8, 8, 1), (True, 1, 1, 1)],
+)
+def test_loaders_take_the_cores_that_a_process_has_beside_its_gpu(hardware, monkeypatch, gpu, cores, beside, expected):
+    hardware(gpu, False)
+    monkeypatch.setattr(system, "cores", lambda: cores)
+    monkeypatch.setattr(distributed, "processes_here", lambda: beside)
+    assert training._loaders() == expected

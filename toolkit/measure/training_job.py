@@ -112,8 +112,12 @@ class Job:
         batch = self._batch(count, self._shape.length, self._device)
         if self._teacher:
             self._teacher.seconds = 0.0
+        train, model = self._shape.train, self._model
         start = now()
-        with training.recomputed(self._model if self._shape.train.recompute else None):
+        with (
+            training.compiled(model if train.compile else None),
+            training.recomputed(model if train.recompute else None),
+        ):
             self._forward(batch).backward()
         passed = now()
         nn.utils.clip_grad_norm_(self._model.parameters(), self._shape.train.max_grad_norm)

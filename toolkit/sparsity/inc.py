@@ -59,6 +59,7 @@ class Pruner(GradualPruner):
         if not self._by_gradient():
             super().before_optimizer_step()
             return
+        self._bring_scores()
         criterion = self._inc.criterion
         # Of single weights: INC keeps those of blocks, which are the means of their weights'.
         pattern, criterion.pattern = criterion.pattern, None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.sparsifier import GradualPruner
 
 
@@ -50,7 +51,9 @@ class Pruner(GradualPruner):
             # NNCF prunes int((size - 1) * ratio) + 1 weights: the ratio in the middle of those that give `count`.
             update_pruning_ratio(wrapped, self._mode(), min(1.0, (count - 0.5) / (size - 1)))
             masks = get_pruned_modules(wrapped)
-            kept |= self._exactly(count, {n: masks[f"weights.{i}"].binary_mask.bool() for i, n in enumerate(names)})
+            found = {n: masks[f"weights.{i}"].binary_mask.bool() for i, n in enumerate(names)}
+            # NNCF's masks stay where the weights were when it wrapped them; the model may be on a GPU since.
+            kept |= self._exactly(count, dict(SparsityMask(found).beside(self._parameters).tensors))
         return kept
 
     def _exactly(self, count: int, kept: dict[str, Tensor]) -> dict[str, Tensor]:

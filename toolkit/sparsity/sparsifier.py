@@ -104,7 +104,7 @@ class GradualPruner:
             return False
         assert self._scores or not self._by_gradient(), "`attach` lets no such schedule pass"
         self.mask = self.mask.beside(self._parameters)
-        self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
+        self._bring_scores()
         self.mask = SparsityMask(self.choose(sparsity))
         self.after_optimizer_step()
         return True
@@ -113,6 +113,7 @@ class GradualPruner:
     def before_optimizer_step(self) -> None:
         """Scores: |g|, |w g| (Lee et al., 2019, SNIP) or a running sum of the latter; or group lasso's penalty."""
         kind = self.section.prune_type
+        self._bring_scores()
         for name, parameter in self._parameters.items():
             if self._by_gradient():
                 assert parameter.grad is not None, name
@@ -137,6 +138,10 @@ class GradualPruner:
         self.mask = SparsityMask.from_bits({name: state[name].cpu().numpy() for name in shapes}, shapes)
         self._scores = {n: state[f"{_SCORE}{n}"] for n in self._parameters if f"{_SCORE}{n}" in state}
         self.after_optimizer_step()
+
+    def _bring_scores(self) -> None:
+        """To where the weights are: those of a checkpoint come on the CPU, before the model is on its GPU."""
+        self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
 
     def _by_gradient(self) -> bool:
         return matching.by_gradient(self.section)

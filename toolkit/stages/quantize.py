@@ -155,7 +155,7 @@ class _Trials:
         training.seed_everything(self._context.seed)
         section = self._sections.quantize.quantization
         batches = nncf.calibration_batches(self._collate, self.task.train, section.calibration.sampling_size)
-        return nncf.quantized(self.plain, batches, section)
+        return nncf.quantized(self.plain.cpu(), batches, section)  # scoring it may have moved it to a GPU
 
     def _fit(self, model: Any, context: Context, steps: int | None) -> dict[str, Any]:
         """Trains with the pattern locked; nothing where the approach does not train."""

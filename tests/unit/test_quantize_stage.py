@@ -1,0 +1,38 @@
+"""Where models lie while the stage makes and judges them, tried without a GPU."""
+
+from types import SimpleNamespace
+
+import torch
+
+from toolkit import evaluation
+from toolkit.quantization import nncf
+from toolkit.recipe.quantization import Quantization
+from toolkit.stages import quantize
+
+
+class Placed(torch.nn.Linear):
+    """Knows where it was moved to, though every machine can hold it."""
+
+    place = "cpu"
+
+    def to(self, device, *_, **__):
+        self.place = torch.device(device).type
+        return self
+
+    def cpu(self):
+        return self.to("cpu")
+
+
+def test_a_model_that_was_scored_on_a_gpu_is_quantized_beside_its_batches(monkeypatch):
+    trials = object.__new__(quantize._Trials)
+    trials.plain = Placed(2, 2)
+    trials.tokenizer = SimpleNamespace(pad_token_id=0)
+    trials.task = SimpleNamespace(tune=None, train=None, tuning_score=lambda logits: 0.5)
+    trials._sections = SimpleNamespace(quantize=SimpleNamespace(quantization=Quantization()))
+    trials._context = SimpleNamespace(seed=0)
+    monkeypatch.setattr(evaluation, "predict", lambda model, *_: model.to("cuda"))
+    monkeypatch.setattr(nncf, "calibration_batches", lambda *_: [])
+    monkeypatch.setattr(nncf, "quantized", lambda model, *_: model.place)
+    assert trials._score(trials.plain) == 0.5
+    assert trials.plain.place == "cuda"
+    assert trials._quantized() == "cpu", "calibration batches are made on the CPU"
