@@ -12,13 +12,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import amounts, libraries, sources
+from toolkit import amounts, libraries
 from toolkit.amounts import Amount
 from toolkit.artifacts import Artifact, Manifest, read_manifest
 from toolkit.checkpoints import must_fit, positions
 from toolkit.measure import latency
 from toolkit.measure.memory import machine_memory
 from toolkit.pipeline import Step, plan
+from toolkit.planned import (
+    config_of,
+    criterion_of,
+    root_of,
+    steps_alike,
+    teacher_bf16_of,
+    teacher_of,
+    tokenizer_of,
+    train_of,
+)
 from toolkit.recipe import (
     Criterion,
     DistillationTrain,
@@ -26,7 +36,6 @@ from toolkit.recipe import (
     KDLossSettings,
     Optimizer,
     Recipe,
-    Student,
     Train,
 )
 
@@ -100,12 +109,6 @@ def estimate(
     return [_finished(step, step.manifest) if step.manifest else costs.of(step) for step in steps]
 
 
-def train_of(step: Step) -> Train | None:
-    """How a stage trains; None: it does not."""
-    section = step.sections.get(step.stage.name)
-    return section.distillation.train if isinstance(section, Student) else getattr(section, "train", None)
-
-
 def _finished(step: Step, manifest: Manifest) -> Estimate:
     disk = float(sum(f.stat().st_size for f in step.folder.rglob("*") if f.is_file()))
     return Estimate(step, int(manifest.metrics.get("steps", 0)), True, manifest.seconds, "=", None, disk)
@@ -130,12 +133,12 @@ class _Costs:
             remark = f"{step.label}: {lacks[0]} is not installed, so memory and time are not known; {lacks[1]}"
             return Estimate(step, count, exact, None, "", None, None, remark)
         if shape is None:
-            source = str(_root(step).path)
+            source = str(root_of(step).path)
             remark = f"{source}: its size is not known before it is fetched, so neither are memory and time"
             count, exact = self._count(step, train)
             return Estimate(step, count, exact, None, "", None, None, remark)
         cost, asking = self._cost(shape), 0.0
-        if _teacher_of(step) is None:
+        if teacher_of(step) is None:
             cost = cost.untaught()
         elif self._keeps_answers(step):  # the teacher is gone when training begins
             cost, asking = cost.untaught(), self._asking(step, cost)
@@ -149,7 +152,7 @@ class _Costs:
             need += 4 * cost.parameters
         before = read_manifest(step.folder)
         seconds, sign = None, ""
-        if count is not None and before is not None and _alike(before, step, train):
+        if count is not None and before is not None and steps_alike(before, step, train):
             own = float(before.metrics["seconds_per_step"])
             rest = max(0.0, before.seconds - own * float(before.metrics["steps"]))
             seconds, sign = count * own + rest, "="
@@ -163,10 +166,10 @@ class _Costs:
         """Of a stage that does not train: that of the task's evaluation. None: a model's size is not known."""
         from toolkit.measure.training_job import StepShape
 
-        config, train = _config(_root(step)), train_of(step)
+        config, train = config_of(root_of(step)), train_of(step)
         section = step.sections[step.stage.name]
-        teaching = _teacher_of(step)
-        teacher = _config(_root(teaching)) if teaching else None
+        teaching = teacher_of(step)
+        teacher = config_of(root_of(teaching)) if teaching else None
         if config is None or (teaching and teacher is None):
             return None
         amount = self._amount(step)
@@ -208,12 +211,12 @@ class _Costs:
 
     def _amount(self, step: Step) -> Amount:
         """What the step reads; each task and corpus is read once."""
-        root, train = _root(step), train_of(step)
+        root, train = root_of(step), train_of(step)
         task = step.sections.get("task")
         count = train is not None and train.steps is None
         key = (str(root.path), step.task, task is None and count)
         if key not in self.read:
-            tokenizer = _tokenizer(root)
+            tokenizer = tokenizer_of(root)
             if task is not None:
                 self.read[key] = amounts.of_task(task, tokenizer)
             else:
@@ -234,7 +237,7 @@ class _Costs:
     def _keeps_answers(self, step: Step) -> bool:
         """Whether the teacher's logits are on disk when the step trains: `lessons.task_lesson` has them made."""
         train = train_of(step)
-        if step.task is None or train is None or isinstance(_criterion(train).settings, IntermediateSettings):
+        if step.task is None or train is None or isinstance(criterion_of(train).settings, IntermediateSettings):
             return False
         if self._answered_before(step) or train.steps is None:
             return True
@@ -246,8 +249,8 @@ class _Costs:
         """Whether an earlier step leaves the same teacher's logits of the same task, in the same precision."""
         before = (other for other in self.steps[: self.steps.index(step)] if other.task == step.task)
         return any(
-            _teacher_of(other) is not None
-            and _teacher_bf16(other) == _teacher_bf16(step)
+            teacher_of(other) is not None
+            and teacher_bf16_of(other) == teacher_bf16_of(step)
             and self._keeps_answers(other)
             for other in before
         )
@@ -320,7 +323,7 @@ def _what_costs(train: Train, task: bool) -> DistillationTrain:
     """A training's settings without those that make no difference to the cost of a step, so that more are alike."""
     name, settings = next((n, s) for n, s in train.optimizer if s is not None)
     plain = settings.model_copy(update={"learning_rate": 1e-5, "weight_decay": 0.0})
-    criterion = _criterion(train)
+    criterion = criterion_of(train)
     if task and isinstance(criterion.settings, KDLossSettings):
         criterion = Criterion()
     return DistillationTrain(
@@ -333,72 +336,6 @@ def _what_costs(train: Train, task: bool) -> DistillationTrain:
         optimizer=Optimizer(**{name: plain}),
         criterion=criterion,
     )
-
-
-def _criterion(train: Train) -> Criterion:
-    return train.criterion if isinstance(train, DistillationTrain) else Criterion()
-
-
-def _teacher_bf16(step: Step) -> bool:
-    """Whether a taught step's teacher runs in bfloat16."""
-    from toolkit.precision import bf16
-
-    train = train_of(step)
-    assert train is not None, "what is taught trains"
-    said = train.teacher_precision if isinstance(train, DistillationTrain) else None
-    return bf16(train.model_copy(update={"precision": said or train.precision}))
-
-
-def _teacher_of(step: Step) -> Step | Artifact | None:
-    """What teaches a step's model, where it is taught."""
-    if step.stage.name == "student":
-        return step.inputs["teacher"]
-    section = step.sections[step.stage.name]
-    return step.inputs["task_teacher"] if getattr(section, "distillation", None) else None
-
-
-def _root(made: Step | Artifact) -> Artifact:
-    """The checkpoint that a step's model was first loaded from."""
-    while isinstance(made, Step):
-        made = next(iter(made.inputs.values()))  # what the stage goes on with
-    return made
-
-
-def _config(artifact: Artifact) -> str | None:
-    """Its `config.json`, or what is known of a model on the hub."""
-    config = sources.config_at_hand(str(artifact.path))
-    return json.dumps(config) if config else None
-
-
-def _tokenizer(artifact: Artifact) -> Any:
-    """None where the checkpoint is not at hand."""
-    if sources.model_at_hand(str(artifact.path)) is None:
-        return None
-    from toolkit import models
-
-    return models.load_tokenizer(artifact.path)
-
-
-def _alike(before: Manifest, step: Step, train: Train) -> bool:
-    """Whether an earlier run of the stage took steps like these."""
-    if not before.metrics.get("seconds_per_step"):
-        return False
-    now = step.sections.get("task") or step.sections["corpus"]
-    then = before.config.get("task") or before.config.get("corpus") or {}
-    keys = ("batch_size", "gradient_accumulation_steps", "precision")
-    return then.get("max_seq_length") == now.max_seq_length and _find(before.config, keys) == [
-        getattr(train, key) for key in keys
-    ]
-
-
-def _find(config: dict[str, Any], keys: tuple[str, ...]) -> list[Any] | None:
-    """The values of a manifest's `train` section, wherever in its stage's section it lies."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            found = [value.get(k) for k in keys] if name == "train" else _find(value, keys)
-            if found is not None:
-                return found
-    return None
 
 
 def _sign(amount: Amount) -> str:

@@ -10,6 +10,7 @@ import pytest
 from toolkit import amounts, estimate, pipeline, sections
 from toolkit.artifacts import Artifact, Manifest, write_manifest
 from toolkit.errors import UserError
+from toolkit.measure import system
 from toolkit.measure.training_step import StepCost
 from toolkit.plan_table import plan_table
 from toolkit.recipe import Recipe, Task
@@ -185,7 +186,7 @@ def test_what_fits_with_no_batch_says_so(values, tmp_path):
     assert "another machine" in rows["student"].remark
 
 
-def record(step: pipeline.Step, key: str, config: dict[str, Any]) -> None:
+def record(step: pipeline.Step, key: str, config: dict[str, Any], cpu: str = "", **metrics: Any) -> None:
     step.folder.mkdir(parents=True)
     manifest = Manifest(
         stage=step.stage.name,
@@ -194,7 +195,8 @@ def record(step: pipeline.Step, key: str, config: dict[str, Any]) -> None:
         inputs={},
         seed=1,
         artifact=Artifact(kind="dense", path=Path(), sha256="0"),
-        metrics={"steps": 4, "seconds_per_step": 3.0},
+        metrics={"steps": 4, "seconds_per_step": 3.0} | metrics,
+        machine={"cpu": cpu or system.machine()["cpu"]},
         started="2026-01-01T00:00:00+00:00",
         seconds=19.0,
     )
@@ -210,6 +212,15 @@ def test_a_stage_that_ran_before_with_the_same_batches_keeps_its_own_seconds(val
     row = planned(values, tmp_path)[0]["teacher"]
     assert row.source == ("=" if seconds else "~")
     assert row.seconds == pytest.approx(seconds or 10 * (2 * 0.5 + 0.125) + 5.0)
+
+
+@pytest.mark.parametrize("other", [{"cpu": "another"}, {"bf16": True}])
+def test_a_run_on_another_cpu_or_in_other_arithmetic_says_nothing_of_this_one(values, tmp_path, other):
+    step = pipeline.plan(Recipe.model_validate(values), tmp_path)[0]
+    config = {name: sections.plain(name, section) for name, section in step.sections.items()}
+    config["teacher"]["train"] |= {"steps": 4}
+    record(step, "another key", config, **other)
+    assert planned(values, tmp_path)[0]["teacher"].source == "~"
 
 
 def test_a_finished_stage_is_not_measured_again(values, tmp_path):
