@@ -79,6 +79,17 @@ def test_the_recipes_that_the_commands_rely_on_are_shipped():
     assert {"quickstart.yaml", "template.yaml", "minilm/sst2_90.yaml"} <= {str(p.relative_to(CONFIGS)) for p in SHIPPED}
 
 
+def test_the_recipe_of_the_study_loads_with_the_overrides_that_its_table_names():
+    path = CONFIGS.parent / "benchmarks" / "levers.yaml"
+    for said in (
+        ["transfer.learning_rate=5e-4"],
+        ["student.initial_sparsity=0.7"],
+        ["pruning.end_step=1", "pruning.update_frequency_on_step=1"],
+        ["student.learning_rate_rewinding=false"],
+    ):
+        assert load_recipe(path, said) != load_recipe(path)
+
+
 PRUNES = [p for p in SHIPPED if not p.name.startswith("transfer_")]  # those start from a published sparse model
 
 
