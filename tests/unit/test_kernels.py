@@ -1,7 +1,6 @@
 """The sparse kernel: products against float64, the packed form, and what it says of damage."""
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -269,7 +268,6 @@ def test_sanitizers_find_nothing_in_random_products_and_damaged_blobs(checks: Pa
     assert "4000 damaged blobs did no harm" in result.stdout
 
 
-@pytest.mark.skipif(not shutil.which("nm"), reason="the symbols of object files are looked at with nm")
 def test_code_of_one_instruction_set_is_never_offered_to_the_linker_for_the_others(checks: Path) -> None:
     objects = sorted(checks.parent.rglob("kernel_*.o"))
     assert objects

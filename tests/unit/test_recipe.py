@@ -12,9 +12,6 @@ from toolkit.errors import UserError
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import dump_recipe, load_recipe, schema_json
 
-CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs"
-SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "inc")
-
 SMALL = """\
 name: small
 model: {source: some/model}
@@ -67,89 +64,6 @@ def line_of(path: Path, text: str) -> str:
 
 
 # --- what loads ---
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(CONFIGS)))
-def test_shipped_recipe_loads_and_dumps_to_an_equal_one(path, write):
-    recipe = load_recipe(path)
-    assert load_recipe(write(dump_recipe(recipe))) == recipe
-
-
-def test_the_recipes_that_the_commands_rely_on_are_shipped():
-    assert {"quickstart.yaml", "template.yaml", "minilm/sst2_90.yaml"} <= {str(p.relative_to(CONFIGS)) for p in SHIPPED}
-
-
-def test_the_recipe_of_the_study_loads_with_the_overrides_that_its_table_names():
-    path = CONFIGS.parent / "benchmarks" / "levers.yaml"
-    for said in (
-        ["transfer.learning_rate=5e-4"],
-        ["student.initial_sparsity=0.7"],
-        ["pruning.end_step=1", "pruning.update_frequency_on_step=1"],
-        ["student.learning_rate_rewinding=false"],
-    ):
-        assert load_recipe(path, said) != load_recipe(path)
-
-
-PRUNES = [p for p in SHIPPED if not p.name.startswith("transfer_")]  # those start from a published sparse model
-
-
-@pytest.mark.parametrize("path", PRUNES, ids=lambda p: str(p.relative_to(CONFIGS)))
-def test_shipped_recipe_prunes_within_its_steps(path):
-    student = load_recipe(path).student
-    schedule = student.pruning.approach.weight_compression.resolve()[0]
-    assert schedule.start_step < schedule.end_step < student.distillation.train.steps
-
-
-def test_overrides_that_the_shipped_recipes_suggest_work():
-    load_recipe(CONFIGS / "quickstart.yaml", ["student.steps=2000", "pruning.end_step=1000"])
-    suggested = ["student.steps=500", "pruning.end_step=250", "teacher.steps=200", "transfer.epoch=1"]
-    load_recipe(CONFIGS / "minilm/sst2_90.yaml", suggested)
-    load_recipe(CONFIGS / "template.yaml", ["pruning.target_sparsity=0.85", "student.steps=60000"])
-
-
-TWO_TASKS = SMALL.replace(
-    "tasks:",
-    "tasks:\n  own: {train: t.tsv, dev: d.tsv, transfer: {distillation: {train: {epoch: 2, batch_size: 8}}}}",
-)
-
-
-def test_an_override_of_a_stage_holds_for_tasks_with_a_section_of_their_own(write):
-    path = write(TWO_TASKS)
-    before = load_recipe(path)
-    assert before.section("transfer", "own").train.epoch == 2
-    recipe = load_recipe(path, ["transfer.steps=7"])
-    for task in ("own", "sst2"):
-        assert (recipe.section("transfer", task).train.steps, recipe.section("transfer", task).train.epoch) == (7, None)
-    assert recipe.section("transfer", "own").train.batch_size == 8, "what is not said of stays"
-    assert load_recipe(path, ["transfer=null"]).section("transfer", "own") is None
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("general", ["transfer.steps=7", "transfer.epoch=7", "transfer.distillation.train={steps: 7}"])
-def test_what_is_said_of_one_task_on_the_command_line_stays(write, first, general):
-    said = ["tasks.own.transfer.steps=3", general]
-    recipe = load_recipe(write(TWO_TASKS), said if first else said[::-1])
-    own, other = (recipe.section("transfer", task).train for task in ("own", "sst2"))
-    assert (own.steps, own.epoch) == (3, None)
-    assert 7 in (other.steps, other.epoch)
-
-
-def test_an_override_of_a_stage_wins_over_pruners_of_a_task(write):
-    pruners = (
-        "{approach: {weight_compression: {end_step: 5, pruners: [{prune_type: magnitude, target_sparsity: 0.5}]}}}"
-    )
-    path = write(TWO_TASKS.replace("transfer: {dist", f"transfer: {{pruning: {pruners}, dist"))
-    recipe = load_recipe(path, ["transfer.pruning.approach.weight_compression.target_sparsity=0.8"])
-    compression = recipe.section("transfer", "own").pruning.approach.weight_compression
-    assert [p.target_sparsity for p in compression.resolve()] == [0.8]
-
-
-def test_a_bad_override_is_told_once_and_at_the_override(write):
-    with pytest.raises(UserError) as caught:
-        load_recipe(write(TWO_TASKS), ["transfer.steps=many"])
-    assert str(caught.value).count("many'") == 2, "the override, and what is wrong with it"
-    assert "override 'transfer.steps=many'" in str(caught.value)
-    assert "2 mistakes" not in str(caught.value)
 
 
 def test_scientific_notation_without_a_point_is_a_number(write):

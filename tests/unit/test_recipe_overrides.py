@@ -141,3 +141,48 @@ def test_mistakes_in_the_file_come_before_those_in_overrides(write):
 def test_files_in_overrides_are_left_as_the_shell_has_them(write, tmp_path):
     (tmp_path / "train.tsv").write_text("x")
     assert load_recipe(write(SMALL), ["tasks.sst2.train=train.tsv"]).tasks["sst2"].train == "train.tsv"
+
+
+TWO_TASKS = SMALL.replace(
+    "tasks:",
+    "tasks:\n  own: {train: t.tsv, dev: d.tsv, transfer: {distillation: {train: {epoch: 2, batch_size: 8}}}}",
+)
+
+
+def test_an_override_of_a_stage_holds_for_tasks_with_a_section_of_their_own(write):
+    path = write(TWO_TASKS)
+    before = load_recipe(path)
+    assert before.section("transfer", "own").train.epoch == 2
+    recipe = load_recipe(path, ["transfer.steps=7"])
+    for task in ("own", "sst2"):
+        assert (recipe.section("transfer", task).train.steps, recipe.section("transfer", task).train.epoch) == (7, None)
+    assert recipe.section("transfer", "own").train.batch_size == 8, "what is not said of stays"
+    assert load_recipe(path, ["transfer=null"]).section("transfer", "own") is None
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("general", ["transfer.steps=7", "transfer.epoch=7", "transfer.distillation.train={steps: 7}"])
+def test_what_is_said_of_one_task_on_the_command_line_stays(write, first, general):
+    said = ["tasks.own.transfer.steps=3", general]
+    recipe = load_recipe(write(TWO_TASKS), said if first else said[::-1])
+    own, other = (recipe.section("transfer", task).train for task in ("own", "sst2"))
+    assert (own.steps, own.epoch) == (3, None)
+    assert 7 in (other.steps, other.epoch)
+
+
+def test_an_override_of_a_stage_wins_over_pruners_of_a_task(write):
+    pruners = (
+        "{approach: {weight_compression: {end_step: 5, pruners: [{prune_type: magnitude, target_sparsity: 0.5}]}}}"
+    )
+    path = write(TWO_TASKS.replace("transfer: {dist", f"transfer: {{pruning: {pruners}, dist"))
+    recipe = load_recipe(path, ["transfer.pruning.approach.weight_compression.target_sparsity=0.8"])
+    compression = recipe.section("transfer", "own").pruning.approach.weight_compression
+    assert [p.target_sparsity for p in compression.resolve()] == [0.8]
+
+
+def test_a_bad_override_is_told_once_and_at_the_override(write):
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(TWO_TASKS), ["transfer.steps=many"])
+    assert str(caught.value).count("many'") == 2, "the override, and what is wrong with it"
+    assert "override 'transfer.steps=many'" in str(caught.value)
+    assert "2 mistakes" not in str(caught.value)
