@@ -152,11 +152,16 @@ def json_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that later runs rely on: a kill leaves the old text or the new one, never an empty file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` atomically."""
-    temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_text(manifest.model_dump_json(indent=1))
-    temporary.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -190,7 +195,7 @@ def fresh_unless_same(partial: Path, key: str) -> Path:
     if not (marker.is_file() and marker.read_text() == json.dumps(key)):
         shutil.rmtree(partial, ignore_errors=True)
         work.mkdir(parents=True)
-        marker.write_text(json.dumps(key))
+        write_whole(marker, json.dumps(key))
     return work
 
 

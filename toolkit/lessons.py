@@ -17,7 +17,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from toolkit import distributed, evaluation, models, training
-from toolkit.artifacts import Artifact, Context, json_hash
+from toolkit.artifacts import Artifact, Context, json_hash, write_whole
 from toolkit.distillation import Batch, LossTerms, TaskLoss, Teacher, task_loss
 from toolkit.precision import bf16, teacher_bf16
 from toolkit.recipe import Distillation, IntermediateSettings
@@ -159,15 +159,8 @@ def _ask(
                 kept.put(int(index), row)
             if number % _FLUSH_EVERY == 0:
                 rows.flush()
-                _write(record, str(number))
+                write_whole(record, str(number))
     rows.flush()
-
-
-def _write(path: Path, text: str) -> None:
-    """A kill leaves the old text or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _fingerprint(examples: Split) -> str:

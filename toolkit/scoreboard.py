@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from toolkit.artifacts import Manifest, json_hash
+from toolkit.artifacts import Manifest, json_hash, write_whole
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe, Variant
 from toolkit.recipe.base import Fraction, Number, Section
@@ -211,7 +211,7 @@ def record(measurement: Measurement, folder: Path) -> Path:
     name = f"{measurement.start}-seed{measurement.seed}-{measurement.commit or 'unknown'}{other}.json"
     path = folder / measurement.row / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(measurement.model_dump(mode="json"), indent=1) + "\n")
+    write_whole(path, json.dumps(measurement.model_dump(mode="json"), indent=1) + "\n")
     return path
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from toolkit import distributed
-from toolkit.artifacts import Context
+from toolkit.artifacts import Context, write_whole
 from toolkit.distillation import LossTerms
 from toolkit.sparsity.sparsifier import Sparsifier
 
@@ -79,7 +79,7 @@ class Hooks(TrainerCallback):
         sums = {name: float(total) for name, total in self._sums.items()}
         whole = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
         whole["bf16"] = self.bf16
-        (folder / _WHOLE).write_text(json.dumps(whole))
+        write_whole(folder / _WHOLE, json.dumps(whole))
 
     def load(self, folder: Path) -> None:
         """Takes up where `on_save` wrote."""

@@ -1,11 +1,13 @@
 """What `fit` does around the Trainer's steps, tried on a tiny model that is pruned while it learns from its teacher."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from toolkit import corpus, distributed, models, training
-from toolkit.artifacts import Context, Silent
+from toolkit.artifacts import Context, Silent, write_whole
 from toolkit.distillation import MlmLoss, Teacher
 from toolkit.recipe import Corpus, Pruning, Train
 from toolkit.sparsity.sparsifier import make_sparsifier
@@ -51,3 +53,50 @@ def test_processes_agree_on_the_masks_once_for_each_update_of_them(lesson, monke
 def test_no_process_waits_for_others_where_there_are_none(lesson, monkeypatch):
     monkeypatch.setattr(distributed, "must_agree", lambda *_: pytest.fail("there is nobody to agree with"))
     lesson()
+
+
+class Killed(BaseException):
+    """What no code catches, as SIGKILL."""
+
+
+@pytest.fixture
+def killed_writing(monkeypatch):
+    """Kills the process, so to speak, when the text lies on the disk but the file has not got its name."""
+
+    def arm(wanted):
+        def replace(self, target):
+            if wanted(Path(target)):
+                raise Killed
+            return kept(self, target)
+
+        kept = Path.replace
+        monkeypatch.setattr(Path, "replace", replace)
+
+    yield arm
+    monkeypatch.undo()
+
+
+def test_a_kill_while_a_checkpoint_gets_its_last_file_costs_that_checkpoint_only(lesson, killed_writing, monkeypatch):
+    through = lesson(folder="through", checkpoint_every=4)
+    killed_writing(lambda path: path.name == "whole.json" and path.parent.name == "checkpoint-8")
+    with pytest.raises(Killed):
+        lesson(checkpoint_every=4)
+    monkeypatch.undo()
+    said, progress = [], Silent()
+    monkeypatch.setattr(progress, "say", said.append)
+    resumed = lesson(checkpoint_every=4, progress=progress)
+    assert said == ["checkpoint-8 was cut off; going back to the one before it", "goes on from step 4"]
+    assert resumed.fitted.history == through.fitted.history
+    for name, weight in resumed.model.state_dict().items():
+        assert torch.equal(weight, through.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_kill_while_a_file_is_written_leaves_what_was_there(tmp_path, killed_writing, before):
+    path = tmp_path / "record.json"
+    if before:
+        path.write_text(before)
+    killed_writing(lambda target: target == path)
+    with pytest.raises(Killed):
+        write_whole(path, "new")
+    assert (path.read_text() if path.is_file() else None) == before

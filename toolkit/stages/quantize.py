@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import tuning
-from toolkit.artifacts import Artifact, Context, StageResult
+from toolkit.artifacts import Artifact, Context, StageResult, write_whole
 from toolkit.errors import UserError
 from toolkit.recipe import Performance
 
@@ -120,7 +120,7 @@ class _Trials:
             met=promise.met(self._reference, score),
             seconds=round(time.monotonic() - started, 3),
         )
-        record.write_text(json.dumps(trial.as_dict()))
+        write_whole(record, json.dumps(trial.as_dict()))
         where = "8 bits everywhere" if not returned else f"{len(returned)} in FP32"
         verdict = "met" if trial.met else "missed"
         self._context.progress.say(f"trial {number}, {where}: {self.task.metrics[0]} {score:.4f}, {verdict}")
@@ -145,7 +145,7 @@ class _Trials:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         nncf.save(model, target)
-        (self.folder(number) / "fitted.json").write_text(json.dumps(fitted))
+        write_whole(self.folder(number) / "fitted.json", json.dumps(fitted))
         return number
 
     def _quantized(self) -> Any:
@@ -195,7 +195,7 @@ class _Trials:
             self._context.progress.say("measuring how sensitive each operation is")
             model = nncf.load(self.folder(0) / "model", self.fresh)
             batches = self._batches(self.task.tune, _SENSITIVITY_EXAMPLES, 32)
-            record.write_text(json.dumps(sensitivity.measure(model, batches, self._operations(model))))
+            write_whole(record, json.dumps(sensitivity.measure(model, batches, self._operations(model))))
         found: dict[str, float] = json.loads(record.read_text())
         return sorted(found, key=lambda name: -found[name])
 
