@@ -152,6 +152,19 @@ def test_relative_files_are_taken_from_beside_the_recipe_when_they_are_there(wri
     assert recipe.model.source == "some/model"
 
 
+@pytest.mark.parametrize("name", ["data/small", "./data/small", "../recipes/data/small"])
+def test_folder_in_place_of_a_hub_id_is_taken_from_beside_the_recipe(tmp_path, monkeypatch, name):
+    (tmp_path / "recipes" / "data" / "small").mkdir(parents=True)
+    (tmp_path / "data" / "small").mkdir(parents=True)  # another of that name, in the current directory
+    monkeypatch.chdir(tmp_path)
+    (path := tmp_path / "recipes" / "recipe.yaml").write_text(
+        SMALL.replace("train.tsv", f"hub:{name}::train[:80%]").replace("dev.tsv", "hub:nyu-mll/glue@1a:sst2:validation")
+    )
+    task = load_recipe(path).tasks["sst2"]
+    assert task.train == f"hub:{tmp_path}/recipes/data/small::train[:80%]"
+    assert task.dev == "hub:nyu-mll/glue@1a:sst2:validation"
+
+
 # --- what is refused ---
 
 
