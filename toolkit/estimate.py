@@ -275,9 +275,9 @@ class _Costs:
             return _QUANTIZE + over_dev + 2 * over_tune  # FP32 and 8 bits; a search takes more
         if stage == "export":  # torch, then the IR
             return self._variants(step) * (_EXPORT + 2 * over_dev)
-        if stage == "benchmark":
+        if stage == "benchmark":  # the export has asked the IRs for their answers
             timing, variants = section.evaluation.performance, self._variants(step.inputs["export"])
-            return variants * over_dev + latency.runs(variants, timing) * (timing.seconds + _BENCHMARK_APP)
+            return latency.runs(variants, timing) * (timing.seconds + _BENCHMARK_APP)
         return _START + over_dev
 
     def _variants(self, export: Step | Artifact) -> int:

@@ -4,10 +4,8 @@ A teacher in eval mode says the same to an example whenever it is asked, up to t
 of a batch change the order of sums). So an epoch costs no teacher, and a second training of the same task none at all.
 """
 
-import hashlib
-import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from toolkit.artifacts import Artifact, Context, json_hash, write_whole
 from toolkit.distillation import Batch, LossTerms, TaskLoss, Teacher, task_loss
 from toolkit.precision import bf16, teacher_bf16
 from toolkit.recipe import Distillation, IntermediateSettings
-from toolkit.tasks import Split, TaskData
+from toolkit.tasks import Split, TaskData, fingerprint
 
 Loss = Callable[[Any, Batch], LossTerms]
 
@@ -99,7 +97,7 @@ def task_lesson(
     reduced = bf16(train) if asked is None else asked
     key = {
         "teacher": teacher.sha256,
-        "examples": _fingerprint(task.train),
+        "examples": fingerprint(task.train),
         "precision": "bf16" if reduced else "fp32",
     }
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
@@ -161,14 +159,3 @@ def _ask(
                 rows.flush()
                 write_whole(record, str(number))
     rows.flush()
-
-
-def _fingerprint(examples: Split) -> str:
-    """Hash of every token id of every input."""
-    digest = hashlib.sha256()
-    for name in sorted(examples.inputs):
-        ids: Sequence[Sequence[int]] = examples.inputs[name]
-        digest.update(name.encode())
-        digest.update(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)).tobytes())
-        digest.update(np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32).tobytes())
-    return digest.hexdigest()

@@ -1,5 +1,7 @@
 """A task as data: rows of a table -> token ids and labels of its splits, and the scores of a model's answers."""
 
+import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +61,17 @@ class Examples:
 
 
 Split = Examples | Windows
+
+
+def fingerprint(examples: Split) -> str:
+    """Hash of every token id of every input: of all that a model sees of them."""
+    digest = hashlib.sha256()
+    for name in sorted(examples.inputs):
+        ids: Sequence[Sequence[int]] = examples.inputs[name]
+        digest.update(name.encode())
+        digest.update(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)).tobytes())
+        digest.update(np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

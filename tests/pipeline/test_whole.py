@@ -97,6 +97,11 @@ def test_every_variant_answers_the_whole_dev_split_and_learns_the_task(finished)
         assert "benchmark_app" in benchmark["variants"][variant]["performance"][0]["command"]
 
 
+def test_each_ir_is_asked_about_the_dev_split_once_for_all_checks_and_the_benchmark(finished):
+    _, folder, _ = finished
+    assert len(list((folder / ".cache").glob("answers-*.safetensors"))) == len(VARIANTS)
+
+
 def test_a_second_run_does_nothing(finished):
     recipe, folder, manifests = finished
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}

@@ -167,7 +167,7 @@ def test_stage_measures_every_exported_variant_on_the_whole_dev_split(exported, 
     )
     progress = Recorded()
     (tmp_path / "benchmark").mkdir()
-    context = Context(tmp_path / "benchmark", tmp_path / "work", 0, "films", progress)
+    context = Context(tmp_path / "benchmark", tmp_path / "work", 0, "films", progress, tmp_path / "cache")
     result = benchmark.run(sections, {"export": Artifact(kind="ir", path=exported, sha256="0")}, context)
 
     expected = [TABLE[[2, *ids, 3]].sum(axis=0).argmax() for ids in ([6, 7], [5, 7], [7])]

@@ -1,14 +1,22 @@
 """What an exported IR itself answers, by OpenVINO alone."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from toolkit import kernels
+from toolkit.artifacts import content_hash, json_hash
 from toolkit.errors import UserError
+from toolkit.measure import system
 from toolkit.metrics import in_order
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from toolkit.tasks import Split
+
+_SHAPE_PRODUCTS = ("ONEDNN_", "DNNL_", "OV_")  # environment variables that change how OpenVINO computes
 
 # The features that a tokenizer makes, and what each is padded with (None: the tokenizer's own padding id).
 FEATURES: dict[str, int | None] = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0}
@@ -74,6 +82,52 @@ def predict_ir(
             )
         logits += list(rows.copy())
     return in_order(logits, order, [len(f["input_ids"]) for f in features])
+
+
+def kept_answers(
+    folder: Path, examples: "Split", pad_id: int, cache: Path, properties: Mapping[str, str] | None = None
+) -> "Sequence[np.ndarray]":
+    """What `predict_ir` finds, asked once: several checks and measurements look at the same answers.
+
+    They are of the same IR, to the same inputs, by the same OpenVINO on a CPU like this one, or they are asked anew.
+
+    Args:
+        folder: As of `predict_ir`.
+        examples: As of `predict_ir`.
+        pad_id: As of `predict_ir`.
+        cache: Where answers lie, each in a file of its own.
+        properties: As of `predict_ir`.
+    """
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    from toolkit.ir.runtime import is_engine
+    from toolkit.tasks import fingerprint
+
+    here = system.machine()
+    asked = {
+        "ir": content_hash(folder),
+        "kernel": kernels.folder().name if is_engine(folder) else None,
+        "examples": fingerprint(examples),
+        "pad_id": pad_id,
+        "properties": dict(properties or {}),
+        "openvino": system.versions()["openvino"],
+        "cpu": [here["cpu"], here["isa"]],
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(_SHAPE_PRODUCTS)},
+    }
+    file = cache / f"answers-{json_hash(asked)[:16]}.safetensors"
+    if not file.is_file():
+        logits = predict_ir(folder, examples, pad_id, properties=properties)
+        kept = ("examples", logits) if isinstance(logits, np.ndarray) else ("windows", np.concatenate(logits, axis=1))
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file({kept[0]: np.ascontiguousarray(kept[1])}, partial)
+        partial.replace(file)
+    ((kind, found),) = load_file(file).items()
+    if kind == "examples":
+        return list(found)
+    ends = np.cumsum(examples.lengths)
+    return [found[:, end - length : end] for end, length in zip(ends, examples.lengths, strict=True)]
 
 
 def padded(

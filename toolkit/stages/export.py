@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _export(
 
     from toolkit import evaluation
     from toolkit.ir.inspect import inspect_ir
-    from toolkit.measure.accuracy import predict_ir
+    from toolkit.measure.accuracy import kept_answers
 
     folder = context.folder / variant
     torch_logits = evaluation.predict(model, task.dev, tokenizer.pad_token_id)
@@ -112,10 +113,11 @@ def _export(
     _export_plain(model, task, tokenizer, folder)
     untouched = _weights_hash(model) == before
 
-    ir_logits = predict_ir(folder, task.dev, tokenizer.pad_token_id)
+    answers = partial(kept_answers, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
+    ir_logits = answers(folder)
     # torch knows nothing of activations that OpenVINO quantizes at run time: the logits are compared without that.
     plain = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    exact = predict_ir(folder, task.dev, tokenizer.pad_token_id, properties=plain) if dynamic else ir_logits
+    exact = answers(folder, properties=plain) if dynamic else ir_logits
     wanted, got = (np.concatenate([row.ravel() for row in logits]) for logits in (torch_logits, exact))
     differences = np.abs(got - wanted)
     extent = float(wanted.max() - wanted.min())
@@ -185,10 +187,11 @@ def _engine(
     from toolkit import kernels
     from toolkit.ir.engine import reference_ir, to_engine
     from toolkit.ir.inspect import inspect_ir
-    from toolkit.measure.accuracy import predict_ir
+    from toolkit.measure.accuracy import kept_answers, predict_ir
 
     kernels.build()
     folder = context.folder / variant
+    answers = partial(kept_answers, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
     with tempfile.TemporaryDirectory(dir=context.folder) as scratch:
         source = context.folder / plain
         if not source.is_dir():
@@ -196,8 +199,9 @@ def _engine(
             _export_plain(make(), task, tokenizer, source)
         made = to_engine(source, folder)
         reference_ir(source, Path(scratch))
-        wanted, plain_logits = (predict_ir(f, task.dev, tokenizer.pad_token_id) for f in (Path(scratch), source))
-    logits = predict_ir(folder, task.dev, tokenizer.pad_token_id)
+        wanted = predict_ir(Path(scratch), task.dev, tokenizer.pad_token_id)
+        plain_logits = answers(source)
+    logits = answers(folder)
     expected, got = (np.concatenate([row.ravel() for row in rows]) for rows in (wanted, logits))
     extent = float(expected.max() - expected.min())
     differences = np.abs(got - expected)
