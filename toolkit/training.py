@@ -292,7 +292,7 @@ def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingA
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=device().type == "cuda",
-        accelerator_config={"non_blocking": True},
+        accelerator_config={"non_blocking": device().type == "cuda"},
         logging_nan_inf_filter=False,  # to look at each step's loss would wait for the GPU
     )
     if arguments.n_gpu > 1:
