@@ -1,5 +1,6 @@
 """The report: a pure function of manifests, held to what they say."""
 
+import copy
 import io
 import re
 import subprocess
@@ -354,3 +355,21 @@ def test_a_tuning_that_was_done_at_the_first_trial_is_not_talked_about():
     found = next(m for m in tuned(met=True) if m.stage == "quantize").metrics["tuning"]
     once = found | {"trials": [found["trials"][0] | {"met": True}], "kept": 0, "returned": []}
     assert text.tuning(once) == ""
+
+
+def test_summary_says_what_the_sparse_kernel_makes_of_the_shipped_variant():
+    benchmark = next(m for m in run_manifests() if m.stage == "benchmark")
+    assert "sparse-engine" not in text.summary(headline(benchmark), None)
+    engine = copy.deepcopy(benchmark.metrics["variants"]["sparse-int8"])
+    engine["performance"][0]["latency_ms_median"] /= 2
+    benchmark.metrics["variants"]["sparse-engine-int8"] = engine
+    said = text.summary(headline(benchmark), None).replace("\u202f", " ")
+    assert said.endswith(
+        "takes 6.28 ms, 1.82× the speed of dense-fp32; on the sparse kernel, as sparse-engine-int8, 3.14 ms,"
+        " 3.64× the speed of dense-fp32."
+    )
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 core"), (2, "2 cores"), (None, "? cores")])
+def test_cores_are_counted_in_words(count, said):
+    assert text.cores({} if count is None else {"cores": count}) == said

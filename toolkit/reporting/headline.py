@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.artifacts import Manifest
 from toolkit.measure.size import FILE, GZIP, VALUES
 
-DENSE, SHIPPED = "dense-fp32", "sparse-int8"
+DENSE, SHIPPED, ENGINE = "dense-fp32", "sparse-int8", "sparse-engine-int8"
 _LARGER_IS_BETTER = ("throughput_median",)
 _SHARES = ("accuracy", "exact_match")  # metrics that are a share of examples
 

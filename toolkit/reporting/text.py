@@ -1,11 +1,11 @@
 """How figures are written, and the sentences made of them; shared by the page, the Markdown and the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.artifacts import Manifest
 from toolkit.reporting.budgets import PAPER_BATCH, PAPER_STEPS, Budget
-from toolkit.reporting.headline import DENSE, SHIPPED, Headline, Score, Variant, headline
+from toolkit.reporting.headline import DENSE, ENGINE, SHIPPED, Headline, Measured, Score, Variant, headline
 
 _THIN = "\u202f"  # a space that never breaks between a number and its unit
 
@@ -89,9 +89,29 @@ def examples(head: Headline) -> str:
     return ", ".join(f"{s.n:,} ({s.metric})" for s in scores)
 
 
+def cores(machine: Mapping[str, Any]) -> str:
+    """How many cores a measurement had: 1 core."""
+    count = machine.get("cores", "?")
+    return f"{count} core" if count == 1 else f"{count} cores"
+
+
 FILTERS = {
     f.__name__: f
-    for f in (percent, points, storage, milliseconds, times, number, measured, score, duration, speed, cell, examples)
+    for f in (
+        percent,
+        points,
+        storage,
+        milliseconds,
+        times,
+        number,
+        measured,
+        score,
+        duration,
+        speed,
+        cell,
+        examples,
+        cores,
+    )
 }
 
 
@@ -112,9 +132,17 @@ def summary(head: Headline, sparse: Manifest | None) -> str:
         text += f", {points(first.change)} points against {DENSE}"
     text += f". {_size_sentence(variant)}"
     if variant.latency is not None:
-        text += f" One inference at batch {head.latency_batch} takes {milliseconds(variant.latency.value)}"
-        text += f", {times(variant.latency.ratio)} the speed of {DENSE}." if variant.latency.ratio else "."
+        text += f" One inference at batch {head.latency_batch} takes {_time(variant.latency)}"
+        engine = head.variant(ENGINE) if variant.name == SHIPPED else None
+        if engine is not None and engine.latency is not None:
+            text += f"; on the sparse kernel, as {ENGINE}, {_time(engine.latency)}"
+        text += "."
     return text
+
+
+def _time(latency: Measured) -> str:
+    ratio = f", {times(latency.ratio)} the speed of {DENSE}" if latency.ratio else ""
+    return f"{milliseconds(latency.value)}{ratio}"
 
 
 def _size_sentence(variant: Variant) -> str:
