@@ -18,6 +18,7 @@ from toolkit.artifacts import Artifact, Manifest, read_manifest
 from toolkit.checkpoints import must_fit, positions
 from toolkit.measure import latency
 from toolkit.measure.memory import machine_memory
+from toolkit.measure.system import machine
 from toolkit.pipeline import Step, plan
 from toolkit.planned import (
     config_of,
@@ -275,10 +276,16 @@ class _Costs:
             return _QUANTIZE + over_dev + 2 * over_tune  # FP32 and 8 bits; a search takes more
         if stage == "export":  # torch, then the IR
             return self._variants(step) * (_EXPORT + 2 * over_dev)
-        if stage == "benchmark":  # the export has asked the IRs for their answers
+        if stage == "benchmark":
             timing, variants = section.evaluation.performance, self._variants(step.inputs["export"])
-            return latency.runs(variants, timing) * (timing.seconds + _BENCHMARK_APP)
+            asking = 0.0 if self._asked_here(step.inputs["export"]) else variants * over_dev
+            return asking + latency.runs(variants, timing) * (timing.seconds + _BENCHMARK_APP)
         return _START + over_dev
+
+    def _asked_here(self, export: Step | Artifact) -> bool:
+        """Whether the IRs will have been asked about the dev split on this CPU, by their export."""
+        done = export.manifest if isinstance(export, Step) else None
+        return done is None or done.machine.get("cpu") == machine()["cpu"]
 
     def _variants(self, export: Step | Artifact) -> int:
         """IR folders that an export leaves: those that there are models for."""

@@ -3,7 +3,9 @@
 In place of a data set's id there may be the path of a local folder laid out like one.
 """
 
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ from toolkit.artifacts import content_hash, json_hash
 from toolkit.errors import UserError
 
 PREFIX = "hub:"
+# A split may be a slice, train[:1000], and the path of a folder may have colons.
+_SPEC = re.compile(r"(?P<name>.+):(?P<config>[^:\[\]]*):(?P<split>[^:\[\]]+(?:\[[^\]]*\][^:\[\]]*)*)")
+_LOCAL = ("/", ".", "~")  # no data set on the hub has a name that begins so
 Row = dict[str, Any]
 _FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
 
@@ -45,10 +50,12 @@ class HubSplit:
         Raises:
             UserError: It can only be a folder, and there is none.
         """
+        if self.revision:  # which a folder has not
+            return None
         folder = Path(self.dataset).expanduser()
         if folder.is_dir():
             return folder.resolve()
-        if self.dataset.startswith(("/", ".", "~")):  # no data set on the hub has such a name
+        if self.dataset.startswith(_LOCAL):
             raise UserError("no such folder", where=self.name, instead=f"a folder laid out like a data set, or {_FORM}")
         return None
 
@@ -112,9 +119,9 @@ class HubSplit:
         if not file.is_file():
             split = self.load()
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            split.to_parquet(partial)
-            partial.rename(file)  # so a file of this name is always whole
+            with tempfile.TemporaryDirectory(dir=file.parent) as scratch:  # another run may fetch the same
+                split.to_parquet(Path(scratch) / file.name)
+                (Path(scratch) / file.name).replace(file)  # so a file of this name is always whole
         return file
 
     def texts(self, column: str) -> Iterator[str]:
@@ -174,8 +181,19 @@ def hub_split(spec: str) -> HubSplit:
     Raises:
         UserError: It has another form.
     """
-    name, *rest = spec.removeprefix(PREFIX).split(":", 2)  # a split may be a slice: train[:1000]
-    dataset, _, revision = name.partition("@")
-    if not dataset or len(rest) != 2 or not rest[1]:
+    found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
+    if not found:
         raise UserError("not a split of a data set on the hub", where=spec, instead=_FORM)
-    return HubSplit(dataset, rest[0], rest[1], revision or None)
+    name, config, split = found.groups()
+    if name.startswith(_LOCAL):
+        return HubSplit(name, config, split)
+    dataset, _, revision = name.partition("@")
+    return HubSplit(dataset, config, split, revision or None)
+
+
+def beside(spec: str, folder: Path) -> str:
+    """The same split, of the local folder that lies in `folder` under the data set's name, if there is one."""
+    found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
+    if not found or not (folder / found["name"]).is_dir():
+        return spec
+    return f"{PREFIX}{os.path.normpath(folder.resolve() / found['name'])}:{found['config']}:{found['split']}"

@@ -17,7 +17,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def score(kind: Kind, metrics: Sequence[str], truth: Answers, predicted: Answers) -> dict[str, float]:
+def score(kind: Kind, metrics: Sequence[str], truth: Answers, predicted: Answers, classes: int = 2) -> dict[str, float]:
     """The metrics of all examples; both sequences have one entry for each.
 
     Args:
@@ -26,9 +26,12 @@ def score(kind: Kind, metrics: Sequence[str], truth: Answers, predicted: Answers
         metrics: Those that `recipe.task.METRICS` names for the kind.
         truth: [n].
         predicted: [n].
+        classes: Of the task, whether or not all of them occur here. F1 is that of class 1 where there are two (as GLUE
+            has it), else the mean over the classes that occur.
     """
     assert len(truth) == len(predicted) > 0
-    return {name: float(_METRICS[kind][name](truth, predicted)) for name in metrics}
+    measures = _METRICS[kind] | ({"f1": _mean_f1} if kind == "classification" and classes > 2 else {})
+    return {name: float(measures[name](truth, predicted)) for name in metrics}
 
 
 def in_order(logits: Sequence[np.ndarray], order: Answers, lengths: Answers) -> Sequence[np.ndarray]:
@@ -48,12 +51,14 @@ def in_order(logits: Sequence[np.ndarray], order: Answers, lengths: Answers) -> 
     return np.stack(found) if found[0].ndim == 1 else found
 
 
-def _f1(truth: Any, predicted: Any) -> float:
-    """Of class 1 where there are two classes (as GLUE has it), else the mean over the classes."""
+def _f1(truth: Any, predicted: Any, average: str = "binary") -> float:
     from sklearn.metrics import f1_score
 
-    two = max(np.max(truth), np.max(predicted)) <= 1
-    return float(f1_score(truth, predicted, average="binary" if two else "macro", zero_division=0.0))
+    return float(f1_score(truth, predicted, average=average, zero_division=0.0))
+
+
+def _mean_f1(truth: Any, predicted: Any) -> float:
+    return _f1(truth, predicted, average="macro")
 
 
 def _accuracy(truth: Any, predicted: Any) -> float:

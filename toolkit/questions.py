@@ -126,7 +126,7 @@ def read_question(where: str, texts: tuple[str, ...], answers: Any) -> Question:
     if not found:
         raise UserError("a question without an answer", where=where, instead=f"{form}, or leave the row out")
     for text, start in found:
-        if not text or context[start : start + len(text)] != text:
+        if start < 0 or not text or context[start : start + len(text)] != text:
             at = context.find(text) if text else -1
             instead = f"answer_start {at}" if at >= 0 else "an answer that stands in the context, letter by letter"
             raise UserError(

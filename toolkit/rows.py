@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-import string
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Number
@@ -16,7 +16,7 @@ from toolkit.errors import UserError
 from toolkit.questions import read_question
 from toolkit.recipe import Task
 
-_INVISIBLE = string.whitespace + "\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff"
+_INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, control and format characters
 _KINDS_OF_VALUE = {int: "number", float: "number", bool: "truth value", list: "list", dict: "object"}
 
 
@@ -183,7 +183,9 @@ def _read(spec: str, section: Task) -> list[Row]:
                 where=where,
                 instead=f"one of {', '.join(section.labels)}" if section.labels else "a label, or leave the row out",
             )
-        rows.append(Row(where, texts, label, tables.text(row[group]) if group else None))
+        if isinstance(label, str):
+            _whole(label, section.label, where)
+        rows.append(Row(where, texts, label, _whole(tables.text(row[group]), group, where) if group else None))
     if not rows:
         raise UserError("no row has the values that `rows` asks for" if seen else "no rows", where=str(path))
     return rows
@@ -191,19 +193,31 @@ def _read(spec: str, section: Task) -> list[Row]:
 
 def _is_blank(text: str) -> bool:
     """Whether a text shows nothing: white space, and characters without width."""
-    return not text.strip().strip(_INVISIBLE)
+    return all(unicodedata.category(character) in _INVISIBLE for character in text)
 
 
 def _text(row: tables.Row, column: str, where: str) -> str:
     """A null is an empty text; of anything else Python would make a text that nobody wrote."""
     value = row[column]
     if value is None or isinstance(value, str):
-        return value or ""
+        return _whole(value or "", column, where)
     raise UserError(
         f"column {column!r} has a {_kind_of(value)} where a text should be",
         where=where,
         instead='another column in `columns`, or a text in quotation marks: "5"',
     )
+
+
+def _whole(text: str, column: str, where: str) -> str:
+    """JSON can hold half of a character that takes two units in UTF-16; neither a tokenizer nor a file takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("ascii", "backslashreplace").decode()
+        raise UserError(
+            f"column {column!r} has half a character: {half}", where=where, instead="the whole one, or leave it out"
+        ) from None
+    return text
 
 
 def _kind_of(value: Any) -> str:
@@ -280,6 +294,6 @@ def _number(row: Row) -> float:
         number = float(row.label)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= np.finfo(np.float32).max:  # NaN is not either
         raise UserError(f"the label {row.label!r} is not a number", where=row.where, instead="e.g. 3.8")
     return number

@@ -233,10 +233,12 @@ def measurements(folder: Path) -> list[Measurement]:
 
 
 def standings(board: Scoreboard, found: Sequence[Measurement]) -> list[Standing]:
-    """Every row with its status."""
+    """Every row with its status; records that lack a metric which the row claims, as older ones may, do not count."""
     by_row: dict[str, list[Measurement]] = {}
     for measurement in found:
-        by_row.setdefault(measurement.row, []).append(measurement)
+        row = board.rows.get(measurement.row)
+        if row is not None and row.claimed.keys() <= measurement.values.keys():
+            by_row.setdefault(measurement.row, []).append(measurement)
     return [_standing(name, row, by_row.get(name, []), board.tolerance) for name, row in board.rows.items()]
 
 

@@ -236,7 +236,8 @@ def _unreadable(path: Path, error: Exception, bad: Callable[[bytes], bool] | Non
 def _first_line(path: Path, bad: Callable[[bytes], bool]) -> int:
     """Number of the first line that is bad; decoding goes by blocks and cannot tell."""
     with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
-        return next(number for number, line in enumerate(stream, 1) if bad(line))
+        ends = (line for block in stream for line in block.splitlines())  # an old Mac's lines end in a lone CR
+        return next(number for number, line in enumerate(ends, 1) if bad(line))
 
 
 def _undecodable(line: bytes) -> bool:

@@ -141,7 +141,7 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
                 found = json.loads(line, object_pairs_hook=_without_repeats)
             except _RepeatedKey as error:
                 raise UserError(str(error), where=where, instead="a name of its own for each value") from None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _not_an_object(where, error) from None
             if not isinstance(found, dict):
                 raise _not_an_object(where)
@@ -161,7 +161,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
     return found
 
 
-def _not_an_object(where: str, error: ValueError | None = None) -> UserError:
+def _not_an_object(where: str, error: ValueError | RecursionError | None = None) -> UserError:
     why = f" ({error.msg}, character {error.pos + 1} of the line)" if isinstance(error, json.JSONDecodeError) else ""
     return UserError(f"not a JSON object{why}", where=where, instead='one {"column": value, …} per line')
 

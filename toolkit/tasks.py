@@ -129,15 +129,14 @@ class TaskData:
             logits: Of each item of `dev`.
         """
         truth, predicted = self.dev.truth, self.dev.predicted(logits)
-        found = {}
-        for m in self.measures:
-            found[m.name] = score(self.kind, [m.metric], truth[m.part], predicted[m.part])[m.metric]
-        return found
+        return {m.name: self._score(m.metric, truth[m.part], predicted[m.part]) for m in self.measures}
 
     def tuning_score(self, logits: Sequence[np.ndarray]) -> float:
         """The first metric, of the answers to `tune`."""
-        metric = self.measures[0].metric
-        return score(self.kind, [metric], self.tune.truth, self.tune.predicted(logits))[metric]
+        return self._score(self.measures[0].metric, self.tune.truth, self.tune.predicted(logits))
+
+    def _score(self, metric: str, truth: Any, predicted: Any) -> float:
+        return score(self.kind, [metric], truth, predicted, len(self.labels))[metric]
 
 
 def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") -> TaskData:

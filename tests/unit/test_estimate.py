@@ -142,6 +142,11 @@ def test_benchmark_takes_a_run_for_each_variant_batch_and_round(values, tmp_path
     rows, _ = planned(values, tmp_path)
     runs = 2 * 3 * (1 + 2)
     assert rows["toy/benchmark"].seconds == pytest.approx(runs * 10.6)
+    export = next(step for step in pipeline.plan(Recipe.model_validate(values), tmp_path) if step.label == "toy/export")
+    record(export, export.key, {}, cpu="another")
+    rows, _ = planned(values, tmp_path)
+    over_dev = 120 * 0.32 / 32
+    assert rows["toy/benchmark"].seconds == pytest.approx(runs * 10.6 + 2 * over_dev)
 
 
 def test_stages_with_steps_alike_are_measured_once(values, tmp_path):

@@ -80,6 +80,22 @@ def test_folder_of_one_name_in_another_place_has_its_own_rows(dataset, tmp_path,
         assert rows_of("hub:data::train") == [place]
 
 
+def test_folder_below_one_with_the_signs_of_a_spec_in_its_name_is_found(dataset, tmp_path):
+    place = tmp_path / "a@b" / "c:d"
+    folder_with(place / "data", "here")
+    spec = hub.beside("hub:data::train", place)
+    assert spec == f"hub:{place}/data::train"
+    assert rows_of(spec) == ["here"]
+
+
+def test_what_is_no_folder_beside_the_recipe_stays_on_the_hub(tmp_path):
+    (tmp_path / "squad").write_text("a file of that name")
+    folder_with(tmp_path / "glue", "here")
+    for spec in ("hub:squad::train", "hub:glue@1a::train", "hub:nothing::train", "hub:glue"):
+        assert hub.beside(spec, tmp_path) == spec
+    assert hub.hub_split(f"hub:{tmp_path.name}@1a::train").folder is None
+
+
 def test_folder_whose_files_were_edited_is_read_anew(dataset, tmp_path):
     spec = f"hub:{tmp_path}/data::train"
     folder_with(tmp_path / "data", "old")
@@ -155,6 +171,9 @@ def test_stream_without_rows_is_refused(monkeypatch):
         ("hub:nyu-mll/glue:sst2:train", hub.HubSplit("nyu-mll/glue", "sst2", "train")),
         ("hub:rajpurkar/squad::validation", hub.HubSplit("rajpurkar/squad", "", "validation")),
         ("hub:a/b@1a2b3c:c:train[:10]", hub.HubSplit("a/b", "c", "train[:10]", "1a2b3c")),
+        ("hub:a/b@refs/pr/1::train[:10%]+test[90%:]", hub.HubSplit("a/b", "", "train[:10%]+test[90%:]", "refs/pr/1")),
+        ("hub:/home/a@b.c/d:e/f::train[5:]", hub.HubSplit("/home/a@b.c/d:e/f", "", "train[5:]")),
+        ("hub:~/a@b:c:train", hub.HubSplit("~/a@b", "c", "train")),
     ],
 )
 def test_split_is_named_by_dataset_config_and_split(spec, expected):

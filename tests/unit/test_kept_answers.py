@@ -79,6 +79,7 @@ CHANGES = {
     "padding": lambda ir, dev, patch: {"pad_id": 1},
     "cpu": lambda ir, dev, patch: patch.setattr(system, "machine", lambda: {"cpu": "another", "isa": []}),
     "instructions": lambda ir, dev, patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41"),
+    "kernel": lambda ir, dev, patch: patch.setenv("PRUNEOFA_ISA", "scalar"),
     "openvino": lambda ir, dev, patch: patch.setattr(system, "versions", lambda: {"openvino": "1.0"}),
 }
 
@@ -114,3 +115,12 @@ def test_an_answer_that_was_cut_off_leaves_nothing_behind(ir, dev, asked, tmp_pa
         kept_answers(ir("export"), dev, PAD, tmp_path / "cache")
     monkeypatch.undo()
     assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_a_damaged_file_is_asked_for_anew(ir, dev, asked, tmp_path):
+    kept_answers(ir("export"), dev, PAD, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:20])
+    for _ in range(2):
+        assert np.shape(kept_answers(ir("export"), dev, PAD, tmp_path / "cache")) == (len(dev), 2)
+    assert len(asked) == 2

@@ -15,7 +15,7 @@ import pytest
 from toolkit import benching
 from toolkit.artifacts import Artifact, Context, Silent
 from toolkit.errors import UserError
-from toolkit.measure import latency, size
+from toolkit.measure import accuracy, latency, size
 from toolkit.measure.accuracy import padded, predict_ir
 from toolkit.recipe import AccuracyCriterion, Benchmark, Evaluation, Performance, PerformanceConfigs, Task
 from toolkit.stages import benchmark
@@ -180,6 +180,9 @@ def test_stage_measures_every_exported_variant_on_the_whole_dev_split(exported, 
     assert result.metrics["dev_n"] == 33
     assert [c.ok for c in result.checks] == [True]
     assert progress.steps == list(range(1, progress.total + 1))
+    monkeypatch.setattr(accuracy, "predict_ir", lambda *_, **__: pytest.fail("the answers are there"))
+    again = benchmark.run(sections, {"export": Artifact(kind="ir", path=exported, sha256="0")}, context)
+    assert again.metrics["variants"].keys() == result.metrics["variants"].keys()
     assert json.loads((tmp_path / "benchmark" / "benchmark.json").read_text()) == result.metrics["variants"]
 
 

@@ -154,3 +154,14 @@ def test_logits_come_back_in_the_order_of_the_examples_and_without_padding():
     found = metrics.in_order(answers, order, lengths)
     assert [(row.shape, row[0, 0]) for row in found] == [((2, 3), 0.0), ((2, 4), 1.0), ((2, 2), 2.0)]
     assert metrics.in_order([np.array([float(i), 0]) for i in order], order, lengths)[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("predicted", [[0, 1, 1, 0], [0, 1, 2, 0], [2, 1, 2, 1]])
+def test_f1_of_three_classes_is_their_mean_whether_or_not_the_third_occurs(predicted):
+    truth = np.array([0, 1, 0, 0])
+    found = metrics.score("classification", ["f1"], truth, np.array(predicted), classes=3)["f1"]
+    of_each = []
+    for number in sorted({*truth.tolist(), *predicted}):
+        hits = sum(t == p == number for t, p in zip(truth, predicted, strict=True))
+        of_each.append(2 * hits / (int((truth == number).sum()) + predicted.count(number)))
+    assert found == pytest.approx(np.mean(of_each))

@@ -113,6 +113,11 @@ def test_gold_positions_as_logits_give_back_the_gold_answers(shared_data, tokeni
         ({"text": [], "answer_start": []}, "a question without an answer", "leave the row out"),
         ({"text": ["fox"], "answer_start": [0]}, "not at character 0", "answer_start 4"),
         ({"text": ["Fox"], "answer_start": [4]}, "not at character 4", "letter by letter"),
+        (
+            {"text": ["fo"], "answer_start": [-3]},
+            "not at character -3",
+            "answer_start 4",
+        ),  # as Python counts, it is there
     ],
 )
 def test_bad_answers_are_refused_with_their_place(answers, message, instead):

@@ -155,11 +155,31 @@ def test_white_space_around_a_label_makes_no_class_of_its_own(tmp_path, suffix, 
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("value", ["\u200b", " \u200b \ufeff"])
+@pytest.mark.parametrize("value", ["\u200b", " \u200b \ufeff", "\u200e", "\u200b\u3000\u200b", "\u2028\u00ad"])
 def test_text_of_characters_without_width_is_empty(tmp_path, suffix, value):
     path = write(tmp_path, suffix, [*GOOD, ("g", value, "yes")])
     with pytest.raises(UserError, match="the text in column 'two' is empty"):
         rows.check("t", pairs(path))
+
+
+@pytest.mark.parametrize("column", range(4))
+def test_half_a_character_is_refused_with_its_row_wherever_it_stands(tmp_path, column):
+    """A text cut inside an emoji: JSON holds it, no tokenizer takes it."""
+    row = ["g", "h", "no", "x"]
+    row[column] += " \ud83d"
+    path = write(tmp_path, "jsonl", [(*good, "x") for good in GOOD] + [tuple(row)], columns=(*COLUMNS, "group"))
+    task = pairs(path, dev=None, labels=(), hold_out={"column": "group"})
+    with pytest.raises(UserError, match=r"has half a character: \\ud83d") as error:
+        rows.check("t", task)
+    assert error.value.where == place(path, 4)
+
+
+def test_json_that_is_nested_without_end_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text(json.dumps(dict(zip(COLUMNS, GOOD[0], strict=True))) + "\n" + '{"one": ' + "[" * 100_000 + "\n")
+    with pytest.raises(UserError, match="not a JSON object") as error:
+        rows.check("t", pairs(str(path)))
+    assert error.value.where == f"{path}:2"
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

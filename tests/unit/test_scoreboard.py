@@ -77,6 +77,14 @@ def test_status_follows_from_the_runs_that_are_the_rows_experiment(board, runs, 
     assert second.status == "unverified"
 
 
+def test_record_that_lacks_a_claimed_metric_is_no_measurement_of_the_row(board):
+    without = measured(80.0, 70.0)
+    del without.values["f1"]
+    assert scoreboard.standings(board, [without])[0].status == "unverified"
+    both = scoreboard.standings(board, [without, measured(80.0, 70.0, seed=43)])[0]
+    assert (both.status, both.seeds) == ("reproduced", (43,))
+
+
 def test_several_seeds_show_mean_and_spread(board):
     first, _ = scoreboard.standings(board, [measured(79.0, 71.0), measured(81.0, 71.0, seed=43)])
     assert (first.measured, first.seeds) == ({"accuracy": 80.0, "f1": 71.0}, (42, 43))

@@ -195,3 +195,10 @@ def test_bad_tables_are_answered_with_file_and_line(tmp_path, name, text, messag
     with pytest.raises(UserError, match=message) as error:
         list(tables.read_rows(path))
     assert error.value.where == f"{path}{line}"
+
+
+def test_a_bad_line_is_counted_by_old_line_ends_too(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"one\rtwo\r\xff\r")
+    with pytest.raises(UserError, match="cannot be read as text") as error:
+        list(sources.lines(tmp_path / "t.txt"))
+    assert error.value.where == f"{tmp_path / 't.txt'}:3"

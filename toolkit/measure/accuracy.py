@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from toolkit.tasks import Split
 
-_SHAPE_PRODUCTS = ("ONEDNN_", "DNNL_", "OV_")  # environment variables that change how OpenVINO computes
+_SHAPE_PRODUCTS = ("ONEDNN_", "DNNL_", "OV_", "PRUNEOFA_")  # environment variables that change how an IR is computed
+_WAY_OF_ASKING = 1  # one more when `predict_ir` asks otherwise than before
 
 # The features that a tokenizer makes, and what each is padded with (None: the tokenizer's own padding id).
 FEATURES: dict[str, int | None] = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0}
@@ -99,6 +100,7 @@ def kept_answers(
         properties: As of `predict_ir`.
     """
     import numpy as np
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file, save_file
 
     from toolkit.ir.runtime import is_engine
@@ -106,6 +108,7 @@ def kept_answers(
 
     here = system.machine()
     asked = {
+        "way": _WAY_OF_ASKING,
         "ir": content_hash(folder),
         "kernel": kernels.folder().name if is_engine(folder) else None,
         "examples": fingerprint(examples),
@@ -116,14 +119,16 @@ def kept_answers(
         "environment": {k: v for k, v in os.environ.items() if k.startswith(_SHAPE_PRODUCTS)},
     }
     file = cache / f"answers-{json_hash(asked)[:16]}.safetensors"
-    if not file.is_file():
+    try:
+        ((kind, found),) = load_file(file).items()
+    except (FileNotFoundError, SafetensorError):  # not asked yet, or a damaged disk
         logits = predict_ir(folder, examples, pad_id, properties=properties)
-        kept = ("examples", logits) if isinstance(logits, np.ndarray) else ("windows", np.concatenate(logits, axis=1))
+        kind = "examples" if isinstance(logits, np.ndarray) else "windows"
+        found = np.ascontiguousarray(logits if kind == "examples" else np.concatenate(logits, axis=1))
         cache.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        save_file({kept[0]: np.ascontiguousarray(kept[1])}, partial)
+        save_file({kind: found}, partial)
         partial.replace(file)
-    ((kind, found),) = load_file(file).items()
     if kind == "examples":
         return list(found)
     ends = np.cumsum(examples.lengths)

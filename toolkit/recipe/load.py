@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from toolkit import hub
 from toolkit.errors import UserError
-from toolkit.hub import PREFIX, is_hub
 from toolkit.recipe import OWN_STAGES, Recipe
 from toolkit.recipe.base import NAME_RULE, replaced
 from toolkit.recipe.schema import RECIPE, Node, Schema, nearest
@@ -130,9 +130,8 @@ def _rewrite(value: Any, keys: Sequence[str], change: Callable[[str], str]) -> A
 
 def _beside(folder: Path, name: str) -> str:
     """The path of a file that lies in `folder`; any other name (hub id, package:, current directory) as it is."""
-    if is_hub(name):  # a local folder may stand in place of the id
-        dataset, *split = name.removeprefix(PREFIX).split(":", 1)
-        return ":".join([PREFIX + _beside(folder, dataset), *split])
+    if hub.is_hub(name):  # a local folder may stand in place of the id
+        return hub.beside(name, folder)
     if name.startswith("~/"):
         return str(Path(name).expanduser())
     if not name or name.startswith("package:") or not (folder / name).exists():

@@ -192,7 +192,8 @@ def _engine(
     kernels.build()
     folder = context.folder / variant
     answers = partial(kept_answers, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
-    with tempfile.TemporaryDirectory(dir=context.folder) as scratch:
+    context.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=context.work) as scratch:  # what a kill leaves of it goes with the work
         source = context.folder / plain
         if not source.is_dir():
             source = Path(scratch) / plain
