@@ -14,16 +14,7 @@ from toolkit.recipe.load import dotted
 from toolkit.recipe.schema import Schema
 from toolkit.yaml_lines import dump_yaml, parse_yaml
 
-CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs" / "inc"
-SHIPPED = sorted(CONFIGS.glob("*.yaml"))
-FLAGS = IncFlags(model="m", task="sst2", train_file="train.tsv", validation_file="dev.tsv")
 TAUGHT = IncFlags(model="m", teacher="t", task="sst2", train_file="train.tsv", validation_file="dev.tsv")
-HEAD = "model: {name: x, framework: pytorch}\n"
-LOCK = HEAD + "pruning: {approach: {weight_compression: {pruners: [!Pruner {prune_type: pattern_lock}]}}}\n"
-QAT = HEAD + "quantization: {approach: quant_aware_training}\n"
-KD = HEAD + "distillation: {train: {criterion: {KnowledgeDistillationLoss: {temperature: 3.0}}}}\n"
-
-
 BASE: dict[str, Any] = {
     "model": {"name": "x", "framework": "pytorch"},
     "pruning": {"approach": {"weight_compression": {"pruners": [{"exclude_names": ["query"]}]}}},
