@@ -284,12 +284,11 @@ def openvino_model(what: dict[str, Any], inputs: dict[str, Any]) -> Any:
 
     from toolkit.ir.runtime import core, read_ir
 
-    openvino = core()
-    model = read_ir(Path(what["path"]), openvino)
+    model = read_ir(Path(what["path"]))
     model.reshape({port: ov.PartialShape(inputs["input_ids"].shape) for port in model.inputs})
     settings = {"INFERENCE_PRECISION_HINT": what["precision"], "INFERENCE_NUM_THREADS": str(what["threads"])}
     settings["NUM_STREAMS"] = "1"
-    compiled = openvino.compile_model(model, "CPU", settings)
+    compiled = core().compile_model(model, "CPU", settings)
     del model
     request = compiled.create_infer_request()
     feed = {port.get_any_name(): inputs[port.get_any_name()] for port in compiled.inputs}

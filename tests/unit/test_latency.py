@@ -48,6 +48,26 @@ def examples() -> list[dict[str, list[int]]]:
     return [{"input_ids": i, "attention_mask": [1] * len(i), "labels": 0} for i in ids]  # type: ignore[dict-item]
 
 
+_SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+from toolkit.ir.runtime import core, read_ir
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+folder = Path(sys.argv[1])
+first, second = (core().compile_model(read_ir(folder), "CPU") for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_is_handled_after_models_were_opened_and_closed_in_any_order(ir):
+    run = subprocess.run([sys.executable, "-c", _SIGNALLED, str(ir)], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_ir_answers_all_examples_in_their_order_whatever_the_batch_size(ir, examples, batch_size):
     expected = np.stack([TABLE[e["input_ids"]].sum(axis=0) for e in examples])

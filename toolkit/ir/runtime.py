@@ -1,5 +1,6 @@
 """Opening what this toolkit exports: an OpenVINO core that knows SparseLinear, where its extension is built."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,23 @@ MODEL = "openvino_model.xml"
 
 
 def core() -> Any:
-    """A new `openvino.Core`, with the operation SparseLinear if its extension is built."""
+    """This process's `openvino.Core`, with the operation SparseLinear if its extension is built."""
+    return _core(kernels.extension())
+
+
+@functools.cache
+def _core(extension: Path | None) -> Any:
+    # Never closed. OpenVINO 2026.4 gives each core a signal stack; two that are closed in the order they were opened in
+    # leave one that is unmapped, and the next signal with a handler (Ctrl-C, a child's end) is a segmentation fault.
     import openvino as ov
 
     made = ov.Core()
-    if path := kernels.extension():
-        made.add_extension(str(path))
+    if extension:
+        made.add_extension(str(extension))
     return made
 
 
-def read_ir(folder: Path, core_: Any = None) -> Any:
+def read_ir(folder: Path) -> Any:
     """The `openvino.Model` of an IR folder.
 
     Raises:
@@ -28,7 +36,7 @@ def read_ir(folder: Path, core_: Any = None) -> Any:
     path = folder / MODEL
     needed_extension(folder)
     try:
-        return (core_ or core()).read_model(path)
+        return core().read_model(path)
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot read it ({_reason(error)})", where=str(path)) from None
 

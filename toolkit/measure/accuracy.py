@@ -57,9 +57,8 @@ def predict_ir(
     from toolkit.ir.runtime import core, read_ir
 
     assert len(examples), "an empty split is refused when a task is loaded"
-    openvino = core()
-    compiled = openvino.compile_model(
-        read_ir(folder, openvino),
+    compiled = core().compile_model(
+        read_ir(folder),
         "CPU",
         {"INFERENCE_PRECISION_HINT": "f32"} | dict(properties or {}),
     )
