@@ -229,7 +229,8 @@ def fit(
         train_dataset=data.stream if processes == 1 else data.stream.share(rank, processes),
         data_collator=data.collate,
         hooks=hooks,
-        loss=loss,
+        # Normalised by the whole optimizer step: given like this, the Trainer does not divide it by the passes again.
+        compute_loss_func=loss,
         multiplier=_multiplier(section, data.steps, rewound),
         autocast=hooks.bf16,  # as the run began, wherever it goes on
         optimizer_cls_and_kwargs=optimizer_class(section),
@@ -336,17 +337,14 @@ class CompressionTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        loss: Callable[[Any, Batch], LossTerms],
         multiplier: Callable[[int], float],
         autocast: bool,
         hooks: Hooks,
         **kwargs: Any,
     ) -> None:
-        self._loss, self._multiplier, self._autocast, self._hooks = loss, multiplier, autocast, hooks
+        self._multiplier, self._autocast, self._hooks = multiplier, autocast, hooks
         super().__init__(*args, **kwargs)
         self.add_callback(hooks)
-        # Our losses are normalised by the whole optimizer step already; the Trainer must not divide them again.
-        self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, *_: Any) -> Any:
@@ -383,7 +381,8 @@ class CompressionTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Tensor:
         """The total of the loss's terms; the terms are kept for the training curve."""
+        assert self.compute_loss_func is not None
         with torch.autocast(device().type, torch.bfloat16, enabled=self._autocast):
-            terms = self._loss(self.accelerator.unwrap_model(model), inputs)
+            terms: LossTerms = self.compute_loss_func(self.accelerator.unwrap_model(model), inputs)
         self._hooks.add(terms)
         return terms.total
