@@ -12,6 +12,7 @@ from toolkit import checkpoints, kernels, known, libraries, matching, rows, sour
 from toolkit.checkpoints import DENSE
 from toolkit.errors import UserError
 from toolkit.hub import is_hub
+from toolkit.learning_rate import must_stay_near_the_peak
 from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 
 if TYPE_CHECKING:
@@ -161,7 +162,9 @@ def _transfers(recipe: Recipe) -> list[tuple[str, str]]:
 
 def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list[tuple[str, str]]:
     """Each pruner: its schedule, the matrices that it gets, and the sparsity that they can reach."""
-    source = recipe.ready.get("student", recipe.model.source) if stage == "transfer" else recipe.model.source
+    source = recipe.ready.get("teacher", recipe.model.source)
+    if stage == "transfer":
+        source = recipe.ready.get("student", source)
     shapes = prunable_shapes(recipe, source)
     if not shapes:
         return [("prunable", f"the matrices of {source} are checked when it was fetched")]
@@ -181,7 +184,10 @@ def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list
         problem = matching.cannot(pruning.backend, pruner)
         if problem:
             raise UserError(f"{pruning.backend} cannot: {problem}", where=where, instead="backend: inc")
-        _must_end(pruner, compression.in_epochs(), train, where)
+        length = _must_end(pruner, compression.in_epochs(), train, where)
+        if length and pruning.learning_rate_rewinding:
+            warmup = train.warmup_ratio * length
+            must_stay_near_the_peak(length, warmup, pruner.start_step, pruner.end_step, where)
         reached = matching.reachable(pruner, {name: shapes[name] for name in names})
         found += [(label, _schedule(pruner, compression.in_epochs(), pruning.backend)), *_by_layer(shapes, reached)]
     return found
@@ -190,8 +196,8 @@ def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list
 _EPOCH = 1000  # a stand-in for the steps of an epoch, where only the ratio of epochs to training matters
 
 
-def _must_end(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str) -> None:
-    """The ramp has steps, and its last one lies within the training."""
+def _must_end(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str) -> int | None:
+    """The ramp has steps, and its last one lies within the training, whose length it returns where it is known."""
     if pruner.end_step < pruner.start_step or (pruner.end_step == pruner.start_step and pruner.initial_sparsity == 0):
         what = "end_epoch" if in_epochs else "end_step"
         raise UserError("the ramp has no steps", where=where, instead=f"an {what} after the start")
@@ -205,6 +211,7 @@ def _must_end(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str)
             where=where,
             instead=f"a smaller end_{unit}, or a longer training",
         )
+    return length
 
 
 def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:

@@ -205,15 +205,16 @@ def fit(
         rewound: The pruning schedule along which the learning rate is rewound; None: plain linear decay.
 
     Raises:
-        UserError: The batch cannot be divided among the processes.
+        UserError: The batch cannot be divided among the processes; or the rate would be rewound far above its peak.
         PartDone: This is not the first process.
     """
     keep_freed_memory()
     rank, processes = distributed.rank(), distributed.processes()
+    stage = context.folder.name.removesuffix(".partial")
     if section.batch_size % processes:
         raise UserError(
             f"a batch of {section.batch_size} cannot be divided among {processes} processes",
-            where=f"train.batch_size of {context.folder.name.removesuffix('.partial')}",
+            where=f"train.batch_size of {stage}",
             instead=f"batch_size: {processes * (section.batch_size // processes + 1)}",
         )
     checkpoints = context.work / "checkpoints"
@@ -231,7 +232,7 @@ def fit(
         hooks=hooks,
         # Normalised by the whole optimizer step: given like this, the Trainer does not divide it by the passes again.
         compute_loss_func=loss,
-        multiplier=_multiplier(section, data.steps, rewound),
+        multiplier=_multiplier(section, data.steps, rewound, stage),
         autocast=hooks.bf16,  # as the run began, wherever it goes on
         optimizer_cls_and_kwargs=optimizer_class(section),
     )
@@ -324,10 +325,11 @@ def optimizer_class(section: Train) -> tuple[type[torch.optim.Optimizer], dict[s
     return kind, {"lr": settings.learning_rate, "betas": betas, "eps": settings.epsilon, "fused": True}
 
 
-def _multiplier(section: Train, steps: int, rewound: PruningSchedule | None) -> Callable[[int], float]:
+def _multiplier(section: Train, steps: int, rewound: PruningSchedule | None, stage: str) -> Callable[[int], float]:
     warmup = round(section.warmup_ratio * steps)
     if rewound is None:
         return lambda step: learning_rate.linear(step, steps, warmup)
+    learning_rate.must_stay_near_the_peak(steps, warmup, rewound.start, rewound.end, f"{stage}.pruning")
     return lambda step: learning_rate.rewinding(step, steps, warmup, rewound.start, rewound.end, rewound.frequency)
 
 

@@ -1,6 +1,7 @@
 """What `pruneofa check` says before anything runs: who gets which matrices, and what cannot come true."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,14 @@ from toolkit.sparsity.mask import SparsityMask
 def recipe(tiny_bert, tiny_task_files):
     """A recipe that prunes the tiny model on its task."""
 
-    def make(compression: dict, *, epoch: int = 4, backend: str = "inc", **changes) -> Recipe:
+    def make(
+        compression: dict, *, epoch=4, backend="inc", rewinding=False, warmup_ratio=0.01, **changes: Any
+    ) -> Recipe:
         task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev)}
         pruning = {
             "backend": backend,
-            "train": {"epoch": epoch},
+            "train": {"epoch": epoch, "warmup_ratio": warmup_ratio},
+            "learning_rate_rewinding": rewinding,
             "approach": {
                 "weight_compression": {"start_epoch": 0, "end_epoch": 2, "update_frequency": 0.5, "pruners": [{}]}
                 | compression
@@ -55,6 +59,15 @@ def test_each_pruner_is_shown_with_its_matrices_and_the_sparsity_they_reach(reci
     assert "bert.encoder.layer.[0].intermediate.dense.weight 64x32: 50.0%" in second
 
 
+def test_the_matrices_shown_are_those_of_a_ready_teacher(recipe, tiny_bert, tmp_path):
+    model = models.load_masked_lm(tiny_bert)
+    model.bert.encoder.layer = model.bert.encoder.layer[:1]
+    model.config.num_hidden_layers = 1
+    models.save_checkpoint(model, models.load_tokenizer(tiny_bert), tmp_path)
+    shown = lines(check_recipe(recipe({}, ready={"teacher": str(tmp_path)})))
+    assert "6 encoder matrices, 8,192 weights" in shown
+
+
 def test_a_ready_sparse_model_is_shown_with_the_zeros_of_each_matrix(recipe, tiny_bert, tmp_path):
     model = models.load_masked_lm(tiny_bert)
     weights = {name: module.weight for name, module in models.prunable_matrices(model).items()}
@@ -83,6 +96,15 @@ def test_what_cannot_come_true_is_told(recipe, compression, options, words):
         check_recipe(recipe(compression, **options))
     assert caught.value.where
     assert caught.value.instead
+
+
+def test_rewinding_far_above_the_peak_is_told_unless_it_is_switched_off(recipe):
+    ramp = {"end_epoch": 3, "update_frequency": 1}  # one epoch of four is outside of the ramp
+    check_recipe(recipe(ramp, rewinding=True))
+    with pytest.raises(UserError, match="more than twice its peak: warm-up takes 60% of the steps outside") as caught:
+        check_recipe(recipe(ramp, rewinding=True, warmup_ratio=0.15))
+    assert "a smaller warmup_ratio" in (caught.value.instead or "")
+    check_recipe(recipe(ramp, rewinding=False, warmup_ratio=0.15))
 
 
 def test_a_dense_model_has_no_pattern_to_lock(recipe, tiny_bert):

@@ -1,8 +1,11 @@
 """The learning-rate multipliers against their definitions, walked through step by step."""
 
+import contextlib
+
 import pytest
 
-from toolkit.learning_rate import linear, rewinding
+from toolkit.errors import UserError
+from toolkit.learning_rate import linear, must_stay_near_the_peak, rewinding
 
 
 def walked(total: int, warmup: int, start: int, end: int, frequency: int) -> list[float]:
@@ -55,6 +58,16 @@ def test_rewinding_ends_at_zero_and_never_goes_below():
 
 def test_rewinding_without_a_pruning_phase_is_plain_linear_decay():
     assert [rewinding(s, 80, 8, 20, 20, 5) for s in range(81)] == [linear(s, 80, 8) for s in range(81)]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "peaks"), [(0, 500, 1.25), (0, 800, 2), (0, 820, 2.25), (0, 900, 100), (100, 900, 1)]
+)
+def test_schedules_that_rewind_beyond_twice_the_peak_are_refused_and_no_others(start, end, peaks):
+    highest = max(rewinding(step, 1000, 100, start, end, 50) for step in range(1000))
+    assert highest == pytest.approx(peaks)
+    with pytest.raises(UserError, match="twice its peak") if peaks > 2 else contextlib.nullcontext():
+        must_stay_near_the_peak(1000, 100, start, end, "student.pruning")
 
 
 def test_linear_rises_over_the_warm_up_and_falls_to_zero():
