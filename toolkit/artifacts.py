@@ -1,7 +1,7 @@
 """What stages hand to each other and leave on disk: artifacts, manifests, hashes.
 
-A finished stage is a folder with a `manifest.json`; the folder's content hash is the identity that later
-stages build their cache keys from. Nothing here imports torch.
+A finished stage is a folder with a `manifest.json`. Its key says what it was to be made of; the content hashes of its
+inputs, what it was made of. It stands as long as both are what they were. Nothing here imports torch.
 """
 
 import contextlib
@@ -189,7 +189,7 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 
 
 def fresh_unless_same(partial: Path, key: str) -> Path:
-    """The scratch folder of an interrupted attempt at the same step, or a new one."""
+    """The scratch folder of an interrupted attempt with this key, or a new one."""
     work = partial / ".work"
     marker = work / "key.json"
     if not (marker.is_file() and marker.read_text() == json.dumps(key)):

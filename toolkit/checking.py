@@ -56,7 +56,7 @@ def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, s
 
     Args:
         recipe: What is checked.
-        read_rows: Look at every row of the tasks' files and every line of the corpus, which `pipeline.Run` does by
+        read_rows: Look at every row of the tasks' files and every line of the corpus, which `running.Run` does by
             itself (`check_data`).
 
     Raises:

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from toolkit import checking, models, pipeline, tasks
+from toolkit import checking, models, running, tasks
 from toolkit.artifacts import Silent
 from toolkit.inc_yaml import IncFlags, explain, read_inc
 from toolkit.recipe import LOCK, Variant
@@ -100,7 +100,7 @@ def recipe_of(files: list[Path], sources: Path, *, model: str, teacher: bool, ov
 
 def run(recipe, folder: Path):
     checking.check_recipe(recipe)
-    manifests = pipeline.Run(recipe, folder, lambda step: nullcontext(Silent()))()
+    manifests = running.Run(recipe, folder, lambda step: nullcontext(Silent()))()
     return {m.stage: m for m in manifests}
 
 

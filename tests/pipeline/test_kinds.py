@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from toolkit import evaluation, models, pipeline, tasks
+from toolkit import evaluation, models, running, tasks
 from toolkit.artifacts import Silent
 from toolkit.measure.accuracy import predict_ir
 from toolkit.quantization import nncf
@@ -96,7 +96,7 @@ def recipe(model, task, text, benchmark: bool) -> Recipe:
 )
 def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, files, tiny_text, tmp_path):
     chosen = recipe(folders[architecture], files[kind], tiny_text, benchmark=architecture == "bert")
-    run = pipeline.Run(chosen, tmp_path / "run", lambda step: nullcontext(Silent()))
+    run = running.Run(chosen, tmp_path / "run", lambda step: nullcontext(Silent()))
     made = {m.stage: m for m in run()}  # a broken check is an error
     assert all(check.ok for m in made.values() for check in m.checks)
     assert len(made["student"].metrics["per_matrix"]) == MATRICES
@@ -142,7 +142,7 @@ def test_question_answering_ir_opens_with_optimum_intel_and_answers_as_torch_doe
     values = recipe(folders["bert"], files["question_answering"], tiny_text, benchmark=False)
     values = values.model_copy(update={"transfer": None, "quantize": None, "student": None})
     values = values.model_copy(update={"export": values.export.model_copy(update={"variants": ("dense-fp32",)})})
-    pipeline.Run(values, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    running.Run(values, tmp_path / "run", lambda step: nullcontext(Silent()))()
     folder = tmp_path / "run/tasks/toy"
     tokenizer = AutoTokenizer.from_pretrained(folder / "export/dense-fp32")
     inputs = tokenizer("who is bar ?", "the lovely story of bar and its end", return_tensors="pt")

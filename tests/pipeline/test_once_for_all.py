@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit import pipeline, reporting
+from toolkit import reporting, running
 from toolkit.artifacts import Silent, content_hash
 from toolkit.ir.inspect import inspect_ir
 from toolkit.recipe import Recipe
@@ -50,7 +50,7 @@ def made(tiny_bert, tiny_task_files, tiny_text, files, tmp_path_factory):
         return nullcontext(Silent())
 
     folder = tmp_path_factory.mktemp("runs") / "four"
-    return SimpleNamespace(folder=folder, manifests=pipeline.Run(recipe, folder, progress)(), labels=labels)
+    return SimpleNamespace(folder=folder, manifests=running.Run(recipe, folder, progress)(), labels=labels)
 
 
 def of_stage(made, stage):

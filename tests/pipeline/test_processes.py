@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.pipeline.test_whole import tiny_recipe
-from toolkit import pipeline
+from toolkit import running
 from toolkit.artifacts import Silent
 from toolkit.recipe.load import dump_recipe, load_recipe
 
@@ -84,7 +84,7 @@ def finish(process: Popen) -> str:
 
 
 def alone(recipe: Path, runs: Path) -> None:
-    pipeline.Run(load_recipe(recipe, []), runs / "tiny", lambda step: nullcontext(Silent()))()
+    running.Run(load_recipe(recipe, []), runs / "tiny", lambda step: nullcontext(Silent()))()
 
 
 def kill_in(stage: str, recipe: Path, runs: Path, launcher: tuple[str, ...] = TORCHRUN) -> None:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from toolkit import models, pipeline, tasks, training
+from toolkit import models, running, tasks, training
 from toolkit.artifacts import Context, Silent
 from toolkit.distillation import TaskLoss
 from toolkit.recipe import Recipe, Task, Train
@@ -64,7 +64,7 @@ def recipe(model, files, **quantize) -> Recipe:
 
 
 def run(chosen: Recipe, folder) -> dict:
-    manifests = pipeline.Run(chosen, folder, lambda step: nullcontext(Silent()))()
+    manifests = running.Run(chosen, folder, lambda step: nullcontext(Silent()))()
     return {m.stage: m for m in manifests}
 
 

@@ -1,13 +1,14 @@
 """The whole pipeline on a tiny BERT: every stage, every file, what is cached, and what the report shows."""
 
 import re
+import shutil
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from toolkit import pipeline
+from toolkit import pipeline, precision, running
 from toolkit.artifacts import Silent
 from toolkit.recipe import Recipe
 
@@ -52,7 +53,7 @@ def finished(tiny_bert, tiny_task_files, tiny_text, tmp_path_factory):
     task = {"train": str(train), "dev": str(dev), "max_seq_length": 16}
     recipe = tiny_recipe(tiny_bert, task, tiny_text)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    manifests = pipeline.Run(recipe, folder, lambda step: nullcontext(Silent()))()
+    manifests = running.Run(recipe, folder, lambda step: nullcontext(Silent()))()
     return recipe, folder, manifests
 
 
@@ -105,7 +106,7 @@ def test_each_ir_is_asked_about_the_dev_split_once_for_all_checks_and_the_benchm
 def test_a_second_run_does_nothing(finished):
     recipe, folder, manifests = finished
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
-    again = pipeline.Run(recipe, folder, lambda step: pytest.fail(f"{step.label} ran again"))()
+    again = running.Run(recipe, folder, lambda step: pytest.fail(f"{step.label} ran again"))()
     assert [m.key for m in again] == [m.key for m in manifests]
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
@@ -126,6 +127,36 @@ def test_a_second_task_reuses_the_student(finished):
     assert todo == {f"again/{stage.name}" for stage in pipeline.STAGES if stage.per_task}
 
 
+def test_what_was_made_of_an_input_that_came_out_otherwise_is_made_anew(
+    tiny_bert, tiny_task_files, tiny_text, tmp_path, monkeypatch
+):
+    """`auto` is another precision on another machine: the teacher's key stays, its weights do not."""
+    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
+    short = {"train": {"steps": 3, "precision": "auto"}}
+    left_out = dict.fromkeys(["student", "transfer", "quantize", "export", "benchmark"])
+    recipe = tiny_recipe(tiny_bert, task, tiny_text, teacher=short, task_teacher=short, **left_out)
+
+    def made(**options) -> dict:
+        return by_stage(running.Run(recipe, tmp_path / "tiny", lambda step: nullcontext(Silent()))(**options))
+
+    monkeypatch.setattr(precision, "_wins", lambda: False)
+    first = made()
+    monkeypatch.setattr(precision, "_wins", lambda: True)
+    made(only="teacher")
+    cached = {step.stage.name: step.manifest is not None for step in pipeline.plan(recipe, tmp_path / "tiny")}
+    assert cached == {"teacher": True, "task_teacher": False}
+    second = made()
+    assert second["teacher"].key == first["teacher"].key
+    assert second["teacher"].artifact.sha256 != first["teacher"].artifact.sha256
+    assert second["task_teacher"].inputs["teacher"] == second["teacher"].artifact.sha256
+    assert made() == second
+
+    shutil.rmtree(tmp_path / "tiny/teacher")  # now it is gone when the run begins, and comes out as it was at first
+    monkeypatch.setattr(precision, "_wins", lambda: False)
+    third = made()
+    assert third["task_teacher"].inputs == {"teacher": first["teacher"].artifact.sha256}
+
+
 def test_a_damaged_artifact_is_named_and_nothing_is_lost(finished, tmp_path):
     import shutil
 
@@ -137,7 +168,7 @@ def test_a_damaged_artifact_is_named_and_nothing_is_lost(finished, tmp_path):
     weights = copy / "student/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
     with pytest.raises(UserError, match="not the ones"):
-        pipeline.Run(recipe, copy, lambda step: nullcontext(Silent()))()
+        running.Run(recipe, copy, lambda step: nullcontext(Silent()))()
     assert (copy / "teacher/manifest.json").is_file()
 
 
@@ -167,7 +198,7 @@ def test_a_ready_sparse_checkpoint_without_a_mask_file_stands_in_for_the_student
             **dict.fromkeys(("student", "teacher", "corpus", "quantize", "export", "benchmark")),
         }
     )
-    manifests = pipeline.Run(start, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    manifests = running.Run(start, tmp_path / "run", lambda step: nullcontext(Silent()))()
     assert [m.stage for m in manifests] == ["task_teacher", "transfer"]
     locked = SparsityMask.load(tmp_path / "run/tasks/toy/transfer/mask.safetensors")
     pruned = SparsityMask.load(folder / "student/mask.safetensors")
@@ -180,7 +211,7 @@ def test_a_dense_checkpoint_in_the_students_place_is_refused(finished, tmp_path)
     recipe, folder, _ = finished
     dense = recipe.model_copy(update={"ready": {"student": str(folder / "teacher")}, "student": None})
     with pytest.raises(UserError, match="dense"):
-        pipeline.Run(dense, tmp_path / "run", lambda step: nullcontext(Silent()))()
+        running.Run(dense, tmp_path / "run", lambda step: nullcontext(Silent()))()
 
 
 def test_an_ir_that_differs_from_its_torch_model_fails_the_run_and_keeps_what_is_finished(finished, tmp_path):
@@ -193,7 +224,7 @@ def test_an_ir_that_differs_from_its_torch_model_fails_the_run_and_keeps_what_is
     shutil.copytree(folder, copy)
     strict = recipe.model_copy(update={"export": recipe.export.model_copy(update={"tolerance": 1e-12})})
     with pytest.raises(CheckFailed, match=r"mean \|IR - torch\|"):
-        pipeline.Run(strict, copy, lambda step: nullcontext(Silent()))()
+        running.Run(strict, copy, lambda step: nullcontext(Silent()))()
     assert (copy / "tasks/toy/export.partial").is_dir()
     assert (copy / "tasks/toy/quantize/manifest.json").is_file()
     assert (copy / "tasks/toy/export/manifest.json").is_file(), "the last good export stays until a better one is whole"

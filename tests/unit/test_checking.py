@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit import checkpoints, models, pipeline, sources
+from toolkit import checkpoints, models, running, sources
 from toolkit.checking import check_recipe
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
@@ -145,7 +145,7 @@ def test_length_beyond_the_models_positions_is_refused_at_its_section(long, whic
 @pytest.mark.parametrize(("which", "key", "where"), LENGTHS)
 def test_length_beyond_the_models_positions_ends_a_run_before_its_first_stage(long, tmp_path, which, key, where):
     with pytest.raises(UserError, match="128 positions") as error:
-        pipeline.Run(long(**{which: 129}), tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
+        running.Run(long(**{which: 129}), tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
     assert error.value.where == where
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from quantization_case import Case
 
-from toolkit import checking, kernels, pipeline
+from toolkit import checking, kernels, pipeline, running
 from toolkit.artifacts import Silent
 from toolkit.errors import UserError
 from toolkit.ir import engine
@@ -50,7 +50,7 @@ def no_compiler(monkeypatch, tmp_path):
 
 
 def export(recipe, folder):
-    (manifest,) = pipeline.Run(recipe, folder, lambda step: nullcontext(Silent()))()
+    (manifest,) = running.Run(recipe, folder, lambda step: nullcontext(Silent()))()
     return manifest.metrics
 
 

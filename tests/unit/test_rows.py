@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toolkit import pipeline, rows, tables
+from toolkit import rows, running, tables
 from toolkit.artifacts import Silent
 from toolkit.checking import check_recipe
 from toolkit.errors import UserError
@@ -352,13 +352,13 @@ def test_check_reads_all_rows_of_all_tasks(recipe):
 
 def test_bad_row_ends_a_run_before_its_first_stage(recipe, tmp_path):
     with pytest.raises(UserError, match="the text in column 'two' is empty") as error:
-        pipeline.Run(recipe, tmp_path / "run", lambda step: pytest.fail(f"{step.label} has begun"))()
+        running.Run(recipe, tmp_path / "run", lambda step: pytest.fail(f"{step.label} has begun"))()
     assert error.value.where == f"{recipe.tasks['second'].dev}:5"
     assert not (tmp_path / "run/teacher").exists()
 
 
 def test_rows_of_finished_tasks_are_not_read_again(recipe, tmp_path, monkeypatch):
     whole = recipe.model_copy(update={"tasks": {"first": recipe.tasks["first"]}, "teacher": None, "corpus": None})
-    pipeline.Run(whole, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    running.Run(whole, tmp_path / "run", lambda step: nullcontext(Silent()))()
     monkeypatch.setattr(rows, "check", lambda name, task: pytest.fail(f"read {name} again"))
-    pipeline.Run(whole, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    running.Run(whole, tmp_path / "run", lambda step: nullcontext(Silent()))()

@@ -306,7 +306,7 @@ def test_a_row_in_fp32_is_recorded_whatever_8_bits_would_do(tiny_row, tmp_path, 
 def test_a_run_that_has_all_variants_is_recorded_as_it_is(tiny_row, tmp_path, monkeypatch):
     from contextlib import nullcontext
 
-    from toolkit import cli, pipeline
+    from toolkit import cli, running
     from toolkit.artifacts import Silent
     from toolkit.recipe.load import load_recipe
 
@@ -324,7 +324,7 @@ def test_a_run_that_has_all_variants_is_recorded_as_it_is(tiny_row, tmp_path, mo
         )
     )
     recipe = load_recipe(tmp_path / "tiny.yaml")
-    done = pipeline.Run(recipe, tmp_path / "runs/tiny", lambda step: nullcontext(Silent()))()
+    done = running.Run(recipe, tmp_path / "runs/tiny", lambda step: nullcontext(Silent()))()
     monkeypatch.setattr(cli, "execute", lambda found, folder: done if found == recipe else pytest.fail("changed"))
     commands.reproduce(ROW, None, False, tmp_path / "runs", tiny_row)
     assert len(list((tmp_path / "measured" / ROW).glob("*.json"))) == 1

@@ -4,7 +4,7 @@ import lzma
 
 import pytest
 
-from toolkit import pipeline, sources, texts
+from toolkit import running, sources, texts
 from toolkit.checking import check_recipe
 from toolkit.errors import UserError
 from toolkit.recipe import Corpus, Recipe
@@ -61,7 +61,7 @@ def test_file_that_is_no_text_is_refused_by_check_with_its_name_and_line(
 def test_file_that_is_no_text_ends_a_run_before_its_first_stage(recipe, ok, tmp_path, content, message, line):
     bad = write(tmp_path / "bad.txt", content)
     with pytest.raises(UserError, match=message) as error:
-        pipeline.Run(recipe(ok, bad), tmp_path / "run", lambda step: pytest.fail(f"{step.label} has begun"))()
+        running.Run(recipe(ok, bad), tmp_path / "run", lambda step: pytest.fail(f"{step.label} has begun"))()
     assert error.value.where == f"{bad}{line}"
 
 

@@ -158,8 +158,8 @@ def execute(
 
     from toolkit import console as shown
     from toolkit.checking import check_recipe, lacking
-    from toolkit.pipeline import Run
     from toolkit.recipe.load import dump_recipe
+    from toolkit.running import Run
 
     check_recipe(loaded, read_rows=False)  # `Run` does, of what it fetches too
     terminal = Console()
