@@ -3,7 +3,6 @@
 import contextlib
 import math
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +155,7 @@ class Fitted:
     Attributes:
         history: The training curve.
         steps: Optimizer steps.
-        seconds_per_step: Of those that this process made.
+        seconds_per_step: Of all steps, those before an interruption too.
         processes: How many trained together.
         bf16: Under bfloat16 autocast.
     """
@@ -237,13 +236,11 @@ def fit(
         optimizer_cls_and_kwargs=optimizer_class(section),
     )
     context.progress.start(data.steps)
-    started, first = time.monotonic(), hooks.last_step
     with compiled(model if section.compile else None), recomputed(model if section.recompute else None):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if rank:
         raise distributed.PartDone
-    done = max(1, data.steps - first)
-    return Fitted(hooks.history, data.steps, (time.monotonic() - started) / done, processes, hooks.bf16)
+    return Fitted(hooks.history, data.steps, hooks.seconds() / data.steps, processes, hooks.bf16)
 
 
 @contextlib.contextmanager

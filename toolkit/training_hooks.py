@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,24 @@ class Hooks(TrainerCallback):
     def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int, bf16: bool = False) -> None:
         self.bf16 = bf16
         self.history: list[dict[str, float]] = []
-        self.last_step = 0
         self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
         self._sums: dict[str, Tensor] = {}  # since the last point of the curve; of all processes
         self._own: dict[str, Tensor] = {}  # of this step, of this process
         self._steps_summed = 0
+        self._before, self._began = 0.0, 0.0  # seconds of earlier processes; when this one took its first step
+
+    def seconds(self) -> float:
+        """Spent on all steps so far, by this process and by those that it goes on from."""
+        return self._before + time.monotonic() - self._began
 
     def add(self, terms: LossTerms) -> None:
         """Adds a forward pass to the sums behind the next point of the curve; no value leaves the device here."""
         for name, term in (("loss", terms.total), ("task_loss", terms.task), ("kd_loss", terms.kd)):
             if term is not None:
                 self._own[name] = self._own.get(name, torch.zeros((), device=term.device)) + term.detach()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if distributed.processes() > 1:
@@ -78,14 +86,14 @@ class Hooks(TrainerCallback):
             save_file({k: v.contiguous() for k, v in self._sparsifier.state_dict().items()}, folder / _SPARSIFIER)
         sums = {name: float(total) for name, total in self._sums.items()}
         whole = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
-        whole["bf16"] = self.bf16
+        whole |= {"bf16": self.bf16, "seconds": self.seconds()}
         write_whole(folder / _WHOLE, json.dumps(whole))
 
     def load(self, folder: Path) -> None:
         """Takes up where `on_save` wrote."""
         whole = json.loads((folder / _WHOLE).read_text())
-        self.history, self.last_step, self._steps_summed = whole["history"], whole["step"], whole["summed"]
-        self.bf16 = whole.get("bf16", self.bf16)
+        self.history, self._steps_summed = whole["history"], whole["summed"]
+        self.bf16, self._before = whole["bf16"], whole["seconds"]
         self._sums = {name: torch.tensor(total) for name, total in whole["sums"].items()}
         if self._sparsifier is not None:
             self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))

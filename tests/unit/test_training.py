@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit import corpus, distributed, models, training
+from toolkit import corpus, distributed, models, training, training_hooks
 from toolkit.artifacts import Context, Silent, write_whole
 from toolkit.distillation import MlmLoss, Teacher
 from toolkit.recipe import Corpus, Pruning, Train
@@ -57,6 +57,32 @@ def test_no_process_waits_for_others_where_there_are_none(lesson, monkeypatch):
 
 class Killed(BaseException):
     """What no code catches, as SIGKILL."""
+
+
+def test_speed_is_that_of_all_steps_whichever_process_made_them(lesson, monkeypatch):
+    now = 0.0
+
+    class TwoSeconds(Silent):
+        """How long a step takes; the process is killed at the end of step `last`."""
+
+        def __init__(self, last=STEPS + 1):
+            self.last = last
+
+        def update(self, step, **figures):
+            nonlocal now
+            now += 2
+            if step == self.last:
+                raise Killed
+
+    monkeypatch.setattr(training_hooks, "time", SimpleNamespace(monotonic=lambda: now))
+    assert lesson("through", TwoSeconds()).fitted.seconds_per_step == 2
+    with pytest.raises(Killed):
+        lesson(progress=TwoSeconds(last=10), checkpoint_every=4)
+    for left in (4, 0):  # steps to make
+        now += 3600
+        before = now
+        assert lesson(progress=TwoSeconds(), checkpoint_every=4).fitted.seconds_per_step == 2
+        assert now == before + 2 * left
 
 
 @pytest.fixture
