@@ -68,6 +68,7 @@ _MLM_HEADS: dict[str, Callable[[Any], VocabularyHead]] = {
 # Models whose positions are counted from behind the padding id, as fairseq did.
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 
+_OR_TEACHER = ", or a `teacher` section, whose stage fits one to the words"
 _VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
 
 
@@ -122,20 +123,21 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def load_masked_lm(folder: Path, *, pairs: bool = False) -> "PreTrainedModel":
+def load_masked_lm(folder: Path, *, pairs: bool = False, fitted: bool = False) -> "PreTrainedModel":
     """A masked language model; a head that the checkpoint lacks is made from torch's global seed.
 
     Args:
         folder: The checkpoint.
         pairs: With the head of next-sentence prediction.
+        fitted: It must have a head for words; that of next-sentence prediction may be made anew.
 
     Raises:
-        UserError: The checkpoint is missing, damaged, or lacks weights of the encoder; or its architecture has no such
-            head.
+        UserError: The checkpoint is missing, damaged, or lacks weights of the encoder or of a fitted head; or its
+            architecture has no such head.
     """
     if not pairs:
-        return _load(AutoModelForMaskedLM, folder)
-    model = _load(AutoModelForPreTraining, folder)
+        return _load(AutoModelForMaskedLM, folder, whole=fitted)
+    model = _load(AutoModelForPreTraining, folder, whole=fitted)
     if not hasattr(getattr(model, "cls", None), "seq_relationship"):
         raise UserError(
             f"{type(model).__name__} has no head for next-sentence prediction",
@@ -299,12 +301,16 @@ def _load(auto_class: Any, folder: Path, *, whole: bool = False, **settings: Any
             where=str(folder),
             instead=f"a checkpoint of a {type(model.base_model).__name__}",
         )
-    if whole and report["missing_keys"]:
-        lacking = min(report["missing_keys"], key=lambda n: (n.startswith(f"{model.base_model_prefix}."), n))
+    missing = set(report["missing_keys"])
+    if auto_class is AutoModelForPreTraining:
+        missing = {n for n in missing if "seq_relationship" not in n and ".pooler." not in n}
+    if whole and missing:
+        lacking = min(missing, key=lambda n: (n.startswith(f"{model.base_model_prefix}."), n))
+        pretrained = auto_class in (AutoModelForMaskedLM, AutoModelForPreTraining)
         raise UserError(
             f"this checkpoint was not fitted to the task: it lacks {lacking}",
             where=str(folder),
-            instead=f"a checkpoint of a {type(model).__name__}",
+            instead=f"a checkpoint of a {type(model).__name__}{_OR_TEACHER if pretrained else ''}",
         )
     return model
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import pipeline, precision, running
+from toolkit import models, pipeline, precision, running
 from toolkit.artifacts import Silent
+from toolkit.errors import UserError
 from toolkit.recipe import Recipe
 
 VARIANTS = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8", "sparse-engine-fp32", "sparse-engine-int8")
@@ -157,11 +158,34 @@ def test_what_was_made_of_an_input_that_came_out_otherwise_is_made_anew(
     assert third["task_teacher"].inputs == {"teacher": first["teacher"].artifact.sha256}
 
 
+LAYER = "bert.encoder.layer.1"
+
+
+@pytest.mark.parametrize(
+    ("criterion", "words"),
+    [
+        ({"KnowledgeDistillationLoss": {}}, True),
+        ({"KnowledgeDistillationLoss": {"loss_weights": [1, 0]}}, False),
+        ({"IntermediateLayersKnowledgeDistillationLoss": {"layer_mappings": [[LAYER, LAYER]]}}, False),
+    ],
+)
+def test_a_student_learns_words_from_a_teacher_that_knows_words_only(tiny_bert, tiny_text, tmp_path, criterion, words):
+    encoder = tmp_path / "encoder"
+    models.save_checkpoint(models.load_masked_lm(tiny_bert).bert, models.load_tokenizer(tiny_bert), encoder)
+    left_out = dict.fromkeys(["teacher", "task_teacher", "transfer", "quantize", "export", "benchmark"])
+    pruning = {"backend": "magnitude", "approach": {"weight_compression": {"target_sparsity": 0.8, "end_step": 2}}}
+    student = {"pruning": pruning, "distillation": {"train": {"steps": 4, "criterion": criterion}}}
+    recipe = tiny_recipe(encoder, {}, tiny_text, student=student, tasks={}, **left_out)
+    run = running.Run(recipe, tmp_path / "tiny", lambda step: nullcontext(Silent()))
+    if not words:
+        assert [m.stage for m in run()] == ["student"]
+        return
+    with pytest.raises(UserError, match=r"it lacks cls\.predictions") as caught:
+        run()
+    assert "or a `teacher` section" in caught.value.instead
+
+
 def test_a_damaged_artifact_is_named_and_nothing_is_lost(finished, tmp_path):
-    import shutil
-
-    from toolkit.errors import UserError
-
     recipe, folder, _ = finished
     copy = tmp_path / "tiny"
     shutil.copytree(folder, copy)
@@ -185,8 +209,6 @@ def test_the_report_opens_by_itself_and_names_every_variant(finished):
 
 
 def test_a_ready_sparse_checkpoint_without_a_mask_file_stands_in_for_the_student(finished, tmp_path):
-    import shutil
-
     from toolkit.sparsity.mask import SparsityMask
 
     recipe, folder, _ = finished
@@ -206,8 +228,6 @@ def test_a_ready_sparse_checkpoint_without_a_mask_file_stands_in_for_the_student
 
 
 def test_a_dense_checkpoint_in_the_students_place_is_refused(finished, tmp_path):
-    from toolkit.errors import UserError
-
     recipe, folder, _ = finished
     dense = recipe.model_copy(update={"ready": {"student": str(folder / "teacher")}, "student": None})
     with pytest.raises(UserError, match="dense"):
@@ -215,8 +235,6 @@ def test_a_dense_checkpoint_in_the_students_place_is_refused(finished, tmp_path)
 
 
 def test_an_ir_that_differs_from_its_torch_model_fails_the_run_and_keeps_what_is_finished(finished, tmp_path):
-    import shutil
-
     from toolkit.errors import CheckFailed
 
     recipe, folder, _ = finished
@@ -266,7 +284,6 @@ def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp
     from rich.console import Console
 
     from toolkit.console import stage_progress
-    from toolkit.errors import UserError
 
     recipe, folder, _ = finished
     step = pipeline.plan(recipe, folder)[0]

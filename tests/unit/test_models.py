@@ -177,6 +177,16 @@ def test_checkpoint_that_should_know_a_task_must_have_its_head(tiny_bert, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_checkpoint_that_should_know_words_must_have_a_head_for_them_and_for_them_only(tiny_bert, tmp_path, pairs):
+    whole = models.load_masked_lm(tiny_bert, pairs=pairs, fitted=True)
+    models.save_checkpoint(whole.bert, models.load_tokenizer(tiny_bert), tmp_path)
+    with pytest.raises(UserError, match=r"it lacks cls\.predictions") as caught:
+        models.load_masked_lm(tmp_path, pairs=pairs, fitted=True)
+    assert "or a `teacher` section" in caught.value.instead
+    assert models.load_masked_lm(tmp_path, pairs=pairs).cls.predictions
+
+
 def test_loading_and_saving_say_nothing_and_leave_transformers_settings_alone(tiny_bert, tmp_path, capfd):
     before = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     tokenizer = models.load_tokenizer(tiny_bert)

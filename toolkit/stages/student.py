@@ -1,5 +1,6 @@
 """`student`: a copy of the teacher pruned gradually while it learns from it. Made once, used by every task."""
 
+import copy
 from typing import Any
 
 from toolkit.artifacts import Artifact, Check, Context, StageResult
@@ -10,6 +11,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     from toolkit import corpus, distributed, evaluation, models, training
     from toolkit.distillation import LayersLoss, MlmLoss, Teacher, mlm_loss
     from toolkit.precision import teacher_bf16
+    from toolkit.recipe import KDLossSettings
     from toolkit.sparsity import outcome
     from toolkit.sparsity.sparsifier import make_sparsifier
 
@@ -18,7 +20,9 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     train = distillation.train
     section, source = sections.corpus, inputs["teacher"].path
     tokenizer = models.load_tokenizer(source)
-    model, teacher = (models.load_masked_lm(source, pairs=section.pairs is not None) for _ in range(2))
+    words_taught = isinstance(train.criterion.settings, KDLossSettings) and train.criterion.settings.loss_weights[1] > 0
+    model = models.load_masked_lm(source, pairs=section.pairs is not None, fitted=words_taught)
+    teacher = copy.deepcopy(model)
     matrices = models.prunable_matrices(model, sections.model.prunable)
     with distributed.first_alone():
         text = corpus.load_corpus(
