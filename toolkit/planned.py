@@ -8,6 +8,7 @@ from toolkit.artifacts import Artifact, Manifest
 from toolkit.measure import system
 from toolkit.pipeline import Step
 from toolkit.recipe import Criterion, DistillationTrain, Student, Train
+from toolkit.sections import plain
 
 
 def train_of(step: Step) -> Train | None:
@@ -61,26 +62,39 @@ def tokenizer_of(artifact: Artifact) -> Any:
     return models.load_tokenizer(artifact.path)
 
 
+# What a step of training does not take longer for, or hardly: its schedules, and which weights are zero.
+_FREE = {"steps", "epoch", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "log_every"}
+_FREE |= {"checkpoint_every", "approach", "learning_rate_rewinding", "temperature"}
+_SIZES = ("model_type", "vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size")
+_DISTILBERT_SIZES = ("n_layers", "dim", "hidden_dim")
+
+
 def steps_alike(before: Manifest, step: Step, train: Train) -> bool:
-    """Whether an earlier run of the stage took steps like these, on a CPU like this one, in the same arithmetic."""
+    """Whether an earlier run of the stage, in the same folder, took steps like these: on a CPU like this one, in the
+    same arithmetic, with a model of the same size, as long sequences, batches and losses as now.
+    """
     from toolkit.precision import bf16
 
     here = before.machine.get("cpu") == system.machine()["cpu"]
     if not before.metrics.get("seconds_per_step") or not here or before.metrics.get("bf16", False) != bf16(train):
         return False
-    now = step.sections.get("task") or step.sections["corpus"]
-    then = before.config.get("task") or before.config.get("corpus") or {}
-    keys = ("batch_size", "gradient_accumulation_steps")
-    return then.get("max_seq_length") == now.max_seq_length and _find(before.config, keys) == [
-        getattr(train, key) for key in keys
-    ]
+    made, now = step.folder / "config.json", config_of(root_of(step))
+    if not made.is_file() or now is None or _sizes(made.read_text()) != _sizes(now):
+        return False
+    reads = "task" if step.sections.get("task") else "corpus"
+    length = (before.config.get(reads) or {}).get("max_seq_length")
+    name = step.stage.name
+    same = _what_takes_time(before.config.get(name)) == _what_takes_time(plain(name, step.sections[name]))
+    return same and length == step.sections[reads].max_seq_length
 
 
-def _find(config: dict[str, Any], keys: tuple[str, ...]) -> list[Any] | None:
-    """The values of a manifest's `train` section, wherever in its stage's section it lies."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            found = [value.get(k) for k in keys] if name == "train" else _find(value, keys)
-            if found is not None:
-                return found
-    return None
+def _sizes(config: str) -> list[Any]:
+    known = json.loads(config)
+    return [known.get(key) for key in (*_SIZES, *_DISTILBERT_SIZES)]
+
+
+def _what_takes_time(section: Any) -> Any:
+    """A stage's section, as JSON, without what costs nothing."""
+    if not isinstance(section, dict):
+        return section
+    return {name: _what_takes_time(value) for name, value in section.items() if name not in _FREE}

@@ -189,8 +189,13 @@ def test_what_fits_with_no_batch_says_so(values, tmp_path):
     assert "another machine" in rows["student"].remark
 
 
-def record(step: pipeline.Step, key: str, config: dict[str, Any], cpu: str = "", **metrics: Any) -> None:
+def record(
+    step: pipeline.Step, key: str, config: dict[str, Any], cpu: str = "", layers: int = 2, **metrics: Any
+) -> None:
     step.folder.mkdir(parents=True)
+    if base := step.inputs.get("base"):
+        sizes = json.loads((base.path / "config.json").read_text()) | {"num_hidden_layers": layers}
+        (step.folder / "config.json").write_text(json.dumps(sizes))
     manifest = Manifest(
         stage=step.stage.name,
         key=key,
@@ -217,13 +222,25 @@ def test_a_stage_that_ran_before_with_the_same_batches_keeps_its_own_seconds(val
     assert row.seconds == pytest.approx(seconds or 10 * (2 * 0.5 + 0.125) + 5.0)
 
 
-@pytest.mark.parametrize("other", [{"cpu": "another"}, {"bf16": True}])
-def test_a_run_on_another_cpu_or_in_other_arithmetic_says_nothing_of_this_one(values, tmp_path, other):
-    step = pipeline.plan(Recipe.model_validate(values), tmp_path)[0]
+@pytest.mark.parametrize(
+    ("train", "other", "source"),
+    [
+        ({"log_every": 1, "optimizer": {"AdamW": {"learning_rate": 1e-3}}}, {}, "="),
+        ({}, {"cpu": "another"}, "~"),
+        ({}, {"bf16": True}, "~"),
+        ({}, {"layers": 12}, "~"),
+        ({"recompute": True}, {}, "~"),
+        ({"optimizer": {"SGD": {"learning_rate": 1e-3}}}, {}, "~"),
+    ],
+)
+def test_a_run_whose_steps_took_other_work_or_another_cpu_says_nothing_of_this_one(
+    values, tmp_path, train, other, source
+):
+    earlier = values | {"teacher": {"train": {"steps": 4, **SLOW} | train}}
+    step = pipeline.plan(Recipe.model_validate(earlier), tmp_path)[0]
     config = {name: sections.plain(name, section) for name, section in step.sections.items()}
-    config["teacher"]["train"] |= {"steps": 4}
     record(step, "another key", config, **other)
-    assert planned(values, tmp_path)[0]["teacher"].source == "~"
+    assert planned(values, tmp_path)[0]["teacher"].source == source
 
 
 def test_a_finished_stage_is_not_measured_again(values, tmp_path):
