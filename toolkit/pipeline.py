@@ -156,11 +156,9 @@ def _step(
         if found is not None:
             inputs[names[0]] = found
         elif need in needed:
-            raise UserError(
-                f"stage `{stage.name}`{f' of task {task!r}' if task else ''} needs `{names[0]}`, which nothing makes",
-                where=recipe.name,
-                instead=f"add a `{names[0]}` section, or name a checkpoint under `ready`",
-            )
+            raise _lacking(recipe, stage, task, names[0])
+    if not inputs:
+        raise _lacking(recipe, stage, task, stage.optional[0])
     sections = sections_of(recipe, stage.sections, task)
     data, roles = data_hashes(sections, fetch)
     made_from = {
@@ -178,6 +176,14 @@ def _step(
     same = manifest is not None and manifest.key == key and made_of(manifest, inputs, there)
     here = manifest if same else None
     return Step(stage, task, folder, key, inputs, sections, data, here)
+
+
+def _lacking(recipe: Recipe, stage: Stage, task: str | None, name: str) -> UserError:
+    return UserError(
+        f"stage `{stage.name}`{f' of task {task!r}' if task else ''} needs `{name}`, which nothing makes",
+        where=recipe.name,
+        instead=f"add a `{name}` section, or name a checkpoint under `ready`",
+    )
 
 
 def made_of(manifest: Manifest, inputs: "dict[str, Step | Artifact]", there: dict[str, Manifest]) -> bool:

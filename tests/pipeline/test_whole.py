@@ -158,6 +158,32 @@ def test_what_was_made_of_an_input_that_came_out_otherwise_is_made_anew(
     assert third["task_teacher"].inputs == {"teacher": first["teacher"].artifact.sha256}
 
 
+@pytest.mark.parametrize(
+    ("gone", "stage", "need"),
+    [
+        (["task_teacher"], "transfer", "task_teacher"),
+        (["transfer"], "quantize", "transfer"),
+        (["task_teacher", "transfer", "quantize"], "export", "task_teacher"),
+        (["export"], "benchmark", "export"),
+    ],
+)
+def test_a_stage_without_what_it_needs_is_told_before_anything_runs(finished, tmp_path, gone, stage, need):
+    recipe = finished[0].model_copy(update=dict.fromkeys(gone))
+    words = f"stage `{stage}` of task 'toy' needs `{need}`, which nothing makes"
+    with pytest.raises(UserError, match=re.escape(words)):
+        running.Run(recipe, tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
+
+
+def test_an_export_of_variants_that_no_stage_made_a_model_for_is_refused(finished, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished[1], folder)
+    dense = finished[0].model_copy(update=dict.fromkeys(["transfer", "quantize", "benchmark"]))
+    only_sparse = dense.model_copy(update={"export": dense.export.model_copy(update={"variants": ("sparse-int8",)})})
+    with pytest.raises(UserError, match="none of sparse-int8 has a model in this run") as caught:
+        running.Run(only_sparse, folder, lambda step: nullcontext(Silent()))()
+    assert "variants: [dense-fp32, dense-int8]" in caught.value.instead
+
+
 LAYER = "bert.encoder.layer.1"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import Artifact, Check, Context, StageResult
+from toolkit.errors import UserError
 from toolkit.quantization.check import honoured
 from toolkit.recipe import Quantization
 from toolkit.tuning import TUNING_FILE
@@ -33,6 +34,12 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     tokenizer = models.load_tokenizer(source)
     task = tasks.load_task(context.task or "", sections.task, tokenizer)
     makers = _makers(sections, inputs, task, tokenizer)
+    if not any(variant.replace("-engine", "") in makers for variant in sections.export.variants):
+        raise UserError(
+            f"none of {', '.join(sections.export.variants)} has a model in this run",
+            where=f"export.variants of task {context.task!r}",
+            instead=f"variants: [{', '.join(makers)}], or the stages that make the others",
+        )
     sparse = inputs.get("transfer")
     mask = SparsityMask.load(sparse.path / MASK_FILE) if sparse and (sparse.path / MASK_FILE).is_file() else None
 
