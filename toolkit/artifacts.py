@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from toolkit.errors import UserError
 
 MANIFEST = "manifest.json"
-Kind = Literal["dense", "sparse", "task", "quantized", "ir", "measurement", "report"]
+Kind = Literal["dense", "sparse", "task", "quantized", "ir", "measurement"]
 
 
 class Artifact(BaseModel):

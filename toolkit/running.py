@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import itertools
 import os
 import shutil
 import time
@@ -139,7 +140,7 @@ class Run:
             key=step.key,
             config={n: plain(n, s) for n, s in step.sections.items()},
             inputs=contents,
-            data={Path(f).name: {"sha256": h} for f, h in step.data.items()} | result.data,
+            data=_by_name(step.data) | result.data,
             seed=self.recipe.seed,
             artifact=Artifact(
                 kind=result.kind,
@@ -171,6 +172,15 @@ class Run:
                 instead="run without --only, or that stage first",
             )
         return manifest.artifact.model_copy(update={"path": made.folder.resolve()})
+
+
+def _by_name(hashes: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Data files by their names, with as many of their folders as it takes to tell them apart."""
+    for depth in itertools.count(1):
+        named = {"/".join(Path(file).parts[-depth:]): {"sha256": digest} for file, digest in hashes.items()}
+        if len(named) == len(hashes):
+            return named
+    raise AssertionError("paths differ")
 
 
 def _partial(step: Step) -> Path:

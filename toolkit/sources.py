@@ -170,23 +170,9 @@ def task_specs(task: Task) -> list[str]:
     return [f for f in (task.train, task.dev, *task.more_dev.values()) if f]
 
 
-def task_files(task: Task) -> list[Path]:
-    """The data files of a task, the train file first; those on the hub are fetched.
-
-    Raises:
-        UserError: One is not there.
-    """
-    return [local_file(f) for f in task_specs(task)]
-
-
 def corpus_specs(corpus: Corpus, tasks: Mapping[str, Task]) -> list[str]:
     """What a recipe names as the files that pre-training text comes from."""
     return [*corpus.files, *(tasks[t].train for t in corpus.tasks)]
-
-
-def corpus_files(corpus: Corpus, tasks: Mapping[str, Task]) -> list[Path]:
-    """All files that pre-training text comes from."""
-    return [local_file(f) for f in corpus_specs(corpus, tasks)]
 
 
 def is_compression(suffix: str) -> bool:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from toolkit import pipeline
+from toolkit import pipeline, running
 from toolkit.recipe import Recipe
 
 CONFIG = '{"model_type": "bert"}'
@@ -53,3 +53,12 @@ def test_keys_stay_when_files_are_moved(keys, tmp_path):
         shutil.copy(tmp_path / name, elsewhere / f"other_{name}")
     moved = keys("other_a.tsv", "other_b.tsv", corpus=("other_a.txt", "other_b.txt"), folder=elsewhere)
     assert moved == before
+
+
+def test_data_files_of_one_name_are_told_apart_in_the_manifest_by_their_folders():
+    assert running._by_name({"/d/train/data.tsv": "1", "/d/dev/data.tsv": "2"}) == {
+        "train/data.tsv": {"sha256": "1"},
+        "dev/data.tsv": {"sha256": "2"},
+    }
+    assert running._by_name({"/d/train.tsv": "1", "/e/dev.tsv": "2"}).keys() == {"train.tsv", "dev.tsv"}
+    assert running._by_name({}) == {}

@@ -84,14 +84,11 @@ def test_unknown_hub_id_offline_is_a_user_error():
         sources.model_folder("nobody/no-such-model")
 
 
-def test_files_of_tasks_and_corpus_are_all_listed(tmp_path):
-    names = ["train.tsv", "dev.tsv", "text.txt"]
-    train, dev, text = (tmp_path / n for n in names)
-    for path in (train, dev, text):
-        path.write_text("x\n")
-    task = Task(train=str(train), dev=str(dev))
-    assert sources.task_files(task) == [train, dev]
-    assert sources.corpus_files(Corpus(files=(str(text),), tasks=("t",)), {"t": task}) == [text, train]
+def test_files_of_tasks_and_corpus_are_all_listed():
+    task = Task(train="train.tsv", dev="dev.tsv", more_dev={"other": "more.tsv"})
+    assert sources.task_specs(task) == ["train.tsv", "dev.tsv", "more.tsv"]
+    corpus = Corpus(files=("text.txt",), tasks=("t",))
+    assert sources.corpus_specs(corpus, {"t": task}) == ["text.txt", "train.tsv"]
 
 
 @pytest.mark.parametrize("suffix", OPENERS)
