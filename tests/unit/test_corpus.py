@@ -178,6 +178,12 @@ def test_longer_sequences_than_the_model_has_positions_are_a_user_error(tiny_tex
         corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=129), {}, tokenizer, tmp_path)
 
 
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_sequences_without_room_for_words_are_refused(length):
+    with pytest.raises(ValueError, match=r"max_seq_length\n.*greater than or equal to 8"):
+        Corpus(files=("text.txt",), max_seq_length=length)
+
+
 @pytest.mark.parametrize("pairs", [None, Pairs()])
 def test_tokens_are_on_disk_while_text_is_still_being_read(tiny_text, tokenizer, tmp_path, monkeypatch, pairs):
     sizes = []

@@ -55,6 +55,8 @@ def test_metric_is_that_of_the_kind_where_none_is_said():
         ("{preset: stsb, labels: [a, b]}", "has no classes"),
         ("{preset: squad, columns: [text]}", "needs two columns"),
         ("{preset: squad, max_seq_length: 190}", "leave nothing new for a window"),
+        ("{preset: sst2, max_seq_length: 7}", "tasks.t.max_seq_length must be a whole number >= 8"),
+        ("{preset: qnli, max_seq_length: true}", "tasks.t.max_seq_length must be a whole number >= 8"),
         ("{preset: sst3}", "must be one of sst2, mnli"),
         ("{preset: [sst2]}", "must be one of sst2, mnli"),
         ("{kind: classification, dev: d}", "`tasks.t.train` is missing"),

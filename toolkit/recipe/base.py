@@ -17,6 +17,7 @@ _NotBool = BeforeValidator(_no_truth_value)
 Number = Annotated[float, _NotBool]
 Fraction = Annotated[float, Field(ge=0, lt=1), _NotBool]
 Count = Annotated[int, Field(gt=0), _NotBool]
+Length = Annotated[int, Field(ge=8), _NotBool]  # tokens; with fewer there is hardly a word beside [CLS] and [SEP]
 Position = Annotated[int, Field(ge=0), _NotBool]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # it becomes the name of a folder
 NAME_RULE = "letters, digits, '-', '_' and '.', the first one a letter or digit"

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Count, Number, Section, wrong
+from toolkit.recipe.base import Count, Length, Number, Section, wrong
 
 
 class Pairs(Section):
@@ -26,7 +26,7 @@ class Corpus(Section):
     )
     column: str = Field("text", description="column of a hub data set; each of its rows is a document")
     tasks: tuple[str, ...] = Field((), description="names of tasks whose train texts (never labels) are used")
-    max_seq_length: Count = Field(128, description="tokens per sequence")
+    max_seq_length: Length = Field(128, description="tokens per sequence")
     mlm_probability: Number = Field(0.15, gt=0, lt=1, description="share of the tokens to be guessed")
     whole_word_masking: bool = Field(False, description="hide all pieces of a word, or none of them")
     pack: bool = Field(True, description="join paragraphs to full sequences; off: one sequence per text")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Count, Name, Number, Position, Section, wrong
+from toolkit.recipe.base import Count, Length, Name, Number, Position, Section, wrong
 from toolkit.recipe.presets import PRESETS, Preset
 from toolkit.recipe.stages import Benchmark, Quantize, TrainOnly, Transfer
 
@@ -74,7 +74,7 @@ class Task(Section):
     metrics: tuple[Metric, ...] = Field(
         ("accuracy",), min_length=1, description="what is measured on dev; the first one counts for tuning"
     )
-    max_seq_length: Count = Field(128, description="tokens per example; longer ones are cut (contexts: into windows)")
+    max_seq_length: Length = Field(128, description="tokens per example; longer ones are cut (contexts: into windows)")
     windows: AnswerWindows = AnswerWindows()
     tuning_examples: Position = Field(
         1000, description="training examples, at most a tenth, that no stage trains on: tuning decides by them"
