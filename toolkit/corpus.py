@@ -28,6 +28,7 @@ _SPLITS = ("train", "valid")
 _VALID_EVERY = 20  # one document in so many is for validation
 _LONGEST_DOCUMENT = 100  # paragraphs; a file without blank lines is cut into documents of this length
 _BATCH = 512  # paragraphs tokenised at a time
+_MOSTLY_UNKNOWN = 0.9  # of the tokens; a text with more of them is in a script that the vocabulary does not have
 _TELL_EVERY = 20_000_000  # tokens
 
 
@@ -104,8 +105,8 @@ def load_corpus(
         say: Is told how far the reading is.
 
     Raises:
-        UserError: A file is missing, not text or without any, there is too little text, or `max_seq_length` is more
-            than the model takes.
+        UserError: A file is missing, not text or without any, there is too little text, the vocabulary does not know
+            it, or `max_seq_length` is more than the model takes.
     """
     must_fit(section.max_seq_length, tokenizer.model_max_length, "corpus")
     if section.whole_word_masking:
@@ -161,6 +162,14 @@ def _write(
             if train.tokens - told >= _TELL_EVERY:
                 told = train.tokens
                 say(f"reading the corpus: {told / 1e6:.0f} M tokens")
+    for split, written in zip(_SPLITS, (train, valid), strict=True):
+        if written.unknown > _MOSTLY_UNKNOWN * written.words:
+            raise UserError(
+                f"{written.unknown / written.words:.0%} of the tokens of its {split} split are {tokenizer.unk_token}: "
+                "this vocabulary does not know the text",
+                where="corpus",
+                instead="text in a language of the model, or a model that knows this one",
+            )
     if section.pairs:
         for split, limit, own_seed in zip(_SPLITS, limits, (seed, seed + 1), strict=True):
             sentence_ends, document_ends = (
@@ -214,8 +223,9 @@ class _Writer:
     ) -> None:
         self._path, self._section, self._dtype, self._limit = path, section, dtype, limit
         self._first, self._last = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+        self._unknown = tokenizer.unk_token_id
         self._document = -1
-        self.tokens = 0
+        self.tokens = self.words = self.unknown = 0  # words: tokens that are neither [CLS] nor [SEP]
 
     def __enter__(self) -> Self:
         self._ids: BinaryIO = self._path.with_suffix(".ids").open("wb")
@@ -227,6 +237,8 @@ class _Writer:
     def _append(self, ids: list[int]) -> None:
         self._ids.write(np.array(ids, dtype=self._dtype).tobytes())
         self.tokens += len(ids)
+        self.words += len(ids) - ids.count(self._first[0]) - ids.count(self._last[0])
+        self.unknown += ids.count(self._unknown)
 
 
 class _SequenceWriter(_Writer):

@@ -59,7 +59,8 @@ def mlm_metrics(
     """Of held-out sequences, always the same ones, masked in the same way.
 
     Returns:
-        `mlm_loss`, the label loss per masked token; of pairs also `next_sentence_accuracy`.
+        `mlm_loss`, the label loss per masked token; of pairs also `next_sentence_accuracy`. What nothing was
+        measured of is missing: no loss where no token can be guessed, since the vocabulary knows none of them.
     """
     model.eval().to(device())
     total = count = right = seen = 0.0
@@ -71,7 +72,7 @@ def mlm_metrics(
         if following is not None:
             right += float((following.argmax(dim=-1) == batch["next_sentence_label"]).sum())
             seen += len(following)
-    return {"mlm_loss": total / count} | ({"next_sentence_accuracy": right / seen} if seen else {})
+    return ({"mlm_loss": total / count} if count else {}) | ({"next_sentence_accuracy": right / seen} if seen else {})
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Pre-training text: nothing lost, nothing in both splits, little memory, BERT's masking."""
 
 import lzma
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -182,6 +183,28 @@ def test_longer_sequences_than_the_model_has_positions_are_a_user_error(tiny_tex
 def test_sequences_without_room_for_words_are_refused(length):
     with pytest.raises(ValueError, match=r"max_seq_length\n.*greater than or equal to 8"):
         Corpus(files=("text.txt",), max_seq_length=length)
+
+
+@pytest.mark.parametrize("pairs", [None, Pairs()])
+@pytest.mark.parametrize("split", ["valid", "train"])
+def test_text_in_a_script_that_the_vocabulary_does_not_know_is_refused(tokenizer, tmp_path, pairs, split):
+    known, unknown = "lovely old story.\na new one.", "天地 玄黄 宇宙 洪荒"
+    held_out = [number % 20 == 0 for number in range(60)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(unknown if held == (split == "valid") else known for held in held_out))
+    with pytest.raises(UserError, match=rf"100% of the tokens of its {split} split are \[UNK\]") as error:
+        corpus.load_corpus(Corpus(files=(str(path),), pairs=pairs), {}, tokenizer, tmp_path / "cache")
+    assert (error.value.where, "a model that knows" in error.value.instead) == ("corpus", True)
+    assert [found.suffix for found in (tmp_path / "cache").iterdir()] == [".partial"]
+
+
+@pytest.mark.parametrize(("known", "refused"), [(2, False), (1, False), (0, True)])
+def test_text_with_one_known_word_in_ten_is_taken(tokenizer, tmp_path, known, refused):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join([" ".join(["a"] * known + ["天"] * (10 - known))] * 40))
+    section = Corpus(files=(str(path),), max_seq_length=16, pack=False)
+    with pytest.raises(UserError, match="does not know the text") if refused else nullcontext():
+        corpus.load_corpus(section, {}, tokenizer, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("pairs", [None, Pairs()])

@@ -9,6 +9,9 @@ import torch
 
 from tests.conftest import GOOD, NOUNS, sentence
 from toolkit import evaluation, models, tasks
+from toolkit.corpus import Sequences
+from toolkit.distillation import MlmLoss
+from toolkit.pairs import PairSequences
 from toolkit.recipe import Task
 
 KINDS = ("classification", "question_answering")
@@ -54,6 +57,24 @@ def alone(model, example) -> np.ndarray:
     if "logits" in output:
         return output.logits[0].numpy()
     return torch.stack([output.start_logits[0], output.end_logits[0]]).numpy()
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_no_word_loss_is_reported_of_text_whose_words_are_all_unknown(tiny_bert, pairs):
+    """No file is needed: a corpus of such text is refused, but of held-out text the first sequences may be so."""
+    tokenizer = models.load_tokenizer(tiny_bert)
+    cls, sep, unknown = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
+    model = models.load_masked_lm(tiny_bert, pairs=pairs)
+    loss = MlmLoss(models.mlm_head, next_head=models.next_sentence_head)
+    for token, measured in ((unknown, set()), (tokenizer.vocab["a"], {"mlm_loss"})):
+        if pairs:
+            spans = np.array([[0, 3, 3, 6, number % 2] for number in range(40)])
+            sequences = PairSequences(np.array([token] * 6), spans, cls, sep)
+        else:
+            sequences = Sequences(np.array([cls, token, token, sep] * 40), np.arange(4, 164, 4))
+        found = evaluation.mlm_metrics(model, loss, sequences, tokenizer, 0.15)
+        assert found.keys() == measured | ({"next_sentence_accuracy"} if pairs else set())
+        assert np.isfinite(list(found.values())).all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
