@@ -18,6 +18,7 @@ PREFIX = "hub:"
 # A split may be a slice, train[:1000], and the path of a folder may have colons.
 _SPEC = re.compile(r"(?P<name>.+):(?P<config>[^:\[\]]*):(?P<split>[^:\[\]]+(?:\[[^\]]*\][^:\[\]]*)*)")
 _LOCAL = ("/", ".", "~")  # no data set on the hub has a name that begins so
+_DATA = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 Row = dict[str, Any]
 _FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
 
@@ -72,7 +73,7 @@ class HubSplit:
         """The split as `datasets` gives it.
 
         Raises:
-            UserError: There is none of that name, or the hub cannot be reached.
+            UserError: There is none of that name, one of its files is empty, or the hub cannot be reached.
         """
         import datasets
 
@@ -87,6 +88,13 @@ class HubSplit:
                 streaming=streaming,
             )
         except Exception as error:  # the hub client and each file format raise types of their own
+            empty = _empty_file(folder) if folder else None
+            if empty or isinstance(error, StopIteration):  # which `datasets` lets out where a file has no first row
+                raise UserError(
+                    "this file is empty" if empty else "one of its files is empty",
+                    where=str(empty or self.name),
+                    instead="rows in it, or a folder without it",
+                ) from None
             raise UserError(
                 f"the hub does not give this split ({type(error).__name__}: {_first_line(error)})",
                 where=self.name,
@@ -162,6 +170,12 @@ class HubSplit:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
+
+
+def _empty_file(folder: Path) -> Path | None:
+    """The first data file without a byte in it, if there is one."""
+    files = (p for p in sorted(folder.rglob("*")) if p.suffix in _DATA and p.is_file())
+    return next((p for p in files if not p.stat().st_size), None)
 
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:

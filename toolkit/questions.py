@@ -120,7 +120,7 @@ def read_question(where: str, texts: tuple[str, ...], answers: Any) -> Question:
     question, context = texts
     form = '{"text": ["an answer"], "answer_start": [17]}'
     try:
-        found = [(str(text), int(start)) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
+        found = [_answer(*pair) for pair in zip(_list(answers["text"]), _list(answers["answer_start"]), strict=True)]
     except (TypeError, KeyError, ValueError):
         raise UserError("the answers are not in SQuAD's form", where=where, instead=form) from None
     if not found:
@@ -133,6 +133,20 @@ def read_question(where: str, texts: tuple[str, ...], answers: Any) -> Question:
                 f"the answer {text!r} is not at character {start} of the context", where=where, instead=instead
             )
     return Question(where, question, context, tuple(t for t, _ in found), tuple(s for _, s in found))
+
+
+def _list(values: Any) -> list[Any]:
+    """A text would be taken letter by letter."""
+    if not isinstance(values, list):
+        raise TypeError
+    return values
+
+
+def _answer(text: Any, start: Any) -> tuple[str, int]:
+    """26.0 is a place too: tools write it for a column of whole numbers as soon as one of them is missing."""
+    if not isinstance(text, str) or type(start) not in (int, float) or start % 1 != 0:
+        raise TypeError
+    return text, int(start)
 
 
 def windows_of(

@@ -67,6 +67,14 @@ def _must_have(columns: Sequence[str], names: Iterable[str], where: str) -> None
         raise UserError(f"no column {missing!r}", where=where, instead=instead)
 
 
+def _must_be_different(names: Sequence[str], where: str) -> None:
+    """Of two columns with one name a row would keep the last, silently."""
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        what = f"two columns have the name {twice!r}"
+        raise UserError(what, where=where, instead="a name of its own for each")
+
+
 def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """GLUE's TSV files quote nothing: a quotation mark in them is text.
 
@@ -85,10 +93,7 @@ def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
                 continue
             if not names:
                 names = fields
-                twice = next((n for n in names if names.count(n) > 1), None)
-                if twice is not None:
-                    what = f"two columns have the name {twice!r}"
-                    raise UserError(what, where=where, instead="a name of its own for each")
+                _must_be_different(names, where)
                 _must_be_parted(columns, names, where, "," if quotes else "\t")
                 _must_have(columns, names, where)
             elif len(fields) == len(names):
@@ -162,7 +167,11 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _not_an_object(where: str, error: ValueError | RecursionError | None = None) -> UserError:
-    why = f" ({error.msg}, character {error.pos + 1} of the line)" if isinstance(error, json.JSONDecodeError) else ""
+    why = ""
+    if isinstance(error, json.JSONDecodeError):
+        why = f" ({error.msg}, character {error.pos + 1} of the line)"
+    elif isinstance(error, ValueError):  # Python's own limit, a few thousand
+        why = ", or one with a number of too many digits"
     return UserError(f"not a JSON object{why}", where=where, instead='one {"column": value, …} per line')
 
 
@@ -176,7 +185,7 @@ def _squad_articles(path: Path) -> list[Any] | None:
         return None
     try:
         found = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = _whole_object(path)
     articles = found.get("data") if isinstance(found, dict) else None
     return articles if isinstance(articles, list) else None
@@ -194,6 +203,11 @@ def _whole_object(path: Path) -> Any:
             where=f"{path}:{error.lineno}",
             instead='SQuAD\'s {"data": […]} from end to end, or one {"column": value, …} per line',
         ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ):  # a number or a nesting beyond Python's limits: whoever reads the lines says it
+        return None
 
 
 def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Row]]:
@@ -232,10 +246,12 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row
 
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches():
+        file = pq.ParquetFile(path)
+        _must_be_different(file.schema_arrow.names, str(path))
+        _must_have(columns, file.schema_arrow.names, str(path))
+        for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
-                _must_have(columns, row, f"{path}, row {number}")
                 yield f"{path}, row {number}", row
     except UnicodeDecodeError as error:
         where = f"{path}, row {number + 1} or behind it"

@@ -1,5 +1,7 @@
 """Splits of the hub, by means of a local folder laid out like a data set there: no network."""
 
+import gzip
+
 import pytest
 
 from toolkit import hub, models, sources, tables, tasks
@@ -121,6 +123,26 @@ def test_folder_that_is_not_there_is_refused_before_anything_is_fetched(name):
     with pytest.raises(UserError, match="no such folder") as error:
         sources.at_hand(f"hub:{name}::train")
     assert error.value.where == f"hub:{name}::train"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_folder_with_an_empty_file_is_told_which(dataset, tmp_path, name, streaming):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / ".gitkeep").touch()
+    (folder / name).touch()
+    with pytest.raises(UserError, match="this file is empty") as error:
+        hub.HubSplit(str(folder), "", "train").load(streaming=streaming)
+    assert error.value.where == str(folder / name)
+
+
+def test_folder_with_a_compressed_file_of_nothing_is_told_so(dataset, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(UserError, match="one of its files is empty") as error:
+        sources.local_file(f"hub:{tmp_path}/data::train")
+    assert error.value.where == f"hub:{tmp_path}/data::train"
 
 
 def test_texts_are_streamed(dataset):

@@ -137,6 +137,19 @@ def test_classes_that_are_named_by_fractions_keep_their_names(tmp_path):
     assert rows.check("t", pairs(path, labels=("0.5", "1.0"))) == "3 rows to train on, 3 measured"
 
 
+@pytest.mark.parametrize("row", [1, 3])
+def test_number_that_python_does_not_read_is_refused_with_its_line_of_json(tmp_path, row):
+    path = Path(write(tmp_path, "jsonl", GOOD))
+    lines = path.read_text().splitlines()
+    lines[row - 1] = '{"one": "a", "two": "b", "label": ' + "1" * 5000 + "}"
+    for ending in ("jsonl", "json"):
+        path = tmp_path / f"long.{ending}"
+        path.write_text("\n".join(lines) + "\n")
+        with pytest.raises(UserError, match="a number of too many digits") as error:
+            rows.check("t", pairs(str(path)))
+        assert error.value.where == f"{path}:{row}"
+
+
 def test_name_that_a_json_object_has_twice_is_refused_with_its_line(tmp_path):
     path = Path(write(tmp_path, "jsonl", GOOD))
     path.write_text(path.read_text() + '{"one": "g", "two": "h", "label": "no", "two": "i"}\n')
@@ -200,12 +213,20 @@ def test_label_that_is_no_finite_number_is_refused_with_its_row(tmp_path, suffix
     assert error.value.where == place(path, 3)
 
 
-@pytest.mark.parametrize(("suffix", "line"), [("tsv", ":1"), ("csv", ":1"), ("jsonl", ":1"), ("parquet", ", row 1")])
+@pytest.mark.parametrize(("suffix", "line"), [("tsv", ":1"), ("csv", ":1"), ("jsonl", ":1"), ("parquet", "")])
 def test_missing_column_is_refused_where_the_columns_are_named_with_the_nearest(tmp_path, suffix, line):
     path = write(tmp_path, suffix, GOOD, columns=("one", "tow", "label"))
     with pytest.raises(UserError, match="no column 'two'") as error:
         rows.check("t", pairs(path))
     assert (error.value.where, error.value.instead) == (f"{path}{line}", "tow")
+
+
+def test_missing_column_of_parquet_without_rows_is_what_is_said(tmp_path):
+    path = tmp_path / "file.parquet"
+    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in ("one", "tow", "label")}), path)
+    with pytest.raises(UserError, match="no column 'two'") as error:
+        rows.check("t", pairs(str(path)))
+    assert (error.value.where, error.value.instead) == (str(path), "tow")
 
 
 def test_row_of_json_without_the_column_is_named(tmp_path):
@@ -252,6 +273,16 @@ def test_column_that_is_named_twice_is_refused_with_the_line_of_the_header(tmp_p
     assert error.value.where == f"{path}:2"
 
 
+@pytest.mark.parametrize("labels", [["no", "yes"], []])
+def test_column_that_parquet_has_twice_is_refused(tmp_path, labels):
+    path = tmp_path / "file.parquet"
+    columns = [pa.array(["a", "b"][: len(labels)], pa.string())] * 2 + [pa.array(labels, pa.string())] * 2
+    pq.write_table(pa.Table.from_arrays(columns, names=["one", "two", "label", "label"]), path)
+    with pytest.raises(UserError, match="two columns have the name 'label'") as error:
+        rows.check("t", pairs(str(path)))
+    assert error.value.where == str(path)
+
+
 @pytest.mark.parametrize("suffix", NULLS)
 def test_null_in_a_column_of_rows_or_hold_out_is_an_empty_text(tmp_path, suffix):
     table = [(*row, kind) for row, kind in zip(GOOD, ("x", None, "x"), strict=True)]
@@ -287,6 +318,12 @@ def squad(folder: Path, **changes) -> str:
         ({"answers": [{"text": "", "answer_start": 0}]}, "not at character 0", "letter by letter"),
         ({"answers": [{"text": "z", "answer_start": 0}]}, "not at character 0", "letter by letter"),
         ({"answers": [{"text": "b", "answer_start": -1}]}, "not at character -1", "answer_start 2"),
+        ({"answers": [{"text": "b", "answer_start": 2.5}]}, "not in SQuAD's form", "[17]"),
+        ({"answers": [{"text": "b", "answer_start": "2"}]}, "not in SQuAD's form", "[17]"),
+        ({"answers": [{"text": "b", "answer_start": True}]}, "not in SQuAD's form", "[17]"),
+        ({"answers": [{"text": "b", "answer_start": None}]}, "not in SQuAD's form", "[17]"),
+        ({"answers": [{"text": None, "answer_start": 2}]}, "not in SQuAD's form", "[17]"),
+        ({"answers": [{"text": 5, "answer_start": 2}]}, "not in SQuAD's form", "[17]"),
         ({"answers": None}, "not in SQuAD's form", "paragraphs"),
         ({"answers": [{"text": "b"}]}, "not in SQuAD's form", "paragraphs"),
     ],
@@ -303,6 +340,35 @@ def test_bad_question_of_squad_json_is_refused_with_its_id(tmp_path, changes, me
 def test_questions_with_an_empty_text_are_left_out_when_asked(tmp_path):
     path = squad(tmp_path, question=None)
     task = Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16), drop_empty=True)
+    assert rows.check("t", task) == "1 rows to train on, 1 measured"
+
+
+@pytest.mark.parametrize("suffix", NULLS)
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": "b", "answer_start": [2]},
+        {"text": "b", "answer_start": 2},
+        {"text": ["b"], "answer_start": [2.5]},
+        {"text": ["b"], "answer_start": [float("nan")]},
+        {"text": ["b"], "answer_start": [float("inf")]},
+        {"text": ["b"], "answer_start": ["2"]},
+        {"text": ["b"], "answer_start": "2"},
+        {"text": ["b", "b"], "answer_start": [2]},
+    ],
+)
+def test_answers_that_are_no_list_of_texts_with_whole_places_are_refused_with_their_row(tmp_path, suffix, answers):
+    path = write(tmp_path, suffix, [("q", "a b", answers)], columns=("question", "context", "answers"))
+    with pytest.raises(UserError, match="the answers are not in SQuAD's form") as error:
+        rows.check("t", Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16)))
+    assert error.value.where == place(path, 1)
+
+
+@pytest.mark.parametrize("suffix", NULLS)
+def test_whole_floats_are_places_of_answers(tmp_path, suffix):
+    answers = {"text": ["b"], "answer_start": [2.0]}
+    path = write(tmp_path, suffix, [("q", "a b", answers)], columns=("question", "context", "answers"))
+    task = Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16))
     assert rows.check("t", task) == "1 rows to train on, 1 measured"
 
 
