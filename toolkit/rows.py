@@ -1,6 +1,7 @@
 """A task's rows: read, split, and every text and label of them looked at. Loads no torch, so that `check` can do it."""
 
 import hashlib
+import itertools
 import math
 import re
 import unicodedata
@@ -15,8 +16,11 @@ from toolkit import sources, tables
 from toolkit.errors import UserError
 from toolkit.questions import read_question
 from toolkit.recipe import Task
+from toolkit.yaml_lines import dump_flow
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, control and format characters
+_LONGEST_NUMBER = 100  # digits of a label; Python itself reads no more than some thousands
+_FEW_CLASSES = 10  # so many are told by name
 _KINDS_OF_VALUE = {int: "number", float: "number", bool: "truth value", list: "list", dict: "object"}
 
 
@@ -58,15 +62,18 @@ def read_task(name: str, section: Task) -> TaskRows:
 
     Raises:
         UserError: A file is missing or damaged, a column is not there, a text is empty, a label is missing or not one
-            of the classes, or a split is empty or has one class only.
+            of the classes, or a split is empty or has one class only; or a class that the recipe does not name is
+            measured nowhere.
     """
-    train, dev = _splits(section)
+    all_train, dev = _splits(section)
     more = {split: _read(spec, section) for split, spec in section.more_dev.items()}
-    labels = _labels(train, section)
-    tune, train = _set_aside(train, section)
+    labels = _labels(all_train, section)
+    tune, train = _set_aside(all_train, section)
     if section.kind == "classification":
         for split, rows in (("train", train), ("dev", dev), *more.items()):
             _must_differ(name, split, rows, labels)
+        if not section.labels:
+            _must_be_measured(all_train, itertools.chain(dev, *more.values()), labels)
     return TaskRows(labels, train, tune, {"": dev} | more)
 
 
@@ -81,7 +88,7 @@ def read_train(section: Task) -> list[Row]:
 
 
 def check(name: str, section: Task) -> str:
-    """Reads every row of the files that are at hand as a stage would, and says how many there are.
+    """Reads every row of the files that are at hand as a stage would, and says how many there are, and of what classes.
 
     Raises:
         UserError: As `read_task`; or a number or an answer is not one.
@@ -91,9 +98,12 @@ def check(name: str, section: Task) -> str:
     if len(here) == len(specs):
         found = read_task(name, section)
         measured = [row for rows in found.dev.values() for row in rows]
-        for rows in (found.train, found.tune, measured):
-            targets(rows, found.labels, section)
-        return f"{len(found.train) + len(found.tune):,} rows to train on, {len(measured):,} measured"
+        train = found.train + found.tune
+        numbers, _ = (targets(rows, found.labels, section) for rows in (train, measured))
+        said = [f"{len(train):,} rows to train on, {len(measured):,} measured"]
+        if section.kind == "classification":
+            said.append(_classes(found.labels, numbers))
+        return "; ".join(said)
     # What is still on the hub: its labels may be all that there are.
     counts, labels = [], section.labels
     for spec in here:
@@ -117,6 +127,14 @@ def targets(rows: Sequence[Row], labels: Sequence[str], section: Task) -> Any:
     if section.kind == "regression":
         return np.array([_number(row) for row in rows], dtype=np.float32)
     return np.array([_class_number(row, labels) for row in rows], dtype=np.int64)
+
+
+def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
+    """The classes, and how many rows each has."""
+    if len(labels) > _FEW_CLASSES:
+        return f"{len(labels):,} classes"
+    counts = np.bincount(numbers, minlength=len(labels))
+    return "classes " + ", ".join(f"{label} ({n:,})" for label, n in zip(labels, counts, strict=True))
 
 
 def _splits(section: Task) -> tuple[list[Row], list[Row]]:
@@ -169,26 +187,42 @@ def _read(spec: str, section: Task) -> list[Row]:
             raise UserError(
                 f"the text in column {empty!r} is empty", where=where, instead="a text, or drop_empty: true"
             )
-        label = row[section.label]
-        if section.kind != "question_answering" and not isinstance(label, str | Number | None):
-            raise UserError(
-                f"the label in column {section.label!r} is a {_kind_of(label)}",
-                where=where,
-                instead="another column: a label is a text or a number",
-            )
-        missing = label is None or (isinstance(label, str) and _is_blank(label))
-        if missing or (section.kind == "classification" and label != label):  # NaN, a hole in a column of numbers
-            raise UserError(
-                f"the label in column {section.label!r} is missing",
-                where=where,
-                instead=f"one of {', '.join(section.labels)}" if section.labels else "a label, or leave the row out",
-            )
-        if isinstance(label, str):
-            _whole(label, section.label, where)
+        label = _label(row, section, where)
         rows.append(Row(where, texts, label, _whole(tables.text(row[group]), group, where) if group else None))
     if not rows:
         raise UserError("no row has the values that `rows` asks for" if seen else "no rows", where=str(path))
     return rows
+
+
+def _label(row: tables.Row, section: Task, where: str) -> Any:
+    """As the file has it."""
+    label = row[section.label]
+    if section.kind != "question_answering" and not isinstance(label, str | Number | None):
+        raise UserError(
+            f"the label in column {section.label!r} is a {_kind_of(label)}",
+            where=where,
+            instead="another column: a label is a text or a number",
+        )
+    missing = label is None or (isinstance(label, str) and _is_blank(label))
+    if missing or (section.kind == "classification" and label != label):  # NaN, a hole in a column of numbers
+        raise UserError(
+            f"the label in column {section.label!r} is missing",
+            where=where,
+            instead=f"one of {', '.join(section.labels)}" if section.labels else "a label, or leave the row out",
+        )
+    if isinstance(label, str):
+        _whole(label, section.label, where)
+    if (
+        isinstance(label, str | int)
+        and len(str(label)) > _LONGEST_NUMBER
+        and _is_number(number := _whole_number(label))
+    ):
+        raise UserError(
+            f"the label in column {section.label!r} is a number of {len(number):,} digits",
+            where=where,
+            instead="the name or number of a class" if section.kind == "classification" else "e.g. 3.8",
+        )
+    return label
 
 
 def _is_blank(text: str) -> bool:
@@ -245,14 +279,13 @@ def _labels_found(rows: Iterable[Row], section: Task) -> tuple[str, ...]:
 
 
 def _class_number(row: Row, labels: Sequence[str]) -> int:
-    """A label is a class name; or a class number, where no class has a number for a name."""
-    name, number = _name(row.label), _whole_number(row.label)
+    """A label is a class name; or a class number, where no class has a number for a name. false is 0, and true is 1."""
+    name = _name(row.label)
+    number = str(int(row.label)) if isinstance(row.label, bool) else _whole_number(row.label)
     for known in (name, number):
         if known in labels:
             return labels.index(known)
     numbered = not any(map(_is_number, labels))
-    if isinstance(row.label, bool):
-        number = str(int(row.label))
     if numbered and number.isdecimal() and int(number) < len(labels):
         return int(number)
     range_ = f", or 0 to {len(labels) - 1}" if numbered else ""
@@ -286,6 +319,22 @@ def _must_differ(name: str, split: str, rows: Sequence[Row], labels: Sequence[st
             f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
             where=f"tasks.{name}",
             instead="a split with two classes or more",
+        )
+
+
+def _must_be_measured(train: Sequence[Row], measured: Iterable[Row], labels: Sequence[str]) -> None:
+    """A slip in one label would make a class of its own, which nothing that is measured could show."""
+    known = {_class_number(row, labels) for row in measured}
+    strays = [(row, number) for row in train if (number := _class_number(row, labels)) not in known]
+    if strays:
+        row, number = strays[0]
+        count = sum(other == number for _, other in strays)
+        named = dump_flow(list(labels)) if len(labels) <= _FEW_CLASSES else f"[…], with all {len(labels):,} names,"
+        raise UserError(
+            f"the label {labels[number]!r} is in {count:,} row{'s' * (count > 1)} to train on, but in none that is "
+            "measured: a slip would look so",
+            where=row.where,
+            instead=f"one of the other classes; or, if it is meant, `labels: {named}`",
         )
 
 

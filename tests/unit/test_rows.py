@@ -1,6 +1,5 @@
 """Bad rows of every kind of file: each is refused with its place, by `check` and before the first stage of a run."""
 
-import csv
 import json
 import re
 from contextlib import nullcontext
@@ -9,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from row_files import COLUMNS, COUNTED, FORMATS, GOOD, NULLS, pairs, place, write
 
 from toolkit import rows, running, tables
 from toolkit.artifacts import Silent
@@ -16,41 +16,11 @@ from toolkit.checking import check_recipe
 from toolkit.errors import UserError
 from toolkit.recipe import AnswerWindows, Recipe, Task
 
-COLUMNS = ("one", "two", "label")
-GOOD = [("a", "b", "no"), ("c", "d", "yes"), ("e", "f", "no")]
-FORMATS = ("tsv", "csv", "jsonl", "parquet")
-NULLS = ("jsonl", "parquet")  # the formats that tell nothing from an empty text
-
-
-def write(folder: Path, suffix: str, table: list[tuple], columns=COLUMNS, name: str = "file") -> str:
-    """A table as a file of the format that the suffix names."""
-    path = folder / f"{name}.{suffix}"
-    if suffix == "parquet":
-        pq.write_table(pa.table(dict(zip(columns, zip(*table, strict=True), strict=True))), path)
-    elif suffix == "jsonl":
-        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in table]
-        path.write_text("".join(line + "\n" for line in lines))
-    else:
-        with path.open("w", newline="") as stream:
-            csv.writer(stream, delimiter="\t" if suffix == "tsv" else ",").writerows([columns, *table])
-    return str(path)
-
-
-def place(path: str, row: int) -> str:
-    """Where row 1, 2, … of a file stands, as errors name it."""
-    if path.endswith("parquet"):
-        return f"{path}, row {row}"
-    return f"{path}:{row if path.endswith('jsonl') else row + 1}"
-
-
-def pairs(path: str, **values) -> Task:
-    return Task(**{"train": path, "dev": path, "columns": ("one", "two"), "labels": ("no", "yes")} | values)
-
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_good_rows_of_every_format_are_counted(tmp_path, suffix):
     path = write(tmp_path, suffix, GOOD)
-    assert rows.check("t", pairs(path)) == "3 rows to train on, 3 measured"
+    assert rows.check("t", pairs(path)) == COUNTED
     found = rows.read_task("t", pairs(path))
     assert [(row.where, row.texts, row.label) for row in found.train] == [
         (place(path, number), (one, two), label) for number, (one, two, label) in enumerate(GOOD, 1)
@@ -68,18 +38,7 @@ def test_empty_text_or_null_is_refused_with_its_row_or_left_out_when_asked(tmp_p
         rows.check("t", pairs(path))
     assert error.value.where == place(path, 4)
     assert "drop_empty" in error.value.instead
-    assert rows.check("t", pairs(path, drop_empty=True)) == "3 rows to train on, 3 measured"
-
-
-@pytest.mark.parametrize(
-    ("suffix", "value"), [*((suffix, text) for suffix in FORMATS for text in ("", " ")), *((s, None) for s in NULLS)]
-)
-@pytest.mark.parametrize("labels", [("no", "yes"), ()])
-def test_missing_label_is_refused_with_its_row_and_is_never_a_class_of_its_own(tmp_path, suffix, value, labels):
-    path = write(tmp_path, suffix, [*GOOD, ("g", "h", value)])
-    with pytest.raises(UserError, match="the label in column 'label' is missing") as error:
-        rows.check("t", pairs(path, labels=labels))
-    assert error.value.where == place(path, 4)
+    assert rows.check("t", pairs(path, drop_empty=True)) == COUNTED
 
 
 @pytest.mark.parametrize("suffix", NULLS)
@@ -92,49 +51,6 @@ def test_text_that_is_something_else_is_refused_with_its_row(tmp_path, suffix, v
     with pytest.raises(UserError, match=f"column 'two' has a {kind} where a text should be") as error:
         rows.check("t", pairs(path))
     assert error.value.where == place(path, 1)
-
-
-@pytest.mark.parametrize("suffix", NULLS)
-@pytest.mark.parametrize(("value", "kind"), [([0, 1], "list"), ({"x": 1}, "object")])
-@pytest.mark.parametrize("task", [{}, {"labels": ()}, {"kind": "regression", "labels": ()}])
-def test_label_that_is_neither_text_nor_number_is_refused_with_its_row(tmp_path, suffix, value, kind, task):
-    path = write(tmp_path, suffix, [("a", "b", value), ("c", "d", value)])
-    with pytest.raises(UserError, match=f"the label in column 'label' is a {kind}") as error:
-        rows.check("t", pairs(path, **task))
-    assert error.value.where == place(path, 1)
-
-
-@pytest.mark.parametrize("suffix", NULLS)
-def test_hole_in_a_column_of_class_numbers_is_a_missing_label(tmp_path, suffix):
-    path = write(tmp_path, suffix, [("a", "b", 0.0), ("c", "d", 1.0), ("e", "f", float("nan"))])
-    with pytest.raises(UserError, match="the label in column 'label' is missing") as error:
-        rows.check("t", pairs(path, labels=()))
-    assert error.value.where == place(path, 3)
-
-
-@pytest.mark.parametrize(
-    ("suffix", "values"), [*((suffix, (0.0, 1.0)) for suffix in FORMATS), *((s, (False, True)) for s in NULLS)]
-)
-def test_whole_floats_and_truth_values_are_class_numbers(tmp_path, suffix, values):
-    path = write(tmp_path, suffix, [("a", "b", values[0]), ("c", "d", values[1])])
-    found = rows.read_task("t", pairs(path))
-    assert rows.targets(found.train, found.labels, pairs(path)).tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_classes_found_in_whole_floats_are_named_like_those_of_integers(tmp_path, suffix):
-    table = [("a", "b", 2.0), ("c", "d", 10.0), ("e", "f", 2.0)]
-    train = pairs(write(tmp_path, suffix, table), labels=())
-    dev = write(tmp_path, suffix, [(*row[:2], int(row[2])) for row in table], name="dev")
-    found = rows.read_task("t", train.model_copy(update={"dev": dev}))
-    assert found.labels == ("2", "10")
-    assert rows.targets(found.dev[""], found.labels, train).tolist() == [0, 1, 0]
-
-
-def test_classes_that_are_named_by_fractions_keep_their_names(tmp_path):
-    path = write(tmp_path, "jsonl", [("a", "b", 0.5), ("c", "d", 1.0), ("e", "f", 0.5)])
-    assert rows.read_task("t", pairs(path, labels=())).labels == ("0.5", "1.0")
-    assert rows.check("t", pairs(path, labels=("0.5", "1.0"))) == "3 rows to train on, 3 measured"
 
 
 @pytest.mark.parametrize("row", [1, 3])
@@ -156,15 +72,6 @@ def test_name_that_a_json_object_has_twice_is_refused_with_its_line(tmp_path):
     with pytest.raises(UserError, match="two values have the name 'two'") as error:
         rows.check("t", pairs(str(path)))
     assert error.value.where == f"{path}:4"
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("labels", [("no", "yes"), ()])
-def test_white_space_around_a_label_makes_no_class_of_its_own(tmp_path, suffix, labels):
-    path = write(tmp_path, suffix, [("a", "b", "no"), ("c", "d", " yes"), ("e", "f", "no "), ("g", "h", "yes")])
-    found = rows.read_task("t", pairs(path, labels=labels))
-    assert found.labels == ("no", "yes")
-    assert rows.targets(found.train, found.labels, pairs(path)).tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -193,24 +100,6 @@ def test_json_that_is_nested_without_end_is_refused_with_its_line(tmp_path):
     with pytest.raises(UserError, match="not a JSON object") as error:
         rows.check("t", pairs(str(path)))
     assert error.value.where == f"{path}:2"
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_unknown_label_is_refused_with_its_row(tmp_path, suffix):
-    path = write(tmp_path, suffix, [*GOOD, ("g", "h", "maybe")])
-    with pytest.raises(UserError, match="the label 'maybe' is not one of") as error:
-        rows.check("t", pairs(path))
-    assert error.value.where == place(path, 4)
-    assert "no, yes" in error.value.instead
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_label_that_is_no_finite_number_is_refused_with_its_row(tmp_path, suffix):
-    numbers = [(1.5,), (2.25,), (float("nan"),)]
-    path = write(tmp_path, suffix, [("a", "b", *number) for number in numbers])
-    with pytest.raises(UserError, match=r"nan'? is not a number") as error:
-        rows.check("t", pairs(path, kind="regression", labels=(), metrics=("pearson",)))
-    assert error.value.where == place(path, 3)
 
 
 @pytest.mark.parametrize(("suffix", "line"), [("tsv", ":1"), ("csv", ":1"), ("jsonl", ":1"), ("parquet", "")])
