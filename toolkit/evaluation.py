@@ -106,11 +106,12 @@ def _held_out(sequences: Sequences | PairSequences, tokenizer: Any, probability:
 
 
 def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData | None = None) -> dict[str, Any]:
-    """The scores on the whole dev split, and how many examples are behind them."""
+    """The scores on the whole dev split, and how many examples are behind them; which rows of the files are not."""
     return {
         "examples_seen": len(data.stream) if data else 0,
         "train_n": len(task.train.truth),
         "dev_n": task.dev_n,
         "counts": {m.name: m.n for m in task.measures},
+        "rows_left_out": list(task.left_out),
         "dev": task.scores(predict(model, task.dev, tokenizer.pad_token_id)),
     }

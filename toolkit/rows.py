@@ -14,6 +14,7 @@ import numpy as np
 
 from toolkit import sources, tables
 from toolkit.errors import UserError
+from toolkit.hub import is_hub
 from toolkit.questions import read_question
 from toolkit.recipe import Task
 from toolkit.yaml_lines import dump_flow
@@ -49,12 +50,14 @@ class TaskRows:
         labels: Class names in the order of the class numbers; none where there are no classes.
         tune: Set aside of the train split.
         dev: Name of a measured split -> its rows; the name of `dev` itself, which comes first, is empty.
+        left_out: A sentence for each file with rows that `drop_empty` has left out.
     """
 
     labels: tuple[str, ...]
     train: list[Row]
     tune: list[Row]
     dev: dict[str, list[Row]]
+    left_out: tuple[str, ...]
 
 
 def read_task(name: str, section: Task) -> TaskRows:
@@ -65,8 +68,9 @@ def read_task(name: str, section: Task) -> TaskRows:
             of the classes, or a split is empty or has one class only; or a class that the recipe does not name is
             measured nowhere.
     """
-    all_train, dev = _splits(section)
-    more = {split: _read(spec, section) for split, spec in section.more_dev.items()}
+    left_out: list[str] = []
+    all_train, dev = _splits(section, left_out)
+    more = {split: _read(spec, section, left_out) for split, spec in section.more_dev.items()}
     labels = _labels(all_train, section)
     tune, train = _set_aside(all_train, section)
     if section.kind == "classification":
@@ -74,7 +78,7 @@ def read_task(name: str, section: Task) -> TaskRows:
             _must_differ(name, split, rows, labels)
         if not section.labels:
             _must_be_measured(all_train, itertools.chain(dev, *more.values()), labels)
-    return TaskRows(labels, train, tune, {"": dev} | more)
+    return TaskRows(labels, train, tune, {"": dev} | more, tuple(left_out))
 
 
 def read_train(section: Task) -> list[Row]:
@@ -83,7 +87,7 @@ def read_train(section: Task) -> list[Row]:
     Raises:
         UserError: The train file is missing or damaged, or has not the section's columns.
     """
-    rows = _read(section.train, section) if section.dev else _splits(section)[0]
+    rows = _read(section.train, section, []) if section.dev else _splits(section, [])[0]
     return _set_aside(rows, section)[1]
 
 
@@ -103,17 +107,17 @@ def check(name: str, section: Task) -> str:
         said = [f"{len(train):,} rows to train on, {len(measured):,} measured"]
         if section.kind == "classification":
             said.append(_classes(found.labels, numbers))
-        return "; ".join(said)
+        return "; ".join([*said, *found.left_out])
     # What is still on the hub: its labels may be all that there are.
-    counts, labels = [], section.labels
+    counts, labels, left_out = [], section.labels, list[str]()
     for spec in here:
-        rows = _read(spec, section)
+        rows = _read(spec, section, left_out)
         if spec == section.train:
             labels = _labels(rows, section)
         if labels or section.kind != "classification":
             targets(rows, labels, section)
         counts.append(len(rows))
-    return f"{sum(counts):,} rows at hand" if counts else ""
+    return "; ".join([f"{sum(counts):,} rows at hand", *left_out]) if counts else ""
 
 
 def targets(rows: Sequence[Row], labels: Sequence[str], section: Task) -> Any:
@@ -137,11 +141,11 @@ def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
     return "classes " + ", ".join(f"{label} ({n:,})" for label, n in zip(labels, counts, strict=True))
 
 
-def _splits(section: Task) -> tuple[list[Row], list[Row]]:
+def _splits(section: Task, left_out: list[str]) -> tuple[list[Row], list[Row]]:
     """Train and dev rows; with `hold_out`, no group of rows has a part in both."""
-    train = _read(section.train, section)
+    train = _read(section.train, section, left_out)
     if section.dev:
-        return train, _read(section.dev, section)
+        return train, _read(section.dev, section, left_out)
     assert section.hold_out is not None
     parts = round(1 / section.hold_out.fraction)
     dev = [row for row in train if _part(row, parts) == section.hold_out.fold]
@@ -169,12 +173,12 @@ def _part(row: Row, parts: int) -> int:
     return int.from_bytes(hashlib.sha256(row.group.encode()).digest()[:8], "big") % parts
 
 
-def _read(spec: str, section: Task) -> list[Row]:
-    """The rows of a file that `section.rows` keeps."""
+def _read(spec: str, section: Task, left_out: list[str]) -> list[Row]:
+    """The rows of a file that `section.rows` keeps; what `section.drop_empty` has left out is said in `left_out`."""
     path = sources.local_file(spec)
     group = section.hold_out.column if section.hold_out else None
     columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
-    rows, seen = [], False
+    rows, empties, seen = [], list[str](), False
     for where, row in tables.read_rows(path, columns):
         seen = True
         if any(tables.text(row[column]) not in values for column, values in section.rows.items()):
@@ -182,6 +186,7 @@ def _read(spec: str, section: Task) -> list[Row]:
         texts = tuple(_text(row, column, where) for column in section.columns)
         empty = next((c for c, text in zip(section.columns, texts, strict=True) if _is_blank(text)), None)
         if empty is not None and section.drop_empty:
+            empties.append(where)
             continue
         if empty is not None:
             raise UserError(
@@ -190,7 +195,11 @@ def _read(spec: str, section: Task) -> list[Row]:
         label = _label(row, section, where)
         rows.append(Row(where, texts, label, _whole(tables.text(row[group]), group, where) if group else None))
     if not rows:
-        raise UserError("no row has the values that `rows` asks for" if seen else "no rows", where=str(path))
+        what = "every row has an empty text" if empties else "no row has the values that `rows` asks for"
+        raise UserError(what if seen else "no rows", where=str(path))
+    if empties:
+        first = (spec if is_hub(spec) else path.name) + empties[0].removeprefix(str(path))
+        left_out.append(f"{len(empties):,} row{'s' * (len(empties) > 1)} with an empty text left out (first: {first})")
     return rows
 
 

@@ -102,6 +102,7 @@ class TaskData:
         train: What every stage trains on.
         tune: Set aside of the train split: what decisions are taken by. Empty where the recipe sets none aside.
         dev: What is reported. Nothing is chosen by it.
+        left_out: A sentence for each file with rows that `drop_empty` has left out.
     """
 
     name: str
@@ -111,6 +112,7 @@ class TaskData:
     tune: Split
     dev: Split
     measures: tuple[Measure, ...]
+    left_out: tuple[str, ...]
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -157,7 +159,8 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
         part, suffix = slice(first, first + len(found)), f" ({split})" if split else ""
         measures += [Measure(f"{metric}{suffix}", metric, part) for metric in section.metrics]
         first = part.stop
-    return TaskData(name, section.kind, tuple(read.labels), train_split, tune_split, dev_split, tuple(measures))
+    splits = (train_split, tune_split, dev_split)
+    return TaskData(name, section.kind, tuple(read.labels), *splits, tuple(measures), read.left_out)
 
 
 def train_texts(section: Task) -> list[str]:

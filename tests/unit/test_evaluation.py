@@ -77,6 +77,17 @@ def test_no_word_loss_is_reported_of_text_whose_words_are_all_unknown(tiny_bert,
         assert np.isfinite(list(found.values())).all()
 
 
+def test_manifest_is_told_which_rows_no_score_is_of(tiny_bert, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("sentence\tlabel\na\t0\n\t1\nb\t1\n")
+    tokenizer = models.load_tokenizer(tiny_bert)
+    task = tasks.load_task("t", Task(train=str(path), dev=str(path), drop_empty=True), tokenizer)
+    model = models.load_task_model(tiny_bert, task.kind, task.labels, fitted=False)
+    told = evaluation.task_metrics(model, task, tokenizer)
+    said = "1 row with an empty text left out (first: rows.tsv:3)"
+    assert (told["dev_n"], told["rows_left_out"]) == (2, [said, said])
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_answers_all_examples_in_their_order_whatever_the_batch_size(asked, kind, batch_size):

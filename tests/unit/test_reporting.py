@@ -95,6 +95,22 @@ def test_what_was_left_out_and_why_is_in_the_page_the_markdown_and_the_terminal(
         assert "sparse-engine-fp32 was left out: no compiler & no luck." in shown
 
 
+def test_rows_that_no_score_is_of_are_told_once_in_the_page_the_markdown_and_the_terminal(tmp_path):
+    manifests = run_manifests()
+    told = "3 rows with an empty text left out (first: dev.tsv:8)"
+    for number, manifest in enumerate(manifests):
+        if manifest.stage in ("task_teacher", "transfer", "quantize"):
+            manifests[number] = manifest.model_copy(update={"metrics": manifest.metrics | {"rows_left_out": [told]}})
+    page = reporting.build(manifests, tmp_path)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(reporting.console(manifests))
+    for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
+        assert shown.count(f"{told}.") == 1
+    trained = [m for m in manifests if m.stage in ("task_teacher", "transfer", "quantize")]
+    console.print(reporting.console(trained))  # nothing was benchmarked
+    assert console.file.getvalue().count(f"films: {told}.") == 2
+
+
 def test_markdown_tables_have_as_many_cells_in_each_row_as_in_their_head(tmp_path):
     reporting.build(run_manifests(("films", "sst2")), tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()

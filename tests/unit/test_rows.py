@@ -38,7 +38,24 @@ def test_empty_text_or_null_is_refused_with_its_row_or_left_out_when_asked(tmp_p
         rows.check("t", pairs(path))
     assert error.value.where == place(path, 4)
     assert "drop_empty" in error.value.instead
-    assert rows.check("t", pairs(path, drop_empty=True)) == COUNTED
+    said = f"1 row with an empty text left out (first: {Path(place(path, 4)).name})"
+    assert rows.check("t", pairs(path, drop_empty=True)) == f"{COUNTED}; {said}; {said}"
+    elsewhere = pairs(path, dev="hub:nobody/nothing:a:dev", drop_empty=True)
+    assert rows.check("t", elsewhere) == f"3 rows at hand; {said}"
+
+
+def test_rows_that_are_left_out_are_counted_in_each_file_and_the_first_is_named(tmp_path):
+    train = write(tmp_path, "tsv", [("", "b", "no"), *GOOD, ("c", "\u200b", "yes")], name="train")
+    dev = write(tmp_path, "tsv", [*GOOD, ("", "", "no")], name="dev")
+    more = write(tmp_path, "tsv", GOOD, name="more")
+    task = pairs(train, dev=dev, more_dev={"odd": more}, drop_empty=True)
+    assert rows.read_task("t", task).left_out == (
+        "2 rows with an empty text left out (first: train.tsv:2)",
+        "1 row with an empty text left out (first: dev.tsv:5)",
+    )
+    with pytest.raises(UserError, match="every row has an empty text") as error:
+        rows.check("t", pairs(write(tmp_path, "tsv", [("", "b", "no")], name="none"), drop_empty=True))
+    assert error.value.where.endswith("none.tsv")
 
 
 @pytest.mark.parametrize("suffix", NULLS)
@@ -177,7 +194,7 @@ def test_null_in_a_column_of_rows_or_hold_out_is_an_empty_text(tmp_path, suffix)
     table = [(*row, kind) for row, kind in zip(GOOD, ("x", None, "x"), strict=True)]
     path = write(tmp_path, suffix, [*table, ("g", "h", "yes", "x")], columns=(*COLUMNS, "kind"))
     assert [r.texts[0] for r in rows.read_task("t", pairs(path, rows={"kind": ("x",)})).train] == ["a", "e", "g"]
-    assert [r.group for r in rows._read(path, pairs(path, dev=None, hold_out={"column": "kind"}))] == [
+    assert [r.group for r in rows._read(path, pairs(path, dev=None, hold_out={"column": "kind"}), [])] == [
         "x",
         "",
         "x",
@@ -229,7 +246,8 @@ def test_bad_question_of_squad_json_is_refused_with_its_id(tmp_path, changes, me
 def test_questions_with_an_empty_text_are_left_out_when_asked(tmp_path):
     path = squad(tmp_path, question=None)
     task = Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16), drop_empty=True)
-    assert rows.check("t", task) == "1 rows to train on, 1 measured"
+    said = "1 row with an empty text left out (first: squad.json, question q2)"
+    assert rows.check("t", task) == f"1 rows to train on, 1 measured; {said}; {said}"
 
 
 @pytest.mark.parametrize("suffix", NULLS)

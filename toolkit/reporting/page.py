@@ -167,7 +167,7 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None
         sizes=_sizes(benchmark),
         parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],
         matmuls=exported_variants.get(SHIPPED, {}).get("matmuls", []),
-        left_out=text.left_out(export),
+        left_out=text.left_out(export) + text.rows_left_out(run, task),
         folder=benchmark.artifact.path.as_posix(),
         tuning=tuning,
         tuning_text=text.tuning(tuning) if tuning else "",

@@ -7,7 +7,7 @@ from toolkit.artifacts import Manifest, failed
 from toolkit.reporting import text
 from toolkit.reporting.budgets import budgets
 from toolkit.reporting.headline import Headline, Score, Variant, headline, variants_of
-from toolkit.reporting.runs import split_runs, stage_of
+from toolkit.reporting.runs import split_runs, stage_of, tasks_of
 from toolkit.reporting.stages import STAGES, StageScores, stage_scores
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def console(manifests: Sequence[Manifest]) -> "RenderableType":
         measured = {head.task for head in heads}
         if rows := [row for row in stage_scores(run) if row.task not in measured]:
             parts.append(_in_pytorch(rows))
+        parts += [Text(f"{task}: {line}") for task in tasks_of(run) for line in text.rows_left_out(run, task)]
         parts += [Text(line) for line in [text.budget(budgets(run))] if line]
     if checks := [c for m in manifests for c in m.checks]:
         parts.append(Text(f"{len(checks) - len(failed(checks))} of {len(checks)} checks hold."))

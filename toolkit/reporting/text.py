@@ -172,6 +172,12 @@ def left_out(export: Manifest | None) -> list[str]:
     return [f"{variant} was left out: {why}." for variant, why in found.items()]
 
 
+def rows_left_out(run: Sequence[Manifest], task: str) -> list[str]:
+    """Which rows of the task's files no stage has seen: a sentence for each file."""
+    told = [found for m in run if m.task == task and (found := m.metrics.get("rows_left_out"))]
+    return [f"{line}." for line in told[0]] if told else []  # each stage tells the same
+
+
 def tuning(found: dict[str, Any]) -> str:
     """What the search for a model that keeps the promise came to, in words; empty where the first trial kept it."""
     trials, returned = found["trials"], found["returned"]
