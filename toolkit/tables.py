@@ -203,10 +203,7 @@ def _whole_object(path: Path) -> Any:
             where=f"{path}:{error.lineno}",
             instead='SQuAD\'s {"data": […]} from end to end, or one {"column": value, …} per line',
         ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ):  # a number or a nesting beyond Python's limits: whoever reads the lines says it
+    except (ValueError, RecursionError):  # numbers or nesting beyond Python's limits: whoever reads the lines says it
         return None
 
 

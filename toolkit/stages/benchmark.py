@@ -76,6 +76,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
             "metrics": list(task.metrics),
             "counts": {m.name: m.n for m in task.measures},
             "note": sections.task.note,
+            "rows_left_out": list(task.left_out),
             "variants": variants,
             "sizes_reference": footprint.reference() if footprint else {},
             "accuracy_criterion": criterion(quantize.tuning.accuracy_criterion, task.metrics[0], scores)
