@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit import known, sources, tables
-from toolkit.hub import hub_split
+from toolkit import sources, tables
+from toolkit.origins import published_rows
 from toolkit.recipe import Corpus, Task
 
 _SAMPLE = 512  # texts that are tokenised
@@ -67,12 +67,12 @@ def of_task(section: Task, tokenizer: Any = None) -> Amount:
     """
     texts = _rows(section.train, section)
     held = round(1 / section.hold_out.fraction) if section.hold_out else 0
-    rows: float | None = len(texts) if texts is not None else _published_rows(section.train)
+    rows: float | None = len(texts) if texts is not None else published_rows(section.train)
     dev_rows: float = rows / held if rows and held else 0
     rows = rows and rows - dev_rows
     for spec in (section.dev, *section.more_dev.values()):
         found = _rows(spec, section) if spec else ()
-        dev_rows += len(found) if found is not None else _published_rows(spec or "") or 0
+        dev_rows += len(found) if found is not None else published_rows(spec or "") or 0
     tune = min(section.tuning_examples, int(rows or 0) // 10)
     question = section.kind == "question_answering"
     if texts is None:
@@ -148,12 +148,6 @@ def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
         if all(texts) and not any(tables.text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)
     return kept
-
-
-def _published_rows(spec: str) -> int | None:
-    """Rows of a public split, whatever its revision."""
-    split = hub_split(spec)
-    return known.ROWS.get(f"{split.dataset}:{split.config}:{split.split}")
 
 
 def _sampled(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from toolkit.errors import UserError
 PREFIX = "hub:"
 # A split may be a slice, train[:1000], and the path of a folder may have colons.
 _SPEC = re.compile(r"(?P<name>.+):(?P<config>[^:\[\]]*):(?P<split>[^:\[\]]+(?:\[[^\]]*\][^:\[\]]*)*)")
-_LOCAL = ("/", ".", "~")  # no data set on the hub has a name that begins so
+LOCAL = ("/", ".", "~")  # no data set on the hub has a name that begins so
 _DATA = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 Row = dict[str, Any]
 _FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
@@ -56,7 +56,7 @@ class HubSplit:
         folder = Path(self.dataset).expanduser()
         if folder.is_dir():
             return folder.resolve()
-        if self.dataset.startswith(_LOCAL):
+        if self.dataset.startswith(LOCAL):
             raise UserError("no such folder", where=self.name, instead=f"a folder laid out like a data set, or {_FORM}")
         return None
 
@@ -199,7 +199,7 @@ def hub_split(spec: str) -> HubSplit:
     if not found:
         raise UserError("not a split of a data set on the hub", where=spec, instead=_FORM)
     name, config, split = found.groups()
-    if name.startswith(_LOCAL):
+    if name.startswith(LOCAL):
         return HubSplit(name, config, split)
     dataset, _, revision = name.partition("@")
     return HubSplit(dataset, config, split, revision or None)

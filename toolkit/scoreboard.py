@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from toolkit.artifacts import Manifest, json_hash, write_whole
 from toolkit.errors import UserError
+from toolkit.origins import origins, reduced
 from toolkit.recipe import Recipe, Variant
 from toolkit.recipe.base import Fraction, Number, Section
 from toolkit.yaml_lines import read_yaml
@@ -79,6 +80,8 @@ class Measurement(Section):
         n: Metric -> examples.
         commit: Of the code that measured it.
         stages: Stage -> commit of the code that made it.
+        origins: Key of the recipe -> where that model, checkpoint or file came from. Older records have none.
+        differs: What of these, and of the dev split's size, is not the experiment that the recipe names, in words.
     """
 
     row: str
@@ -92,6 +95,8 @@ class Measurement(Section):
     versions: dict[str, str]
     commit: str
     stages: dict[str, str] = Field({})
+    origins: dict[str, str] = Field({})
+    differs: tuple[str, ...] = Field(())
     started: str
 
     @property
@@ -105,15 +110,20 @@ class Measurement(Section):
         return any(not commit or commit.endswith("-dirty") for commit in (self.commit, *self.stages.values()))
 
     @property
+    def other_inputs(self) -> tuple[str, ...]:
+        """What its models and data were in place of those that the recipe names; nobody knows it of an older record."""
+        return self.differs if self.origins else ("models and data of unknown origin",)
+
+    @property
     def as_published(self) -> bool:
         """Whether it is the row's experiment: its budget, its data, nothing reduced."""
-        return not (self.note or self.changes or self.dirty)
+        return not (self.note or self.changes or self.dirty or self.other_inputs)
 
     @property
     def setting(self) -> str:
         """What it shares with the runs that differ from it by the seed alone, in words."""
         uncommitted = "uncommitted changes" if self.dirty else ""
-        return "; ".join(filter(None, (self.start, self.note, " ".join(self.changes), uncommitted)))
+        return "; ".join(filter(None, (self.start, self.note, " ".join(self.changes), uncommitted, *self.other_inputs)))
 
 
 @dataclass(frozen=True)
@@ -174,9 +184,24 @@ def needed(recipe: Recipe, row: Row) -> Recipe:
 
 
 def measurement_of(
-    name: str, row: Row, manifests: Sequence[Manifest], recipe: Recipe, overrides: Sequence[str], published: bool
+    name: str,
+    row: Row,
+    manifests: Sequence[Manifest],
+    recipe: Recipe,
+    written: Recipe,
+    overrides: Sequence[str],
+    published: bool,
 ) -> Measurement:
     """The record of a run of a row's recipe.
+
+    Args:
+        name: Of the row.
+        row: The claim.
+        manifests: Of the run.
+        recipe: As it was run.
+        written: With the names of models and data as its file has them.
+        overrides: What was changed of it.
+        published: Whether it starts from the published sparse model.
 
     Raises:
         UserError: The run did not measure the row's variant or metrics.
@@ -189,18 +214,23 @@ def measurement_of(
             where=name,
             instead="a recipe that exports and benchmarks it",
         )
+    counts = {metric: benchmark.metrics["counts"][metric] for metric in row.claimed}
+    found_at = origins(recipe, written, row.task)
+    stand_ins = (origin.stands_in for origin in found_at.values() if origin.stands_in)
     return Measurement(
         row=name,
         start="published" if published else "pre-training",
         overrides=tuple(overrides),
         note=recipe.tasks[row.task].note,
         values={metric: round(100 * found["accuracy"][metric], 4) for metric in row.claimed},
-        n={metric: benchmark.metrics["counts"][metric] for metric in row.claimed},
+        n=counts,
         seed=recipe.seed,
         machine=benchmark.machine,
         versions=benchmark.versions,
         commit=benchmark.commit or "",
         stages={m.stage: m.commit for m in manifests if m.task in (None, row.task)},
+        origins={key: origin.text for key, origin in found_at.items()},
+        differs=(*dict.fromkeys(stand_ins), *reduced(written.tasks[row.task], counts)),
         started=benchmark.started,
     )
 
@@ -225,7 +255,7 @@ def measurements(folder: Path) -> list[Measurement]:
     for path in sorted(folder.glob("*/*.json")):
         try:
             found.append(Measurement.model_validate_json(path.read_text()))
-        except ValidationError:
+        except ValueError:  # of another shape, no JSON, or no UTF-8
             raise UserError(
                 "not a record of a measurement", where=str(path), instead="reproduce the row again"
             ) from None

@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 
 from toolkit import known
 from toolkit.errors import UserError
-from toolkit.hub import hub_split, is_hub
+from toolkit.hub import LOCAL, hub_split, is_hub
 from toolkit.recipe import Corpus, Task
 
 
@@ -101,7 +101,7 @@ def model_folder(source: str) -> Path:
     Raises:
         UserError: There is no such folder, and the hub does not have it or cannot be reached.
     """
-    return _local_model(source) or _snapshot(source, fetch=True)
+    return local_model(source) or _snapshot(source, fetch=True)
 
 
 def model_at_hand(source: str) -> Path | None:
@@ -110,7 +110,7 @@ def model_at_hand(source: str) -> Path | None:
     Raises:
         UserError: There is no such folder, and it cannot be the name of a model on the hub.
     """
-    folder = _local_model(source)
+    folder = local_model(source)
     if folder is not None:
         return folder
     try:
@@ -139,7 +139,18 @@ def config_at_hand(source: str) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else {}
 
 
-def _local_model(source: str) -> Path | None:
+def is_hub_model(source: str) -> bool:
+    """Whether a name in a recipe is that of a model on the hub, whatever folder of that name there may be."""
+    named = _HUB_MODEL.fullmatch(source) and not source.startswith(LOCAL)
+    return bool(named) or known.config_of(source) is not None
+
+
+def local_model(source: str) -> Path | None:
+    """The folder of a checkpoint that is no model on the hub: `package:…`, or a folder of that name.
+
+    Raises:
+        UserError: The folder has no `config.json`, or the package is not installed.
+    """
     folder = package_path(source) if source.startswith("package:") else Path(source).expanduser()
     if not folder.is_dir():
         return None

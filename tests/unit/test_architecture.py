@@ -67,6 +67,7 @@ LAYERS = [
             "bundle",
             "kernels",
             "libraries",
+            "origins",
             "sections",
             "sources",
             "tables",

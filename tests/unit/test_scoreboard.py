@@ -46,6 +46,7 @@ def measured(accuracy: float, f1: float, **values) -> Measurement:
         "machine": {"cpu": "some CPU"},
         "versions": {},
         "commit": "abc",
+        "origins": {"model.source": "google-bert/bert-base-uncased@86b5e09"},
         "started": "2031-02-03T04:05:06+00:00",
     }
     return Measurement(**(defaults | values))
@@ -66,6 +67,8 @@ def measured(accuracy: float, f1: float, **values) -> Measurement:
         ([measured(90.0, 90.0, commit="abc-dirty")], "other setting"),  # whose recipe nobody can look up
         ([measured(90.0, 90.0, stages={"student": "abc-dirty", "benchmark": "abc"})], "other setting"),
         ([measured(90.0, 90.0, commit="")], "other setting"),  # of an installed package: no commit is known
+        ([measured(90.0, 90.0, differs=("20 of 872 dev rows",))], "other setting"),
+        ([measured(90.0, 90.0, origins={})], "other setting"),  # an older record: nobody knows on what
         ([measured(80.0, 70.0, stages={"student": "ab", "benchmark": "abc"})], "reproduced"),
         ([measured(10.0, 10.0), measured(99.0, 99.0, start="published")], "below"),  # two experiments have no mean
         ([measured(10.0, 10.0), measured(99.0, 99.0, started="2031-02-04T00:00:00+00:00")], "reproduced"),  # same seed
@@ -83,6 +86,16 @@ def test_record_that_lacks_a_claimed_metric_is_no_measurement_of_the_row(board):
     assert scoreboard.standings(board, [without])[0].status == "unverified"
     both = scoreboard.standings(board, [without, measured(80.0, 70.0, seed=43)])[0]
     assert (both.status, both.seeds) == ("reproduced", (43,))
+
+
+def test_record_of_before_origins_were_kept_is_read_and_shown_as_another_setting(board, tmp_path):
+    path = scoreboard.record(measured(80.0, 70.0), tmp_path)
+    values = json.loads(path.read_text())
+    del values["origins"], values["differs"]
+    path.write_text(json.dumps(values))
+    first, _ = scoreboard.standings(board, scoreboard.measurements(tmp_path))
+    assert first.status == "other setting"
+    assert "models and data of unknown origin" in shown.markdown(board, [first])
 
 
 def test_several_seeds_show_mean_and_spread(board):
@@ -208,9 +221,10 @@ def test_missing_scoreboard_unknown_row_and_damaged_record_are_user_errors(tmp_p
         commands.reproduce("bert-base-50-1of2-fp32-sst2", None, False, tmp_path)
     assert error.value.instead == "a row that has a recipe"
     (tmp_path / "measured" / ROW).mkdir(parents=True)
-    (tmp_path / "measured" / ROW / "a.json").write_text("{}")
-    with pytest.raises(UserError, match="not a record"):
-        commands.scoreboard(None, None, path)
+    for damaged in (b"{}", b"{", b"\xff\xfe{"):
+        (tmp_path / "measured" / ROW / "a.json").write_bytes(damaged)
+        with pytest.raises(UserError, match="not a record"):
+            commands.scoreboard(None, None, path)
 
 
 def test_another_seed_leaves_the_pre_training_of_the_first_alone(tmp_path, monkeypatch):
@@ -280,6 +294,10 @@ def test_a_row_is_run_for_its_task_alone_and_recorded(tiny_row, tmp_path, capsys
     assert values["values"] == {k: pytest.approx(100 * v, abs=1e-4) for k, v in scores.items()}
     assert (values["n"], values["seed"], values["start"]) == ({"accuracy": 120, "f1": 120}, 42, "pre-training")
     assert values["machine"]
+    assert (values["origins"].keys(), values["differs"]) == (
+        {"model.source", "corpus.files.0", "tasks.toy.train", "tasks.toy.dev"},
+        [],
+    )
     assert "reproduced" in capsys.readouterr().out
     path.write_text(BOARD.replace("accuracy: 80.0", "accuracy: 100.0"))
     commands.reproduce(ROW, None, False, tmp_path / "runs", path)  # nothing runs again: the claim is new

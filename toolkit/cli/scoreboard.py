@@ -31,7 +31,7 @@ def reproduce(
     from toolkit import scoreboard
     from toolkit.cli import execute, show_report
     from toolkit.pipeline import plan
-    from toolkit.recipe.load import load_recipe
+    from toolkit.recipe.load import load_recipe, parse_recipe
     from toolkit.reporting import scoreboard as shown
 
     board = scoreboard.load(file)
@@ -42,6 +42,8 @@ def reproduce(
     chosen = board.rows[row]
     source = _recipe_file(row, chosen, published, file.parent)
     recipe = load_recipe(source, overrides or ())
+    # Before local folders take the place of what it names: the record tells one from the other.
+    written = parse_recipe(source.read_text(encoding="utf-8-sig"), str(source), overrides or ())
     if chosen.task not in recipe.tasks:
         raise UserError(f"its recipe has no task {chosen.task!r}", where=row, instead=", ".join(recipe.tasks))
     read = recipe.corpus.tasks if recipe.corpus else ()
@@ -52,7 +54,7 @@ def reproduce(
     if not all(step.manifest for step in plan(recipe, folder, fetch=False)):  # else all of it has been measured before
         recipe = scoreboard.needed(recipe, chosen)
     manifests = execute(recipe, folder)
-    found = scoreboard.measurement_of(row, chosen, manifests, recipe, overrides or (), published)
+    found = scoreboard.measurement_of(row, chosen, manifests, recipe, written, overrides or (), published)
     path = scoreboard.record(found, file.parent / "measured")
     standings = scoreboard.standings(board, scoreboard.measurements(file.parent / "measured"))
     Console().print(shown.console([s for s in standings if s.name == row]))
