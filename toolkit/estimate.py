@@ -134,8 +134,10 @@ class _Costs:
             remark = f"{step.label}: {lacks[0]} is not installed, so memory and time are not known; {lacks[1]}"
             return Estimate(step, count, exact, None, "", None, None, remark)
         if shape is None:
-            source = str(root_of(step).path)
-            remark = f"{source}: its size is not known before it is fetched, so neither are memory and time"
+            unsized = dict.fromkeys(str(root.path) for root in _roots(step) if config_of(root) is None)
+            remark = (
+                f"{' and '.join(unsized)}: its size is not known before it is fetched, so neither are memory and time"
+            )
             count, exact = self._count(step, train)
             return Estimate(step, count, exact, None, "", None, None, remark)
         cost, asking = self._cost(shape), 0.0
@@ -167,11 +169,10 @@ class _Costs:
         """Of a stage that does not train: that of the task's evaluation. None: a model's size is not known."""
         from toolkit.measure.training_job import StepShape
 
-        config, train = config_of(root_of(step)), train_of(step)
-        section = step.sections[step.stage.name]
-        teaching = teacher_of(step)
-        teacher = config_of(root_of(teaching)) if teaching else None
-        if config is None or (teaching and teacher is None):
+        train, section = train_of(step), step.sections[step.stage.name]
+        sizes = [config_of(root) for root in _roots(step)]
+        config, teacher = sizes[0], sizes[1] if len(sizes) > 1 else None
+        if config is None or None in sizes:
             return None
         amount = self._amount(step)
         task, corpus = step.sections.get("task"), step.sections.get("corpus")
@@ -314,6 +315,12 @@ class _Costs:
             return f"{what}: a shorter max_seq_length, or another machine"
         forwards = train.gradient_accumulation_steps * train.batch_size // fits
         return f"{what}: write batch_size: {fits} and gradient_accumulation_steps: {forwards} (the same steps)"
+
+
+def _roots(step: Step) -> list[Artifact]:
+    """The checkpoints whose sizes decide what a step costs: that of its model, and that of its teacher's."""
+    teaching = teacher_of(step)
+    return [root_of(step), *([root_of(teaching)] if teaching else [])]
 
 
 def _lacks(step: Step) -> tuple[str, str] | None:

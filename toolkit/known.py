@@ -46,6 +46,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Intel/bert-large-uncased-sparse-90-unstructured-pruneofa": _BERT_LARGE,
     "Intel/distilbert-base-uncased-sparse-85-unstructured-pruneofa": _DISTILBERT,
     "Intel/distilbert-base-uncased-sparse-90-unstructured-pruneofa": _DISTILBERT,
+    # The task teachers of the shipped recipes.
+    "textattack/bert-base-uncased-SST-2": _BERT_BASE,
+    "textattack/bert-base-uncased-QNLI": _BERT_BASE,
+    "csarron/bert-base-uncased-squad-v1": _BERT_BASE,
 }
 
 

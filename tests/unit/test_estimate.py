@@ -13,6 +13,7 @@ from toolkit.measure import system
 from toolkit.measure.training_step import StepCost
 from toolkit.plan_table import plan_table
 from toolkit.recipe import Recipe, Task
+from toolkit.recipe.load import load_recipe
 
 GIGA = 1e9
 COST = StepCost(
@@ -272,7 +273,27 @@ def test_of_a_model_that_nobody_knows_only_the_steps_are_said(values, tmp_path):
     assert not measured.shapes
     assert rows["student"].steps == 20
     assert (rows["student"].seconds, rows["student"].memory) == (None, None)
-    assert "nobody/knows-this-model" in rows["student"].remark
+    assert rows["student"].remark.count("nobody/knows-this-model") == 1  # it is the teacher's root too
+
+
+def test_of_a_teacher_that_nobody_knows_its_own_name_is_said_and_not_the_students(values, tmp_path):
+    values["tasks"]["toy"]["ready"] = {"task_teacher": "nobody/knows-this-teacher"}
+    rows, _ = planned(values, tmp_path)
+    remark = rows["toy/transfer"].remark
+    assert remark.startswith("nobody/knows-this-teacher: its size is not known")
+    assert values["model"]["source"] not in remark
+    assert rows["toy/transfer"].seconds is None
+
+
+TRANSFERS = sorted((Path(__file__).resolve().parents[2] / "yaml_configs").glob("*/transfer_*.yaml"))
+
+
+@pytest.mark.parametrize("path", TRANSFERS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_all_stages_of_the_published_sparse_models_are_estimated_without_a_network(path, tmp_path, monkeypatch):
+    monkeypatch.setattr("toolkit.hub.HubSplit.file", tmp_path / "none.parquet")
+    found = estimate.estimate(load_recipe(path), tmp_path, Measured(), 1e15)
+    assert {row.step.task for row in found} == {"sst2", "mnli", "qqp", "qnli", "squad"}
+    assert [(row.step.label, row.remark) for row in found if row.seconds is None] == []
 
 
 def test_a_length_that_the_model_cannot_take_is_refused(values, tmp_path):
