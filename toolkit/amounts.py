@@ -15,10 +15,13 @@ from toolkit.origins import published_rows
 from toolkit.recipe import Corpus, Task
 
 _SAMPLE = 512  # texts that are tokenised
+_DOCUMENTS = 128  # of many texts each
 _WORD = re.compile(r"\w+|[^\w\s]")
 _PIECES = 1.2  # tokens of a word or punctuation mark in English; where there is no tokenizer to ask
 _WINDOWS = 1.05  # windows of a question whose context was not read
-_TRAIN = 19 / 20  # share of a corpus that is not for validation (toolkit/corpus.py)
+# As toolkit/corpus.py has them: the share of a corpus that is not for validation, and a document's paragraphs at most.
+_TRAIN = 19 / 20
+_LONGEST_DOCUMENT = 100
 
 
 @dataclass(frozen=True)
@@ -111,30 +114,55 @@ def of_corpus(section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any = N
     if section.pack and not count:
         return Amount(None, False, (longest,), longest)
     total, characters = 0, 0
-    sample: list[str] = []
-    chance = random.Random(0)
-    for text in _texts(section, corpus_tasks):
-        total, characters = total + 1, characters + len(text)
-        if len(sample) < _SAMPLE:
-            sample.append(text)
-        elif (place := chance.randrange(total)) < _SAMPLE:  # every text has the same chance to stay
-            sample[place] = text
-    tokens = _token_counts(sample, tokenizer)
-    if section.pack:
-        rate = sum(tokens) / max(1, sum(map(len, sample)))
-        sequences = round(characters * rate / (longest - 2) * _TRAIN)
+    sample: list[list[str]] = []
+    size, chance = _DOCUMENTS if section.pairs else _SAMPLE, random.Random(0)
+    for document in _documents(section, corpus_tasks):
+        total, characters = total + 1, characters + sum(map(len, document))
+        if len(sample) < size:
+            sample.append(document)
+        elif (place := chance.randrange(total)) < size:  # each has the same chance to stay
+            sample[place] = document
+    texts = [text for document in sample for text in document]
+    share = sum(map(len, texts)) / max(1, characters)
+    lengths: tuple[int, ...] = (longest,)
+    if section.pairs:
+        sequences = round(_pairs(sample, section, tokenizer) / (share or 1) * _TRAIN)
+    elif section.pack:
+        sequences = round(sum(_token_counts(texts, tokenizer)) / (share or 1) / (longest - 2) * _TRAIN)
     else:
         sequences = round(total * _TRAIN)
-    lengths = (longest,) if section.pack else tuple(min(longest, n + 2) for n in tokens)
+        lengths = tuple(min(longest, n + 2) for n in _token_counts(texts, tokenizer))
     return Amount(min(sequences, limit or sequences), False, lengths, longest)
 
 
-def _texts(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[str]:
+def _pairs(documents: list[list[str]], section: Corpus, tokenizer: Any) -> int:
+    """Pairs of segments that these documents make: more than their tokens would fill, as each ends in a short one."""
+    import numpy as np
+
+    from toolkit.pairs import pairs_of, sentences
+
+    pieces = [[s for paragraph in document for s in sentences(paragraph)] for document in documents]
+    lengths = np.array(_token_counts([s for document in pieces for s in document], tokenizer), dtype=np.int64)
+    return sum(1 for _ in pairs_of(np.cumsum(lengths), np.cumsum(list(map(len, pieces))), section, seed=0))
+
+
+def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[str]]:
+    """The texts; where pairs are made of them, those of a document together."""
     for name in section.tasks:
         for row in _rows(corpus_tasks[name].train, corpus_tasks[name]) or ():
-            yield from row
+            yield from ([text] for text in row)
+    longest = _LONGEST_DOCUMENT if section.pairs else 1
     for spec in section.files:
-        yield from (text for line in sources.lines(sources.local_file(spec)) if (text := line.strip()))
+        document: list[str] = []
+        for line in sources.lines(sources.local_file(spec)):
+            text = line.strip()
+            if document and (not text or len(document) == longest):
+                yield document
+                document = []
+            if text:
+                document.append(text)
+        if document:
+            yield document
 
 
 def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:

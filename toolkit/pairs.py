@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -80,21 +79,21 @@ def write_pairs(path: Path, sentence_ends: np.ndarray, document_ends: np.ndarray
         section: `pairs`, `max_seq_length`, `limit`.
         seed: Of all that is random.
     """
-    assert section.pairs is not None
-    rng = np.random.default_rng(seed)
     written = 0
     with path.open("wb") as stream:
-        for document in rng.permutation(len(document_ends)) if len(document_ends) > 1 else ():
-            for pair in _pairs_of(int(document), sentence_ends, document_ends, section, rng):
-                _write(stream, pair)
-                written += 1
-                if section.limit is not None and written >= section.limit:
-                    return written
+        for pair in itertools.islice(pairs_of(sentence_ends, document_ends, section, seed), section.limit):
+            stream.write(np.array(pair, dtype=np.int64).tobytes())
+            written += 1
     return written
 
 
-def _write(stream: BinaryIO, pair: tuple[int, ...]) -> None:
-    stream.write(np.array(pair, dtype=np.int64).tobytes())
+def pairs_of(
+    sentence_ends: np.ndarray, document_ends: np.ndarray, section: Corpus, seed: int
+) -> Iterator[tuple[int, ...]]:
+    """All pairs of one split, as `PairSequences.spans`; the arguments are those of `write_pairs`."""
+    rng = np.random.default_rng(seed)
+    for document in rng.permutation(len(document_ends)) if len(document_ends) > 1 else ():
+        yield from _pairs_of(int(document), sentence_ends, document_ends, section, rng)
 
 
 def _pairs_of(

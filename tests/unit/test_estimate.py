@@ -348,3 +348,17 @@ def test_sequences_of_a_corpus_are_told_from_a_sample(tmp_path, tiny_bert, tiny_
     assert amounts.of_corpus(section.model_copy(update={"limit": 7}), {}, tokenizer).examples == 7
     apart = amounts.of_corpus(section.model_copy(update={"pack": False}), {})
     assert apart.examples == pytest.approx(300 * 19 / 20, abs=1)
+
+
+@pytest.mark.parametrize("length", [32, 64])
+def test_segment_pairs_are_counted_as_pairs_and_not_as_packed_sequences(tmp_path, tiny_bert, tiny_text, length):
+    from toolkit import models
+    from toolkit.corpus import load_corpus
+    from toolkit.recipe import Corpus
+
+    section = Corpus(files=(str(tiny_text),), max_seq_length=length, pairs={})
+    tokenizer = models.load_tokenizer(tiny_bert)
+    truth = len(load_corpus(section, {}, tokenizer, tmp_path).train)
+    packed = amounts.of_corpus(section.model_copy(update={"pairs": None}), {}, tokenizer).examples
+    assert packed != pytest.approx(truth, rel=0.08)  # more at one length, fewer at the other
+    assert amounts.of_corpus(section, {}, tokenizer).examples == pytest.approx(truth, rel=0.05)
