@@ -78,6 +78,7 @@ def pack(folder: Path, target: Path) -> int:
     for name, data in _files(content, target):
         if (folder / name).read_bytes() != data:
             raise UserError(f"{name} would not come back the same; nothing was written", where=str(folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     partial.write_bytes(content)
     partial.replace(target)

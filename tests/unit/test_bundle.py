@@ -57,6 +57,11 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def test_bundle_is_written_into_a_folder_that_was_not_there(ir, tmp_path):
+    target = tmp_path / "new" / "folder" / "ir.pofa"
+    assert bundle.pack(ir, target) == target.stat().st_size
+
+
 def test_every_file_comes_back_bit_for_bit_and_takes_less_room(ir, tmp_path):
     size = bundle.pack(ir, tmp_path / "one.pofa")
     assert size == (tmp_path / "one.pofa").stat().st_size

@@ -40,6 +40,26 @@ def test_init_copies_a_recipe_and_never_overwrites(tmp_path):
     assert target.read_text() == text
 
 
+@pytest.mark.parametrize("command", [["init"], ["scoreboard", "--markdown"], ["scoreboard", "--html"]])
+def test_a_file_is_written_into_a_folder_that_was_not_there(tmp_path, command):
+    target = tmp_path / "new" / "folder" / "file"
+    result = pruneofa(*command, str(target))
+    assert result.returncode == 0, result.stderr
+    assert target.stat().st_size
+
+
+@pytest.mark.parametrize("command", ["--markdown", "--html"])
+def test_a_folder_in_the_place_of_a_file_to_write_is_named_with_exit_code_2(tmp_path, command):
+    result = pruneofa("scoreboard", command, str(tmp_path))
+    assert (result.returncode, result.stderr) == (2, f"pruneofa: {tmp_path}: is a directory\n")
+
+
+def test_a_file_in_the_place_of_a_folder_to_write_into_is_named_with_exit_code_2(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = pruneofa("init", str(tmp_path / "file" / "mine.yaml"))
+    assert (result.returncode, result.stderr) == (2, f"pruneofa: {tmp_path / 'file'}: file exists\n")
+
+
 def test_schema_is_json_with_the_stage_sections():
     import json
 

@@ -66,6 +66,7 @@ def init(
     source = shipped(recipe)
     if target.exists():
         raise UserError("it is already there", where=str(target), instead="another name; nothing was overwritten")
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(source.read_text())
     typer.echo(f"Wrote {target}. Edit it, then: pruneofa check {target}")
 
@@ -338,9 +339,12 @@ def main() -> None:
             raise
         code = _fail(f"{library} is not installed\n  Instead: {libraries.install(extra)}", 2)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            code = _fail("the disk is full; make room, then run the same command again: finished stages are kept", 2)
+        elif error.filename is not None:  # a path that cannot be read, or written to
+            code = _fail(f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}", 2)
+        else:
             raise
-        code = _fail("the disk is full; make room, then run the same command again: finished stages are kept", 2)
     else:
         return
     sys.exit(code)

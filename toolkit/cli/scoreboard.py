@@ -89,6 +89,7 @@ def scoreboard(
     board = scoreboard.load(file)
     standings = scoreboard.standings(board, scoreboard.measurements(file.parent / "measured"))
     if markdown:
+        markdown.parent.mkdir(parents=True, exist_ok=True)
         markdown.write_text(shown.markdown(board, standings))
     if html:
         shown.html(board, standings, html)
