@@ -73,12 +73,19 @@ class HubSplit:
         """The split as `datasets` gives it.
 
         Raises:
-            UserError: There is none of that name, one of its files is empty, or the hub cannot be reached.
+            UserError: There is none of that name, one of its files is empty, or the hub cannot be reached; or a local
+                folder would be taken for the revision.
         """
         import datasets
 
         datasets.disable_progress_bars()
         folder = self.folder
+        if folder is None and Path(self.dataset).is_dir():  # which `datasets` prefers, and would keep under this name
+            raise UserError(
+                "a folder here has the name of this data set, and a revision is the hub's",
+                where=self.name,
+                instead="the name without a revision if the folder is meant; or move the folder, or run elsewhere",
+            )
         try:
             return datasets.load_dataset(
                 str(folder or self.dataset),

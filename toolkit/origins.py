@@ -92,8 +92,7 @@ def _of_data(used: str, written: str) -> Origin:
     if not is_hub(used):
         return _local(sources.local_file(used), "")
     split = hub_split(used)
-    folder = Path(split.dataset).expanduser()
-    if folder.is_dir():  # whatever its revision: `datasets` itself prefers a folder
+    if folder := split.folder:
         return _local(folder, "" if meant.startswith(LOCAL) else hub_split(written).dataset)
     file = sources.at_hand(used)  # of a stream there is none, and no hash
     return Origin(f"{split.name}, sha256:{file_hash(file)}" if file else split.name)

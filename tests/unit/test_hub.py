@@ -43,6 +43,14 @@ def test_split_is_fetched_once_into_one_table(dataset, tmp_path):
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
+def test_a_folder_is_never_kept_under_a_revision_of_the_hub(dataset, monkeypatch):
+    monkeypatch.chdir(dataset.parent)
+    with pytest.raises(UserError, match="a folder here has the name of this data set") as caught:
+        sources.local_file("hub:toy@0123abc:small:validation")
+    assert caught.value.where == "hub:toy@0123abc:small:validation"
+    assert not hub.hub_split("hub:toy@0123abc:small:validation").file.exists()
+
+
 @pytest.mark.parametrize(("one", "other"), [("[:8]", "[8:]"), ("[:40%]", "[40%:]")])
 def test_slices_of_a_split_are_kept_apart(dataset, one, other):
     first, second = (
