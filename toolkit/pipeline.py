@@ -76,7 +76,7 @@ STAGES = (
         "measurement",
         ("task", "quantize", "benchmark"),
         ("export",),
-        ("transfer", "quantize"),
+        ("task_teacher", "transfer", "quantize"),
         trains=False,
     ),
 )

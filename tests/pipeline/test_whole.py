@@ -1,5 +1,6 @@
 """The whole pipeline on a tiny BERT: every stage, every file, what is cached, and what the report shows."""
 
+import copy
 import re
 import shutil
 import tempfile
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from toolkit import models, pipeline, precision, running
-from toolkit.artifacts import Silent
+from toolkit.artifacts import Artifact, Context, Silent
 from toolkit.errors import UserError
+from toolkit.measure import size
 from toolkit.recipe import Recipe
+from toolkit.sections import Sections, sections_of
+from toolkit.stages import benchmark
 
 VARIANTS = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8", "sparse-engine-fp32", "sparse-engine-int8")
 
@@ -184,6 +188,30 @@ def test_an_export_of_variants_that_no_stage_made_a_model_for_is_refused(finishe
     assert "variants: [dense-fp32, dense-int8]" in caught.value.instead
 
 
+def test_a_teacher_of_another_size_gets_no_encoder_figures_of_the_sparse_model(finished, tiny_bert, tmp_path):
+    recipe, folder, _ = finished
+    wide = models.load_task_model(folder / "tasks/toy/task_teacher", "classification", ("0", "1"), fitted=True)
+    wide.bert.encoder.layer.extend(copy.deepcopy(list(wide.bert.encoder.layer)))
+    wide.config.num_hidden_layers *= 2
+    models.save_checkpoint(wide, models.load_tokenizer(tiny_bert), tmp_path / "teacher")
+    for variant in ("dense-fp32", "sparse-fp32"):
+        shutil.copytree(folder / f"tasks/toy/export/{variant}", tmp_path / "export" / variant)
+    inputs = {
+        name: Artifact(kind="task", path=path, sha256=name)
+        for name, path in {
+            "export": tmp_path / "export",
+            "task_teacher": tmp_path / "teacher",
+            "transfer": folder / "tasks/toy/transfer",
+        }.items()
+    }
+    seen = sections_of(recipe, ("task", "quantize", "benchmark"), "toy")
+    (tmp_path / "made").mkdir()
+    made = benchmark.run(Sections(seen), inputs, Context(tmp_path / "made", tmp_path, 0, "toy", cache=tmp_path))
+    sizes = {variant: found["sizes"] for variant, found in made.metrics["variants"].items()}
+    assert size.VALUES in sizes["sparse-fp32"]
+    assert sizes["dense-fp32"].keys() == {size.FILE, size.GZIP, size.BUNDLE}
+
+
 LAYER = "bert.encoder.layer.1"
 
 
@@ -213,13 +241,13 @@ def test_a_student_learns_words_from_a_teacher_that_knows_words_only(tiny_bert, 
 
 def test_a_damaged_artifact_is_named_and_nothing_is_lost(finished, tmp_path):
     recipe, folder, _ = finished
-    copy = tmp_path / "tiny"
-    shutil.copytree(folder, copy)
-    weights = copy / "student/model.safetensors"
+    copied = tmp_path / "tiny"
+    shutil.copytree(folder, copied)
+    weights = copied / "student/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
     with pytest.raises(UserError, match="not the ones"):
-        running.Run(recipe, copy, lambda step: nullcontext(Silent()))()
-    assert (copy / "teacher/manifest.json").is_file()
+        running.Run(recipe, copied, lambda step: nullcontext(Silent()))()
+    assert (copied / "teacher/manifest.json").is_file()
 
 
 def test_the_report_opens_by_itself_and_names_every_variant(finished):
@@ -264,14 +292,14 @@ def test_an_ir_that_differs_from_its_torch_model_fails_the_run_and_keeps_what_is
     from toolkit.errors import CheckFailed
 
     recipe, folder, _ = finished
-    copy = tmp_path / "tiny"
-    shutil.copytree(folder, copy)
+    copied = tmp_path / "tiny"
+    shutil.copytree(folder, copied)
     strict = recipe.model_copy(update={"export": recipe.export.model_copy(update={"tolerance": 1e-12})})
     with pytest.raises(CheckFailed, match=r"mean \|IR - torch\|"):
-        running.Run(strict, copy, lambda step: nullcontext(Silent()))()
-    assert (copy / "tasks/toy/export.partial").is_dir()
-    assert (copy / "tasks/toy/quantize/manifest.json").is_file()
-    assert (copy / "tasks/toy/export/manifest.json").is_file(), "the last good export stays until a better one is whole"
+        running.Run(strict, copied, lambda step: nullcontext(Silent()))()
+    assert (copied / "tasks/toy/export.partial").is_dir()
+    assert (copied / "tasks/toy/quantize/manifest.json").is_file()
+    assert (copied / "tasks/toy/export/manifest.json").is_file(), "the last good export stays until then"
 
 
 def rendered(table) -> str:

@@ -46,10 +46,13 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         advance()
 
     footprint = _footprint(inputs)
+    # The dense variants are the teacher: where that is another model, its encoder is not the one that was pruned.
+    encoders = [_encoder(inputs[name].path) for name in ("task_teacher", "transfer") if name in inputs]
+    another = len(encoders) == 2 and encoders[0] != encoders[1]
     sizes = {}
     for variant, folder in folders.items():
         sizes[variant] = size.file_sizes(folder)
-        if footprint is not None:
+        if footprint is not None and not (another and variant.startswith("dense")):
             inspection = inspect_ir(folder)  # what is in 8 bits is read off the IR: tuning may have returned some
             sizes[variant] |= footprint.sizes(
                 value_bytes=size.INT8_BYTES if variant.endswith("int8") else size.FP32_BYTES,
@@ -93,6 +96,14 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         ],
         data={"note": sections.task.note},
     )
+
+
+def _encoder(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """The encoder's matrices: name -> shape."""
+    from toolkit import checkpoints, matching
+
+    found = checkpoints.tensors(checkpoint).items()
+    return {name: tuple(t.shape) for name, t in found if len(t.shape) == 2 and matching.in_a_layer(name)}
 
 
 def _footprint(inputs: dict[str, Artifact]) -> Any:
