@@ -52,10 +52,15 @@ def pack(folder: Path, target: Path) -> int:
         Bytes written.
 
     Raises:
-        UserError: There is no IR in the folder, or what was written does not come back the same.
+        UserError: There is no whole IR in the folder, or more than one; or what was written does not come back the
+            same.
     """
-    if not (folder / _MODEL).is_file():
-        raise UserError("no openvino_model.xml here", where=str(folder), instead="<run>/tasks/<task>/export/<variant>")
+    for name in (_MODEL, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"no {name} here", where=str(folder), instead="<run>/tasks/<task>/export/<variant>")
+    inner = next((p.name for p in sorted(folder.iterdir()) if p.is_dir()), None)
+    if inner is not None:
+        raise UserError(f"it has a folder in it, {inner}", where=str(folder), instead="an IR folder, which has none")
     streams: dict[str, list[Any]] = defaultdict(list)
     files = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
@@ -154,7 +159,11 @@ class _Reader:
 def _constants(model: Path) -> list[_Constant]:
     """The large constants of an IR, in the order of the .bin."""
     found = []
-    for layer in ElementTree.parse(model).getroot().iter("layer"):
+    try:
+        root = ElementTree.parse(model).getroot()
+    except ElementTree.ParseError as error:
+        raise UserError(f"not an IR ({error})", where=str(model), instead="export it again") from None
+    for layer in root.iter("layer"):
         data = layer.find("data")
         if layer.get("type") == "Const" and data is not None and int(data.get("size", 0)) >= _LARGE:
             found.append(_Constant(data.get("element_type", ""), int(data.get("offset", 0)), int(data.get("size", 0))))
@@ -204,15 +213,20 @@ def _constant_apart(raw: "np.ndarray", kind: str, streams: dict[str, list[Any]])
     return {"form": "sparse", "kind": kind, "size": raw.size, "width": width, "kept": int(kept.sum())}
 
 
-def _blob_apart(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str, Any]:
-    """The sparse kernel's weights: indices as distances from the one before in the same row, values by their bytes."""
+def _blob_apart(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str, Any] | None:
+    """The sparse kernel's weights: indices as distances from the one before in the same row, values by their bytes.
+
+    None: the header does not describe what is behind it.
+    """
     import numpy as np
 
     head = _BLOB_HEADER.unpack(raw[: _BLOB_HEADER.size].tobytes())
     block_rows, value_type = head[5], head[6]
     entries, indices_at, values_at = head[11], head[15], head[16]
-    step, width = (2 if block_rows == 1 else 1), (4, 2, 1)[value_type]
+    step, width = (2 if block_rows == 1 else 1), {0: 4, 1: 2, 2: 1}.get(value_type, 0)
     count = entries * block_rows
+    if not width or not indices_at + entries <= values_at <= raw.size - count * width:
+        return None
     indices = raw[indices_at : indices_at + entries]
     before = np.concatenate([np.zeros(min(step, entries), np.uint8), indices[:-step]]) if entries else indices
     streams["distances"].append(indices - before)  # modulo 256, so nothing is lost where a row begins

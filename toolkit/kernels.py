@@ -266,7 +266,9 @@ class Layer:
         isa: str | None = None,
     ) -> None:
         self._blobs = list(blobs)
-        self._rows = [describe(b)["rows"] for b in self._blobs][-1 if chain else 0 :]
+        described = [describe(blob) for blob in self._blobs]
+        self._columns = described[0]["columns"]
+        self._rows = [one["rows"] for one in described][-1 if chain else 0 :]
         self._handle = ctypes.c_void_p()
         pointers = (ctypes.c_void_p * len(blobs))(*(b.ctypes.data for b in self._blobs))
         sizes = (ctypes.c_size_t * len(blobs))(*(b.size for b in self._blobs))
@@ -285,6 +287,7 @@ class Layer:
         import numpy as np
 
         x = np.ascontiguousarray(x, dtype=np.float32)
+        assert x.shape[1:] == (self._columns,), f"{x.shape} is not [tokens, {self._columns}]"
         out = [np.empty((len(x), rows), dtype=np.float32) for rows in self._rows]
         pointers = (ctypes.c_void_p * len(out))(*(y.ctypes.data for y in out))
         _sound(_library().pofa_run(self._handle, _pointer(x), ctypes.c_size_t(len(x)), pointers, None, 1))

@@ -253,7 +253,9 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row
     except UnicodeDecodeError as error:
         where = f"{path}, row {number + 1} or behind it"
         raise UserError(f"not UTF-8 ({error})", where=where, instead="texts in UTF-8") from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # a damaged page is a plain OSError
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"not a Parquet file ({str(error).splitlines()[0]})", where=str(path)) from None
 
 

@@ -103,3 +103,31 @@ def test_a_folder_without_an_ir_and_an_existing_target_are_refused(ir, tmp_path)
     bundle.pack(ir, tmp_path / "one.pofa")
     with pytest.raises(UserError, match="already there"):
         bundle.unpack(tmp_path / "one.pofa", ir)
+
+
+def test_a_folder_that_would_not_come_back_whole_is_refused(ir, tmp_path):
+    (ir / "inner").mkdir()
+    with pytest.raises(UserError, match="it has a folder in it, inner"):
+        bundle.pack(ir, tmp_path / "one.pofa")
+    (ir / "inner").rmdir()
+    model = ir / "openvino_model.xml"
+    model.write_text(model.read_text()[:-20])
+    with pytest.raises(UserError, match="not an IR") as caught:
+        bundle.pack(ir, tmp_path / "one.pofa")
+    assert caught.value.where == str(model)
+    (ir / "openvino_model.bin").unlink()
+    with pytest.raises(UserError, match=r"no openvino_model\.bin here"):
+        bundle.pack(ir, tmp_path / "one.pofa")
+    assert not (tmp_path / "one.pofa").exists()
+
+
+@pytest.mark.parametrize("at", range(24, 128, 4))
+def test_packed_weights_with_a_damaged_header_come_back_as_they_were(ir, tmp_path, at):
+    weights = ir / "openvino_model.bin"
+    content = bytearray(weights.read_bytes())
+    first = content.index(b"POFASPRS")
+    content[first + at : first + at + 4] = b"\xff\xff\xff\x00"
+    weights.write_bytes(content)
+    bundle.pack(ir, tmp_path / "one.pofa")
+    bundle.unpack(tmp_path / "one.pofa", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(ir)

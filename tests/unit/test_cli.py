@@ -113,6 +113,14 @@ def test_a_missing_ir_or_bundle_gets_one_message_and_exit_code_2(command, tmp_pa
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--batch", "--length", "--rounds", "--seconds", "--threads", "--streams"])
+def test_bench_takes_no_zero(tmp_path, option):
+    result = pruneofa("bench", str(tmp_path), option, "0")
+    assert result.returncode == 2
+    assert option in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_recommending_takes_one_run_folder(tmp_path):
     result = pruneofa("bench", "--recommend", str(tmp_path), str(tmp_path))
     assert result.returncode == 2

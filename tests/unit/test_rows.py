@@ -189,6 +189,16 @@ def test_column_that_parquet_has_twice_is_refused(tmp_path, labels):
     assert error.value.where == str(path)
 
 
+def test_damaged_page_of_parquet_is_an_error_with_the_file(tmp_path):
+    path = Path(write(tmp_path, "parquet", GOOD * 400))
+    content = bytearray(path.read_bytes())
+    content[40:200] = b"\xff" * 160
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a Parquet file") as error:
+        rows.check("t", pairs(str(path)))
+    assert error.value.where == str(path)
+
+
 @pytest.mark.parametrize("suffix", NULLS)
 def test_null_in_a_column_of_rows_or_hold_out_is_an_empty_text(tmp_path, suffix):
     table = [(*row, kind) for row, kind in zip(GOOD, ("x", None, "x"), strict=True)]

@@ -14,12 +14,12 @@ def bench(
     models: Annotated[
         list[Path], typer.Argument(help="IR folders, timed side by side, the first is the reference; or a run folder")
     ],
-    batch: Annotated[list[int] | None, typer.Option(help="batch sizes")] = None,
-    length: Annotated[int, typer.Option(help="tokens per example")] = 128,
-    rounds: Annotated[int, typer.Option(help="rounds over all models")] = 5,
-    seconds: Annotated[int, typer.Option(help="length of one benchmark_app run")] = 3,
-    threads: Annotated[int | None, typer.Option(help="cores per stream; default: all, shared")] = None,
-    streams: Annotated[int, typer.Option(help="-nstreams")] = 1,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="batch sizes")] = None,
+    length: Annotated[int, typer.Option(min=1, help="tokens per example")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds over all models")] = 5,
+    seconds: Annotated[int, typer.Option(min=1, help="length of one benchmark_app run")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="cores per stream; default: all, shared")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="-nstreams")] = 1,
     texts: Annotated[Path | None, typer.Option(help="text file whose lines are the inputs")] = None,
     recommend: Annotated[bool, typer.Option("--recommend", help="of a run: name the variant to deploy here")] = False,
     within: Annotated[
