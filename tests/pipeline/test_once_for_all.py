@@ -100,7 +100,7 @@ def test_each_task_has_a_checked_sparse_int8_ir(made, task):
 
 
 def test_one_report_names_all_four_tasks_with_their_scores(made):
-    page = reporting.build(made.manifests, made.folder / "report")
+    page = reporting.build([made.manifests], made.folder / "report")
     assert [p.name for p in page.parent.glob("*.html")] == [page.name]
     texts = [page.read_text(), *(p.read_text() for p in page.parent.glob("*.md"))]
     assert len(texts) == 2

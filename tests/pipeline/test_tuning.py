@@ -173,9 +173,9 @@ def test_the_trials_are_told_in_the_terminal_and_the_report(tuned, tmp_path):
     from toolkit import reporting
 
     _, manifests = tuned
-    page = reporting.build(list(manifests.values()), tmp_path / "report")
+    page = reporting.build([list(manifests.values())], tmp_path / "report")
     assert page.is_file()
     assert json.loads((tuned[0] / "tasks/toy/quantize/tuning.json").read_text())["met"]
     console = Console(record=True, width=100)
-    console.print(reporting.console(list(manifests.values())))
+    console.print(reporting.console([list(manifests.values())]))
     assert "checks hold" in console.export_text()

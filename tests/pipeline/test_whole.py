@@ -254,7 +254,7 @@ def test_the_report_opens_by_itself_and_names_every_variant(finished):
     from toolkit import reporting
 
     _, folder, manifests = finished
-    page = reporting.build(manifests, folder / "report")
+    page = reporting.build([manifests], folder / "report")
     html = page.read_text()
     for variant in VARIANTS:
         assert variant in html

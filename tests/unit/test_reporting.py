@@ -17,7 +17,6 @@ from toolkit.measure import size
 from toolkit.reporting import figures, text
 from toolkit.reporting.budgets import budgets, gains
 from toolkit.reporting.headline import binomial_error, headline
-from toolkit.reporting.runs import split_runs
 from toolkit.reporting.stages import stage_scores
 
 
@@ -46,7 +45,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
-    return reporting.build(run_manifests(("films", "sst2")), tmp_path_factory.mktemp("report")).read_text()
+    return reporting.build([run_manifests(("films", "sst2"))], tmp_path_factory.mktemp("report")).read_text()
 
 
 def test_page_fetches_nothing_and_holds_plotly_once(page):
@@ -88,9 +87,9 @@ def test_text_from_recipes_is_escaped(page):
 
 
 def test_what_was_left_out_and_why_is_in_the_page_the_markdown_and_the_terminal(tmp_path):
-    page = reporting.build(run_manifests(), tmp_path)
+    page = reporting.build([run_manifests()], tmp_path)
     console = Console(file=io.StringIO(), width=100)
-    console.print(reporting.console(run_manifests()))
+    console.print(reporting.console([run_manifests()]))
     for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
         assert "sparse-engine-fp32 was left out: no compiler & no luck." in shown
 
@@ -101,18 +100,18 @@ def test_rows_that_no_score_is_of_are_told_once_in_the_page_the_markdown_and_the
     for number, manifest in enumerate(manifests):
         if manifest.stage in ("task_teacher", "transfer", "quantize"):
             manifests[number] = manifest.model_copy(update={"metrics": manifest.metrics | {"rows_left_out": [told]}})
-    page = reporting.build(manifests, tmp_path)
+    page = reporting.build([manifests], tmp_path)
     console = Console(file=io.StringIO(), width=100)
-    console.print(reporting.console(manifests))
+    console.print(reporting.console([manifests]))
     for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
         assert shown.count(f"{told}.") == 1
     trained = [m for m in manifests if m.stage in ("task_teacher", "transfer", "quantize")]
-    console.print(reporting.console(trained))  # nothing was benchmarked
+    console.print(reporting.console([trained]))  # nothing was benchmarked
     assert console.file.getvalue().count(f"films: {told}.") == 2
 
 
 def test_markdown_tables_have_as_many_cells_in_each_row_as_in_their_head(tmp_path):
-    reporting.build(run_manifests(("films", "sst2")), tmp_path)
+    reporting.build([run_manifests(("films", "sst2"))], tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
     rulers = [i for i, line in enumerate(lines) if re.fullmatch(r"\|[-:|]+\|", line)]
     assert len(rulers) == 1 + 2 * 3 + 4  # what the tasks came to; three for each task; PyTorch, budget, checks, data
@@ -126,12 +125,12 @@ def test_markdown_tables_have_as_many_cells_in_each_row_as_in_their_head(tmp_pat
 def test_scores_in_pytorch_are_told_where_no_ir_was_measured(tmp_path):
     trained = [m for m in run_manifests(("films", "sst2")) if m.stage not in ("export", "benchmark")]
     trained = [m for m in trained if (m.task, m.stage) != ("sst2", "quantize")]
-    reporting.build(trained, tmp_path)
+    reporting.build([trained], tmp_path)
     markdown = (tmp_path / "report.md").read_text().replace("\u202f", " ")
     assert "| films | accuracy | 1,066 | 82.2 % ± 1.2 | 74.5 % ± 1.3 | 73.9 % ± 1.3 |" in markdown
     assert "| sst2 | accuracy | 1,066 | 82.2 % ± 1.2 | 74.5 % ± 1.3 |  |" in markdown
     stream = io.StringIO()
-    Console(file=stream, width=80).print(reporting.console(trained))
+    Console(file=stream, width=80).print(reporting.console([trained]))
     for expected in ("sst2", "task_teacher", "74.5 % ± 1.3", "1,066"):
         assert expected in stream.getvalue().replace("\u202f", " "), expected
 
@@ -147,7 +146,7 @@ def test_a_second_dev_split_has_its_own_count_and_older_manifests_have_none(tmp_
 
 
 def test_speed_of_training_is_in_tokens_where_they_were_counted_and_in_sequences_elsewhere(tmp_path):
-    reporting.build(run_manifests(), tmp_path)
+    reporting.build([run_manifests()], tmp_path)
     markdown = (tmp_path / "report.md").read_text().replace("\u202f", " ")
     assert "| 1,234 tokens |" in markdown
     assert markdown.count("| 160 sequences |") == 3, "32 in 0.2 s, in each of the task's stages"
@@ -156,7 +155,7 @@ def test_speed_of_training_is_in_tokens_where_they_were_counted_and_in_sequences
 
 def test_terminal_table_fits_80_columns():
     stream = io.StringIO()
-    Console(file=stream, width=80).print(reporting.console(run_manifests()))
+    Console(file=stream, width=80).print(reporting.console([run_manifests()]))
     shown = stream.getvalue().replace("\u202f", " ")
     for expected in ("sparse-int8", "73.9 % ± 1.3", "−8.3", "23.1 MB", "3.91×", "40.0×", "6.28 ms"):
         assert expected in shown, expected
@@ -175,7 +174,7 @@ def test_several_tasks_are_compared_in_one_table_with_the_examples_behind_each_m
         "counts": {"accuracy": 9815, "accuracy (mismatched)": 9832},
     }
     two[index] = two[index].model_copy(update={"metrics": metrics | own})
-    reporting.build(two, tmp_path)
+    reporting.build([two], tmp_path)
     lines = (tmp_path / "report.md").read_text().replace("\u202f", " ").splitlines()
     start = lines.index("## One sparse model, 2 tasks")
     rows = [line for line in lines[start : start + 12] if line.startswith("| ")]
@@ -187,7 +186,7 @@ def test_several_tasks_are_compared_in_one_table_with_the_examples_behind_each_m
     assert "−8.3" in rows[1]
     assert "9,815 (accuracy), 9,832 (accuracy (mismatched)) dev examples" in "\n".join(lines)
     stream = io.StringIO()
-    Console(file=stream, width=100).print(reporting.console(two))
+    Console(file=stream, width=100).print(reporting.console([two]))
     assert "2 tasks" in stream.getvalue()
 
 
@@ -198,7 +197,7 @@ def test_failed_checks_and_missed_promises_are_said(tmp_path):
     promise = benchmark.metrics["accuracy_criterion"] | {"met": False, "measured": 0.031}
     missed = benchmark.model_copy(update={"metrics": benchmark.metrics | {"accuracy_criterion": promise}})
     changed = [manifests[0], broken, *manifests[2:-1], missed]
-    html = reporting.build(changed, tmp_path).read_text()
+    html = reporting.build([changed], tmp_path).read_text()
     assert "1 do not hold." in html
     assert reporting.missed_criteria(manifests) == []
     (line,) = reporting.missed_criteria(changed)
@@ -209,7 +208,7 @@ def test_failed_checks_and_missed_promises_are_said(tmp_path):
 
 def test_run_without_a_dense_variant_or_a_student_still_has_a_report(tmp_path):
     manifests = [m for m in run_manifests(variants=("sparse-int8",)) if m.task]
-    shown = Page(reporting.build(manifests, tmp_path).read_text()).shown
+    shown = Page(reporting.build([manifests], tmp_path).read_text()).shown
     assert "against dense-fp32." not in shown.split("n = ")[0]
     assert (
         "90.00\u202f% of the weights in these 36 matrices are zero, 90.00\u202f% to 90.04\u202f% in a single one."
@@ -219,7 +218,7 @@ def test_run_without_a_dense_variant_or_a_student_still_has_a_report(tmp_path):
 
 
 def test_run_that_stopped_before_the_benchmark_has_a_report(tmp_path):
-    assert "student" in Page(reporting.build(run_manifests()[:2], tmp_path).read_text()).shown
+    assert "student" in Page(reporting.build([run_manifests()[:2]], tmp_path).read_text()).shown
 
 
 def test_dense_only_run_has_file_sizes_and_no_encoder_sizes(tmp_path):
@@ -228,24 +227,23 @@ def test_dense_only_run_has_file_sizes_and_no_encoder_sizes(tmp_path):
     variants = {v: m | {"sizes": {size.FILE: 90, size.GZIP: 80}} for v, m in benchmark.metrics["variants"].items()}
     changed = {"variants": variants, "sizes_reference": {}, "accuracy_criterion": None}
     manifests[-1] = benchmark.model_copy(update={"metrics": benchmark.metrics | changed})
-    shown = Page(reporting.build(manifests, tmp_path).read_text()).shown
+    shown = Page(reporting.build([manifests], tmp_path).read_text()).shown
     assert size.FILE in shown
     assert size.VALUES not in shown
 
 
 def test_same_manifests_give_the_same_report(tmp_path):
     for name in ("a", "b"):
-        reporting.build(run_manifests(), tmp_path / name)
+        reporting.build([run_manifests()], tmp_path / name)
     for file in ("report.html", "report.md"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_several_runs_are_told_apart_and_show_what_more_steps_bought(tmp_path):
     few, many = run_manifests(steps=250), run_manifests(steps=1000, shift=0.03)
-    assert [len(r) for r in split_runs(few + many)] == [len(few), len(many)]
     (gain,) = gains([many, few])
     assert (gain.steps, gain.scores) == ((250, 1000), pytest.approx((0.739, 0.769)))
-    html = reporting.build(few + many, tmp_path).read_text()
+    html = reporting.build([few, many], tmp_path).read_text()
     names = Page(html).identifiers
     assert len(names) == len(set(names))
     assert "73.9\u202f% accuracy after 250 pruning steps, 76.9\u202f% after 1,000" in html
@@ -315,7 +313,7 @@ def test_reporting_imports_neither_torch_nor_openvino_even_when_it_builds(tmp_pa
     code = (
         "import sys, pathlib\nfrom toolkit import reporting\nfrom toolkit.artifacts import Manifest\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "reporting.build([Manifest.model_validate_json((folder / 'manifest.json').read_text())], folder)\n"
+        "reporting.build([[Manifest.model_validate_json((folder / 'manifest.json').read_text())]], folder)\n"
         "print({'torch', 'openvino', 'transformers'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -347,9 +345,9 @@ def tuned(*, met: bool, objective: str = "modelsize") -> list:
 
 
 def test_trials_of_the_tuning_are_in_the_page_the_markdown_and_the_terminal(tmp_path):
-    page = reporting.build(tuned(met=True), tmp_path)
+    page = reporting.build([tuned(met=True)], tmp_path)
     console = Console(file=io.StringIO(), width=100)
-    console.print(reporting.console(tuned(met=True)))
+    console.print(reporting.console([tuned(met=True)]))
     for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
         words = " ".join(shown.split())
         assert "8 bits everywhere miss the accuracy criterion." in words

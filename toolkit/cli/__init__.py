@@ -245,11 +245,11 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
     from toolkit import libraries, reporting
 
     terminal = Console()
-    terminal.print(reporting.console(manifests))
+    terminal.print(reporting.console([manifests]))
     if module := libraries.missing("report"):  # training alone asks for no page
         found = f"No report page: {module} is not installed; {libraries.install('report')}"
     else:
-        page = reporting.build(manifests, folder / "report")
+        page = reporting.build([manifests], folder / "report")
         found = f"Report: {page}"
     if any(m.stage == "export" for m in manifests):
         found += f"\nIR folders: {folder}/tasks/<task>/export/<variant>"
@@ -280,9 +280,9 @@ def report(
     from toolkit import reporting
     from toolkit.pipeline import finished
 
-    manifests = [m for folder in runs for m in finished(folder)]
-    page = reporting.build(manifests, out or runs[0] / "report")
-    Console().print(reporting.console(manifests))
+    found = [finished(folder) for folder in runs]
+    page = reporting.build(found, out or runs[0] / "report")
+    Console().print(reporting.console(found))
     typer.echo(f"Report: {page}")
 
 

@@ -10,7 +10,7 @@ from toolkit.measure.size import BUNDLE, FILE, GZIP
 from toolkit.reporting import figures, text
 from toolkit.reporting.budgets import Budget, budgets, gains
 from toolkit.reporting.headline import DENSE, SHIPPED, Headline, headline, variants_of
-from toolkit.reporting.runs import split_runs, stage_of, tasks_of
+from toolkit.reporting.runs import stage_of, tasks_of
 from toolkit.reporting.stages import STAGES, StageScores, stage_scores
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -62,11 +62,11 @@ class RunView:
     curves: list[tuple[str, str]] = field(default_factory=list)
 
 
-def build(manifests: Sequence[Manifest], folder: Path) -> Path:
+def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
     """Writes `report.html` and `report.md` into `folder`, from the manifests alone.
 
     Args:
-        manifests: Of one run or of several after another, in the order of the data flow.
+        runs: The manifests of each run, in the order of the data flow.
         folder: Made if it is not there.
 
     Returns:
@@ -76,8 +76,8 @@ def build(manifests: Sequence[Manifest], folder: Path) -> Path:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
+    manifests = [m for run in runs for m in run]
     assert manifests, "a report needs a finished stage"
-    runs = split_runs(manifests)
     views = [_run_view(run, f"Run {i} of {len(runs)}" if len(runs) > 1 else "") for i, run in enumerate(runs, 1)]
     last = manifests[-1]
     values = {

@@ -1,21 +1,8 @@
-"""Which of several manifests belong to one run."""
+"""What belongs to a run: the manifests of its folder, each stage of each task once."""
 
 from collections.abc import Sequence
 
 from toolkit.artifacts import Manifest
-
-
-def split_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
-    """Cuts a sequence where a stage of a task comes again: run after run, each with a stage once."""
-    runs: list[list[Manifest]] = []
-    seen: set[tuple[str | None, str]] = set()
-    for manifest in manifests:
-        if not runs or (manifest.task, manifest.stage) in seen:
-            runs.append([])
-            seen = set()
-        seen.add((manifest.task, manifest.stage))
-        runs[-1].append(manifest)
-    return runs
 
 
 def stage_of(run: Sequence[Manifest], stage: str, task: str | None = None) -> Manifest | None:

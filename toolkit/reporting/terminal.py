@@ -7,7 +7,7 @@ from toolkit.artifacts import Manifest, failed
 from toolkit.reporting import text
 from toolkit.reporting.budgets import budgets
 from toolkit.reporting.headline import Headline, Score, Variant, headline, variants_of
-from toolkit.reporting.runs import split_runs, stage_of, tasks_of
+from toolkit.reporting.runs import stage_of, tasks_of
 from toolkit.reporting.stages import STAGES, StageScores, stage_scores
 
 if TYPE_CHECKING:
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def console(manifests: Sequence[Manifest]) -> "RenderableType":
-    """The claims table of each task, what it says in words, the budget and the checks."""
+def console(runs: Sequence[Sequence[Manifest]]) -> "RenderableType":
+    """The claims table of each task of each run, what it says in words, the budget and the checks."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    runs = split_runs(manifests)
     for number, run in enumerate(runs, start=1):
         heads = [headline(m) for m in run if m.stage == "benchmark"]
         if len(heads) > 1:
@@ -41,7 +40,7 @@ def console(manifests: Sequence[Manifest]) -> "RenderableType":
             parts.append(_in_pytorch(rows))
         parts += [Text(f"{task}: {line}") for task in tasks_of(run) for line in text.rows_left_out(run, task)]
         parts += [Text(line) for line in [text.budget(budgets(run))] if line]
-    if checks := [c for m in manifests for c in m.checks]:
+    if checks := [c for run in runs for m in run for c in m.checks]:
         parts.append(Text(f"{len(checks) - len(failed(checks))} of {len(checks)} checks hold."))
     return Group(*parts)
 
