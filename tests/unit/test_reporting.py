@@ -386,4 +386,4 @@ def test_summary_says_what_the_sparse_kernel_makes_of_the_shipped_variant():
 
 @pytest.mark.parametrize(("count", "said"), [(1, "1 core"), (2, "2 cores"), (None, "? cores")])
 def test_cores_are_counted_in_words(count, said):
-    assert text.cores({} if count is None else {"cores": count}) == said
+    assert text.hardware([{} if count is None else {"cores": count}]) == f", {said}"

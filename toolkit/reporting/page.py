@@ -10,7 +10,7 @@ from toolkit.measure.size import BUNDLE, FILE, GZIP
 from toolkit.reporting import figures, text
 from toolkit.reporting.budgets import Budget, budgets, gains
 from toolkit.reporting.headline import DENSE, SHIPPED, Headline, headline, variants_of
-from toolkit.reporting.runs import stage_of, tasks_of
+from toolkit.reporting.runs import behind, stage_of, tasks_of
 from toolkit.reporting.stages import STAGES, StageScores, stage_scores
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -79,15 +79,16 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
     manifests = [m for run in runs for m in run]
     assert manifests, "a report needs a finished stage"
     views = [_run_view(run, f"Run {i} of {len(runs)}" if len(runs) > 1 else "") for i, run in enumerate(runs, 1)]
-    last = manifests[-1]
+    machines = behind(runs, "machine")
     values = {
         "runs": views,
         "gains": gains(runs),
         "subjects": list(dict.fromkeys(_subject(m) for m in manifests if m.run)),
-        "machine": last.machine,
-        "versions": last.versions,
+        "machines": machines,
+        "hardware": text.hardware([machine for _, machine in machines]),
+        "versions": behind(runs, "versions"),
         "commits": list(dict.fromkeys(m.commit for m in manifests if m.commit)),
-        "date": last.started[:10],
+        "date": max(m.started for m in manifests)[:10],
         "seeds": sorted({m.seed for m in manifests}),
     }
     folder.mkdir(parents=True, exist_ok=True)

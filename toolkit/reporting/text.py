@@ -89,8 +89,12 @@ def examples(head: Headline) -> str:
     return ", ".join(f"{s.n:,} ({s.metric})" for s in scores)
 
 
-def cores(machine: Mapping[str, Any]) -> str:
-    """How many cores a measurement had: 1 core."""
+def hardware(machines: Sequence[Mapping[str, Any]]) -> str:
+    """The processor and the cores of each machine, those that are alike once: Some CPU, 2 cores; Other CPU, 1 core."""
+    return "; ".join(dict.fromkeys(f"{machine.get('cpu', '')}, {_cores(machine)}" for machine in machines))
+
+
+def _cores(machine: Mapping[str, Any]) -> str:
     count = machine.get("cores", "?")
     return f"{count} core" if count == 1 else f"{count} cores"
 
@@ -110,7 +114,6 @@ FILTERS = {
         speed,
         cell,
         examples,
-        cores,
     )
 }
 
