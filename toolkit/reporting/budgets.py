@@ -1,11 +1,13 @@
 """What a run spent on training, beside what the paper spent; and what more of it bought, where that was measured."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from toolkit.artifacts import Manifest
 from toolkit.reporting.headline import SHIPPED, headline
+from toolkit.reporting.runs import stage_of
 
 # The paper's pre-training, for the teacher and again for the student: steps * sequences per step.
 PAPER_STEPS, PAPER_BATCH = 100_000, 256
@@ -80,7 +82,7 @@ def _train_section(manifest: Manifest) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Gain:
-    """The same task after two pre-training budgets of the student, all else in the student's recipe alike."""
+    """The same task after two pre-training budgets of the student, all else in its recipe alike."""
 
     task: str
     metric: str
@@ -90,16 +92,16 @@ class Gain:
 
 
 def gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
-    """What more student steps bought, from runs that differ in them: the least against the most."""
+    """What more student steps bought, from runs that differ in nothing else: the least against the most."""
     found: dict[tuple[str, str], list[tuple[int, Manifest]]] = {}
-    for manifests in runs:
-        student = next((m for m in manifests if m.stage == "student"), None)
+    for run in runs:
+        student = stage_of(run, "student")
         if student is None:
             continue
-        alike = repr((round(student.metrics["sparsity"], 3), student.seed, student.inputs))
-        for m in manifests:
+        for m in run:
             if m.stage == "benchmark" and SHIPPED in m.metrics["variants"]:
-                found.setdefault((m.task or "", alike), []).append((int(student.metrics["steps"]), m))
+                key = (m.task or "", _all_but_length(run, m.task))
+                found.setdefault(key, []).append((int(student.metrics["steps"]), m))
     result = []
     for (task, _), measured in found.items():
         (few, first), (many, last) = min(measured, key=lambda x: x[0]), max(measured, key=lambda x: x[0])
@@ -109,3 +111,38 @@ def gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
         scores = (before.scores[0].value, after.scores[0].value)
         result.append(Gain(task, before.scores[0].metric, int(first.metrics["dev_n"]), (few, many), scores))
     return result
+
+
+# The stages that shape a task's score, the student's first.
+_SHAPING = ("student", "task_teacher", "transfer", "quantize")
+# Keys by which no score changes.
+_ASIDE = frozenset({"log_every", "checkpoint_every"})
+# What a longer training of the student brings with it: its length, and when it prunes.
+_IN_STEPS = frozenset({"steps", "start_step", "end_step", "update_frequency_on_step"})
+_LENGTH = _IN_STEPS | {"epoch", "start_epoch", "end_epoch", "update_frequency"}
+
+
+def _all_but_length(run: Sequence[Manifest], task: str | None) -> str:
+    """All that a task's score comes from, less the student's length: equal texts, equal recipes and data."""
+    stages = [stage_of(run, stage, None if stage == "student" else task) for stage in _SHAPING]
+    # What these stages made differs with the student, or is told by the stage itself; ready inputs tell of themselves.
+    made = {m.artifact.sha256 for m in stages if m}
+    parts: list[Any] = []
+    for m in stages:
+        if m is None:
+            parts.append(None)
+            continue
+        left_out = _ASIDE | _LENGTH if m.stage == "student" else _ASIDE
+        config = m.config | {m.stage: _without(m.config.get(m.stage), left_out)}
+        if "task" in config:
+            config["task"] = {key: value for key, value in config["task"].items() if key != "note"}
+        files = sorted(entry["sha256"] for entry in m.data.values() if isinstance(entry, dict) and "sha256" in entry)
+        inputs = {name: digest for name, digest in m.inputs.items() if digest not in made}
+        parts.append([config, files, inputs, m.seed, round(m.metrics.get("sparsity", 0), 3)])
+    return json.dumps(parts, sort_keys=True)
+
+
+def _without(value: Any, keys: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(inner, keys) for key, inner in value.items() if key not in keys}
+    return [_without(inner, keys) for inner in value] if isinstance(value, list | tuple) else value
