@@ -30,8 +30,7 @@ def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
     """
     folder = sources.model_at_hand(source)
     if folder is not None:
-        found = checkpoints.tensors(folder).items()
-        matrices = {n: (t.shape[0], t.shape[1]) for n, t in found if len(t.shape) == 2 and matching.in_a_layer(n)}
+        matrices = checkpoints.encoder_matrices(folder)
     elif config := known.config_of(source):
         matrices = known.matrix_shapes(config)
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UserError
+from toolkit.matching import in_a_layer
 
 DENSE = 0.01  # a model with a smaller share of zeros was never pruned
 _BARE = ("encoder.", "transformer.", "embeddings.", "pooler.")  # names in an encoder that was saved without a head
@@ -30,6 +31,16 @@ class Tensor:
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+def encoder_matrices(folder: Path) -> dict[str, tuple[int, int]]:
+    """The matrices of the encoder's layers: name -> [rows, columns].
+
+    Raises:
+        UserError: As `tensors`.
+    """
+    found = tensors(folder).items()
+    return {name: (t.shape[0], t.shape[1]) for name, t in found if len(t.shape) == 2 and in_a_layer(name)}
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ def rewinding(step: int, total: int, warmup: int, start: int, end: int, frequenc
     The steps of the pruning phase do not count towards the decay: before it the rate falls as if it were not there,
     in it the rate goes back every `frequency` steps to its value at `start` and falls again from there, and after
     it the rate falls to 0 at `total` from that same value. Where pruning starts within the warm-up, that value is
-    what the decay would be at `start`, slightly above 1: decay / (decay - warmup) at step 0.
+    what the decay would be at `start`, above 1: decay / (decay - warmup) at step 0.
 
     Args:
         step: Optimizer step, from 0.

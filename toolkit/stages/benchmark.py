@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from toolkit.artifacts import Artifact, Check, Context, StageResult
+from toolkit.checkpoints import encoder_matrices
 from toolkit.errors import UserError
 from toolkit.recipe import AccuracyCriterion, Variant
 
@@ -47,7 +48,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
 
     footprint = _footprint(inputs)
     # The dense variants are the teacher: where that is another model, its encoder is not the one that was pruned.
-    encoders = [_encoder(inputs[name].path) for name in ("task_teacher", "transfer") if name in inputs]
+    encoders = [encoder_matrices(inputs[name].path) for name in ("task_teacher", "transfer") if name in inputs]
     another = len(encoders) == 2 and encoders[0] != encoders[1]
     sizes = {}
     for variant, folder in folders.items():
@@ -96,14 +97,6 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         ],
         data={"note": sections.task.note},
     )
-
-
-def _encoder(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """The encoder's matrices: name -> shape."""
-    from toolkit import checkpoints, matching
-
-    found = checkpoints.tensors(checkpoint).items()
-    return {name: tuple(t.shape) for name, t in found if len(t.shape) == 2 and matching.in_a_layer(name)}
 
 
 def _footprint(inputs: dict[str, Artifact]) -> Any:
