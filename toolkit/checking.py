@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from toolkit import checkpoints, kernels, known, libraries, matching, rows, sources, texts
 from toolkit.checkpoints import DENSE
+from toolkit.core import paths
 from toolkit.errors import UserError
 from toolkit.hub import is_hub
 from toolkit.learning_rate import must_stay_near_the_peak
@@ -306,7 +307,6 @@ def doctor_table() -> "tuple[Table, bool]":
 
 def pinned_versions() -> dict[str, str]:
     """The pins of constraints.txt; empty where the toolkit was installed without its repository."""
-    path = Path(__file__).resolve().parent.parent / "constraints.txt"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = paths.PINS.read_text().splitlines() if paths.PINS.is_file() else []
     pins = (line.partition(";")[0].strip().partition("==") for line in lines if not line.startswith("#"))
     return {name: version for name, equals, version in pins if equals}

@@ -17,6 +17,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
+from toolkit.core import paths
 from toolkit.errors import UserError
 
 Pattern = Literal["1x1", "4x1"]
@@ -66,7 +67,7 @@ def _sources_hash() -> str:
 
 def sources() -> Path:
     """The folder with the C++ code: `native/` of the repository, packaged with the toolkit."""
-    return Path(__file__).resolve().parent / "native"
+    return paths.NATIVE
 
 
 def build() -> Path:

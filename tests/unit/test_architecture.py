@@ -60,7 +60,7 @@ LAYERS = [
         *("sparsity", "quantization", "ir", "measure", "reporting", "tuning", "scoreboard"),
     },
     {
-        *("recipe", "inc_yaml", "yaml_lines", "matching", "checkpoints"),
+        *("core", "recipe", "inc_yaml", "yaml_lines", "matching", "checkpoints"),
         *(
             "allocator",
             "artifacts",

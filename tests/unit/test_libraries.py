@@ -3,11 +3,11 @@
 import configparser
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
 from toolkit import checking, libraries
+from toolkit.core import paths
 from toolkit.errors import UserError
 from toolkit.recipe import Benchmark, Export, Quantize, Student, TrainOnly, Transfer
 
@@ -46,7 +46,7 @@ def test_a_stage_needs_the_extra_of_what_it_imports(section, extra):
 
 def test_extras_are_those_of_setup_cfg():
     setup = configparser.ConfigParser()
-    setup.read(Path(libraries.__file__).parents[1] / "setup.cfg")
+    setup.read(paths.REPOSITORY / "setup.cfg")
     extras = {name: set(value.split()) for name, value in setup["options.extras_require"].items()}
     assert {name: set(brings) for name, brings in libraries.EXTRAS.items()} == {
         name: extras[name] for name in libraries.EXTRAS
@@ -60,7 +60,7 @@ def test_extras_are_those_of_setup_cfg():
 @pytest.mark.parametrize("name", ["torch", "transformers"])
 def test_nothing_older_than_the_version_that_was_tested_is_left_as_it_is(name):
     setup = configparser.ConfigParser()
-    setup.read(Path(libraries.__file__).parents[1] / "setup.cfg")
+    setup.read(paths.REPOSITORY / "setup.cfg")
     wanted = [line for line in setup["options"]["install_requires"].splitlines() if line.startswith(name)]
     tested = checking.pinned_versions()[name].rpartition(".")[0]
     assert wanted == [f"{name} >= {tested}"]

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from toolkit import scoreboard
 from toolkit.cli import scoreboard as commands
+from toolkit.core import paths
 from toolkit.errors import CheckFailed, UserError
 from toolkit.measure import system
 from toolkit.reporting import scoreboard as shown
@@ -141,7 +142,7 @@ def test_the_shipped_rows_have_recipes_that_measure_their_claims():
     from toolkit.cli import shipped
     from toolkit.recipe.load import load_recipe
 
-    board = scoreboard.load(commands.BOARD)
+    board = scoreboard.load(paths.SCOREBOARD)
     assert len(board.rows) == 25 + 6 + 2 + 1 + 5 + 1 + 9 + 7
     for name, row in board.rows.items():
         sparsity = f"{round(100 * row.sparsity)}{'-' + row.blocks if row.blocks else ''}" if row.sparsity else "dense"
@@ -156,7 +157,7 @@ def test_the_shipped_rows_have_recipes_that_measure_their_claims():
 
 
 def test_shipped_rows_tell_dense_models_from_sparse_ones():
-    board = scoreboard.load(commands.BOARD)
+    board = scoreboard.load(paths.SCOREBOARD)
     assert board.rows["bert-base-dense-fp32-mnli"].variant == "dense-fp32"
     assert board.rows["bert-base-dense-vuiseng9-int8-squad"].variant == "dense-int8"
     assert board.rows["bert-large-80-block-int8-squad"].variant == "sparse-int8"
@@ -179,7 +180,7 @@ def test_row_needs_its_own_variant_and_the_stages_before_it(row, stages, variant
     from toolkit.pipeline import plan
     from toolkit.recipe.load import load_recipe
 
-    chosen = scoreboard.load(commands.BOARD).rows["bert-base-90-fp32-squad"].model_copy(update=row)
+    chosen = scoreboard.load(paths.SCOREBOARD).rows["bert-base-90-fp32-squad"].model_copy(update=row)
     recipe = load_recipe(shipped("bert_base/90"))
     recipe = recipe.model_copy(update={"tasks": {"squad": recipe.tasks["squad"]}})  # it has a `quantize` of its own
     steps = plan(scoreboard.needed(recipe, chosen), tmp_path, fetch=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.core import paths
 from toolkit.measure import system
 
 
@@ -45,12 +46,12 @@ def git(folder: Path, *words: str) -> str:
 def checkout(tmp_path, monkeypatch):
     """A repository whose `toolkit/` is where the module believes to lie."""
     package = tmp_path / "toolkit"
-    (package / "measure").mkdir(parents=True)
-    (package / "measure" / "system.py").write_text("")
+    package.mkdir()
+    (package / "module.py").write_text("")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
-    monkeypatch.setattr(system, "__file__", str(package / "measure" / "system.py"))
+    monkeypatch.setattr(paths, "PACKAGE", package)
     return tmp_path
 
 
@@ -60,12 +61,12 @@ def test_commit_is_the_checkouts_head(checkout):
 
 
 def test_commit_says_when_files_differ_from_it(checkout):
-    (checkout / "toolkit" / "measure" / "system.py").write_text("changed")
+    (checkout / "toolkit" / "module.py").write_text("changed")
     assert system.commit().endswith("-dirty")
 
 
 def test_commit_is_empty_for_a_copy_inside_another_repository(checkout, monkeypatch):
-    inside = checkout / "venv" / "toolkit" / "measure" / "system.py"
-    inside.parent.mkdir(parents=True)
-    monkeypatch.setattr(system, "__file__", str(inside))
+    inside = checkout / "venv" / "toolkit"
+    inside.mkdir(parents=True)
+    monkeypatch.setattr(paths, "PACKAGE", inside)
     assert system.commit() == ""

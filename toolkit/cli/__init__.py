@@ -10,6 +10,7 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli import deploy, options, scoreboard
+from toolkit.core import paths
 from toolkit.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -39,10 +40,9 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="where run folders lie"
 
 def shipped(name: str) -> Path:
     """A recipe that comes with the toolkit, by its name under yaml_configs/ (without .yaml)."""
-    folder = Path(__file__).resolve().parents[2] / "yaml_configs"
-    path = folder / f"{name}.yaml"
+    path = paths.RECIPES / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+        known = sorted(str(p.relative_to(paths.RECIPES).with_suffix("")) for p in paths.RECIPES.rglob("*.yaml"))
         raise UserError(f"there is no shipped recipe {name!r}", instead=f"one of: {', '.join(known) or '(none found)'}")
     return path
 

@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.core import paths
 from toolkit.errors import UserError
 
 if TYPE_CHECKING:
     from toolkit.scoreboard import Row
 
-BOARD = Path(__file__).resolve().parents[2] / "benchmarks" / "scoreboard.yaml"
-File = Annotated[Path, typer.Option("--file", help="the rows (YAML); records lie in measured/ beside it")]
+File = Annotated[
+    Path,
+    typer.Option(
+        "--file",
+        help="the rows (YAML); records lie in measured/ beside it",
+        show_default="benchmarks/scoreboard.yaml of the toolkit",
+    ),
+]
 
 
 def reproduce(
@@ -23,7 +30,7 @@ def reproduce(
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="start from the published sparse model")] = False,
     runs: Annotated[Path, typer.Option("--runs", help="where run folders lie")] = Path("runs"),
-    file: File = BOARD,
+    file: File = paths.SCOREBOARD,
 ) -> None:
     """Run of a published row's recipe what the row needs, and record what it measures."""
     from rich.console import Console
@@ -78,7 +85,7 @@ def _recipe_file(name: str, row: "Row", published: bool, folder: Path) -> Path:
 def scoreboard(
     markdown: Annotated[Path | None, typer.Option(help="write it as Markdown too")] = None,
     html: Annotated[Path | None, typer.Option(help="write it as a page too")] = None,
-    file: File = BOARD,
+    file: File = paths.SCOREBOARD,
 ) -> None:
     """Print every published row: claimed, measured, and whether it was reproduced."""
     from rich.console import Console

@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from toolkit.core import paths
+
 # The instruction sets that decide how fast, and how exactly, 8-bit and 16-bit products are computed.
 _INTERESTING = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 _LIBRARIES = (
@@ -64,12 +66,11 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of this toolkit, with `-dirty` when files differ from it; empty outside a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    top = _git(package, "rev-parse", "--show-toplevel")
+    top = _git(paths.PACKAGE, "rev-parse", "--show-toplevel")
     # An installed copy may lie inside somebody else's repository (a virtual environment in a project).
-    if not top or Path(top) / package.name != package:
+    if not top or Path(top) / paths.PACKAGE.name != paths.PACKAGE:
         return ""
-    return _git(package, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return _git(paths.PACKAGE, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -1,0 +1,22 @@
+"""Where the toolkit looks for the files of its repository."""
+
+from pathlib import Path
+
+from toolkit import checking
+from toolkit.core import paths
+from toolkit.measure import system
+
+
+def test_every_file_of_the_repository_is_found_where_it_is():
+    assert Path(__file__).resolve().parents[2] == paths.REPOSITORY
+    assert (paths.PACKAGE / "__init__.py").is_file()
+    assert (paths.NATIVE / "CMakeLists.txt").is_file()
+    assert (paths.RECIPES / "quickstart.yaml").is_file()
+    assert paths.SCOREBOARD.is_file()
+    assert paths.PINS.is_file()
+
+
+def test_a_checkout_has_a_commit_and_pins():
+    """Both would be empty, without an error, if the paths were wrong."""
+    assert system.commit()
+    assert checking.pinned_versions()["torch"]

@@ -1,0 +1,1 @@
+"""The base layer: errors, artifacts, files, machine. Imports nothing else of the toolkit, and no torch."""
