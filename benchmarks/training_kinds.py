@@ -15,8 +15,9 @@ class Bench:
     def __init__(self, model: str, batch: int, length: int, task_length: int, threads: int, keep: bool = True) -> None:
         import torch
 
-        from toolkit import sources, training
-        from toolkit.allocator import keep_freed_memory
+        from toolkit.models import sources
+        from toolkit.training import loop as training
+        from toolkit.training.allocator import keep_freed_memory
 
         if keep:
             keep_freed_memory()  # as training does
@@ -27,13 +28,13 @@ class Bench:
 
     def masked_lm(self) -> Any:
         """A masked language model in training mode."""
-        from toolkit import models
+        from toolkit.models import load as models
 
         return models.load_masked_lm(self.folder).to(self.device).train()
 
     def classifier(self) -> Any:
         """A classifier in training mode."""
-        from toolkit import models
+        from toolkit.models import load as models
 
         return models.load_classifier(self.folder, ("a", "b")).to(self.device).train()
 
@@ -41,7 +42,7 @@ class Bench:
         """Random words, 15 % of each sequence to be guessed; sequences of one length."""
         import torch
 
-        from toolkit.masking import masked_count
+        from toolkit.data.masking import masked_count
 
         ids = torch.randint(1000, model.config.vocab_size, (self.batch, self.length))
         labels, guessed = torch.full_like(ids, -100), masked_count(self.length, MASKED)
@@ -68,8 +69,9 @@ class Bench:
         """One optimizer step of a model."""
         import torch
 
-        from toolkit import distributed, training
         from toolkit.recipe import Train
+        from toolkit.training import distributed
+        from toolkit.training import loop as training
 
         kind, settings = training.optimizer_class(Train(steps=1))
         optimizer = kind(model.parameters(), **settings)
@@ -110,8 +112,8 @@ class Bench:
 
     def dense(self) -> Callable[[], None]:
         """Masked-language-model training without teacher and pruning: the `teacher` stage."""
-        from toolkit import models
-        from toolkit.distillation import MlmLoss
+        from toolkit.models import load as models
+        from toolkit.training.distillation import MlmLoss
 
         model = self.masked_lm()
         batch, loss = self.words(model), MlmLoss(models.mlm_head)
@@ -121,8 +123,8 @@ class Bench:
         """A teacher's forward pass, its head at the masked positions."""
         import torch
 
-        from toolkit import models
-        from toolkit.distillation import MlmLoss
+        from toolkit.models import load as models
+        from toolkit.training.distillation import MlmLoss
 
         model = self.masked_lm().eval()
         batch, loss = self.words(model), MlmLoss(models.mlm_head)
@@ -135,9 +137,11 @@ class Bench:
 
     def student(self, backend: str, positions: Any, recompute: bool = False) -> Callable[[], None]:
         """The `student` stage: gradual pruning and distillation."""
-        from toolkit import masking, models, training
-        from toolkit.distillation import MlmLoss, Teacher
+        from toolkit.data import masking
+        from toolkit.models import load as models
         from toolkit.recipe import KDLossSettings, Sample
+        from toolkit.training import loop as training
+        from toolkit.training.distillation import MlmLoss, Teacher
 
         model, teacher = self.masked_lm(), Teacher(self.masked_lm(), self.device)
         batch = self.words(model)
@@ -160,9 +164,9 @@ class Bench:
 
     def sparsifier(self, model: Any, backend: str) -> Any:
         """Half way through the pruning: every step is an update, so that one can be timed."""
-        from toolkit import models
+        from toolkit.models import load as models
         from toolkit.recipe import Pruning
-        from toolkit.sparsity.sparsifier import make_sparsifier
+        from toolkit.sparsity.pruners import make_sparsifier
 
         compression = {"target_sparsity": 0.9, "start_step": 0, "end_step": 20, "update_frequency_on_step": 1}
         pruning = Pruning.model_validate({"backend": backend, "approach": {"weight_compression": compression}})
@@ -175,7 +179,7 @@ class Bench:
         import torch
         from torch.nn import functional as F
 
-        from toolkit import models
+        from toolkit.models import load as models
 
         model, teacher = self.masked_lm(), self.masked_lm().eval()
         batch = self.words(model)
@@ -202,7 +206,7 @@ class Bench:
 
     def fine_tuning(self) -> Callable[[], None]:
         """A dense model on a task's labels: the `task_teacher` stage."""
-        from toolkit.distillation import TaskLoss
+        from toolkit.training.distillation import TaskLoss
 
         model = self.classifier()
         batch, loss = self.examples(model), TaskLoss()
@@ -212,19 +216,20 @@ class Bench:
         """The `transfer` stage, or with fake quantization `quantize`: pattern locked, taught."""
         import torch
 
-        from toolkit import heads, models
-        from toolkit.distillation import TaskLoss, Teacher
+        from toolkit.models import load as models
+        from toolkit.models import task_heads as heads
         from toolkit.recipe import KDLossSettings, Quantization
         from toolkit.sparsity.mask import SparsityMask
-        from toolkit.sparsity.sparsifier import PatternLock
+        from toolkit.sparsity.pruners import PatternLock
+        from toolkit.training.distillation import TaskLoss, Teacher
 
         model = self.classifier()
         batch = self.examples(model)
         weights = {name: module.weight for name, module in models.prunable_matrices(model).items()}
         mask = SparsityMask({name: w.abs() > w.abs().quantile(0.9) for name, w in weights.items()})
         if quantized:
-            from toolkit.distillation import inputs_of
             from toolkit.quantization import nncf
+            from toolkit.training.distillation import inputs_of
 
             sample = {k: v[:1].cpu() for k, v in inputs_of(batch).items()}
             model = nncf.quantized(model.cpu(), [sample], Quantization()).to(self.device).train()
@@ -247,7 +252,7 @@ class Bench:
         """Random logits of 100,000 examples where a stage keeps a teacher's: in a file, mapped."""
         import numpy as np
 
-        from toolkit.lessons import TeacherLogits
+        from toolkit.training.teacher_logits import TeacherLogits
 
         with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the file's name
             path = Path(folder) / "logits.npy"

@@ -53,9 +53,9 @@ def peer(bench: Bench, distiller: Any) -> Any:
 
 def ours(bench: Bench, positions: Any) -> Any:
     """The `student` stage's loss."""
-    from toolkit import models
-    from toolkit.distillation import MlmLoss, Teacher
+    from toolkit.models import load as models
     from toolkit.recipe import KDLossSettings
+    from toolkit.training.distillation import MlmLoss, Teacher
 
     model, teacher = bench.masked_lm(), Teacher(bench.masked_lm(), bench.device)
     batch = bench.words(model)

@@ -82,9 +82,9 @@ def peak(settings: tuple[Any, ...], name: str) -> float:
     """MB that a step of this kind needs at its highest, models and optimizer included; in a process of its own."""
     import torch
 
-    from toolkit import evaluation, lessons  # noqa: F401
     from toolkit.recipe import Pruning
-    from toolkit.sparsity.sparsifier import make_sparsifier
+    from toolkit.sparsity.pruners import make_sparsifier
+    from toolkit.training import evaluation  # noqa: F401
 
     bench = Bench(*settings, keep=not name.startswith("plain") or name == KEPT)
     for backend in ("inc", "nncf"):  # libraries are no part of a step
@@ -103,7 +103,7 @@ def of_many(
     rank: int, settings: tuple[Any, ...], processes: int, sends: bool, port: int, rounds: int, answers: Any
 ) -> None:
     """What each of several processes does: its share of a batch, gradients added up or, for comparison, not."""
-    from toolkit import distributed
+    from toolkit.training import distributed
 
     if not sends:
         distributed.add_up = lambda tensors: None
@@ -164,7 +164,7 @@ def main(
     memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
 ) -> None:
     """Prints what is measured, and the targets beside it."""
-    from toolkit.measure import system
+    from toolkit.core import machine as system
 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     processes = processes or sharing()

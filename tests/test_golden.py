@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from toolkit import kernels
 from toolkit.core import paths
-from toolkit.inc_yaml import IncFlags, explain, read_inc
-from toolkit.pipeline import plan
+from toolkit.ir.kernels import build as kernels
+from toolkit.pipeline.graph import plan
 from toolkit.recipe import Recipe
+from toolkit.recipe.inc import IncFlags, explain, read_inc
 from toolkit.recipe.load import load_recipe, parse_recipe, schema_json
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,10 +7,13 @@ from typing import get_args
 import pytest
 import torch
 
-from toolkit import checking, models, running, tasks
-from toolkit.artifacts import Silent
-from toolkit.inc_yaml import IncFlags, explain, read_inc
+from toolkit.core.artifacts import Silent
+from toolkit.data import tasks
+from toolkit.models import load as models
+from toolkit.pipeline import preflight as checking
+from toolkit.pipeline import run as running
 from toolkit.recipe import LOCK, Variant
+from toolkit.recipe.inc import IncFlags, explain, read_inc
 from toolkit.recipe.load import parse_recipe
 from toolkit.sparsity.mask import SparsityMask
 

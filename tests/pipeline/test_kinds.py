@@ -7,11 +7,14 @@ from typing import get_args
 import pytest
 import torch
 
-from toolkit import evaluation, models, running, tasks
-from toolkit.artifacts import Silent
+from toolkit.core.artifacts import Silent
+from toolkit.data import tasks
 from toolkit.measure.accuracy import predict_ir
+from toolkit.models import load as models
+from toolkit.pipeline import run as running
 from toolkit.quantization import nncf
 from toolkit.recipe import Recipe, Variant
+from toolkit.training import evaluation
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 MATRICES = 12  # of two layers: query, key, value, output, and the two of the feed-forward part

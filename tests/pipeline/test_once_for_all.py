@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit import reporting, running
-from toolkit.artifacts import Silent, content_hash
+from toolkit import reporting
+from toolkit.core.artifacts import Silent, content_hash
 from toolkit.ir.inspect import inspect_ir
+from toolkit.pipeline import run as running
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 

@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.pipeline.test_whole import tiny_recipe
-from toolkit import running
-from toolkit.artifacts import Silent
+from toolkit.core.artifacts import Silent
+from toolkit.pipeline import run as running
 from toolkit.recipe.load import dump_recipe, load_recipe
 
 WEIGHTS = {

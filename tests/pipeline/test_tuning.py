@@ -6,10 +6,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from toolkit import models, running, tasks, training
-from toolkit.artifacts import Context, Silent
-from toolkit.distillation import TaskLoss
+from toolkit.core.artifacts import Context, Silent
+from toolkit.data import tasks
+from toolkit.models import load as models
+from toolkit.pipeline import run as running
 from toolkit.recipe import Recipe, Task, Train
+from toolkit.training import loop as training
+from toolkit.training.distillation import TaskLoss
 
 HOSTILE = {f"bert.encoder.layer.{i}.attention.output.dense" for i in (0, 1)} | {"bert.pooler.dense"}
 
@@ -106,8 +109,8 @@ def test_dev_scores_of_the_tuned_model_are_close_to_fp32(tuned):
 def test_an_interrupted_search_goes_on_without_repeating_a_trial(
     tuned, hostile, tiny_task_files, tmp_path, monkeypatch
 ):
-    from toolkit import tuning
-    from toolkit.stages import quantize
+    from toolkit.pipeline.stages import quantize
+    from toolkit.quantization import tuning
 
     made = []
     make = quantize._Trials.make
@@ -133,7 +136,7 @@ def test_an_interrupted_search_goes_on_without_repeating_a_trial(
 def test_the_objective_is_measured_on_every_model_that_meets_the_criterion(
     hostile, tiny_task_files, tmp_path, objective, monkeypatch
 ):
-    from toolkit import tuning
+    from toolkit.quantization import tuning
 
     def three(attempt, rank, section):
         everywhere = attempt(0, ())
@@ -152,7 +155,7 @@ def test_the_objective_is_measured_on_every_model_that_meets_the_criterion(
 
 
 def test_retraining_gives_each_trial_its_own_budget(hostile, tiny_task_files, tmp_path, monkeypatch):
-    from toolkit import tuning
+    from toolkit.quantization import tuning
 
     monkeypatch.setattr(tuning, "search", lambda attempt, rank, _: (attempt(0, ()), attempt(1, tuple(rank()[:1]))))
     monkeypatch.setattr(tuning, "keep", lambda trials, *_: trials[1])

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import models, pipeline, precision, running
-from toolkit.artifacts import Artifact, Context, Silent
-from toolkit.errors import UserError
+from toolkit.core.artifacts import Artifact, Context, Silent
+from toolkit.core.errors import UserError
 from toolkit.measure import size
+from toolkit.models import load as models
+from toolkit.pipeline import graph as pipeline
+from toolkit.pipeline import run as running
+from toolkit.pipeline.cache_keys import Sections, sections_of
+from toolkit.pipeline.stages import benchmark
 from toolkit.recipe import Recipe
-from toolkit.sections import Sections, sections_of
-from toolkit.stages import benchmark
+from toolkit.training import hardware as precision
 
 VARIANTS = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8", "sparse-engine-fp32", "sparse-engine-int8")
 
@@ -289,7 +292,7 @@ def test_a_dense_checkpoint_in_the_students_place_is_refused(finished, tmp_path)
 
 
 def test_an_ir_that_differs_from_its_torch_model_fails_the_run_and_keeps_what_is_finished(finished, tmp_path):
-    from toolkit.errors import CheckFailed
+    from toolkit.core.errors import CheckFailed
 
     recipe, folder, _ = finished
     copied = tmp_path / "tiny"
@@ -311,9 +314,9 @@ def rendered(table) -> str:
 
 
 def test_plan_inspect_and_bench_show_what_is_there(finished, tmp_path, monkeypatch):
-    from toolkit.benching import bench_table, recommend
-    from toolkit.inspection import describe
-    from toolkit.plan_table import plan_table
+    from toolkit.cli.bench import bench_table, recommend
+    from toolkit.cli.inspect import describe
+    from toolkit.cli.plan_table import plan_table
     from toolkit.recipe import Performance
 
     recipe, folder, _ = finished
@@ -337,7 +340,7 @@ def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp
 
     from rich.console import Console
 
-    from toolkit.console import stage_progress
+    from toolkit.cli.progress import stage_progress
 
     recipe, folder, _ = finished
     step = pipeline.plan(recipe, folder)[0]

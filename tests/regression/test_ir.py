@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit import evaluation, models, tasks
-from toolkit.distillation import inputs_of
+from toolkit.data import tasks
 from toolkit.ir.convert import export_ir
 from toolkit.ir.inspect import executed, inspect_ir
 from toolkit.measure.accuracy import predict_ir
+from toolkit.models import load as models
 from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
 from toolkit.sparsity.mask import SparsityMask
+from toolkit.training import evaluation
+from toolkit.training.distillation import inputs_of
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,14 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
-from toolkit import chunks, corpus, models, training
-from toolkit.artifacts import Context
-from toolkit.distillation import MlmLoss, Teacher
+from toolkit.core.artifacts import Context
+from toolkit.data import corpus
+from toolkit.models import load as models
 from toolkit.recipe import Corpus, KDLossSettings, Pruning, Train
-from toolkit.sparsity.sparsifier import make_sparsifier
+from toolkit.sparsity.pruners import make_sparsifier
+from toolkit.training import loop as training
+from toolkit.training import vocabulary_loss as chunks
+from toolkit.training.distillation import MlmLoss, Teacher
 
 STEPS, WARMUP, START, END, FREQUENCY, TARGET = 24, 2, 4, 16, 4, 0.8
 RATE, DECAY, TEMPERATURE, WEIGHTS = 2e-3, 0.01, 2.0, (0.4, 0.6)

@@ -2,13 +2,15 @@
 
 import torch
 
-from toolkit import evaluation, models, tasks
-from toolkit.distillation import inputs_of
+from toolkit.data import tasks
 from toolkit.ir.convert import export_ir
 from toolkit.measure.accuracy import predict_ir
+from toolkit.models import load as models
 from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
 from toolkit.sparsity.mask import SparsityMask
+from toolkit.training import evaluation
+from toolkit.training.distillation import inputs_of
 
 LAYER = "bert.encoder.layer."
 FP32 = {"weight": {"dtype": "fp32"}, "activation": {"dtype": "fp32"}}

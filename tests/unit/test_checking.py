@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit import checkpoints, models, running, sources
-from toolkit.checking import check_recipe
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.models import checkpoint as checkpoints
+from toolkit.models import load as models
+from toolkit.models import sources
+from toolkit.pipeline import run as running
+from toolkit.pipeline.preflight import check_recipe
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import SparsityMask
 

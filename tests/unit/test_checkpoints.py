@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from toolkit import checkpoints
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.models import checkpoint as checkpoints
 
 
 @pytest.fixture

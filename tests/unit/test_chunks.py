@@ -7,11 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from toolkit import chunks, corpus, masking, models, training
-from toolkit.distillation import MlmLoss, Teacher, inputs_of
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.data import corpus, masking
+from toolkit.models import load as models
 from toolkit.recipe import Corpus, KDLossSettings, Recipe, Sample, Train
 from toolkit.recipe.load import load_recipe
+from toolkit.training import loop as training
+from toolkit.training import vocabulary_loss as chunks
+from toolkit.training.distillation import MlmLoss, Teacher, inputs_of
 
 MASKED = Corpus(files=("any",), mlm_probability=0.3)
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer
 
-from toolkit import corpus, masking, models, pipeline, tasks
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.data import corpus, masking, tasks
+from toolkit.models import load as models
+from toolkit.pipeline import graph as pipeline
 from toolkit.recipe import Corpus, Recipe, Task
 from toolkit.recipe.corpus import Pairs
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit import corpus, models, tasks, training
-from toolkit.artifacts import Context
-from toolkit.distillation import MlmLoss, TaskLoss, Teacher, kl_divergence, mlm_loss, task_loss
-from toolkit.errors import UserError
-from toolkit.questions import Question, windows_of
+from toolkit.core.artifacts import Context
+from toolkit.core.errors import UserError
+from toolkit.data import corpus, tasks
+from toolkit.data.question_answering import Question, windows_of
+from toolkit.models import load as models
 from toolkit.recipe import AnswerWindows, Corpus, Criterion, KDLossSettings, Task, Train
+from toolkit.training import loop as training
+from toolkit.training.distillation import MlmLoss, TaskLoss, Teacher, kl_divergence, mlm_loss, task_loss
 
 
 def test_kl_is_the_sum_over_classes_times_t_squared_averaged_over_examples():

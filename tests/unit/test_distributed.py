@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit import distributed, training
-from toolkit.artifacts import Context
-from toolkit.distillation import TaskLoss
-from toolkit.errors import UserError
+from toolkit.core.artifacts import Context
+from toolkit.core.errors import UserError
+from toolkit.data.sampler import Stream
+from toolkit.pipeline.stages import quantize
 from toolkit.recipe import Train
-from toolkit.stages import quantize
-from toolkit.stream import Stream
+from toolkit.training import distributed
+from toolkit.training import loop as training
+from toolkit.training.distillation import TaskLoss
 
 
 def test_one_process_is_the_first_of_one_and_loads_no_torch_to_know():

@@ -7,10 +7,13 @@ import pytest
 import torch
 from quantization_case import Case
 
-from toolkit import checking, kernels, pipeline, running
-from toolkit.artifacts import Silent
-from toolkit.errors import UserError
-from toolkit.ir import engine
+from toolkit.core.artifacts import Silent
+from toolkit.core.errors import UserError
+from toolkit.ir import sparse_engine as engine
+from toolkit.ir.kernels import build as kernels
+from toolkit.pipeline import graph as pipeline
+from toolkit.pipeline import preflight as checking
+from toolkit.pipeline import run as running
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from toolkit import amounts, estimate, pipeline, sections
-from toolkit.artifacts import Artifact, Manifest, write_manifest
-from toolkit.errors import UserError
-from toolkit.measure import system
-from toolkit.measure.training_step import StepCost
-from toolkit.plan_table import plan_table
+from toolkit.cli.plan_table import plan_table
+from toolkit.core import machine as system
+from toolkit.core.artifacts import Artifact, Manifest, write_manifest
+from toolkit.core.errors import UserError
+from toolkit.pipeline import cache_keys as sections
+from toolkit.pipeline import graph as pipeline
+from toolkit.pipeline.estimate import costs as estimate
+from toolkit.pipeline.estimate import data_volume as amounts
+from toolkit.pipeline.estimate.step_cost import StepCost
 from toolkit.recipe import Recipe, Task
 from toolkit.recipe.load import load_recipe
 
@@ -253,7 +256,7 @@ def test_a_finished_stage_is_not_measured_again(values, tmp_path):
 
 
 def test_models_and_data_on_the_hub_are_planned_by_what_is_published(values, tmp_path, monkeypatch):
-    monkeypatch.setattr("toolkit.hub.HubSplit.file", tmp_path / "none.parquet")
+    monkeypatch.setattr("toolkit.data.hub.HubSplit.file", tmp_path / "none.parquet")
     values |= {"model": {"source": "google-bert/bert-large-uncased"}, "tasks": {"mnli": {"preset": "mnli"}}}
     values["corpus"] = {"files": ["hub:wikimedia/wikipedia:20231101.en:train"]}
     values["teacher"] = {"train": {"epoch": 1}}
@@ -290,7 +293,7 @@ TRANSFERS = sorted((Path(__file__).resolve().parents[2] / "yaml_configs").glob("
 
 @pytest.mark.parametrize("path", TRANSFERS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_all_stages_of_the_published_sparse_models_are_estimated_without_a_network(path, tmp_path, monkeypatch):
-    monkeypatch.setattr("toolkit.hub.HubSplit.file", tmp_path / "none.parquet")
+    monkeypatch.setattr("toolkit.data.hub.HubSplit.file", tmp_path / "none.parquet")
     found = estimate.estimate(load_recipe(path), tmp_path, Measured(), 1e15)
     assert {row.step.task for row in found} == {"sst2", "mnli", "qqp", "qnli", "squad"}
     assert [(row.step.label, row.remark) for row in found if row.seconds is None] == []
@@ -311,8 +314,8 @@ def questions(folder: Path, words: int, rows: int) -> Path:
 
 
 def test_long_contexts_are_counted_as_the_windows_that_they_become(tmp_path, tiny_bert):
-    from toolkit import models
-    from toolkit.tasks import load_task
+    from toolkit.data.tasks import load_task
+    from toolkit.models import load as models
 
     file = str(questions(tmp_path, 300, 20))
     section = Task.model_validate(
@@ -336,8 +339,8 @@ def test_long_contexts_are_counted_as_the_windows_that_they_become(tmp_path, tin
 
 
 def test_sequences_of_a_corpus_are_told_from_a_sample(tmp_path, tiny_bert, tiny_text):
-    from toolkit import models
-    from toolkit.corpus import load_corpus
+    from toolkit.data.corpus import load_corpus
+    from toolkit.models import load as models
     from toolkit.recipe import Corpus
 
     section = Corpus(files=(str(tiny_text),), max_seq_length=32)
@@ -352,8 +355,8 @@ def test_sequences_of_a_corpus_are_told_from_a_sample(tmp_path, tiny_bert, tiny_
 
 @pytest.mark.parametrize("length", [32, 64])
 def test_segment_pairs_are_counted_as_pairs_and_not_as_packed_sequences(tmp_path, tiny_bert, tiny_text, length):
-    from toolkit import models
-    from toolkit.corpus import load_corpus
+    from toolkit.data.corpus import load_corpus
+    from toolkit.models import load as models
     from toolkit.recipe import Corpus
 
     section = Corpus(files=(str(tiny_text),), max_seq_length=length, pairs={})

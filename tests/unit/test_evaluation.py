@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from tests.conftest import GOOD, NOUNS, sentence
-from toolkit import evaluation, models, tasks
-from toolkit.corpus import Sequences
-from toolkit.distillation import MlmLoss
-from toolkit.pairs import PairSequences
+from toolkit.data import tasks
+from toolkit.data.corpus import Sequences
+from toolkit.data.segment_pairs import PairSequences
+from toolkit.models import load as models
 from toolkit.recipe import Task
+from toolkit.training import evaluation
+from toolkit.training.distillation import MlmLoss
 
 KINDS = ("classification", "question_answering")
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from report_manifests import run_manifests
 
-from toolkit.artifacts import Manifest
-from toolkit.pipeline import STAGES
+from toolkit.core.artifacts import Manifest
+from toolkit.pipeline.cache_keys import plain, sections_of
+from toolkit.pipeline.graph import STAGES
 from toolkit.recipe.load import load_recipe
 from toolkit.reporting.budgets import gains
-from toolkit.sections import plain, sections_of
 
 QUICKSTART = Path(__file__).parents[2] / "yaml_configs" / "quickstart.yaml"
 TRAIN, SCHEDULE = "student.distillation.train", "student.pruning.approach.weight_compression"

@@ -4,10 +4,12 @@ import gzip
 
 import pytest
 
-from toolkit import hub, models, sources, tables, tasks
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.data import hub, tables, tasks
+from toolkit.models import load as models
+from toolkit.models import sources
+from toolkit.pipeline.cache_keys import data_hashes
 from toolkit.recipe import Corpus, Task
-from toolkit.sections import data_hashes
 
 
 @pytest.fixture

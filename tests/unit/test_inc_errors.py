@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from toolkit.errors import UserError
-from toolkit.inc_yaml import IncFlags, read_inc
+from toolkit.core.errors import UserError
+from toolkit.recipe.inc import IncFlags, read_inc
 
 FLAGS = IncFlags(model="m", teacher="t", task="sst2", train_file="train.tsv", validation_file="dev.tsv")
 HEAD = "model:\n  name: x\n  framework: pytorch\n"

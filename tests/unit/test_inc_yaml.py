@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import UserError
-from toolkit.inc_yaml import IncFlags, explain, read_inc
+from toolkit.core.errors import UserError
 from toolkit.recipe import Recipe
+from toolkit.recipe.inc import IncFlags, explain, read_inc
 from toolkit.recipe.load import load_recipe, parse_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs" / "inc"

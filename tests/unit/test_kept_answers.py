@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from toolkit import kernels, models, tasks
-from toolkit.measure import accuracy, system
+from toolkit.core import machine as system
+from toolkit.data import tasks
+from toolkit.data.question_answering import Question, windows_of
+from toolkit.ir.kernels import build as kernels
+from toolkit.measure import accuracy
 from toolkit.measure.accuracy import kept_answers
-from toolkit.questions import Question, windows_of
+from toolkit.models import load as models
 from toolkit.recipe import AnswerWindows, Task
 
 PAD = 0

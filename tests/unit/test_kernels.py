@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from toolkit import kernels
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.ir.kernels import build as kernels
 
 
 @pytest.fixture(scope="module", autouse=True)

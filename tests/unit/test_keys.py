@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from toolkit import pipeline, running
+from toolkit.pipeline import graph as pipeline
+from toolkit.pipeline import run as running
 from toolkit.recipe import Recipe
 
 CONFIG = '{"model_type": "bert"}'

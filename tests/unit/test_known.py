@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers
 
-from toolkit import known, models
-from toolkit.checking import check_recipe
+from toolkit.models import load as models
+from toolkit.models import published as known
+from toolkit.pipeline.preflight import check_recipe
 from toolkit.recipe import Variant
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.presets import PRESETS

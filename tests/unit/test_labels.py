@@ -5,8 +5,8 @@ import re
 import pytest
 from row_files import FORMATS, GOOD, NULLS, pairs, place, write
 
-from toolkit import rows
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.data import task_rows as rows
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
-from toolkit import benching
-from toolkit.artifacts import Artifact, Context, Silent
-from toolkit.errors import UserError
+from toolkit.cli import bench as benching
+from toolkit.core.artifacts import Artifact, Context, Silent
+from toolkit.core.errors import UserError
 from toolkit.measure import accuracy, latency, size
 from toolkit.measure.accuracy import padded, predict_ir
+from toolkit.pipeline.stages import benchmark
+from toolkit.pipeline.stages.benchmark import criterion
 from toolkit.recipe import AccuracyCriterion, Benchmark, Evaluation, Performance, PerformanceConfigs, Task
-from toolkit.stages import benchmark
-from toolkit.stages.benchmark import criterion
 
 VOCABULARY, PAD = 50, 0
 TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, 3)).astype(np.float32)

@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from toolkit.errors import UserError
-from toolkit.learning_rate import linear, must_stay_near_the_peak, rewinding
+from toolkit.core.errors import UserError
+from toolkit.training.lr_schedule import linear, must_stay_near_the_peak, rewinding
 
 
 def walked(total: int, warmup: int, start: int, end: int, frequency: int) -> list[float]:

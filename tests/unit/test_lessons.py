@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from tests.conftest import GOOD, NOUNS, sentence
-from toolkit import evaluation, heads, lessons, models, tasks, training
-from toolkit.artifacts import Artifact, Context, content_hash
-from toolkit.distillation import Teacher, inputs_of, task_loss
+from toolkit.core.artifacts import Artifact, Context, content_hash
+from toolkit.data import tasks
+from toolkit.models import load as models
+from toolkit.models import task_heads as heads
 from toolkit.recipe import Distillation, Task
+from toolkit.training import evaluation
+from toolkit.training import loop as training
+from toolkit.training import teacher_logits as lessons
+from toolkit.training.distillation import Teacher, inputs_of, task_loss
 
 KINDS = ("classification", "regression", "question_answering")
 

@@ -6,9 +6,10 @@ from importlib import metadata
 
 import pytest
 
-from toolkit import checking, libraries
 from toolkit.core import paths
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.pipeline import preflight as checking
+from toolkit.pipeline import requirements as libraries
 from toolkit.recipe import Benchmark, Export, Quantize, Student, TrainOnly, Transfer
 
 LESSON = {"distillation": {"train": {"steps": 1}}}

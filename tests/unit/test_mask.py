@@ -9,9 +9,9 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.sparsity.sparsifier import PatternLock
+from toolkit.sparsity.pruners import PatternLock
 
 
 def random_mask(**shapes: tuple[int, int]) -> SparsityMask:

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from toolkit import matching
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 from toolkit.recipe import ResolvedPruner, WeightCompression
+from toolkit.sparsity import assignment as matching
 
 NAMES = [
     f"bert.encoder.layer.{layer}.{matrix}.weight"
@@ -116,6 +116,6 @@ def test_gradients_cannot_decide_before_the_first_step(compression, fits):
 
 
 def test_matching_loads_no_torch():
-    code = "import sys, toolkit.matching, toolkit.checking; print('torch' in sys.modules)"
+    code = "import sys, toolkit.sparsity.assignment, toolkit.pipeline.preflight; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

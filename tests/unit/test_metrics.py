@@ -6,7 +6,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from toolkit import metrics, tables
+from toolkit.data import metrics, tables
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 
-from toolkit import models
-from toolkit.checking import prunable_shapes
-from toolkit.errors import UserError
-from toolkit.matching import in_a_layer
+from toolkit.core.errors import UserError
+from toolkit.models import load as models
+from toolkit.pipeline.preflight import prunable_shapes
 from toolkit.recipe import Recipe
+from toolkit.sparsity.assignment import in_a_layer
 from toolkit.sparsity.mask import SparsityMask
 
 SMALL = {

@@ -11,8 +11,8 @@ import pytest
 from openvino import opset13
 from openvino.utils.node_factory import NodeFactory
 
-from toolkit import kernels
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.ir.kernels import build as kernels
 from toolkit.ir.runtime import MODEL, core, read_ir
 from toolkit.measure import memory
 

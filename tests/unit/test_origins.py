@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit import origins, scoreboard, sources
-from toolkit.hub import HubSplit
+from toolkit.data.hub import HubSplit
+from toolkit.models import sources
 from toolkit.recipe.load import load_recipe, parse_recipe
+from toolkit.reporting.scoreboard import board as scoreboard
+from toolkit.reporting.scoreboard import provenance as origins
 
 RECIPE = """
 name: mine

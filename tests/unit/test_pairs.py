@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from toolkit import corpus, evaluation, models, training
-from toolkit.distillation import MlmLoss, Teacher
-from toolkit.errors import UserError
-from toolkit.pairs import sentences, write_pairs
+from toolkit.core.errors import UserError
+from toolkit.data import corpus
+from toolkit.data.segment_pairs import sentences, write_pairs
+from toolkit.models import load as models
 from toolkit.recipe import Corpus, KDLossSettings, Train
 from toolkit.recipe.corpus import Pairs
+from toolkit.training import evaluation
+from toolkit.training import loop as training
+from toolkit.training.distillation import MlmLoss, Teacher
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from toolkit import checking
+from toolkit.core import machine as system
 from toolkit.core import paths
-from toolkit.measure import system
+from toolkit.pipeline import preflight as checking
 
 
 def test_every_file_of_the_repository_is_found_where_it_is():

@@ -3,14 +3,18 @@
 import pytest
 import torch
 
-from toolkit import corpus, distributed, models, precision, training
-from toolkit.artifacts import Context, Silent
-from toolkit.distillation import MlmLoss, Teacher
-from toolkit.errors import UserError
-from toolkit.measure import system
+from toolkit.core import machine as system
+from toolkit.core.artifacts import Context, Silent
+from toolkit.core.errors import UserError
+from toolkit.data import corpus
+from toolkit.models import load as models
 from toolkit.recipe import Corpus, DistillationTrain, KDLossSettings, Pruning, Train
 from toolkit.recipe.load import parse_recipe
-from toolkit.sparsity.sparsifier import make_sparsifier
+from toolkit.sparsity.pruners import make_sparsifier
+from toolkit.training import distributed
+from toolkit.training import hardware as precision
+from toolkit.training import loop as training
+from toolkit.training.distillation import MlmLoss, Teacher
 
 
 @pytest.fixture

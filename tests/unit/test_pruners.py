@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toolkit import matching, models, tasks
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.data import tasks
+from toolkit.models import load as models
 from toolkit.recipe import Pruning, Task, TaskPruning, WeightCompression
-from toolkit.sparsity import outcome
-from toolkit.sparsity.sparsifier import make_sparsifier
+from toolkit.sparsity import assignment as matching
+from toolkit.sparsity import checks as outcome
+from toolkit.sparsity.pruners import make_sparsifier
 
 STEPS, END = 14, 10
 TYPES = ["magnitude", "snip", "snip_momentum", "gradient_sensitivity", "group_lasso"]

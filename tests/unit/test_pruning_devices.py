@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from toolkit.recipe import Pruning
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.sparsity.sparsifier import make_sparsifier
+from toolkit.sparsity.pruners import make_sparsifier
 
 SCHEDULE = {"start_step": 2, "end_step": 10, "update_frequency_on_step": 2}
 

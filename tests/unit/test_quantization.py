@@ -5,13 +5,13 @@ import pytest
 import torch
 from quantization_case import FP32, LAYER, PER_TENSOR, STATIC, Case, same, state_of
 
-from toolkit.errors import UserError
+from toolkit.core import machine as system
+from toolkit.core.errors import UserError
+from toolkit.ir.conformance import honoured
 from toolkit.ir.inspect import constant_of, inspect_ir, quantizes_at_run_time, zeros_of
-from toolkit.measure import system
 from toolkit.quantization import nncf
-from toolkit.quantization.check import honoured
-from toolkit.quantization.nncf_ops import quantizable_ops, quantizers
-from toolkit.quantization.nncf_request import check_names
+from toolkit.quantization.operations import quantizable_ops, quantizers
+from toolkit.quantization.per_operation import check_names
 from toolkit.recipe import Quantization
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from quantization_case import LAYER, PER_TENSOR, STATIC, Case, same, state_of
 
+from toolkit.ir.conformance import honoured
 from toolkit.ir.inspect import inspect_ir
 from toolkit.quantization import nncf
-from toolkit.quantization.check import honoured
-from toolkit.quantization.nncf_ops import (
+from toolkit.quantization.operations import (
     QuantizedOp,
     bypassed,
     quantizable_ops,

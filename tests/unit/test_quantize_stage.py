@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import torch
 
-from toolkit import evaluation
+from toolkit.pipeline.stages import quantize
 from toolkit.quantization import nncf
 from toolkit.recipe.quantization import Quantization
-from toolkit.stages import quantize
+from toolkit.training import evaluation
 
 
 class Placed(torch.nn.Linear):

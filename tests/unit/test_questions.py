@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from toolkit import models, tasks
-from toolkit.errors import UserError
-from toolkit.questions import Question, read_question, windows_of
+from toolkit.core.errors import UserError
+from toolkit.data import tasks
+from toolkit.data.question_answering import Question, read_question, windows_of
+from toolkit.models import load as models
 from toolkit.recipe import AnswerWindows, Task
 
 SETTINGS = AnswerWindows(stride=4, max_question_length=5, max_answer_length=3, n_best=2)

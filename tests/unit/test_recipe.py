@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import dump_recipe, load_recipe, schema_json
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 from toolkit.recipe.load import load_recipe
 
 SMALL = """\

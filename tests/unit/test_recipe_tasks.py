@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 from toolkit.recipe import Task
 from toolkit.recipe.load import dump_recipe, parse_recipe
 from toolkit.recipe.presets import PRESETS

@@ -12,12 +12,13 @@ from report_manifests import COMMAND, KINDS, LAYERS, MATRICES, curve, run_manife
 from rich.console import Console
 
 from toolkit import reporting
-from toolkit.artifacts import Check
+from toolkit.core.artifacts import Check
 from toolkit.measure import size
-from toolkit.reporting import figures, text
+from toolkit.reporting import figures
+from toolkit.reporting import sentences as text
 from toolkit.reporting.budgets import budgets, gains
-from toolkit.reporting.headline import binomial_error, headline
-from toolkit.reporting.stages import stage_scores
+from toolkit.reporting.claims_table import binomial_error, headline
+from toolkit.reporting.stage_scores import stage_scores
 
 
 class Page(HTMLParser):
@@ -311,7 +312,7 @@ def test_reporting_imports_neither_torch_nor_openvino_even_when_it_builds(tmp_pa
     path = tmp_path / "manifest.json"
     path.write_text(run_manifests()[-1].model_dump_json())
     code = (
-        "import sys, pathlib\nfrom toolkit import reporting\nfrom toolkit.artifacts import Manifest\n"
+        "import sys, pathlib\nfrom toolkit import reporting\nfrom toolkit.core.artifacts import Manifest\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "reporting.build([[Manifest.model_validate_json((folder / 'manifest.json').read_text())]], folder)\n"
         "print({'torch', 'openvino', 'transformers'} & set(sys.modules))"

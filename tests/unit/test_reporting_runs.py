@@ -8,8 +8,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from toolkit import reporting
-from toolkit.artifacts import Manifest
 from toolkit.cli import app
+from toolkit.core.artifacts import Manifest
 
 OF_READY_STUDENT = [
     m.model_copy(update={"inputs": {"student": "ff" * 32}, "run": {"name": "second", "model": "bert"}})

@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from row_files import COLUMNS, COUNTED, FORMATS, GOOD, NULLS, pairs, place, write
 
-from toolkit import rows, running, tables
-from toolkit.artifacts import Silent
-from toolkit.checking import check_recipe
-from toolkit.errors import UserError
+from toolkit.core.artifacts import Silent
+from toolkit.core.errors import UserError
+from toolkit.data import tables
+from toolkit.data import task_rows as rows
+from toolkit.pipeline import run as running
+from toolkit.pipeline.preflight import check_recipe
 from toolkit.recipe import AnswerWindows, Recipe, Task
 
 

@@ -5,14 +5,14 @@ import json
 import pytest
 from rich.console import Console
 
-from toolkit import scoreboard
 from toolkit.cli import scoreboard as commands
+from toolkit.core import machine as system
 from toolkit.core import paths
-from toolkit.errors import CheckFailed, UserError
-from toolkit.measure import system
-from toolkit.reporting import scoreboard as shown
-from toolkit.scoreboard import Measurement
-from toolkit.yaml_lines import dump_yaml
+from toolkit.core.errors import CheckFailed, UserError
+from toolkit.core.yaml_document import dump_yaml
+from toolkit.reporting.scoreboard import board as scoreboard
+from toolkit.reporting.scoreboard import render as shown
+from toolkit.reporting.scoreboard.board import Measurement
 
 ROW = "tiny-90-int8-toy"
 BOARD = """
@@ -177,7 +177,7 @@ def test_shipped_rows_tell_dense_models_from_sparse_ones():
 )
 def test_row_needs_its_own_variant_and_the_stages_before_it(row, stages, variant, tmp_path):
     from toolkit.cli import shipped
-    from toolkit.pipeline import plan
+    from toolkit.pipeline.graph import plan
     from toolkit.recipe.load import load_recipe
 
     chosen = scoreboard.load(paths.SCOREBOARD).rows["bert-base-90-fp32-squad"].model_copy(update=row)
@@ -325,8 +325,9 @@ def test_a_row_in_fp32_is_recorded_whatever_8_bits_would_do(tiny_row, tmp_path, 
 def test_a_run_that_has_all_variants_is_recorded_as_it_is(tiny_row, tmp_path, monkeypatch):
     from contextlib import nullcontext
 
-    from toolkit import cli, running
-    from toolkit.artifacts import Silent
+    from toolkit import cli
+    from toolkit.core.artifacts import Silent
+    from toolkit.pipeline import run as running
     from toolkit.recipe.load import load_recipe
 
     tiny_row.write_text(tiny_row.read_text().replace("precision: int8", "precision: fp32"))

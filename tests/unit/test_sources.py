@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toolkit import sources, tables
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.data import tables
+from toolkit.models import sources
 from toolkit.recipe import Corpus, Task
 
 

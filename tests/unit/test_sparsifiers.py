@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 from toolkit.recipe import Pruning
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.sparsity.sparsifier import Joined, make_sparsifier
+from toolkit.sparsity.pruners import Joined, make_sparsifier
 
 BACKENDS = ["inc", "nncf", "magnitude"]
 START, END, FREQUENCY, STEPS = 2, 14, 3, 18
@@ -342,7 +342,7 @@ def test_a_pattern_that_the_matrices_cannot_have_is_the_user_s_error(backend, pa
 def test_magnitude_loads_neither_nncf_nor_neural_compressor():
     code = (
         "import sys, torch; from toolkit.recipe import Pruning\n"
-        "from toolkit.sparsity.sparsifier import make_sparsifier\n"
+        "from toolkit.sparsity.pruners import make_sparsifier\n"
         "pruner = make_sparsifier(Pruning(backend='magnitude'), {'w': torch.nn.Linear(4, 4)}, 0)\n"
         "pruner.before_step(0); print([m for m in ('nncf', 'neural_compressor', 'openvino') if m in sys.modules])"
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from toolkit.stream import Stream
+from toolkit.data.sampler import Stream
 
 
 def stream(n=37, batch=4, steps=60, accumulation=1, seed=0):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.core import machine as system
 from toolkit.core import paths
-from toolkit.measure import system
 
 
 def test_machine_names_the_cpu_and_counts_what_may_be_used():

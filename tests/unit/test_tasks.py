@@ -5,8 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from toolkit import metrics, models, tasks
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.data import metrics, tasks
+from toolkit.models import load as models
 from toolkit.recipe import HoldOut, Task
 
 

@@ -4,9 +4,11 @@ import lzma
 
 import pytest
 
-from toolkit import running, sources, texts
-from toolkit.checking import check_recipe
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.data import files as texts
+from toolkit.models import sources
+from toolkit.pipeline import run as running
+from toolkit.pipeline.preflight import check_recipe
 from toolkit.recipe import Corpus, Recipe
 
 

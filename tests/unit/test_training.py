@@ -6,11 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit import corpus, distributed, models, training, training_hooks
-from toolkit.artifacts import Context, Silent, write_whole
-from toolkit.distillation import MlmLoss, Teacher
+from toolkit.core.artifacts import Context, Silent, write_whole
+from toolkit.data import corpus
+from toolkit.models import load as models
 from toolkit.recipe import Corpus, Pruning, Train
-from toolkit.sparsity.sparsifier import make_sparsifier
+from toolkit.sparsity.pruners import make_sparsifier
+from toolkit.training import distributed
+from toolkit.training import hooks as training_hooks
+from toolkit.training import loop as training
+from toolkit.training.distillation import MlmLoss, Teacher
 
 STEPS, START, UPDATES = 12, 2, (4, 6, 8)  # at its start a ramp prunes nothing yet
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 
 
 def shape(tiny_bert: Path, layers: int, **changes: Any) -> Any:
-    from toolkit.measure.training_job import StepShape
+    from toolkit.pipeline.estimate.synthetic_step import StepShape
     from toolkit.recipe import DistillationTrain
 
     config = json.loads((tiny_bert / "config.json").read_text()) | {"num_hidden_layers": layers}
@@ -40,7 +40,8 @@ LAYERS_LOSS = {
     ids=str,
 )
 def test_two_layers_tell_the_size_and_memory_of_five(tiny_bert, changes):
-    from toolkit.measure import training_job, training_step
+    from toolkit.pipeline.estimate import step_cost as training_step
+    from toolkit.pipeline.estimate import synthetic_step as training_job
     from toolkit.recipe import DistillationTrain
 
     train = {"steps": 1, "batch_size": 4} | {k: v for k, v in changes.items() if k in ("criterion", "precision")}
@@ -57,7 +58,7 @@ def test_two_layers_tell_the_size_and_memory_of_five(tiny_bert, changes):
 
 
 def test_layers_that_run_again_are_measured_with_less_memory_for_the_same_weights(tiny_bert):
-    from toolkit.measure import training_step
+    from toolkit.pipeline.estimate import step_cost as training_step
     from toolkit.recipe import DistillationTrain
 
     again = DistillationTrain(steps=1, batch_size=4, recompute=True)
@@ -69,7 +70,7 @@ def test_layers_that_run_again_are_measured_with_less_memory_for_the_same_weight
 def test_the_encoder_of_a_measured_step_is_compiled_and_that_of_an_evaluation_is_not(tiny_bert, monkeypatch):
     from torch import nn
 
-    from toolkit.measure import training_job
+    from toolkit.pipeline.estimate import synthetic_step as training_job
     from toolkit.recipe import DistillationTrain
 
     calls = []
@@ -90,7 +91,7 @@ def test_the_encoder_of_a_measured_step_is_compiled_and_that_of_an_evaluation_is
 
 
 def test_quantized_steps_are_measured_with_fake_quantization(tiny_bert):
-    from toolkit.measure import training_step
+    from toolkit.pipeline.estimate import step_cost as training_step
 
     plain = training_step.measure(shape(tiny_bert, 3, kind="classification"), seconds=0.1)
     quantized = training_step.measure(shape(tiny_bert, 3, kind="classification", quantized=True), seconds=0.1)
@@ -99,7 +100,7 @@ def test_quantized_steps_are_measured_with_fake_quantization(tiny_bert):
 
 
 def test_an_architecture_that_transformers_does_not_know_is_refused(tiny_bert):
-    from toolkit.measure import training_step
+    from toolkit.pipeline.estimate import step_cost as training_step
 
     wanted = shape(tiny_bert, 2)
     unknown = json.dumps(json.loads(wanted.config) | {"model_type": "berd"})
@@ -108,7 +109,7 @@ def test_an_architecture_that_transformers_does_not_know_is_refused(tiny_bert):
 
 
 def test_a_smaller_batch_is_carried_on_to_the_whole_one():
-    from toolkit.measure.training_step import _whole
+    from toolkit.pipeline.estimate.step_cost import _whole
 
     # 1 s whatever the batch, and 0.5 s an example, in each layer
     seconds = {(layers, n): layers * (1 + 0.5 * n) for layers in (1, 2) for n in (4, 8)}

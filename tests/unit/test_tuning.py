@@ -2,8 +2,8 @@
 
 import pytest
 
+from toolkit.quantization.tuning import Trial, keep, search
 from toolkit.recipe import Tuning
-from toolkit.tuning import Trial, keep, search
 
 RANKED = [f"layer{i}" for i in range(40)]
 

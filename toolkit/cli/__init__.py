@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toolkit import __version__
-from toolkit.cli import deploy, options, scoreboard
+from toolkit.cli import deploy, scoreboard
+from toolkit.cli import inc_options as options
 from toolkit.core import paths
-from toolkit.errors import CheckFailed, UserError
+from toolkit.core.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
-    from toolkit.artifacts import Manifest
-    from toolkit.inc_yaml import IncFlags
+    from toolkit.core.artifacts import Manifest
     from toolkit.recipe import Recipe
+    from toolkit.recipe.inc import IncFlags
 
 app = typer.Typer(
     help="Prune a BERT-like model once, transfer it to many tasks, ship it as sparse INT8 OpenVINO IR.",
@@ -77,7 +78,7 @@ def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # ty
     from rich.console import Console
     from rich.markup import escape
 
-    from toolkit.checking import check_recipe, lacking
+    from toolkit.pipeline.preflight import check_recipe, lacking
 
     loaded, console = _load(recipe, overrides), Console()
     for what, found in check_recipe(loaded):
@@ -96,7 +97,7 @@ def plan(
     """Show the stages, what is cached, steps, and memory, time and disk by a short measurement on this machine."""
     from rich.console import Console
 
-    from toolkit.plan_table import plan_table
+    from toolkit.cli.plan_table import plan_table
 
     loaded = _load(recipe, overrides)
     terminal = Console()
@@ -157,10 +158,10 @@ def execute(
     """Checks and runs a recipe with its progress shown; the manifests of the run's finished stages."""
     from rich.console import Console
 
-    from toolkit import console as shown
-    from toolkit.checking import check_recipe, lacking
+    from toolkit.cli import progress as shown
+    from toolkit.pipeline.preflight import check_recipe, lacking
+    from toolkit.pipeline.run import Run
     from toolkit.recipe.load import dump_recipe
-    from toolkit.running import Run
 
     check_recipe(loaded, read_rows=False)  # `Run` does, of what it fetches too
     terminal = Console()
@@ -187,7 +188,7 @@ def _load_inc(
     files: list[Path], flags: dict[str, Any], first: Path | None, overrides: list[str] | None
 ) -> "tuple[Recipe, Path | None]":
     """The recipe that INC's files amount to, what of them is not used (printed), and the workspace that they name."""
-    from toolkit.inc_yaml import explain, read_inc
+    from toolkit.recipe.inc import explain, read_inc
     from toolkit.recipe.load import parse_recipe
 
     if first is not None and "=" not in str(first):
@@ -201,7 +202,7 @@ def _load_inc(
 
 
 def _inc_flags(flags: dict[str, Any]) -> "IncFlags":
-    from toolkit.inc_yaml import IncFlags
+    from toolkit.recipe.inc import IncFlags
 
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
     return IncFlags(**given)
@@ -228,7 +229,7 @@ def inc_explain(
     name: options.RunName = None,
 ) -> None:
     """Print the recipe that INC's files amount to, key by key; it can be saved and run."""
-    from toolkit.inc_yaml import explain, read_inc
+    from toolkit.recipe.inc import explain, read_inc
 
     flags = {k: v for k, v in locals().items() if k in _INC_FLAGS and v not in (None, [])}
     typer.echo(explain(read_inc(files, _inc_flags(flags), placeholders=True)))
@@ -242,7 +243,8 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
     """
     from rich.console import Console
 
-    from toolkit import libraries, reporting
+    from toolkit import reporting
+    from toolkit.pipeline import requirements as libraries
 
     terminal = Console()
     terminal.print(reporting.console([manifests]))
@@ -264,7 +266,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="checkpoint, IR or run fol
     """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
     from rich.console import Console
 
-    from toolkit.inspection import describe
+    from toolkit.cli.inspect import describe
 
     Console().print(describe(path))
 
@@ -278,7 +280,7 @@ def report(
     from rich.console import Console
 
     from toolkit import reporting
-    from toolkit.pipeline import finished
+    from toolkit.pipeline.graph import finished
 
     found = [finished(folder) for folder in runs]
     page = reporting.build(found, out or runs[0] / "report")
@@ -291,7 +293,7 @@ def doctor() -> None:
     """Compare this machine with what the toolkit needs: versions, ISA, cores, memory, disk, NNCF's extension."""
     from rich.console import Console
 
-    from toolkit.checking import doctor_table
+    from toolkit.pipeline.preflight import doctor_table
 
     table, sound = doctor_table()
     Console().print(table)
@@ -332,7 +334,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code = _fail("interrupted; the same command goes on where this one stopped", 130)
     except ModuleNotFoundError as error:
-        from toolkit import libraries
+        from toolkit.pipeline import requirements as libraries
 
         library = (error.name or "").split(".")[0]
         if not (extra := libraries.extra_of(library)):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 
 kernels_app = typer.Typer(help="The sparse kernel that makes zeros pay.", no_args_is_help=True, rich_markup_mode="rich")
 
@@ -30,7 +30,7 @@ def bench(
     """Time IR folders with benchmark_app, interleaved in one run, on real tokenised text; or choose among a run's."""
     from rich.console import Console
 
-    from toolkit import benching
+    from toolkit.cli import bench as benching
     from toolkit.recipe import Performance, PerformanceConfigs
 
     section = Performance(
@@ -54,7 +54,7 @@ def pack(
     target: Annotated[Path | None, typer.Argument(help="file to write; default: <folder>.pofa here")] = None,
 ) -> None:
     """Pack an IR folder into one compressed file to ship."""
-    from toolkit import bundle
+    from toolkit.ir import bundle
 
     path = target or Path(f"{folder.resolve().name}{bundle.SUFFIX}")
     if path.exists():
@@ -69,7 +69,7 @@ def unpack(
     folder: Annotated[Path | None, typer.Argument(help="folder to make; default: the file's name less .pofa")] = None,
 ) -> None:
     """Unpack a file of `pruneofa pack` into the IR folder that it was, bit for bit."""
-    from toolkit import bundle
+    from toolkit.ir import bundle
 
     if not source.is_file():
         raise UserError("no such file", where=str(source))
@@ -81,7 +81,7 @@ def unpack(
 @kernels_app.command("build")
 def kernels_build() -> None:
     """Build the sparse kernel and its OpenVINO extension for the installed OpenVINO; print where it lies."""
-    from toolkit import kernels
+    from toolkit.ir.kernels import build as kernels
 
     typer.echo(kernels.build())
 
@@ -89,7 +89,7 @@ def kernels_build() -> None:
 @kernels_app.command("path")
 def kernels_path() -> None:
     """Print the OpenVINO extension's path, for `core.add_extension` and `benchmark_app -extensions`."""
-    from toolkit import kernels
+    from toolkit.ir.kernels import build as kernels
 
     path = kernels.extension()
     if path is None:

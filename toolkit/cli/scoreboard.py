@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.core import paths
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from toolkit.scoreboard import Row
+    from toolkit.reporting.scoreboard.board import Row
 
 File = Annotated[
     Path,
@@ -35,11 +35,11 @@ def reproduce(
     """Run of a published row's recipe what the row needs, and record what it measures."""
     from rich.console import Console
 
-    from toolkit import scoreboard
     from toolkit.cli import execute, show_report
-    from toolkit.pipeline import plan
+    from toolkit.pipeline.graph import plan
     from toolkit.recipe.load import load_recipe, parse_recipe
-    from toolkit.reporting import scoreboard as shown
+    from toolkit.reporting.scoreboard import board as scoreboard
+    from toolkit.reporting.scoreboard import render as shown
 
     board = scoreboard.load(file)
     if row not in board.rows:
@@ -90,8 +90,8 @@ def scoreboard(
     """Print every published row: claimed, measured, and whether it was reproduced."""
     from rich.console import Console
 
-    from toolkit import scoreboard
-    from toolkit.reporting import scoreboard as shown
+    from toolkit.reporting.scoreboard import board as scoreboard
+    from toolkit.reporting.scoreboard import render as shown
 
     board = scoreboard.load(file)
     standings = scoreboard.standings(board, scoreboard.measurements(file.parent / "measured"))

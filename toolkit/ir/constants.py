@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 
 _AROUND_CONSTANTS = {"Convert", "Multiply", "Subtract", "FakeQuantize", "Transpose", "Reshape"}
 

@@ -163,10 +163,10 @@ def _matmuls(op: Any) -> list[MatMul]:
 
 
 def _packed(constant: Any, rounds: bool) -> MatMul:
-    """A matrix of a SparseLinear: `toolkit.ir.engine` names its constant after the product that it stands for."""
+    """A matrix of a SparseLinear; `sparse_engine.py` names its constant after the product that it stands for."""
     import numpy as np
 
-    from toolkit import kernels
+    from toolkit.ir.kernels import build as kernels
 
     values, _, _ = kernels.unpack(np.asarray(constant.data))
     int8 = values.dtype == np.int8

@@ -4,8 +4,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from toolkit import kernels
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.ir.kernels import build as kernels
 
 MODEL = "openvino_model.xml"
 

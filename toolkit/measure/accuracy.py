@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from toolkit import kernels
-from toolkit.artifacts import content_hash, json_hash
-from toolkit.errors import UserError
-from toolkit.measure import system
-from toolkit.metrics import in_order
+from toolkit.core import machine as system
+from toolkit.core.artifacts import content_hash, json_hash
+from toolkit.core.errors import UserError
+from toolkit.data.metrics import in_order
+from toolkit.ir.kernels import build as kernels
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from toolkit.tasks import Split
+    from toolkit.data.tasks import Split
 
 _SHAPE_PRODUCTS = ("ONEDNN_", "DNNL_", "OV_", "PRUNEOFA_")  # environment variables that change how an IR is computed
 _WAY_OF_ASKING = 1  # one more when `predict_ir` asks otherwise than before
@@ -102,8 +102,8 @@ def kept_answers(
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save_file
 
+    from toolkit.data.tasks import fingerprint
     from toolkit.ir.runtime import is_engine
-    from toolkit.tasks import fingerprint
 
     here = system.machine()
     asked = {

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.core.machine import cores
 from toolkit.ir.runtime import needed_extension
 from toolkit.measure.accuracy import Examples, padded
-from toolkit.measure.system import cores
 from toolkit.recipe import Performance
 
 

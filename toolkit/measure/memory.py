@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 from toolkit.ir.runtime import needed_extension
 
 _SCRIPT = """

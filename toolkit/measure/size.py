@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit import bundle
+from toolkit.ir import bundle
 
 FP32_BYTES, INT8_BYTES = 4, 1
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toolkit.errors import UserError
-from toolkit.measure import system
-from toolkit.quantization.check import in_8_bits
-from toolkit.quantization.nncf_ops import quantizable_ops, quantized_ops, quantizers
-from toolkit.quantization.nncf_request import check_names, honour, keep_within_7_bits
+from toolkit.core import machine as system
+from toolkit.core.errors import UserError
+from toolkit.ir.conformance import in_8_bits
+from toolkit.quantization.operations import quantizable_ops, quantized_ops, quantizers
+from toolkit.quantization.per_operation import check_names, honour, keep_within_7_bits
 from toolkit.recipe.quantization import Quantization
 
 _CONFIG = "nncf_config.json"
@@ -206,7 +206,7 @@ def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
 
 def calibration_batches(collate: Callable[[list[Any]], dict[str, Tensor]], examples: Any, count: int) -> list[Any]:
     """The first `count` training examples one by one, as model inputs."""
-    from toolkit.distillation import inputs_of
+    from toolkit.training.distillation import inputs_of
 
     with torch.no_grad():
         return [inputs_of(collate([examples[i]])) for i in range(min(count, len(examples)))]

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.heads import logits_of
-from toolkit.quantization import nncf_ops
+from toolkit.models.task_heads import logits_of
+from toolkit.quantization import operations as nncf_ops
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Count, Name, Number, Position, Section, laid_over, wrong
 from toolkit.recipe.corpus import Corpus as Corpus
+from toolkit.recipe.fields import Count, Name, Number, Position, Section, laid_over, wrong
 from toolkit.recipe.pruning import LOCK as LOCK
 from toolkit.recipe.pruning import Pruning as Pruning
 from toolkit.recipe.pruning import ResolvedPruner as ResolvedPruner
@@ -41,15 +41,15 @@ from toolkit.recipe.task import AnswerWindows as AnswerWindows
 from toolkit.recipe.task import HoldOut as HoldOut
 from toolkit.recipe.task import Kind as Kind
 from toolkit.recipe.task import Task as Task
-from toolkit.recipe.training import AdamSettings as AdamSettings
-from toolkit.recipe.training import AdamWSettings as AdamWSettings
-from toolkit.recipe.training import Criterion as Criterion
-from toolkit.recipe.training import DistillationTrain as DistillationTrain
-from toolkit.recipe.training import IntermediateSettings as IntermediateSettings
-from toolkit.recipe.training import KDLossSettings as KDLossSettings
-from toolkit.recipe.training import Optimizer as Optimizer
-from toolkit.recipe.training import SGDSettings as SGDSettings
-from toolkit.recipe.training import Train as Train
+from toolkit.recipe.train import AdamSettings as AdamSettings
+from toolkit.recipe.train import AdamWSettings as AdamWSettings
+from toolkit.recipe.train import Criterion as Criterion
+from toolkit.recipe.train import DistillationTrain as DistillationTrain
+from toolkit.recipe.train import IntermediateSettings as IntermediateSettings
+from toolkit.recipe.train import KDLossSettings as KDLossSettings
+from toolkit.recipe.train import Optimizer as Optimizer
+from toolkit.recipe.train import SGDSettings as SGDSettings
+from toolkit.recipe.train import Train as Train
 
 
 class Model(Section):

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Count, Length, Number, Section, wrong
+from toolkit.recipe.fields import Count, Length, Number, Section, wrong
 
 
 class Pairs(Section):

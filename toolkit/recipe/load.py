@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from toolkit import hub
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
+from toolkit.core.yaml_document import Document, KeyPath, Mistake, Place, dump_flow, dump_yaml, parse_yaml, read_yaml
+from toolkit.data import hub
 from toolkit.recipe import OWN_STAGES, Recipe
-from toolkit.recipe.base import NAME_RULE, replaced
-from toolkit.recipe.schema import RECIPE, Node, Schema, nearest
-from toolkit.yaml_lines import Document, KeyPath, Mistake, Place, dump_flow, dump_yaml, parse_yaml, read_yaml
+from toolkit.recipe.fields import NAME_RULE, replaced
+from toolkit.recipe.json_schema import RECIPE, Node, Schema, nearest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Count, Fraction, Number, Position, Section, wrong
-from toolkit.recipe.training import Train
+from toolkit.recipe.fields import Count, Fraction, Number, Position, Section, wrong
+from toolkit.recipe.train import Train
 
 Decay = Literal["cubic", "linear", "cos", "exp", "cube"]
 Domain = Literal["local", "global"]

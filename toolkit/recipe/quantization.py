@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Count, Fraction, Position, Section, wrong
-from toolkit.recipe.training import Train
+from toolkit.recipe.fields import Count, Fraction, Position, Section, wrong
+from toolkit.recipe.train import Train
 
 Approach = Literal["quant_aware_training", "post_training_static_quant", "post_training_dynamic_quant"]
 OpType = Literal["Linear", "Embedding", "MatMul"]

@@ -4,10 +4,10 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Count, Fraction, Number, Position, Section, wrong
+from toolkit.recipe.fields import Count, Fraction, Number, Position, Section, wrong
 from toolkit.recipe.pruning import Pruning, TaskPruning
 from toolkit.recipe.quantization import Quantization, Tuning
-from toolkit.recipe.training import DistillationTrain, Train
+from toolkit.recipe.train import DistillationTrain, Train
 
 Variant = Literal["dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8", "sparse-engine-fp32", "sparse-engine-int8"]
 

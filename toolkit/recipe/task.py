@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.base import Count, Length, Name, Number, Position, Section, wrong
+from toolkit.recipe.fields import Count, Length, Name, Number, Position, Section, wrong
 from toolkit.recipe.presets import PRESETS, Preset
 from toolkit.recipe.stages import Benchmark, Quantize, TrainOnly, Transfer
 

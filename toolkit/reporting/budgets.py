@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.artifacts import Manifest
-from toolkit.reporting.headline import SHIPPED, headline
-from toolkit.reporting.runs import stage_of
+from toolkit.core.artifacts import Manifest
+from toolkit.reporting.claims_table import SHIPPED, headline
+from toolkit.reporting.manifests import stage_of
 
 # The paper's pre-training, for the teacher and again for the student: steps * sequences per step.
 PAPER_STEPS, PAPER_BATCH = 100_000, 256

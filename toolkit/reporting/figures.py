@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolkit.reporting.headline import Headline
+from toolkit.reporting.claims_table import Headline
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolkit.artifacts import Manifest, failed
-from toolkit.reporting import text
+from toolkit.core.artifacts import Manifest, failed
+from toolkit.reporting import sentences as text
 from toolkit.reporting.budgets import budgets
-from toolkit.reporting.headline import Headline, Score, Variant, headline, variants_of
-from toolkit.reporting.runs import stage_of, tasks_of
-from toolkit.reporting.stages import STAGES, StageScores, stage_scores
+from toolkit.reporting.claims_table import Headline, Score, Variant, headline, variants_of
+from toolkit.reporting.manifests import stage_of, tasks_of
+from toolkit.reporting.stage_scores import STAGES, StageScores, stage_scores
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

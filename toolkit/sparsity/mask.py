@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from toolkit.errors import UserError
+from toolkit.core.errors import UserError
 
 MASK_FILE = "mask.safetensors"
 _BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a float -> an integer as wide

@@ -1,0 +1,206 @@
+"""What `pruneofa bench` shows: IR folders timed side by side on this machine, and which of a run's to deploy."""
+
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from toolkit.core.errors import UserError
+from toolkit.recipe import Variant
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from toolkit.measure.latency import LatencyStats
+    from toolkit.recipe import Performance
+
+# What `bench` feeds the models with when no text is given: ordinary prose of ordinary lengths.
+_SENTENCES = (
+    "The film is slow to begin with, but its last hour is as good as anything that its director has made.",
+    "How long does the battery of this phone last when the screen is on all day?",
+    "Two of the three bridges over the river were closed after the storm, and traffic was led through the old town.",
+    "Not a single joke works.",
+    "The committee will meet again in March to decide whether the new rules also apply to companies that were "
+    "founded before the law came into force, a question that has been open for more than a year.",
+    "She learned to play the violin from her grandmother, who had never read a note.",
+    "What is the difference between a mass noun and a count noun?",
+    "A charming, funny and finally rather sad story about people who talk past each other.",
+)
+_IR = "<run>/tasks/<task>/export/<variant>"
+# Memory traffic is saved by storing 8-bit weights without their zeros, where AMX unpacks them. A rate of 0 tries it on
+# every layer.
+_AMX = {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": "0"}
+
+
+def bench_table(folders: list[Path], section: "Performance", texts: Path | None) -> "RenderableType":
+    """Times IR folders side by side; ratios are to the first.
+
+    The inputs stay in a folder of their own, so that the commands shown can be run again.
+
+    Raises:
+        UserError: A folder holds no IR, two have the same name, or benchmark_app fails.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    for folder in folders:
+        if not (folder / "openvino_model.xml").is_file():
+            raise UserError("no openvino_model.xml here", where=str(folder), instead=_IR)
+    unique = len({f.name for f in folders}) == len(folders)
+    named = {f.name if unique else str(f).replace("/", "_"): f.resolve() for f in folders}
+    scratch = Path(tempfile.mkdtemp(prefix="pruneofa-bench-")).resolve()
+    timed = _timed(named, section, texts, scratch)
+    lines = [f"To run one again: cd {shlex.quote(str(scratch))}"]
+    lines += [f"{t.model}, batch {t.batch}: {t.command}" for t in timed]
+    return Group(_table(timed, section, {}), *map(Text, lines))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A variant that could be deployed: its folder, its score on the whole dev split, properties it is run with."""
+
+    folder: Path
+    score: float
+    properties: Mapping[str, str]
+
+
+def recommend(
+    run: Path, section: "Performance", texts: Path | None, within: float, task: str | None = None
+) -> "RenderableType":
+    """Times a run's variants and names the fastest one, for each batch size, that keeps the accuracy.
+
+    Args:
+        run: Folder of a run whose `export` has finished.
+        section: How to time.
+        texts: File whose lines are the inputs; None: ordinary sentences.
+        within: What a variant may lose of the best dense score, as a share of it; of dense-fp32, if that was exported.
+        task: Which of several.
+
+    Raises:
+        UserError: Nothing was exported there, several tasks were, or benchmark_app fails.
+    """
+    from rich.console import Group
+
+    manifest, metric, candidates = _candidates(run, task)
+    reference = "dense-fp32" if "dense-fp32" in candidates else max(candidates, key=lambda n: candidates[n].score)
+    floor = candidates[reference].score * (1 - within)
+    with tempfile.TemporaryDirectory() as scratch:
+        timed = _timed(
+            {name: c.folder for name, c in candidates.items()},
+            section,
+            texts,
+            Path(scratch),
+            {name: c.properties for name, c in candidates.items()},
+        )
+    table = _table(timed, section, {n: f"{c.score:.4f}" for n, c in candidates.items()}, metric)
+    lines = [
+        f"{manifest.task}: {metric} of at least {floor:.4f} is wanted, {within:.2%} below {reference} on "
+        f"{manifest.metrics['variants'][reference.partition(' ')[0]]['dev_n']:,} dev examples."
+    ]
+    for batch in section.batch_sizes:
+        ranked = sorted((t for t in timed if t.batch == batch), key=lambda t: t.as_metrics()["latency_ms_median"])  # type: ignore[arg-type,return-value]
+        lines.append(_sentence(ranked, candidates, floor, section.sequence_length))
+    return Group(table, *lines)
+
+
+def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candidate]]:
+    """The manifest of the export, the task's first metric, and what was exported, by name."""
+    from toolkit.core import machine as system
+    from toolkit.pipeline.graph import finished
+
+    exports = [m for m in finished(run) if m.stage == "export" and task in (None, m.task)]
+    if not exports:
+        raise UserError(
+            "no variant was exported here" if task is None else f"no task {task!r} was exported here", where=str(run)
+        )
+    if len(exports) > 1:
+        names = ", ".join(str(m.task) for m in exports)
+        raise UserError("several tasks were exported here", where=str(run), instead=f"--task, one of: {names}")
+    manifest = exports[0]
+    measured = manifest.metrics["variants"]
+    metric = next(iter(next(iter(measured.values()))["ir"]))
+    found: dict[str, _Candidate] = {}
+    amx = "amx_int8" in system.machine().get("isa", ())
+    for name in get_args(Variant):
+        folder = (run / "tasks" / str(manifest.task) / "export" / name).resolve()
+        if name not in measured or not folder.is_dir():
+            continue
+        found[name] = _Candidate(folder, measured[name]["ir"][metric], {})
+        if name == "sparse-int8" and amx:
+            found[f"{name}, AMX unpacks"] = _Candidate(folder, measured[name]["ir"][metric], _AMX)
+    return manifest, metric, found
+
+
+def _sentence(ranked: "Sequence[LatencyStats]", candidates: Mapping[str, _Candidate], floor: float, length: int) -> str:
+    """Which to deploy at one batch size, and how sure that is."""
+    good = [t for t in ranked if candidates[t.model].score >= floor]
+    where = f"batch {ranked[0].batch}, {length} tokens"
+    if not good:
+        best = max(ranked, key=lambda t: candidates[t.model].score)
+        return f"{where}: none keeps the accuracy. Closest: {best.model} ({candidates[best.model].score:.4f})."
+    chosen = good[0]
+    settings = "".join(f", {k}={v}" for k, v in candidates[chosen.model].properties.items())
+    text = f"{where}: deploy {chosen.model}{settings} ({_median(chosen):.2f} ms)."
+    ties = [t.model for t in good[1:] if min(t.as_metrics()["samples_ms"]) <= max(chosen.as_metrics()["samples_ms"])]  # type: ignore[call-overload]
+    if ties:
+        text += f" Not to be told apart from it: {', '.join(ties)}."
+    engine = next((t for t in ranked if "engine" in t.model), None)
+    if engine is not None and "engine" not in chosen.model and "int8" in chosen.model:
+        text += (
+            f" INT8 products are faster than the sparse kernel on this CPU ({engine.model}: {_median(engine):.2f} ms)."
+        )
+    if ranked[0] is not chosen:
+        text += f" {ranked[0].model} is faster ({_median(ranked[0]):.2f} ms) but loses too much."
+    return text
+
+
+def _timed(
+    folders: Mapping[str, Path],
+    section: "Performance",
+    texts: Path | None,
+    scratch: Path,
+    properties: Mapping[str, Mapping[str, str]] | None = None,
+) -> "list[LatencyStats]":
+    from toolkit.measure import latency
+    from toolkit.models import load as models
+    from toolkit.models import sources
+
+    tokenizer = models.load_tokenizer(next(iter(folders.values())))
+    lines = [s.strip() for s in sources.lines(sources.local_file(str(texts)))] if texts else list(_SENTENCES)
+    encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
+    examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
+    if not examples:
+        raise UserError("there is no text in this file", where=str(texts))
+    return latency.measure(folders, examples, tokenizer.pad_token_id, section, scratch, properties=properties or {})
+
+
+def _table(
+    timed: "Sequence[LatencyStats]", section: "Performance", scores: Mapping[str, str], metric: str = ""
+) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"{section.sequence_length} tokens, {timed[0].threads} thread(s), {timed[0].streams} stream(s)")
+    columns = ["model", *([metric] if scores else []), "batch", "latency ms", "low to high", "examples/s", "speed-up"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
+    for batch in section.batch_sizes:
+        rows = [t for t in timed if t.batch == batch]
+        for t in rows:
+            m = t.as_metrics()
+            table.add_row(
+                t.model,
+                *([scores[t.model]] if scores else []),
+                str(batch),
+                f"{_median(t):.2f}",
+                f"{m['latency_ms_low']:.2f} to {m['latency_ms_high']:.2f}",
+                f"{m['throughput_median']:.1f}",
+                f"{_median(rows[0]) / _median(t):.2f}x",
+            )
+    return table
+
+
+def _median(timed: "LatencyStats") -> float:
+    return float(timed.as_metrics()["latency_ms_median"])  # type: ignore[arg-type]

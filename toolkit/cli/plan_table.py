@@ -1,0 +1,56 @@
+"""What a plan will cost, as `pruneofa plan` shows it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.pipeline.estimate.costs import Measure, estimate, gigabytes
+from toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def plan_table(
+    recipe: Recipe,
+    run_folder: Path,
+    measure: Measure | None = None,
+    available: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> "Table":
+    """One row per step; arguments and errors as of `estimate`."""
+    from rich.table import Table
+
+    rows = estimate(recipe, run_folder, measure, available, say)
+    legend = (
+        "~ from a few steps on its first layers; ≤ the same, every example at its longest; = measured in this folder"
+    )
+    remarks = [row.remark for row in rows if row.remark]
+    table = Table(title=f"{recipe.name}: {run_folder}", caption="\n".join([legend, *dict.fromkeys(remarks)]))
+    table.add_column("stage")
+    table.add_column("cached")
+    for column in ("steps", "memory", "time", "disk"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        need = gigabytes(row.memory)
+        table.add_row(
+            row.step.label,
+            "[green]yes[/]" if row.step.manifest else "no",
+            "?" if row.steps is None else f"{'' if row.exact else '~ '}{row.steps:,}" if row.steps else "",
+            f"[red]{need}[/]" if row.remark and row.memory else need,
+            "?" if row.seconds is None else f"{row.source} {_duration(row.seconds)}",
+            "?" if row.disk is None else f"{row.disk / 1e6:,.0f} MB",
+        )
+    to_do = [row.seconds for row in rows if row.step.manifest is None]
+    known_ones = sum(seconds for seconds in to_do if seconds is not None)
+    table.add_section()
+    table.add_row("to do", "", "", "", f"{'~' if None not in to_do else '>'} {_duration(known_ones)}", "")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.1f} days"

@@ -1,0 +1,110 @@
+"""What a terminal shows while stages run. The only place that draws progress bars."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from toolkit.core.artifacts import Progress
+from toolkit.core.errors import UserError
+
+if TYPE_CHECKING:
+    from toolkit.pipeline.graph import Step
+
+_PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal (CI, a log file)
+
+
+class _Bar:
+    """A `Progress` drawn as one Rich bar; as a line now and then where the output is not a terminal."""
+
+    def __init__(self, label: str, console: Console) -> None:
+        self._label, self._console = label, console
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bars.add_task(f"{label:<22}", total=None, figures="")
+        self._total = 0
+        self._last_line = time.monotonic()
+
+    def start(self, total: int) -> None:
+        self._total = total
+        self._bars.update(self._task, total=total, completed=0)
+
+    def update(self, step: int, **figures: float) -> None:
+        text = "  ".join(f"{_SHORT.get(name, name)} {_figure(name, value)}" for name, value in figures.items())
+        self._bars.update(self._task, completed=step, figures=text)
+        if not self._console.is_terminal and time.monotonic() - self._last_line > _PLAIN_EVERY:
+            self._last_line = time.monotonic()
+            self._console.print(f"  {self._label}: {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self._console.print(f"  {self._label}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+_SHORT = {"learning_rate": "lr", "seconds_per_step": "s/step", "task_loss": "task", "kd_loss": "kd"}
+
+
+def _figure(name: str, value: float) -> str:
+    if name == "sparsity":
+        return f"{value:.1%}"
+    return f"{value:.1e}" if name == "learning_rate" else f"{value:.3f}"
+
+
+class _Tracked:
+    """A `Progress` whose figures also go into a TensorBoard log."""
+
+    def __init__(self, shown: Progress, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "TensorBoard is not installed", where="--track", instead="pip install -e '.[track]'"
+            ) from None
+        self._shown = shown
+        self.writer = SummaryWriter(str(folder))
+
+    def start(self, total: int) -> None:
+        self._shown.start(total)
+
+    def update(self, step: int, **figures: float) -> None:
+        self._shown.update(step, **figures)
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        self._shown.say(text)
+
+
+@contextlib.contextmanager
+def stage_progress(step: "Step", console: Console, track: Path | None = None) -> Iterator[Progress]:
+    """The progress display of one stage, from its start to its end; with `track`, a TensorBoard log there too."""
+    bar = _Bar(step.label, console)
+    tracked = _Tracked(bar, track / step.label) if track else None
+    if not console.is_terminal:
+        console.print(f"{step.label} ...", highlight=False)
+    started = time.monotonic()
+    with bar._bars:
+        yield tracked or bar
+    if tracked:
+        tracked.writer.close()
+    console.print(f"[green]✓[/] {step.label:<24} {time.monotonic() - started:7.1f} s", highlight=False)

@@ -1,0 +1,1 @@
+"""From files to batches: tables, tasks, pre-training text, masking, sampling."""

@@ -1,0 +1,354 @@
+"""Pre-training text: streamed, and tokenised once into memory-mapped files that all stages of a run share."""
+
+import hashlib
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from typing_extensions import Self
+
+from toolkit.core.artifacts import file_hash, json_hash
+from toolkit.core.errors import UserError
+from toolkit.data import files as texts
+from toolkit.data import tasks
+from toolkit.data.hub import hub_split, is_hub
+from toolkit.data.masking import must_know_words
+from toolkit.data.segment_pairs import PairSequences, sentences, write_pairs
+from toolkit.models import sources
+from toolkit.models.checkpoint import must_fit
+from toolkit.pipeline.cache_keys import READ_OF_A_TASK
+from toolkit.recipe import Corpus, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_SPLITS = ("train", "valid")
+_VALID_EVERY = 20  # one document in so many is for validation
+_LONGEST_DOCUMENT = 100  # paragraphs; a file without blank lines is cut into documents of this length
+_BATCH = 512  # paragraphs tokenised at a time
+_MOSTLY_UNKNOWN = 0.9  # of the tokens; a text with more of them is in a script that the vocabulary does not have
+_TELL_EVERY = 20_000_000  # tokens
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences of different lengths, memory-mapped. Item i: [length] int64, with [CLS] and [SEP].
+
+    Attributes:
+        ids: All sequences, one after the other.
+        ends: Where in `ids` each sequence ends, [n].
+    """
+
+    ids: np.ndarray
+    ends: np.ndarray
+    specials = 2
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        index = range(len(self))[index]
+        start = self.ends[index - 1] if index else 0
+        return self.ids[start : self.ends[index]].astype(np.int64)
+
+    def example(self, index: int) -> dict[str, np.ndarray]:
+        """What a model reads of a sequence, before anything is masked."""
+        return {"input_ids": self[index]}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, [n] int64."""
+        return np.diff(self.ends, prepend=0)
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences."""
+        return int(self.ids.size)
+
+
+@dataclass(frozen=True)
+class CorpusData:
+    """A tokenised corpus. Train and validation have no document in common."""
+
+    train: Sequences | PairSequences
+    valid: Sequences | PairSequences
+
+    def summary(self) -> dict[str, int]:
+        """Sequences and tokens of both splits, for the manifest."""
+        splits = {"train": self.train, "valid": self.valid}
+        counts = {f"{name}_sequences": len(split) for name, split in splits.items()}
+        return counts | {f"{name}_tokens": split.tokens for name, split in splits.items()}
+
+
+def load_corpus(
+    section: Corpus,
+    corpus_tasks: Mapping[str, Task],
+    tokenizer: "PreTrainedTokenizerFast",
+    cache: Path,
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> CorpusData:
+    """Tokenises the corpus into a folder of `cache`, or opens what lies there for the same texts and settings.
+
+    Needs little memory, however long the text. The tasks' train texts come first, then the files; reading stops at
+    `section.limit` sequences. Who is killed while it reads starts anew, streamed text too.
+
+    Args:
+        section: Which texts, and how they are cut.
+        corpus_tasks: The tasks that `section.tasks` names.
+        tokenizer: Of the model that reads them.
+        cache: Folder that all stages of a run share.
+        seed: Of the pairs.
+        say: Is told how far the reading is.
+
+    Raises:
+        UserError: A file is missing, not text or without any, there is too little text, the vocabulary does not know
+            it, or `max_seq_length` is more than the model takes.
+    """
+    must_fit(section.max_seq_length, tokenizer.model_max_length, "corpus")
+    if section.whole_word_masking:
+        must_know_words(tokenizer)
+    folder = cache / f"corpus-{_key(section, corpus_tasks, tokenizer, seed)[:16]}"
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)  # half the size where words allow it
+    if not folder.is_dir():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(section, corpus_tasks, tokenizer, partial, dtype, seed, say)
+        partial.rename(folder)  # so a folder of this name is always whole
+    return CorpusData(*(_open(folder / split, section, tokenizer, dtype) for split in _SPLITS))
+
+
+def _key(section: Corpus, corpus_tasks: Mapping[str, Task], tokenizer: "PreTrainedTokenizerFast", seed: int) -> str:
+    """Of all that the sequences depend on; how they are masked is not part of it."""
+    files = [hub_split(s).content if is_hub(s) else file_hash(sources.local_file(s)) for s in section.files]
+    tasks_read = {
+        name: [task.model_dump(mode="json", include=READ_OF_A_TASK), file_hash(sources.local_file(task.train))]
+        for name, task in corpus_tasks.items()
+    }
+    settings = section.model_dump(mode="json", exclude={"files", "mlm_probability", "whole_word_masking"})
+    words = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    paired = {"seed": seed} if section.pairs else {}
+    return json_hash({"settings": settings, "files": files, "tasks": tasks_read, "tokenizer": words} | paired)
+
+
+def _write(
+    section: Corpus,
+    corpus_tasks: Mapping[str, Task],
+    tokenizer: "PreTrainedTokenizerFast",
+    folder: Path,
+    dtype: np.dtype,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    """Reads, tokenises and writes both splits."""
+    kind = _SentenceWriter if section.pairs else _SequenceWriter
+    limits = (section.limit, section.limit and max(1, section.limit // _VALID_EVERY))
+    with (
+        kind(folder / "train", section, tokenizer, dtype, limits[0]) as train,
+        kind(folder / "valid", section, tokenizer, dtype, limits[1]) as valid,
+    ):
+        stream, told = iter(_texts(section, corpus_tasks)), 0
+        while (batch := list(itertools.islice(stream, _BATCH))) and not (train.full and valid.ready):
+            pieces = [(document, text) for document, paragraph in batch for text in train.pieces(paragraph)]
+            # The tokenizer proper: no offsets, no padding, a third of the time of calling the wrapper.
+            encoded = tokenizer.backend_tokenizer.encode_batch_fast([t for _, t in pieces], add_special_tokens=False)
+            for (document, _), encoding in zip(pieces, encoded, strict=True):
+                writer = valid if document % _VALID_EVERY == 0 else train
+                writer.add(encoding.ids, document)
+            if train.tokens - told >= _TELL_EVERY:
+                told = train.tokens
+                say(f"reading the corpus: {told / 1e6:.0f} M tokens")
+    for split, written in zip(_SPLITS, (train, valid), strict=True):
+        if written.unknown > _MOSTLY_UNKNOWN * written.words:
+            raise UserError(
+                f"{written.unknown / written.words:.0%} of the tokens of its {split} split are {tokenizer.unk_token}: "
+                "this vocabulary does not know the text",
+                where="corpus",
+                instead="text in a language of the model, or a model that knows this one",
+            )
+    if section.pairs:
+        for split, limit, own_seed in zip(_SPLITS, limits, (seed, seed + 1), strict=True):
+            sentence_ends, document_ends = (
+                _integers(folder / f"{split}.{what}") for what in ("sentences", "documents")
+            )
+            own = section.model_copy(update={"limit": limit})
+            write_pairs(folder / f"{split}.pairs", sentence_ends, document_ends, own, own_seed)
+    last = "pairs" if section.pairs else "ends"
+    if not all((folder / f"{split}.{last}").stat().st_size for split in _SPLITS):
+        least = "four documents, two to train on and two" if section.pairs else "two documents, one to train on and one"
+        raise UserError(
+            f"too little text: it takes {least} to validate",
+            where="corpus",
+            instead="more text, with blank lines between the documents of a file",
+        )
+
+
+def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[int, str]]:
+    """(document number, paragraph). Each text of a task is a document; in files, blank lines part them."""
+    document = 0
+    for name in section.tasks:
+        for text in tasks.train_texts(corpus_tasks[name]):
+            yield document, text
+            document += 1
+    for file in section.files:
+        if is_hub(file):
+            for text in hub_split(file).texts(section.column):
+                yield from ((document, line.strip()) for line in text.splitlines() if line.strip())
+                document += 1
+            continue
+        paragraphs = 0
+        for text in texts.lines(sources.local_file(file)):
+            if paragraphs and (not text or paragraphs == _LONGEST_DOCUMENT):
+                document, paragraphs = document + 1, 0
+            if text:
+                yield document, text
+                paragraphs += 1
+        document += 1
+
+
+class _Writer:
+    """Appends the tokens of one split to its files, text by text."""
+
+    def __init__(
+        self,
+        path: Path,
+        section: Corpus,
+        tokenizer: "PreTrainedTokenizerFast",
+        dtype: np.dtype,
+        limit: int | None,
+    ) -> None:
+        self._path, self._section, self._dtype, self._limit = path, section, dtype, limit
+        self._first, self._last = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+        self._unknown = tokenizer.unk_token_id
+        self._document = -1
+        self.tokens = self.words = self.unknown = 0  # words: tokens that are neither [CLS] nor [SEP]
+
+    def __enter__(self) -> Self:
+        self._ids: BinaryIO = self._path.with_suffix(".ids").open("wb")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ids.close()
+
+    def _append(self, ids: list[int]) -> None:
+        self._ids.write(np.array(ids, dtype=self._dtype).tobytes())
+        self.tokens += len(ids)
+        self.words += len(ids) - ids.count(self._first[0]) - ids.count(self._last[0])
+        self.unknown += ids.count(self._unknown)
+
+
+class _SequenceWriter(_Writer):
+    """Packed sequences, or one for each text; keeps at most one unfinished sequence in memory."""
+
+    def __enter__(self) -> Self:
+        self._ends: BinaryIO = self._path.with_suffix(".ends").open("wb")
+        self._rest: list[int] = []  # the unfinished sequence
+        self._written = 0
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._rest:
+            self._write(self._rest)
+        self._ends.close()
+        super().__exit__(*error)
+
+    ready = True
+
+    @property
+    def full(self) -> bool:
+        """Whether it takes no more."""
+        return self._limit is not None and self._written >= self._limit
+
+    @staticmethod
+    def pieces(paragraph: str) -> list[str]:
+        """What is tokenised as one."""
+        return [paragraph]
+
+    def add(self, ids: list[int], document: int) -> None:
+        """Takes the tokens of one text; a [SEP] parts two documents in one packed sequence."""
+        width = self._section.max_seq_length - Sequences.specials
+        if not self._section.pack:
+            self._write(ids[:width])
+            return
+        if self._rest and document != self._document:
+            self._rest += self._last
+        self._document = document
+        self._rest += ids
+        whole = len(self._rest) // width * width
+        for start in range(0, whole, width):
+            self._write(self._rest[start : start + width])
+        self._rest = self._rest[whole:]
+
+    def _write(self, ids: list[int]) -> None:
+        if not ids or self.full:
+            return
+        self._append(self._first + ids + self._last)
+        self._written += 1
+        self._ends.write(np.int64(self.tokens).tobytes())
+
+
+class _SentenceWriter(_Writer):
+    """Sentences of documents, from which pairs are made; keeps nothing in memory."""
+
+    def __enter__(self) -> Self:
+        self._sentences: BinaryIO = self._path.with_suffix(".sentences").open("wb")
+        self._documents: BinaryIO = self._path.with_suffix(".documents").open("wb")
+        self._count = self._parted = 0
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._count:
+            self._documents.write(np.int64(self._count).tobytes())
+        self._sentences.close()
+        self._documents.close()
+        super().__exit__(*error)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are two documents: B may be from another one."""
+        return self._parted >= 2
+
+    @property
+    def full(self) -> bool:
+        """Whether it takes no more: a pair has fewer tokens than are read of it, since its ends are cut."""
+        enough = self._limit is not None and self.tokens >= self._limit * self._section.max_seq_length
+        return enough and self.ready
+
+    @staticmethod
+    def pieces(paragraph: str) -> list[str]:
+        """What is tokenised as one."""
+        return sentences(paragraph)
+
+    def add(self, ids: list[int], document: int) -> None:
+        """Takes the tokens of one sentence."""
+        if not ids or self.full:
+            return
+        if document != self._document:
+            self._parted += 1
+            if self._count:
+                self._documents.write(np.int64(self._count).tobytes())
+        self._document = document
+        self._append(ids)
+        self._count += 1
+        self._sentences.write(np.int64(self.tokens).tobytes())
+
+
+def _open(
+    path: Path, section: Corpus, tokenizer: "PreTrainedTokenizerFast", dtype: np.dtype
+) -> Sequences | PairSequences:
+    ids = np.memmap(path.with_suffix(".ids"), dtype=dtype, mode="r")
+    if section.pairs is None:
+        return Sequences(ids, _integers(path.with_suffix(".ends")))
+    spans = _integers(path.with_suffix(".pairs")).reshape(-1, 5)
+    return PairSequences(ids, spans, tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+
+def _integers(path: Path) -> np.ndarray:
+    """Memory-mapped; an empty file cannot be mapped."""
+    return np.memmap(path, dtype=np.int64, mode="r") if path.stat().st_size else np.zeros(0, np.int64)

@@ -1,0 +1,267 @@
+"""Rows of data files: TSV, CSV, JSON lines, Parquet, and SQuAD's nested JSON. Loads no torch."""
+
+import csv
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from toolkit.core.errors import UserError
+from toolkit.models import sources
+
+Row = dict[str, Any]
+_LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a long document
+_FORMATS: dict[str, Literal["tsv", "csv", "json", "parquet"]] = {
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}
+
+
+def table_format(path: Path) -> Literal["tsv", "csv", "json", "parquet"]:
+    """By the suffix, the one before any compression suffix.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    suffix = next((s for s in reversed(path.suffixes) if not sources.is_compression(s)), "")
+    if suffix not in _FORMATS:
+        raise UserError("unknown table format", where=str(path), instead=f"a {', '.join(_FORMATS)} file")
+    return _FORMATS[suffix]
+
+
+def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+    """Rows of a table as (where it stands, column -> value): texts, from JSON and Parquet numbers and lists too.
+
+    `where` is `file:line`, or what comes nearest: a row number in Parquet, a question's id in SQuAD's JSON. A value
+    that JSON or Parquet has as null is None.
+
+    Args:
+        path: The file.
+        columns: Those that it must have.
+
+    Raises:
+        UserError: The format is unknown, a column is not there, or the file is empty or damaged; says the line.
+    """
+    empty = True
+    for where, row in _READERS[table_format(path)](path, columns):
+        empty = False
+        yield where, row
+    if empty:
+        raise UserError("the file is empty", where=str(path))
+
+
+def text(value: Any) -> str:
+    """A value of a table as text; nothing there is an empty text."""
+    return "" if value is None else str(value)
+
+
+def _must_have(columns: Sequence[str], names: Iterable[str], where: str) -> None:
+    missing = next((c for c in columns if c not in names), None)
+    if missing is not None:
+        near = difflib.get_close_matches(missing, list(names), n=1)
+        instead = near[0] if near else f"one of {', '.join(names)}"
+        raise UserError(f"no column {missing!r}", where=where, instead=instead)
+
+
+def _must_be_different(names: Sequence[str], where: str) -> None:
+    """Of two columns with one name a row would keep the last, silently."""
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        what = f"two columns have the name {twice!r}"
+        raise UserError(what, where=where, instead="a name of its own for each")
+
+
+def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """GLUE's TSV files quote nothing: a quotation mark in them is text.
+
+    In CSV a quotation mark that is not closed would swallow all rows behind it, hence `strict`.
+    """
+    quotes = table_format(path) == "csv"
+    settings: dict[str, Any] = {"strict": True} if quotes else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(_lines(path), **settings)
+    names: list[str] = []
+    begun = 1  # the line of the row that is being read
+    try:
+        for fields in reader:
+            where, begun = f"{path}:{reader.line_num}", reader.line_num + 1
+            if not fields:
+                continue
+            if not names:
+                names = fields
+                _must_be_different(names, where)
+                _must_be_parted(columns, names, where, "," if quotes else "\t")
+                _must_have(columns, names, where)
+            elif len(fields) == len(names):
+                yield where, dict(zip(names, fields, strict=True))
+            else:
+                raise UserError(f"{len(fields)} fields where the header has {len(names)}", where=where)
+    except csv.Error as error:
+        raise UserError(
+            f"not a table ({error})",
+            where=f"{path}:{begun}",
+            instead='a field in quotation marks ends with one, and has "" for one that is text: "he said ""no"""'
+            if quotes
+            else "",
+        ) from None
+
+
+def _must_be_parted(columns: Sequence[str], names: Sequence[str], where: str, mark: str) -> None:
+    """A table with another mark between its fields has one long column, which nobody has asked for."""
+    if len(names) != 1 or names[0] in columns:
+        return
+    marks = {"\t": ("tabs", "the suffix .tsv"), ",": ("commas", "the suffix .csv"), ";": ("semicolons", "commas")}
+    for other, (called, instead) in marks.items():
+        if other != mark and other in names[0]:
+            raise UserError(f"one column, with {called} in its name", where=where, instead=instead)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Whole lines, however long: a row has to fit in memory anyway."""
+    pieces: list[str] = []
+    for piece in sources.lines(path):
+        pieces.append(piece)
+        if piece.endswith(("\n", "\r")):
+            yield "".join(pieces)
+            pieces.clear()
+    if pieces:
+        yield "".join(pieces)
+
+
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """One object per line; or the whole file as one object with `data`, as SQuAD has it."""
+    if (articles := _squad_articles(path)) is not None:
+        for where, row in _squad_rows(path, articles):
+            _must_have(columns, row, where)
+            yield where, row
+        return
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                found = json.loads(line, object_pairs_hook=_without_repeats)
+            except _RepeatedKey as error:
+                raise UserError(str(error), where=where, instead="a name of its own for each value") from None
+            except (ValueError, RecursionError) as error:
+                raise _not_an_object(where, error) from None
+            if not isinstance(found, dict):
+                raise _not_an_object(where)
+            _must_have(columns, found, where)
+            yield where, found
+
+
+class _RepeatedKey(Exception):
+    """Python would keep the last of the values, silently."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKey(f"two values have the name {next(n for n in names if names.count(n) > 1)!r}")
+    return found
+
+
+def _not_an_object(where: str, error: ValueError | RecursionError | None = None) -> UserError:
+    why = ""
+    if isinstance(error, json.JSONDecodeError):
+        why = f" ({error.msg}, character {error.pos + 1} of the line)"
+    elif isinstance(error, ValueError):  # Python's own limit, a few thousand
+        why = ", or one with a number of too many digits"
+    return UserError(f"not a JSON object{why}", where=where, instead='one {"column": value, …} per line')
+
+
+def _squad_articles(path: Path) -> list[Any] | None:
+    """The articles of a file in SQuAD's form; None where the file is something else.
+
+    JSON lines are told from it by their first line: it is a whole object, and without a list `data`.
+    """
+    first = next((line for line in _lines(path) if line.strip()), "")
+    if not first.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(first)
+    except (ValueError, RecursionError):
+        found = _whole_object(path)
+    articles = found.get("data") if isinstance(found, dict) else None
+    return articles if isinstance(articles, list) else None
+
+
+def _whole_object(path: Path) -> Any:
+    """The value that is the whole file; None: it is none, and by its suffix it does not claim to be."""
+    try:
+        return json.loads("".join(sources.lines(path)))
+    except json.JSONDecodeError as error:
+        if ".jsonl" in path.suffixes:
+            return None
+        raise UserError(
+            f"damaged JSON ({error.msg}, character {error.colno} of the line)",
+            where=f"{path}:{error.lineno}",
+            instead='SQuAD\'s {"data": […]} from end to end, or one {"column": value, …} per line',
+        ) from None
+    except (ValueError, RecursionError):  # numbers or nesting beyond Python's limits: whoever reads the lines says it
+        return None
+
+
+def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Row]]:
+    """Questions as rows of the columns that the hub's SQuAD has."""
+    where = str(path)
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    where = f"{path}, question {question['id']}"
+                    answers = question["answers"]
+                    yield (
+                        where,
+                        {
+                            "id": question["id"],
+                            "title": article.get("title", ""),
+                            "context": paragraph["context"],
+                            "question": question["question"],
+                            "answers": {
+                                "text": [a["text"] for a in answers],
+                                "answer_start": [a["answer_start"] for a in answers],
+                            },
+                        },
+                    )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"not in SQuAD's form behind this place ({type(error).__name__}: {error})",
+            where=where,
+            instead='{"data": [{"paragraphs": [{"context": …, "qas": [{"id", "question", "answers"}]}]}]}',
+        ) from None
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        file = pq.ParquetFile(path)
+        _must_be_different(file.schema_arrow.names, str(path))
+        _must_have(columns, file.schema_arrow.names, str(path))
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except UnicodeDecodeError as error:
+        where = f"{path}, row {number + 1} or behind it"
+        raise UserError(f"not UTF-8 ({error})", where=where, instead="texts in UTF-8") from None
+    except (pa.ArrowException, OSError) as error:  # a damaged page is a plain OSError
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"not a Parquet file ({str(error).splitlines()[0]})", where=str(path)) from None
+
+
+_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[str, Row]]]] = {
+    "tsv": _text_rows,
+    "csv": _text_rows,
+    "json": _json_rows,
+    "parquet": _parquet_rows,
+}

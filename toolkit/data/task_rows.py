@@ -1,0 +1,358 @@
+"""A task's rows: read, split, and every text and label of them looked at. Loads no torch, so that `check` can do it."""
+
+import hashlib
+import itertools
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any
+
+import numpy as np
+
+from toolkit.core.errors import UserError
+from toolkit.core.yaml_document import dump_flow
+from toolkit.data import tables
+from toolkit.data.hub import is_hub
+from toolkit.data.question_answering import read_question
+from toolkit.models import sources
+from toolkit.recipe import Task
+
+_INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, control and format characters
+_LONGEST_NUMBER = 100  # digits of a label; Python itself reads no more than some thousands
+_FEW_CLASSES = 10  # so many are told by name
+_KINDS_OF_VALUE = {int: "number", float: "number", bool: "truth value", list: "list", dict: "object"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that the task keeps.
+
+    Attributes:
+        where: `file:line`, or what comes nearest.
+        texts: The text, or the two of a pair; none is empty.
+        label: As the file has it; never missing.
+        group: What `hold_out` parts the rows by.
+    """
+
+    where: str
+    texts: tuple[str, ...]
+    label: Any
+    group: str | None
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The splits of a task.
+
+    Attributes:
+        labels: Class names in the order of the class numbers; none where there are no classes.
+        tune: Set aside of the train split.
+        dev: Name of a measured split -> its rows; the name of `dev` itself, which comes first, is empty.
+        left_out: A sentence for each file with rows that `drop_empty` has left out.
+    """
+
+    labels: tuple[str, ...]
+    train: list[Row]
+    tune: list[Row]
+    dev: dict[str, list[Row]]
+    left_out: tuple[str, ...]
+
+
+def read_task(name: str, section: Task) -> TaskRows:
+    """Reads the splits; those on the hub are fetched.
+
+    Raises:
+        UserError: A file is missing or damaged, a column is not there, a text is empty, a label is missing or not one
+            of the classes, or a split is empty or has one class only; or a class that the recipe does not name is
+            measured nowhere.
+    """
+    left_out: list[str] = []
+    all_train, dev = _splits(section, left_out)
+    more = {split: _read(spec, section, left_out) for split, spec in section.more_dev.items()}
+    labels = _labels(all_train, section)
+    tune, train = _set_aside(all_train, section)
+    if section.kind == "classification":
+        for split, rows in (("train", train), ("dev", dev), *more.items()):
+            _must_differ(name, split, rows, labels)
+        if not section.labels:
+            _must_be_measured(all_train, itertools.chain(dev, *more.values()), labels)
+    return TaskRows(labels, train, tune, {"": dev} | more, tuple(left_out))
+
+
+def read_train(section: Task) -> list[Row]:
+    """The rows that stages train on; nothing is said of their labels.
+
+    Raises:
+        UserError: The train file is missing or damaged, or has not the section's columns.
+    """
+    rows = _read(section.train, section, []) if section.dev else _splits(section, [])[0]
+    return _set_aside(rows, section)[1]
+
+
+def check(name: str, section: Task) -> str:
+    """Reads every row of the files that are at hand as a stage would, and says how many there are, and of what classes.
+
+    Raises:
+        UserError: As `read_task`; or a number or an answer is not one.
+    """
+    specs = sources.task_specs(section)
+    here = [spec for spec in specs if sources.at_hand(spec) is not None]
+    if len(here) == len(specs):
+        found = read_task(name, section)
+        measured = [row for rows in found.dev.values() for row in rows]
+        train = found.train + found.tune
+        numbers, _ = (targets(rows, found.labels, section) for rows in (train, measured))
+        said = [f"{len(train):,} rows to train on, {len(measured):,} measured"]
+        if section.kind == "classification":
+            said.append(_classes(found.labels, numbers))
+        return "; ".join([*said, *found.left_out])
+    # What is still on the hub: its labels may be all that there are.
+    counts, labels, left_out = [], section.labels, list[str]()
+    for spec in here:
+        rows = _read(spec, section, left_out)
+        if spec == section.train:
+            labels = _labels(rows, section)
+        if labels or section.kind != "classification":
+            targets(rows, labels, section)
+        counts.append(len(rows))
+    return "; ".join([f"{sum(counts):,} rows at hand", *left_out]) if counts else ""
+
+
+def targets(rows: Sequence[Row], labels: Sequence[str], section: Task) -> Any:
+    """What is to be answered: class numbers [n] int64, numbers [n] float32, or a list of n questions.
+
+    Raises:
+        UserError: A label is not one of the task's; says the row.
+    """
+    if section.kind == "question_answering":
+        return [read_question(row.where, row.texts, row.label) for row in rows]
+    if section.kind == "regression":
+        return np.array([_number(row) for row in rows], dtype=np.float32)
+    return np.array([_class_number(row, labels) for row in rows], dtype=np.int64)
+
+
+def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
+    """The classes, and how many rows each has."""
+    if len(labels) > _FEW_CLASSES:
+        return f"{len(labels):,} classes"
+    counts = np.bincount(numbers, minlength=len(labels))
+    return "classes " + ", ".join(f"{label} ({n:,})" for label, n in zip(labels, counts, strict=True))
+
+
+def _splits(section: Task, left_out: list[str]) -> tuple[list[Row], list[Row]]:
+    """Train and dev rows; with `hold_out`, no group of rows has a part in both."""
+    train = _read(section.train, section, left_out)
+    if section.dev:
+        return train, _read(section.dev, section, left_out)
+    assert section.hold_out is not None
+    parts = round(1 / section.hold_out.fraction)
+    dev = [row for row in train if _part(row, parts) == section.hold_out.fold]
+    train = [row for row in train if _part(row, parts) != section.hold_out.fold]
+    for split, rows in (("train", train), ("dev", dev)):
+        if not rows:
+            raise UserError(
+                f"hold_out leaves no rows for {split}: too few different values in {section.hold_out.column!r}",
+                where=section.train,
+                instead="another hold_out.column, or a larger hold_out.fraction",
+            )
+    return train, dev
+
+
+def _set_aside(train: list[Row], section: Task) -> tuple[list[Row], list[Row]]:
+    """The rows of `tune` and those that stay in train; always the same ones, whatever the recipe's seed."""
+    count = min(section.tuning_examples, len(train) // 10)
+    chosen = set(np.random.default_rng(0).permutation(len(train))[:count].tolist())
+    return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]
+
+
+def _part(row: Row, parts: int) -> int:
+    """Which of the parts a row's group belongs to: the same on every machine and in every order of the rows."""
+    assert row.group is not None
+    return int.from_bytes(hashlib.sha256(row.group.encode()).digest()[:8], "big") % parts
+
+
+def _read(spec: str, section: Task, left_out: list[str]) -> list[Row]:
+    """The rows of a file that `section.rows` keeps; what `section.drop_empty` has left out is said in `left_out`."""
+    path = sources.local_file(spec)
+    group = section.hold_out.column if section.hold_out else None
+    columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
+    rows, empties, seen = [], list[str](), False
+    for where, row in tables.read_rows(path, columns):
+        seen = True
+        if any(tables.text(row[column]) not in values for column, values in section.rows.items()):
+            continue
+        texts = tuple(_text(row, column, where) for column in section.columns)
+        empty = next((c for c, text in zip(section.columns, texts, strict=True) if _is_blank(text)), None)
+        if empty is not None and section.drop_empty:
+            empties.append(where)
+            continue
+        if empty is not None:
+            raise UserError(
+                f"the text in column {empty!r} is empty", where=where, instead="a text, or drop_empty: true"
+            )
+        label = _label(row, section, where)
+        rows.append(Row(where, texts, label, _whole(tables.text(row[group]), group, where) if group else None))
+    if not rows:
+        what = "every row has an empty text" if empties else "no row has the values that `rows` asks for"
+        raise UserError(what if seen else "no rows", where=str(path))
+    if empties:
+        first = (spec if is_hub(spec) else path.name) + empties[0].removeprefix(str(path))
+        left_out.append(f"{len(empties):,} row{'s' * (len(empties) > 1)} with an empty text left out (first: {first})")
+    return rows
+
+
+def _label(row: tables.Row, section: Task, where: str) -> Any:
+    """As the file has it."""
+    label = row[section.label]
+    if section.kind != "question_answering" and not isinstance(label, str | Number | None):
+        raise UserError(
+            f"the label in column {section.label!r} is a {_kind_of(label)}",
+            where=where,
+            instead="another column: a label is a text or a number",
+        )
+    missing = label is None or (isinstance(label, str) and _is_blank(label))
+    if missing or (section.kind == "classification" and label != label):  # NaN, a hole in a column of numbers
+        raise UserError(
+            f"the label in column {section.label!r} is missing",
+            where=where,
+            instead=f"one of {', '.join(section.labels)}" if section.labels else "a label, or leave the row out",
+        )
+    if isinstance(label, str):
+        _whole(label, section.label, where)
+    if (
+        isinstance(label, str | int)
+        and len(str(label)) > _LONGEST_NUMBER
+        and _is_number(number := _whole_number(label))
+    ):
+        raise UserError(
+            f"the label in column {section.label!r} is a number of {len(number):,} digits",
+            where=where,
+            instead="the name or number of a class" if section.kind == "classification" else "e.g. 3.8",
+        )
+    return label
+
+
+def _is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, and characters without width."""
+    return all(unicodedata.category(character) in _INVISIBLE for character in text)
+
+
+def _text(row: tables.Row, column: str, where: str) -> str:
+    """A null is an empty text; of anything else Python would make a text that nobody wrote."""
+    value = row[column]
+    if value is None or isinstance(value, str):
+        return _whole(value or "", column, where)
+    raise UserError(
+        f"column {column!r} has a {_kind_of(value)} where a text should be",
+        where=where,
+        instead='another column in `columns`, or a text in quotation marks: "5"',
+    )
+
+
+def _whole(text: str, column: str, where: str) -> str:
+    """JSON can hold half of a character that takes two units in UTF-16; neither a tokenizer nor a file takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("ascii", "backslashreplace").decode()
+        raise UserError(
+            f"column {column!r} has half a character: {half}", where=where, instead="the whole one, or leave it out"
+        ) from None
+    return text
+
+
+def _kind_of(value: Any) -> str:
+    return _KINDS_OF_VALUE.get(type(value), type(value).__name__)
+
+
+def _labels(train: Sequence[Row], section: Task) -> tuple[str, ...]:
+    """Of a task of classes: their names, said by the recipe or found in the train split."""
+    if section.kind != "classification":
+        return ()
+    return section.labels or _labels_found(train, section)
+
+
+def _labels_found(rows: Iterable[Row], section: Task) -> tuple[str, ...]:
+    """The different labels, in the order of their numbers when they are numbers, else by name."""
+    labels = [row.label for row in rows]
+    found, numbers = ({form(label) for label in labels} for form in (_name, _whole_number))
+    if len(found) > max(2, len(labels) // 2):
+        raise UserError(
+            f"{len(found)} different values in {len(labels)} rows: these are no classes",
+            where=f"{section.train}, column {section.label!r}",
+            instead="a column with the name or number of a class",
+        )
+    return tuple(sorted(numbers, key=int) if all(map(_is_number, numbers)) else sorted(found))
+
+
+def _class_number(row: Row, labels: Sequence[str]) -> int:
+    """A label is a class name; or a class number, where no class has a number for a name. false is 0, and true is 1."""
+    name = _name(row.label)
+    number = str(int(row.label)) if isinstance(row.label, bool) else _whole_number(row.label)
+    for known in (name, number):
+        if known in labels:
+            return labels.index(known)
+    numbered = not any(map(_is_number, labels))
+    if numbered and number.isdecimal() and int(number) < len(labels):
+        return int(number)
+    range_ = f", or 0 to {len(labels) - 1}" if numbered else ""
+    raise UserError(
+        f"the label {name!r} is not one of the task's",
+        where=row.where,
+        instead=f"one of {', '.join(labels)}{range_} (`rows` leaves rows out)",
+    )
+
+
+def _name(label: Any) -> str:
+    """A label as the name of a class; white space around it is nobody's intention."""
+    return str(label).strip()
+
+
+def _whole_number(label: Any) -> str:
+    """The same; but 1 for 1.0, which tools write for a column of whole numbers as soon as one of them is missing."""
+    name = _name(label)
+    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else name
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _must_differ(name: str, split: str, rows: Sequence[Row], labels: Sequence[str]) -> None:
+    """Rows that all have one label teach and tell nothing."""
+    numbers = {_class_number(row, labels) for row in rows}
+    if len(numbers) == 1:
+        raise UserError(
+            f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
+            where=f"tasks.{name}",
+            instead="a split with two classes or more",
+        )
+
+
+def _must_be_measured(train: Sequence[Row], measured: Iterable[Row], labels: Sequence[str]) -> None:
+    """A slip in one label would make a class of its own, which nothing that is measured could show."""
+    known = {_class_number(row, labels) for row in measured}
+    strays = [(row, number) for row in train if (number := _class_number(row, labels)) not in known]
+    if strays:
+        row, number = strays[0]
+        count = sum(other == number for _, other in strays)
+        named = dump_flow(list(labels)) if len(labels) <= _FEW_CLASSES else f"[…], with all {len(labels):,} names,"
+        raise UserError(
+            f"the label {labels[number]!r} is in {count:,} row{'s' * (count > 1)} to train on, but in none that is "
+            "measured: a slip would look so",
+            where=row.where,
+            instead=f"one of the other classes; or, if it is meant, `labels: {named}`",
+        )
+
+
+def _number(row: Row) -> float:
+    try:
+        number = float(row.label)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not abs(number) <= np.finfo(np.float32).max:  # NaN is not either
+        raise UserError(f"the label {row.label!r} is not a number", where=row.where, instead="e.g. 3.8")
+    return number

@@ -1,0 +1,1 @@
+"""The native sparse kernels: build and C interface."""

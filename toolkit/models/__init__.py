@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: where they come from, what they hold, how they are loaded and saved."""

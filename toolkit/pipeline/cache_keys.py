@@ -1,0 +1,72 @@
+"""What a stage may see of the recipe, and what of it, and of the data behind it, makes its cache key."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from toolkit.core.artifacts import file_hash
+from toolkit.data.hub import hub_split, is_hub
+from toolkit.models import sources
+from toolkit.recipe import OWN_STAGES, Recipe
+
+# Where files lie says nothing about what they hold: the key takes their content hashes instead.
+_PATH_KEYS = {
+    "model": {"source"},
+    "corpus": {"files"},
+    "task": {"train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
+}
+# Keys of a task that its training texts depend on; how it is learnt, quantized, measured or called is none of them.
+READ_OF_A_TASK = {"kind", "columns", "label", "rows", "drop_empty", "hold_out", "tuning_examples"}
+
+
+class Sections:
+    """The recipe sections that a stage declared, as attributes; any other is an AttributeError."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"this stage did not declare the recipe section {name!r} (pipeline.STAGES)")
+
+
+def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:
+    """The values behind the names; `task` and `corpus_tasks` are picked out of `recipe.tasks`."""
+    special: dict[str, Any] = {
+        "task": recipe.tasks[task] if task else None,
+        "corpus_tasks": {t: recipe.tasks[t] for t in recipe.corpus.tasks} if recipe.corpus else {},
+    }
+    return {name: special[name] if name in special else recipe.section(name, task) for name in names}
+
+
+def plain(name: str, value: Any) -> Any:
+    """A section as JSON values, without the paths in it."""
+    if value is None:
+        return None
+    if name == "corpus_tasks":
+        return {t: section.model_dump(mode="json", include=READ_OF_A_TASK) for t, section in value.items()}
+    values: dict[str, Any] = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
+    return values | {"more_dev": sorted(value.more_dev)} if name == "task" else values  # their names name the metrics
+
+
+def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], dict[str, Any]]:
+    """Content hashes of the data files: by file, and by what each is there for, as a key needs them.
+
+    Text on the hub is streamed, never fetched whole: it has `HubSplit.content`.
+    """
+    hashes: dict[str, str] = {}
+    corpus, task = sections.get("corpus"), sections.get("task")
+    streamed = {s for s in (corpus.files if corpus else ()) if is_hub(s)}
+
+    def hashed(spec: str) -> str:
+        file = None if spec in streamed else sources.local_file(spec) if fetch else sources.at_hand(spec)
+        name = str(file or spec)
+        if name not in hashes:
+            hashes[name] = file_hash(file) if file else hub_split(spec).content
+        return hashes[name]
+
+    roles: dict[str, Any] = {}
+    if corpus is not None:
+        roles["corpus"] = [hashed(spec) for spec in sources.corpus_specs(corpus, sections["corpus_tasks"])]
+    if task is not None:
+        roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
+        roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}
+    return hashes, roles

@@ -1,0 +1,319 @@
+"""What can be said of a recipe and a machine before anything runs. Loads no torch."""
+
+import re
+import shutil
+import sys
+from collections.abc import Collection, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.core import paths
+from toolkit.core.errors import UserError
+from toolkit.data import files as texts
+from toolkit.data import task_rows as rows
+from toolkit.data.hub import is_hub
+from toolkit.ir.kernels import build as kernels
+from toolkit.models import checkpoint as checkpoints
+from toolkit.models import published as known
+from toolkit.models import sources
+from toolkit.models.checkpoint import DENSE
+from toolkit.pipeline import requirements as libraries
+from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
+from toolkit.sparsity import assignment as matching
+from toolkit.training.lr_schedule import must_stay_near_the_peak
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_LAYER_NUMBER = re.compile(r"layers?\.(\d+)\.")
+_LATER = "from the hub when it runs"
+
+
+def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
+    """The matrices of a checkpoint that pruning gets, by parameter name; none for one that was never fetched.
+
+    Raises:
+        UserError: Nothing is matched, or a pattern of `model.prunable` matches nothing.
+    """
+    folder = sources.model_at_hand(source)
+    if folder is not None:
+        matrices = checkpoints.encoder_matrices(folder)
+    elif config := known.config_of(source):
+        matrices = known.matrix_shapes(config)
+    else:
+        return {}
+    if not matrices:
+        raise UserError("no encoder layers found to prune", where=str(folder), instead="a BERT-like encoder")
+    patterns = recipe.model.prunable
+    if not patterns:
+        return matrices
+    for pattern in patterns:
+        if not any(re.search(pattern, n.removesuffix(".weight")) for n in matrices):
+            raise UserError(
+                f"model.prunable: {pattern!r} matches no matrix",
+                where=str(folder or source),
+                instead=f"a regular expression that matches names such as {next(iter(matrices), '(none)')!r}",
+            )
+    return {n: s for n, s in matrices.items() if any(re.search(p, n.removesuffix(".weight")) for p in patterns)}
+
+
+def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, str]]:
+    """What was checked and what was found, line by line. Nothing is fetched from the hub.
+
+    Args:
+        recipe: What is checked.
+        read_rows: Look at every row of the tasks' files and every line of the corpus, which `running.Run` does by
+            itself (`check_data`).
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
+    named = [("model", recipe.model.source), *((f"ready {name}", source) for name, source in recipe.ready.items())]
+    named += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
+    for what, source in named:
+        folder = sources.model_at_hand(source)
+        found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
+        if folder is not None:
+            checkpoints.must_be_plain(folder)
+    _check_lengths(recipe)
+    if recipe.student is not None:
+        found += _pruning(recipe, "student", recipe.student.pruning, recipe.student.distillation.train)
+    found += _transfers(recipe)
+    if recipe.corpus is not None:
+        specs = sources.corpus_specs(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
+        counted = texts.check(recipe.corpus) if read_rows else ""
+        found.append(("corpus", "; ".join(filter(None, (_data(specs), counted)))))
+    for name, task in recipe.tasks.items():
+        counted = rows.check(name, task) if read_rows else ""
+        found.append((f"task {name}", "; ".join(filter(None, (_data(sources.task_specs(task)), counted)))))
+    return found
+
+
+def check_data(recipe: Recipe, tasks: Collection[str | None], cache: Path) -> None:
+    """Looks at all that stages are about to read: every row, every line of the corpus, and every length.
+
+    Args:
+        recipe: What is to be done.
+        tasks: Those with a stage to make; None among them: a stage of pre-training is.
+        cache: Of the run: text that was looked at is not read again.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    _check_lengths(recipe)
+    for name, task in recipe.tasks.items():
+        if name in tasks:
+            rows.check(name, task)
+    if None in tasks and recipe.corpus is not None:
+        texts.check(recipe.corpus, cache)
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    """Holds every length against the positions of the models that get it, as far as these are known."""
+    first = recipe.ready.get("teacher", recipe.model.source)
+    if recipe.corpus is not None and (recipe.teacher or recipe.student):
+        checkpoints.must_fit(recipe.corpus.max_seq_length, _positions([first]), "corpus")
+    for name, task in recipe.tasks.items():
+        models = {str(stage): source for stage, source in task.ready.items()}
+        if recipe.section("task_teacher", name):
+            models.setdefault("task_teacher", first)
+        if recipe.section("transfer", name):
+            models.setdefault("transfer", recipe.ready.get("student", first))
+        limit = _positions(models.values())
+        checkpoints.must_fit(task.max_seq_length, limit, f"tasks.{name}")
+        if benchmark := recipe.section("benchmark", name):
+            where = f"{f'tasks.{name}.' if task.benchmark else ''}benchmark.evaluation.performance"
+            checkpoints.must_fit(benchmark.evaluation.performance.sequence_length, limit, where, "sequence_length")
+
+
+def _positions(models: Iterable[str]) -> int | None:
+    """Of the model that has the fewest; None: nothing is known of any."""
+    configs = (sources.config_at_hand(source) for source in dict.fromkeys(models))
+    return min((count for config in configs if config and (count := checkpoints.positions(config))), default=None)
+
+
+def lacking(recipe: Recipe) -> list[str]:
+    """Which stages will stop for want of a library, and what to install, line by line."""
+    stages: dict[tuple[str, str], list[str]] = {}
+    for stage in ("student", "transfer", "quantize", "export", "benchmark"):
+        sections = [recipe.student] if stage == "student" else [recipe.section(stage, task) for task in recipe.tasks]
+        for lacks in {lacks for section in sections if (lacks := libraries.lacking(section))}:
+            stages.setdefault(lacks, []).append(stage)
+    return [f"{', '.join(names)}: {module} is not installed; {how}" for (module, how), names in stages.items()]
+
+
+def _data(specs: list[str]) -> str:
+    """Names of data files; of splits on the hub all of it, and which are still to be fetched."""
+    later = [spec for spec in specs if sources.at_hand(spec) is None]
+    here = [spec if is_hub(spec) else sources.local_file(spec).name for spec in specs if spec not in later]
+    return "; ".join([", ".join(here)] * bool(here) + [f"{', '.join(later)}, {_LATER}"] * bool(later))
+
+
+def _transfers(recipe: Recipe) -> list[tuple[str, str]]:
+    """What is locked or pruned while tasks are learnt; tasks that do the same are told once."""
+    found: list[tuple[str, str]] = []
+    told: list[TaskPruning] = []
+    for task in recipe.tasks:
+        transfer = recipe.section("transfer", task)
+        if transfer is None or transfer.pruning in told:
+            continue
+        told.append(transfer.pruning)
+        if not transfer.pruning.only_locks:
+            found += _pruning(recipe, "transfer", transfer.pruning, transfer.train)
+        elif "student" in recipe.ready:
+            found += _locked(recipe, recipe.ready["student"])
+    return found
+
+
+def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list[tuple[str, str]]:
+    """Each pruner: its schedule, the matrices that it gets, and the sparsity that they can reach."""
+    source = recipe.ready.get("teacher", recipe.model.source)
+    if stage == "transfer":
+        source = recipe.ready.get("student", source)
+    shapes = prunable_shapes(recipe, source)
+    if not shapes:
+        return [("prunable", f"the matrices of {source} are checked when it was fetched")]
+    weights = sum(rows * columns for rows, columns in shapes.values())
+    found = [("prunable", f"{len(shapes)} encoder matrices, {weights:,} weights")]
+    compression = pruning.approach.weight_compression
+    where = f"{stage}.pruning.approach.weight_compression"
+    # Steps that epochs amount to are known with the data; here, what can be said in epochs alone is checked.
+    pruners = compression.resolve(steps_per_epoch=_EPOCH if compression.in_epochs() else 0)
+    for number, (pruner, names) in enumerate(zip(pruners, matching.assign(pruners, shapes, where), strict=True)):
+        label = f"{stage} pruner {number + 1}" if len(pruners) > 1 else f"{stage} pruner"
+        if pruner.prune_type == LOCK:
+            folder = sources.model_at_hand(source)
+            shares = checkpoints.zero_shares(folder, names) if folder else {}
+            found += [(label, "pattern_lock"), *_by_layer(shapes, shares)]
+            continue
+        problem = matching.cannot(pruning.backend, pruner)
+        if problem:
+            raise UserError(f"{pruning.backend} cannot: {problem}", where=where, instead="backend: inc")
+        length = _must_end(pruner, compression.in_epochs(), train, where)
+        if length and pruning.learning_rate_rewinding:
+            warmup = train.warmup_ratio * length
+            must_stay_near_the_peak(length, warmup, pruner.start_step, pruner.end_step, where)
+        reached = matching.reachable(pruner, {name: shapes[name] for name in names})
+        found += [(label, _schedule(pruner, compression.in_epochs(), pruning.backend)), *_by_layer(shapes, reached)]
+    return found
+
+
+_EPOCH = 1000  # a stand-in for the steps of an epoch, where only the ratio of epochs to training matters
+
+
+def _must_end(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str) -> int | None:
+    """The ramp has steps, and its last one lies within the training, whose length it returns where it is known."""
+    if pruner.end_step < pruner.start_step or (pruner.end_step == pruner.start_step and pruner.initial_sparsity == 0):
+        what = "end_epoch" if in_epochs else "end_step"
+        raise UserError("the ramp has no steps", where=where, instead=f"an {what} after the start")
+    length = train.epoch and train.epoch * _EPOCH if in_epochs else train.steps
+    if length and pruner.end_step >= length:
+        unit, end = ("epoch", pruner.end_step / _EPOCH) if in_epochs else ("step", pruner.end_step)
+        count = train.epoch if in_epochs else train.steps
+        raise UserError(
+            f"the last pruning is at the beginning of {unit} {end:g}, but the training has {count} {unit}s, "
+            "counted from 0",
+            where=where,
+            instead=f"a smaller end_{unit}, or a longer training",
+        )
+    return length
+
+
+def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:
+    unit, scale = ("epochs", _EPOCH) if in_epochs else ("steps", 1)
+    first, last = pruner.start_step / scale, pruner.end_step / scale
+    return (
+        f"{pruner.prune_type}, {pruner.initial_sparsity:.0%} -> {pruner.target_sparsity:.0%} in {unit} {first:g}.."
+        f"{last:g}, every {pruner.update_frequency_on_step / scale:g}, {pruner.sparsity_decay_type}, "
+        f"{pruner.pattern}, {pruner.prune_domain}, by {backend}"
+    )
+
+
+def _locked(recipe: Recipe, source: str) -> list[tuple[str, str]]:
+    """The zeros of a ready sparse model, matrix by matrix."""
+    folder = sources.model_at_hand(source)
+    if folder is None:
+        return [("locked", f"the zeros of {source} are checked when it was fetched")]
+    shapes = prunable_shapes(recipe, source)
+    shares = checkpoints.zero_shares(folder, shapes)
+    weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    zeros = sum(share * weights[name] for name, share in shares.items()) / sum(weights.values())
+    if zeros < DENSE:
+        raise UserError(
+            "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
+        )
+    return [
+        ("locked", f"{zeros:.2%} of {sum(weights.values()):,} encoder weights are zero"),
+        *_by_layer(shapes, shares),
+    ]
+
+
+def _by_layer(shapes: dict[str, tuple[int, int]], shares: dict[str, float]) -> list[tuple[str, str]]:
+    """Matrices that are alike in all but the number of their layer share a line."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for name, zeros in shares.items():
+        match = _LAYER_NUMBER.search(name)
+        assert match is not None, name
+        pattern = f"{name[: match.start(1)]}*{name[match.end(1) :]}"
+        shape = "x".join(map(str, shapes[name]))
+        groups.setdefault((pattern, shape, f"{zeros:.1%}"), []).append(int(match[1]))
+    lines = []
+    for (pattern, shape, share), layers in groups.items():
+        whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
+        numbers = f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
+        lines.append(("", f"{pattern.replace('*', f'[{numbers}]')} {shape}: {share}"))
+    return lines
+
+
+def doctor_table() -> "tuple[Table, bool]":
+    """Versions against the pins, ISA, cores, memory, disk, compiler; and whether all versions are the pinned ones."""
+    from rich.table import Table
+
+    from toolkit.core import machine as system
+
+    table = Table(title="doctor", show_header=True)
+    for column in ("what", "found", "wanted"):
+        table.add_column(column)
+    sound = True
+    for name, wanted in pinned_versions().items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found = "not installed"
+            if extra := libraries.extra_of(name):  # this machine may be there for training alone
+                table.add_row(name, found, f"{wanted}, for the extra `{extra}`")
+                continue
+        same = found.split("+")[0] == wanted
+        sound &= same
+        table.add_row(name, found if same else f"[red]{found}[/]", wanted)
+    for extra in libraries.EXTRAS:
+        module = libraries.missing(extra)
+        table.add_row(f"extra {extra}", f"{module} is missing" if module else "whole", libraries.install(extra))
+    for what, value in system.machine().items():
+        table.add_row(what, ", ".join(map(str, value)) if isinstance(value, list) else str(value), "")
+    table.add_row("python", sys.version.split()[0], ">= 3.10")
+    table.add_row("free disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GB", ">= 5 GB for the quickstart")
+    table.add_row(
+        "C++ compiler", shutil.which("g++") or shutil.which("clang++") or "none: 8-bit training is slower", ""
+    )
+    extension = Path(sys.prefix) / "torch_ext"
+    built = any(extension.rglob("*.so")) if extension.is_dir() else False
+    table.add_row("NNCF extension", "built" if built else "not built: the first quantization builds it", "built")
+    if kernels.extension():
+        found = f"built, computes with {kernels.isa()}"
+    else:
+        missing = kernels.missing_tool()
+        found = f"not built: {kernels.BUILD}"
+        if missing:
+            found = f"cannot be built: {missing} is missing; the plain IRs are exported"
+    table.add_row("sparse kernel", found, "built")
+    return table, sound
+
+
+def pinned_versions() -> dict[str, str]:
+    """The pins of constraints.txt; empty where the toolkit was installed without its repository."""
+    lines = paths.PINS.read_text().splitlines() if paths.PINS.is_file() else []
+    pins = (line.partition(";")[0].strip().partition("==") for line in lines if not line.startswith("#"))
+    return {name: version for name, equals, version in pins if equals}

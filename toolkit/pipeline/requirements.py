@@ -1,0 +1,63 @@
+"""The libraries that only some stages need, the extras of setup.cfg that bring them, and which of them are here.
+
+Training needs torch, transformers, datasets and accelerate, so a GPU machine that only trains installs nothing else.
+"""
+
+import importlib.util
+
+from toolkit.core.errors import UserError
+from toolkit.recipe import Benchmark, Export, Quantize, Student, Transfer
+
+# Extra -> what it brings: distribution, and the module that is imported of it here; None: nothing fails without it.
+EXTRAS: dict[str, dict[str, str | None]] = {
+    "deploy": {
+        "openvino": "openvino",
+        "openvino-tokenizers": "openvino_tokenizers",
+        "nncf": "nncf",
+        "optimum-intel": None,
+        "cmake": None,
+        "ninja": None,
+    },
+    "inc": {"neural-compressor": "neural_compressor", "setuptools": "pkg_resources", "six": "six"},
+    "report": {"jinja2": "jinja2", "plotly": "plotly"},
+}
+_OF_BACKEND = {"inc": "inc", "nncf": "deploy"}
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
+def missing(extra: str) -> str:
+    """The first module of an extra that is not installed; empty where all of them are. Loads none of them."""
+    modules = filter(None, EXTRAS[extra].values())
+    return next((name for name in modules if importlib.util.find_spec(name) is None), "")
+
+
+def extra_of(name: str) -> str:
+    """The extra that brings a distribution or a module; empty: none."""
+    top = name.lower().split(".")[0]
+    return next((extra for extra, brings in EXTRAS.items() if top in brings or top in brings.values()), "")
+
+
+def wanted_by(section: object) -> str:
+    """The extra that a stage with this section of a recipe cannot do without; empty: none."""
+    if isinstance(section, Quantize | Export | Benchmark):
+        return "deploy"
+    if isinstance(section, Student) or (isinstance(section, Transfer) and not section.pruning.only_locks):
+        return _OF_BACKEND.get(section.pruning.backend, "")
+    return ""
+
+
+def lacking(section: object) -> tuple[str, str] | None:
+    """The module that a stage with this section needs and that is not installed, and how to install it; None: none."""
+    extra = wanted_by(section)
+    module = missing(extra) if extra else ""
+    return (module, install(extra)) if module else None
+
+
+def must_be_there(stage: str, section: object) -> None:
+    """Raises a UserError that names the extra to install, where a stage needs one that is not here."""
+    if lacks := lacking(section):
+        raise UserError(f"this stage needs {lacks[0]}, which is not installed", where=stage, instead=lacks[1])

@@ -1,0 +1,138 @@
+"""One file of INC's as it is read, and the plan that several of them become."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from toolkit.core.errors import UserError
+from toolkit.core.yaml_document import Document, KeyPath, read_yaml
+from toolkit.recipe.fields import Section
+from toolkit.recipe.inc.schema import IncFile
+from toolkit.recipe.json_schema import Schema
+from toolkit.recipe.load import dotted, fill_empty, mistakes_in, together
+
+_INC = Schema(IncFile)
+
+
+@dataclass(frozen=True)
+class IncFlags:
+    """What the scripts took beside INC's files; None where nothing was said."""
+
+    model: str | None = None
+    teacher: str | None = None
+    task: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    columns: tuple[str, ...] | None = None
+    label: str | None = None
+    labels: tuple[str, ...] | None = None
+    temperature: float | None = None
+    loss_weights: tuple[float, ...] | None = None
+    learning_rate: float | None = None
+    num_train_epochs: int | None = None
+    per_device_train_batch_size: int | None = None
+    max_seq_length: int | None = None
+    seed: int | None = None
+    name: str | None = None
+
+
+@dataclass
+class IncPlan:
+    """What INC's files amount to.
+
+    Attributes:
+        recipe: Data of a recipe, as from YAML.
+        origin: Key of the recipe -> who says so: a line of a file, a flag, or whose default it is.
+        notes: Lines on what is understood and makes no difference.
+        run_folder: Where INC's workspace lies, if a file names it.
+    """
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    origin: dict[KeyPath, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    run_folder: str | None = None
+
+    def put(self, path: KeyPath, value: Any, origin: str) -> None:
+        """Sets a key of the recipe."""
+        section: Any = self.recipe
+        for key in path[:-1]:
+            section = section.setdefault(key, {}) if isinstance(section, dict) else section[key]
+        section[path[-1]] = value
+        self.origin[path] = origin
+
+    def note(self, where: str, key: str, why: str) -> None:
+        """Tells of a key that makes no difference."""
+        line = f"understood, not used: {where}: {key}: {why}"
+        if line not in self.notes:  # two stages may have the same to say
+            self.notes.append(line)
+
+
+class Source:
+    """One file of INC's, and which of its keys have been used."""
+
+    def __init__(self, path: Path, document: Document, file: IncFile) -> None:
+        self.path, self.document, self.file = path, document, file
+        self._used: set[KeyPath] = set()
+
+    def written(self, *path: str | int) -> bool:
+        """Whether the file itself has this key."""
+        return path in self.document.places
+
+    def peek(self, *path: str | int) -> Any:
+        """The value of a key, INC's default where the file does not have it; None inside a section that is absent."""
+        value: Any = self.file
+        for key in path:
+            if value is None:
+                return None
+            value = getattr(value, str(key)) if isinstance(value, Section) else value[key]
+        return value
+
+    def take(self, *path: str | int) -> Any:
+        """The same, and it counts as used, with everything in it."""
+        self._used.add(path)
+        return self.peek(*path)
+
+    def where(self, *path: str | int) -> str:
+        """`prune.yaml:12`, or whose default it is."""
+        return self.document.place(path).text if self.written(*path) else "INC's default"
+
+    def refuse(self, path: KeyPath, why: str, instead: str = "") -> UserError:
+        """An error about a key."""
+        return UserError(f"{dotted(path)}: {why}", where=self.document.place(path).text, instead=instead)
+
+    def left_over(self) -> list[KeyPath]:
+        """Keys with values that were written and not used, in the order of the file."""
+        paths = [p for p in self.document.places if p]
+        inner = {p[:n] for p in paths for n in range(1, len(p))}
+        leaves = [p for p in paths if p not in inner and not any(p[: len(u)] == u for u in self._used)]
+        return [p for p in leaves if not isinstance(self._raw(p), dict | list)]
+
+    def _raw(self, path: KeyPath) -> Any:
+        value = self.document.data
+        for key in path:
+            value = value[key]
+        return value
+
+
+def read_source(path: Path) -> Source:
+    """Reads and checks one file.
+
+    Raises:
+        UserError: Something in it is wrong; the message names every mistake with its line.
+    """
+    document = read_yaml(path)
+    if not isinstance(document.data, dict):
+        what = "this file is empty" if document.data is None else "INC's files are mappings of `key: value` lines"
+        raise UserError(what, where=str(path), instead="model: {name: mine, framework: pytorch}")
+    fill_empty(document, _INC)
+    file = None
+    try:
+        file = IncFile.model_validate(document.data)
+    except ValidationError as error:
+        document.mistakes += mistakes_in(error, document, _INC)
+    if document.mistakes:
+        raise together(document.mistakes, str(path))
+    assert file is not None
+    return Source(path, document, file)

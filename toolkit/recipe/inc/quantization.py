@@ -1,0 +1,137 @@
+"""From INC's `quantization` section to the recipe's: formats by model, by type of operation, by operation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.core.yaml_document import KeyPath
+from toolkit.recipe.inc.inc_file import IncPlan, Source
+
+# INC's names of operations -> ours.
+_TYPES = {
+    **dict.fromkeys(("linear", "fullyconnected", "gemm"), "Linear"),
+    "embedding": "Embedding",
+    **dict.fromkeys(("matmul", "bmm", "batchmatmul"), "MatMul"),
+}
+_FP32 = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32"}
+# Key -> what of INC's values can be done, and what it is called here. None: it is what happens anyway.
+_WEIGHT: dict[str, dict[Any, Any]] = {
+    "granularity": {"per_channel": "per_channel", "per_tensor": "per_tensor"},
+    "scheme": {"sym": "sym"},
+    "dtype": {"int8": "int8", **_FP32},
+    "algorithm": {"minmax": None},
+    "bit": {7.0: 7},
+}
+_ACTIVATION: dict[str, dict[Any, Any]] = {
+    "granularity": {"per_tensor": "per_tensor"},
+    "scheme": {"asym": "asym", "sym": "sym"},
+    "dtype": {"uint8": "int8", "int8": "int8", **_FP32},
+    "algorithm": {"minmax": None, "placeholder": None},
+}
+_WHY = {
+    ("weight", "scheme"): "OpenVINO's CPU kernels take symmetric weights only",
+    ("weight", "dtype"): "8-bit weights are signed: int8",
+    ("weight", "bit"): "weights have 8 bits, or 7 against saturation",
+    ("activation", "granularity"): "OpenVINO takes one scale for a whole activation",
+    ("activation", "algorithm"): "ranges are taken by minmax; kl would give others",
+}
+
+
+def quantization(plan: IncPlan, source: Source) -> None:
+    """Puts the section into the plan; its training is put by the caller.
+
+    Raises:
+        UserError: A format was asked for that neither NNCF nor OpenVINO has.
+    """
+    at: KeyPath = ("quantize", "quantization")
+    approach = source.take("quantization", "approach")
+    plan.put((*at, "approach"), approach, source.where("quantization", "approach"))
+    sizes = source.take("quantization", "calibration", "sampling_size")
+    where = source.where("quantization", "calibration", "sampling_size")
+    plan.put((*at, "calibration", "sampling_size"), sizes[0], where)
+    if len(sizes) > 1:
+        plan.note(where, "sampling_size", f"the first, {sizes[0]}, is taken: the search does not try several")
+    _formats(plan, source, ("quantization", "model_wise"), (*at, "model_wise"), approach)
+    for group, name_of in (("optype_wise", _type), ("op_wise", None)):
+        for name in source.peek("quantization", group):
+            path: KeyPath = ("quantization", group, name)
+            key = name_of(source, path) if name_of else name
+            if key in plan.recipe["quantize"]["quantization"].get(group, {}):
+                raise source.refuse(path, f"{key} is there already, under another name", f"one entry for {key}")
+            _formats(plan, source, path, (*at, group, key), approach)
+    _recipes(plan, source, at, approach)
+
+
+def _type(source: Source, path: KeyPath) -> str:
+    found = _TYPES.get(str(path[-1]).lower())
+    if found is None:
+        raise source.refuse(
+            path, "a BERT-like encoder has no such operation to quantize", "Linear, Embedding or MatMul"
+        )
+    return found
+
+
+def _formats(plan: IncPlan, source: Source, path: KeyPath, at: KeyPath, approach: str) -> None:
+    """Weight and activation of the model or of some operations."""
+    for half, known in (("weight", _WEIGHT), ("activation", _ACTIVATION)):
+        for key, can in known.items():
+            if not source.peek(*path, half, key):
+                continue
+            value = _chosen(plan, source, (*path, half, key), can, _WHY.get((half, key), ""))
+            where = source.where(*path, half, key)
+            if value is None:
+                continue
+            if approach == "post_training_dynamic_quant" and half == "activation" and value != "fp32":
+                plan.note(
+                    where, f"activation.{key}", "activations are quantized while the model runs, as OpenVINO does it"
+                )
+            elif key == "bit" and "model_wise" not in path:
+                raise source.refuse((*path, half, key), "7 bits are for all weights or none", "model_wise.weight.bit")
+            else:
+                plan.put((*at, half, key), value, where)
+    if at[-2] in ("optype_wise", "op_wise"):
+        plan.recipe["quantize"]["quantization"].setdefault(at[-2], {}).setdefault(at[-1], {})
+
+
+def _chosen(plan: IncPlan, source: Source, path: KeyPath, can: Mapping[Any, Any], why: str) -> Any:
+    """Of INC's candidates the first that can be done; the others are told."""
+    candidates = source.take(*path)
+    possible = [c for c in candidates if c in can]
+    if not possible:
+        raise source.refuse(path, f"{', '.join(map(str, candidates))} cannot be done: {why}", ", ".join(map(str, can)))
+    chosen, others = possible[0], [str(c) for c in candidates if c != possible[0]]
+    where = source.where(*path)
+    if others:
+        plan.note(
+            where,
+            str(path[-1]),
+            f"{', '.join(others)}: {chosen} is taken; the search returns operations to FP32 instead",
+        )
+    if chosen in ("bf16", "fp16"):
+        plan.note(where, str(path[-1]), f"{chosen}: the operation is kept in FP32")
+    return can[chosen]
+
+
+def _recipes(plan: IncPlan, source: Source, at: KeyPath, approach: str) -> None:
+    path = ("quantization", "recipes")
+    if not source.peek(*path, "first_conv_or_matmul_quantization"):
+        raise source.refuse(
+            (*path, "first_conv_or_matmul_quantization"),
+            "say which operation stays in FP32",
+            "op_wise: {…: {weight: {dtype: [fp32]}}}",
+        )
+    if source.peek(*path, "weight_correction"):
+        raise source.refuse((*path, "weight_correction"), "NNCF corrects biases only", "fast_bias_correction: true")
+    static = approach == "post_training_static_quant"
+    where = source.where(*path, "fast_bias_correction")
+    value = source.take(*path, "fast_bias_correction")
+    if static:
+        plan.put((*at, "recipes", "fast_bias_correction"), value, where)
+        plan.put((*at, "recipes", "smooth_quant"), False, "INC 1.x had none; true often loses less")
+    elif source.written(*path, "fast_bias_correction"):
+        plan.note(
+            where,
+            "fast_bias_correction",
+            "training moves the biases itself"
+            if approach == "quant_aware_training"
+            else "only weights are quantized beforehand",
+        )

@@ -1,0 +1,234 @@
+"""From INC's files to a recipe: the stages they amount to, the task, the promise. Larger sections have their files."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from toolkit.core.errors import UserError
+from toolkit.core.yaml_document import KeyPath
+from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, Source
+from toolkit.recipe.inc.pruning import pruning
+from toolkit.recipe.inc.quantization import quantization
+from toolkit.recipe.inc.training import SCRIPT, TRAINING_FLAGS, training
+from toolkit.recipe.presets import PRESETS
+
+_SECTIONS = ("pruning", "quantization", "distillation", "train", "evaluation")
+
+
+def translate(sources: Sequence[Source], flags: IncFlags, placeholders: bool) -> IncPlan:
+    """The recipe that INC's files and flags amount to.
+
+    Raises:
+        UserError: Something cannot be honoured, or a flag is missing.
+    """
+    plan = IncPlan()
+    owners = {name: _owner(sources, name) for name in _SECTIONS}
+    prunes, eight_bits, teaches = owners["pruning"], owners["quantization"], owners["distillation"]
+    if not (prunes or eight_bits or teaches):
+        raise UserError(
+            "nothing to do in this file: no pruning, distillation or quantization",
+            where=str(sources[0].path),
+            instead="pruning: {approach: …}, or quantization: {approach: …}",
+        )
+    _name(plan, sources, flags)
+    _seed(plan, sources, flags)
+    model = _flag(flags.model, "--model", "<model>", placeholders)
+    plan.put(("model", "source"), model, "--model")
+    task = _task(plan, owners["evaluation"], flags, placeholders)
+    transfers = prunes is not None or eight_bits is None
+    locks = pruning(plan, prunes) if prunes else True
+    if not transfers:
+        why = "--model: the files prune nothing, so it is a model of the task"
+        plan.put(("tasks", task, "ready", "transfer"), model, why)
+    elif locks:
+        plan.put(("ready", "student"), model, "--model: its zeros are locked")
+    teacher = flags.teacher or ("<teacher>" if placeholders and teaches else None)
+    if teacher:
+        plan.put(("tasks", task, "ready", "task_teacher"), teacher, "--teacher")
+    elif teaches:
+        raise UserError("who teaches?", where=teaches.where("distillation"), instead="--teacher MODEL")
+    trains = eight_bits is not None and eight_bits.peek("quantization", "approach") == "quant_aware_training"
+    stages = ["transfer"] * transfers + ["quantize"] * trains
+    for stage in stages:
+        training(plan, stage, stages, owners, flags, bool(teacher))
+    if not stages:
+        for flag in (f for f in TRAINING_FLAGS if getattr(flags, f) is not None):
+            plan.note("flag", f"--{flag.replace('_', '-')}", "nothing is trained")
+    if eight_bits:
+        quantization(plan, eight_bits)
+        _tuning(plan, eight_bits)
+    plan.put(("export",), {}, "every file ends in IR")
+    plan.put(("benchmark",), {}, "every file ends in figures")
+    _speed(plan, owners["evaluation"])
+    return plan
+
+
+def _name(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
+    """What the run is called, and where INC's workspace puts it."""
+    for source in sources:
+        if not source.take("model", "framework").startswith(("pytorch", "NA")):
+            raise source.refuse(("model", "framework"), "this toolkit compresses PyTorch models", "framework: pytorch")
+        if source.written("tuning", "workspace", "path") and plan.run_folder is None:
+            plan.run_folder = source.take("tuning", "workspace", "path")
+    name = flags.name or sources[0].take("model", "name")
+    origin = "--name" if flags.name else sources[0].where("model", "name")
+    plan.put(("name",), re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-."), origin)
+    plan.put(("description",), "from " + ", ".join(s.path.name for s in sources), "the files")
+
+
+def _owner(sources: Sequence[Source], section: str) -> Source | None:
+    """The file that has a section; two may have it only if they say the same."""
+    found = [s for s in sources if s.peek(section) is not None]
+    for other in found[1:]:
+        if other.peek(section) != found[0].peek(section):
+            raise UserError(
+                f"`{section}` is in {found[0].path.name} as well, and says something else there",
+                where=other.where(section),
+                instead=f"one file with `{section}`",
+            )
+        other.take(section)
+    return found[0] if found else None
+
+
+def _flag(value: str | None, flag: str, placeholder: str, placeholders: bool) -> str:
+    if value is None and not placeholders:
+        raise UserError(f"{flag} is missing: INC's files do not say it", instead=f"{flag} …")
+    return value or placeholder
+
+
+def _seed(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
+    """The flag's, else the first that is written; a file that says the same agrees with it."""
+    written = [s for s in sources if s.written("tuning", "random_seed")]
+    if flags.seed is not None:
+        plan.put(("seed",), flags.seed, "--seed")
+        return
+    if not written:
+        plan.put(("seed",), 1978, "INC's default")
+        return
+    seed = written[0].peek("tuning", "random_seed")
+    plan.put(("seed",), seed, written[0].where("tuning", "random_seed"))
+    for source in written:
+        if source.peek("tuning", "random_seed") == seed:
+            source.take("tuning", "random_seed")
+
+
+def _task(plan: IncPlan, evaluation: Source | None, flags: IncFlags, placeholders: bool) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", _flag(flags.task, "--task", "task", placeholders))
+    known = _public(name)
+    public: dict[str, Any] = PRESETS.get(known, {})
+    at = ("tasks", name)
+    if public:
+        plan.put((*at, "preset"), known, "--task")
+    files = (("train", flags.train_file, "--train-file"), ("dev", flags.validation_file, "--validation-file"))
+    for split, file, flag in files:
+        if file is None and public and not placeholders:  # the public splits, from the hub
+            if split == "dev" and name.lower().endswith("mm"):
+                plan.put((*at, "dev"), public["more_dev"]["mismatched"], "--task")
+            continue
+        plan.put((*at, split), _flag(file, flag, f"<{flag[2:].replace('-', ' ')}>", placeholders), flag)
+    if flags.columns:
+        plan.put((*at, "columns"), list(flags.columns), "--text-column")
+    elif not public:
+        plan.put((*at, "columns"), ["sentence"], "toolkit's default")
+    if flags.label:
+        plan.put((*at, "label"), flags.label, "--label-column")
+    if flags.labels:
+        plan.put((*at, "labels"), list(flags.labels), "--class-label")
+    if flags.max_seq_length or "max_seq_length" not in public:
+        length = flags.max_seq_length or 128
+        plan.put((*at, "max_seq_length"), length, "--max-seq-length" if flags.max_seq_length else SCRIPT)
+    metrics, origin = _metrics(evaluation, public)
+    if metrics:
+        plan.put((*at, "metrics"), metrics, origin)
+    return name
+
+
+def _public(name: str) -> str:
+    """The public task that a name means: SST-2, stsb, or mnli-mm for the mismatched dev split of MNLI."""
+    return name.lower().replace("-", "").replace("_", "").removesuffix("mm")
+
+
+def _metrics(evaluation: Source | None, public: dict[str, Any]) -> tuple[list[str], str]:
+    """INC's metric in the recipe's words; none where the public task's own are meant."""
+    at = ("evaluation", "accuracy", "metric")
+    metric = evaluation.peek(*at) if evaluation else None
+    if metric is None or evaluation is None:
+        return ([], "") if public else (["accuracy"], "toolkit's default")
+    (name,) = [key for key in type(metric).model_fields if getattr(metric, key) is not None] or ["Accuracy"]
+    value = evaluation.take(*at, name)
+    classes = public.get("kind", "classification") == "classification"
+    if classes and (name in ("Accuracy", "F1") or (name == "topk" and value.k == 1)):
+        return (["f1", "accuracy"] if name == "F1" else ["accuracy"]), evaluation.where(*at, name)
+    if name == "GLUE" and _public(value.task) in PRESETS and _public(value.task) != "squad":
+        return list(PRESETS[_public(value.task)].get("metrics", ["accuracy"])), evaluation.where(*at, name)
+    if name == "SquadF1" and public.get("kind") == "question_answering":
+        return ["f1", "exact_match"], evaluation.where(*at, name)
+    raise evaluation.refuse(
+        (*at, name),
+        "this metric is not computed here of this task",
+        "topk: 1, Accuracy, F1 or GLUE of a classification task; SquadF1 of squad",
+    )
+
+
+def _tuning(plan: IncPlan, source: Source) -> None:
+    """The promise and the search, from the file that quantizes."""
+    at: KeyPath = ("quantize", "tuning")
+    criterion = source.peek("tuning", "accuracy_criterion")
+    kind = "absolute" if criterion is not None and criterion.absolute is not None else "relative"
+    value = getattr(criterion, kind) if criterion is not None else None
+    if criterion is not None and not criterion.higher_is_better:
+        raise source.refuse(
+            ("tuning", "accuracy_criterion", "higher_is_better"),
+            "higher is better for every metric here",
+            "higher_is_better: true",
+        )
+    source.take("tuning", "accuracy_criterion", kind)
+    plan.put(
+        (*at, "accuracy_criterion", kind),
+        0.01 if value is None else value,
+        source.where("tuning", "accuracy_criterion", kind),
+    )
+    if source.peek("tuning") is None:
+        return
+    several = source.peek("tuning", "multi_objectives")
+    objective = source.take("tuning", "objective")
+    where = source.where("tuning", "objective")
+    if several is not None and source.written("tuning", "objective"):
+        raise source.refuse(("tuning", "multi_objectives"), "`objective` says it as well", "one of the two")
+    if several is not None:
+        if len(several.objective) != 1:
+            raise source.refuse(
+                ("tuning", "multi_objectives"),
+                "one objective chooses among those that meet the criterion",
+                "objective: performance",
+            )
+        objective, where = several.objective[0], source.where("tuning", "multi_objectives", "objective")
+        source.take("tuning", "multi_objectives", "objective")
+    plan.put((*at, "objective"), objective, where)
+    for key in ("timeout", "max_trials"):
+        plan.put(
+            (*at, "exit_policy", key),
+            source.take("tuning", "exit_policy", key),
+            source.where("tuning", "exit_policy", key),
+        )
+    if source.take("tuning", "exit_policy", "performance_only"):
+        if source.written("tuning", "exit_policy", "max_trials"):
+            plan.note(
+                source.where("tuning", "exit_policy", "max_trials"), "max_trials", "performance_only is one trial"
+            )
+        plan.put((*at, "exit_policy", "max_trials"), 1, source.where("tuning", "exit_policy", "performance_only"))
+
+
+def _speed(plan: IncPlan, source: Source | None) -> None:
+    """Threads, streams and batch of the benchmark."""
+    if source is None:
+        return
+    at: KeyPath = ("evaluation", "performance")
+    target: KeyPath = ("benchmark", *at)
+    for key in ("cores_per_instance", "num_of_instance"):
+        if source.written(*at, "configs", key):
+            value = source.take(*at, "configs", key)
+            plan.put((*target, "configs", key), value, source.where(*at, "configs", key))
+    batch: KeyPath = (*at, "dataloader", "batch_size")
+    if source.written(*batch):
+        plan.put((*target, "batch_sizes"), [source.take(*batch)], source.where(*batch))

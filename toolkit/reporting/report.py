@@ -1,0 +1,223 @@
+"""Writes the report: one HTML file that opens offline, and the same tables as Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.artifacts import Manifest, failed
+from toolkit.measure.size import BUNDLE, FILE, GZIP
+from toolkit.reporting import figures
+from toolkit.reporting import sentences as text
+from toolkit.reporting.budgets import Budget, budgets, gains
+from toolkit.reporting.claims_table import DENSE, SHIPPED, Headline, headline, variants_of
+from toolkit.reporting.manifests import behind, stage_of, tasks_of
+from toolkit.reporting.stage_scores import STAGES, StageScores, stage_scores
+
+PAGE, MARKDOWN = "report.html", "report.md"
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One definition of size: bytes and compression of each variant, None where it means nothing for it."""
+
+    label: str
+    cells: tuple[tuple[int, float | None] | None, ...]
+
+
+@dataclass
+class TaskView:
+    """What the templates show of a task that was measured."""
+
+    head: Headline
+    summary: str
+    criterion: str
+    sizes: list[SizeRow]
+    parity: list[dict[str, Any]]
+    matmuls: list[dict[str, Any]]
+    left_out: list[str]
+    folder: str
+    speeds: list[tuple[str, dict[str, Any]]]
+    tuning: dict[str, Any] | None
+    tuning_text: str
+    plots: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class RunView:
+    """What the templates show of a run."""
+
+    title: str
+    manifests: Sequence[Manifest]
+    tasks: list[TaskView]
+    variants: list[str]  # of all tasks
+    student: Manifest | None
+    pattern: Manifest | None  # who tells the zeros of each matrix: the student, else a transfer of a ready one
+    stages: tuple[str, ...]  # those that some row of the next table has
+    scores: list[StageScores]
+    budgets: list[Budget]
+    budget: str
+    checks_failed: int
+    data: list[tuple[str, str, str]]
+    sparsity_plot: str = ""
+    curves: list[tuple[str, str]] = field(default_factory=list)
+
+
+def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
+    """Writes `report.html` and `report.md` into `folder`, from the manifests alone.
+
+    Args:
+        runs: The manifests of each run, in the order of the data flow.
+        folder: Made if it is not there.
+
+    Returns:
+        Path of the page.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    manifests = [m for run in runs for m in run]
+    assert manifests, "a report needs a finished stage"
+    views = [_run_view(run, f"Run {i} of {len(runs)}" if len(runs) > 1 else "") for i, run in enumerate(runs, 1)]
+    machines = behind(runs, "machine")
+    values = {
+        "runs": views,
+        "gains": gains(runs),
+        "subjects": list(dict.fromkeys(_subject(m) for m in manifests if m.run)),
+        "machines": machines,
+        "hardware": text.hardware([machine for _, machine in machines]),
+        "versions": behind(runs, "versions"),
+        "commits": list(dict.fromkeys(m.commit for m in manifests if m.commit)),
+        "date": max(m.started for m in manifests)[:10],
+        "seeds": sorted({m.seed for m in manifests}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for template, file, html in ((f"{PAGE}.j2", PAGE, True), (f"{MARKDOWN}.j2", MARKDOWN, False)):
+        environment = Environment(
+            loader=PackageLoader("toolkit.reporting", "templates"),
+            autoescape=html,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        environment.filters |= text.FILTERS
+        environment.globals["tuning_cost"] = text.tuning_cost
+        script = {"plotly": Markup(get_plotlyjs())} if html else {}
+        (folder / file).write_text(environment.get_template(template).render(**values, **script))
+    return folder / PAGE
+
+
+def _subject(manifest: Manifest) -> str:
+    """What a run was of: its name, what it says of itself, and the model that it started from."""
+    run = manifest.run
+    about = f": {run['description']}" if run.get("description") else ""
+    return f"{run.get('name', '')}{about} (from {run.get('model', '')})"
+
+
+def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
+    from markupsafe import Markup
+
+    student = stage_of(run, "student")
+    pattern = next((m for m in (student, *run) if m is not None and m.metrics.get("per_matrix")), None)
+    mark = prefix.lower().replace(" ", "-") or "run"  # plots need names that are unique in the page
+    spent, scores = budgets(run), stage_scores(run)
+    tasks = [t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t]
+    view = RunView(
+        title=prefix,
+        manifests=run,
+        tasks=tasks,
+        variants=variants_of([t.head for t in tasks]),
+        student=student,
+        pattern=pattern,
+        stages=tuple(stage for stage in STAGES if any(stage in row.scores for row in scores)),
+        scores=scores,
+        budgets=spent,
+        budget=text.budget(spent),
+        checks_failed=len(failed(c for m in run for c in m.checks)),
+        data=_data(run),
+    )
+    if pattern is not None:
+        plot = figures.sparsity(pattern.metrics["per_matrix"])
+        view.sparsity_plot = Markup(figures.to_html(plot, f"{mark}-sparsity"))
+    for i, m in enumerate(run):
+        if m.history:
+            label = f"{m.task}: {m.stage}" if m.task else m.stage
+            curve = figures.to_html(figures.training_curve(m.history), f"{mark}-curve-{i}")
+            view.curves.append((label, Markup(curve)))
+    return view
+
+
+def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None:
+    """None for a task that was not benchmarked."""
+    from markupsafe import Markup
+
+    benchmark, export = stage_of(run, "benchmark", task), stage_of(run, "export", task)
+    quantized = stage_of(run, "quantize", task)
+    tuning = quantized.metrics.get("tuning") if quantized else None
+    if benchmark is None:
+        return None
+    head = headline(benchmark)
+    measured = benchmark.metrics["variants"]
+    exported = export.metrics if export else {}
+    exported_variants: dict[str, dict[str, Any]] = exported.get("variants", {})
+    view = TaskView(
+        head=head,
+        summary=text.summary(head, stage_of(run, "transfer", task) or quantized),
+        criterion=text.criterion(benchmark),
+        sizes=_sizes(benchmark),
+        parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],
+        matmuls=exported_variants.get(SHIPPED, {}).get("matmuls", []),
+        left_out=text.left_out(export) + text.rows_left_out(run, task),
+        folder=benchmark.artifact.path.as_posix(),
+        tuning=tuning,
+        tuning_text=text.tuning(tuning) if tuning else "",
+        speeds=sorted(((v, p) for v, m in measured.items() for p in m["performance"]), key=lambda x: x[1]["batch"]),
+    )
+    metric = head.variants[0].scores[0].metric
+    plots = {"size": figures.against_size(head)}
+    if any(v.latency for v in head.variants):
+        plots["latency"] = figures.against_latency(head)
+    view.plots = [(f"{metric} against {n}", Markup(figures.to_html(f, f"{mark}-{n}"))) for n, f in plots.items()]
+    return view
+
+
+def _sizes(benchmark: Manifest) -> list[SizeRow]:
+    """Files are compared with dense FP32's file, everything else with its parameters at four bytes each."""
+    variants = benchmark.metrics["variants"]
+    reference = benchmark.metrics["sizes_reference"]
+    dense = variants.get(DENSE, {}).get("sizes", {})
+    labels = list(dict.fromkeys(label for v in variants.values() for label in v["sizes"]))
+    rows = []
+    for label in sorted(labels, key=_family):
+        whole = dense.get(label) if label in (FILE, GZIP, BUNDLE) else reference.get(label.partition(":")[0])
+        cells = []
+        for v in variants.values():
+            size = v["sizes"].get(label)
+            cells.append(None if size is None else (size, whole / size if whole and size else None))
+        rows.append(SizeRow(label, tuple(cells)))
+    return rows
+
+
+def _family(label: str) -> int:
+    """Files first, then the encoder, then the whole model; within each as measured."""
+    return ("file", "encoder", "whole model").index(label.partition(":")[0])
+
+
+def _data(run: Sequence[Manifest]) -> list[tuple[str, str, str]]:
+    """Data files of all stages, each once: name, SHA-256, whatever else was noted of it."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for manifest in run:
+        for name, entry in manifest.data.items():
+            if not entry:
+                continue
+            values = dict(entry) if isinstance(entry, dict) else {"": entry}
+            digest = str(values.pop("sha256", ""))
+            rest = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}".strip() for key, value in values.items())
+            found.setdefault(f"{name}{digest}{rest}", (name, digest, rest))
+    return list(found.values())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

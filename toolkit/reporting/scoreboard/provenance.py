@@ -1,0 +1,104 @@
+"""Where the models and data behind a measurement came from, and what of them its recipe does not mean. Loads no torch.
+
+A folder that lies under the name of a model or data set stands in for it, which is handy, and no longer what was named.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.core.artifacts import content_hash, file_hash
+from toolkit.data.hub import LOCAL, PREFIX, hub_split, is_hub
+from toolkit.models import published as known
+from toolkit.models import sources
+from toolkit.recipe import Recipe, Task
+
+_EMPTY = 0.001  # share of a public split that `drop_empty` may leave out: all that is empty there, and no sample of it
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of one model or file.
+
+    Attributes:
+        text: A hub id with its revision, or what is local with its hash. No path: it would tell of somebody's machine.
+        stands_in: What a local folder was taken for, with the folder's hash; empty: it is what the recipe names.
+    """
+
+    text: str
+    stands_in: str = ""
+
+
+def origins(used: Recipe, written: Recipe, task: str) -> dict[str, Origin]:
+    """Key of the recipe -> where that came from, of all that one task depends on.
+
+    Args:
+        used: The recipe as it was run.
+        written: The same, with the names as the recipe's file has them (`recipe.load.parse_recipe`).
+        task: Which one.
+    """
+    models, data = _models(written, task), _data(written, task)
+    return {key: _of_model(spec, models[key]) for key, spec in _models(used, task).items()} | {
+        key: _of_data(spec, data[key]) for key, spec in _data(used, task).items()
+    }
+
+
+def reduced(section: Task, counts: dict[str, int]) -> tuple[str, ...]:
+    """What was measured on fewer, or more, examples than the public split that a task names has, in words.
+
+    Args:
+        section: As written.
+        counts: Metric -> examples; those of a further split are named `accuracy (mismatched)`.
+    """
+    found = []
+    for metric, n in counts.items():
+        more = metric.partition(" (")[2].removesuffix(")")
+        rows = published_rows(section.more_dev[more] if more else section.dev or "")
+        least = rows and rows - (round(_EMPTY * rows) if section.drop_empty else 0)
+        if rows and least and not least <= n <= rows:
+            found.append(f"{n:,} of {rows:,} dev rows" + (f" ({more})" if more else ""))
+    return tuple(dict.fromkeys(found))
+
+
+def published_rows(spec: str) -> int | None:
+    """Rows of a public split, whatever its revision; None: not known, or not on the hub."""
+    if not is_hub(spec):
+        return None
+    split = hub_split(spec)
+    return known.ROWS.get(f"{split.dataset}:{split.config}:{split.split}")
+
+
+def _models(recipe: Recipe, task: str) -> dict[str, str]:
+    own = {f"tasks.{task}.ready.{name}": source for name, source in recipe.tasks[task].ready.items()}
+    return {"model.source": recipe.model.source, **{f"ready.{n}": s for n, s in recipe.ready.items()}, **own}
+
+
+def _data(recipe: Recipe, task: str) -> dict[str, str]:
+    section, corpus = recipe.tasks[task], recipe.corpus
+    files = {f"corpus.files.{number}": spec for number, spec in enumerate(corpus.files if corpus else ())}
+    train = {f"tasks.{t}.train": recipe.tasks[t].train for t in (*(corpus.tasks if corpus else ()), task)}
+    dev = {f"tasks.{task}.dev": section.dev} if section.dev else {}
+    return files | train | dev | {f"tasks.{task}.more_dev.{name}": spec for name, spec in section.more_dev.items()}
+
+
+def _of_model(used: str, written: str) -> Origin:
+    folder = sources.local_model(used)
+    if folder is None:
+        snapshot = sources.model_at_hand(used)  # a folder that is called by its commit
+        return Origin(f"{used.partition('@')[0]}@{snapshot.name}" if snapshot else used)
+    return _local(folder, written if sources.is_hub_model(written) else "")
+
+
+def _of_data(used: str, written: str) -> Origin:
+    meant = written.removeprefix(PREFIX)
+    if not is_hub(used):
+        return _local(sources.local_file(used), "")
+    split = hub_split(used)
+    if folder := split.folder:
+        return _local(folder, "" if meant.startswith(LOCAL) else hub_split(written).dataset)
+    file = sources.at_hand(used)  # of a stream there is none, and no hash
+    return Origin(f"{split.name}, sha256:{file_hash(file)}" if file else split.name)
+
+
+def _local(path: Path, taken_for: str) -> Origin:
+    digest = content_hash(path)
+    return Origin(f"local, sha256:{digest}", f"{taken_for} from a local folder ({digest[:8]})" if taken_for else "")

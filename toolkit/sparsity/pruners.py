@@ -1,0 +1,257 @@
+"""What training knows of pruning: one Protocol. Back ends choose the weights; the mask and its zeros are ours."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.core.errors import UserError
+from toolkit.models.checkpoint import DENSE
+from toolkit.recipe import LOCK, Pruning, ResolvedPruner, Tile
+from toolkit.sparsity import assignment as matching
+from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.schedule import PruningSchedule
+
+_SCORE = "score/"  # before a weight's name: its score in a state dict
+_MOMENTUM = 0.9  # share of the old score that snip_momentum keeps, as in INC
+
+
+class Sparsifier(Protocol):
+    """Called by the trainer around each optimizer step; after it, pruned weights are exactly zero."""
+
+    @property
+    def mask(self) -> SparsityMask:
+        """The pattern of all matrices that are pruned or locked."""
+
+    def before_step(self, step: int) -> bool:
+        """Prunes further where the schedule says so; `step` counts optimizer steps from 0. True: it has chosen anew."""
+
+    def before_optimizer_step(self) -> None:
+        """Looks at the gradients, which are whole now."""
+
+    def after_optimizer_step(self) -> None:
+        """Puts back to zero what the optimizer moved."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that resuming needs, as tensors: masks as bits, scores as they are."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes up where `state_dict` was taken."""
+
+
+class PatternLock:
+    """Keeps a given pattern: the paper's pattern lock (section 3)."""
+
+    def __init__(self, mask: SparsityMask) -> None:
+        self.mask = mask
+        self._parameters: dict[str, Tensor] = {}
+
+    def attach(self, matrices: dict[str, nn.Linear]) -> None:
+        """Takes hold of the matrices (parameter name -> layer)."""
+        self._parameters = {name: matrices[name].weight for name in self.mask.tensors}
+        self.after_optimizer_step()
+
+    def before_step(self, step: int) -> bool:
+        """Nothing to prune: the pattern is fixed."""
+        return False
+
+    def before_optimizer_step(self) -> None:
+        """Nothing to learn from gradients: the pattern is fixed."""
+
+    def after_optimizer_step(self) -> None:
+        self.mask = self.mask.beside(self._parameters)  # training may have moved the model to a GPU
+        self.mask.apply_(self._parameters)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}  # the pattern comes from the checkpoint that the stage starts from
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.after_optimizer_step()
+
+
+class GradualPruner:
+    """Gradual pruning by a schedule. A back end says which weights stay, in `choose`; the rest is here.
+
+    Attributes:
+        section: What the recipe asks of this pruner.
+        schedule: Its sparsity over the steps.
+        mask: The pattern of its matrices.
+    """
+
+    def __init__(self, section: ResolvedPruner) -> None:
+        self.section = section
+        self.schedule = PruningSchedule.from_pruner(section)
+        self.mask = SparsityMask({})
+        self._parameters: dict[str, Tensor] = {}
+        self._scores: dict[str, Tensor] = {}  # of the prune types that go by gradients; empty before the first one
+
+    def choose(self, sparsity: float) -> dict[str, Tensor]:
+        """Parameter name -> bool tensor of the weights to keep at this sparsity, which is more than 0."""
+        raise AssertionError("a back end defines it")
+
+    def attach(self, matrices: dict[str, nn.Linear]) -> None:
+        """Takes hold of the matrices (parameter name -> layer)."""
+        self._parameters = {name: module.weight for name, module in matrices.items()}
+        matching.reachable(self.section, {n: (p.shape[0], p.shape[1]) for n, p in self._parameters.items()})
+        self.mask = SparsityMask({n: torch.ones_like(p.data, dtype=torch.bool) for n, p in self._parameters.items()})
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> bool:
+        sparsity = self.schedule.sparsity(step)
+        if not self.schedule.updates_at(step) or sparsity == 0:
+            return False
+        assert self._scores or not self._by_gradient(), "`attach` lets no such schedule pass"
+        self.mask = self.mask.beside(self._parameters)
+        self._bring_scores()
+        self.mask = SparsityMask(self.choose(sparsity))
+        self.after_optimizer_step()
+        return True
+
+    @torch.no_grad()
+    def before_optimizer_step(self) -> None:
+        """Scores: |g|, |w g| (Lee et al., 2019, SNIP) or a running sum of the latter; or group lasso's penalty."""
+        kind = self.section.prune_type
+        self._bring_scores()
+        for name, parameter in self._parameters.items():
+            if self._by_gradient():
+                assert parameter.grad is not None, name
+                score = parameter.grad.abs() if kind == "gradient_sensitivity" else (parameter * parameter.grad).abs()
+                if kind == "snip_momentum" and name in self._scores:
+                    score += _MOMENTUM * self._scores[name]
+                self._scores[name] = score
+            elif kind == "group_lasso":
+                assert parameter.grad is not None, name
+                parameter.grad += self.section.alpha * _towards_zero(parameter, self.section.tile)
+
+    def after_optimizer_step(self) -> None:
+        self.mask = self.mask.beside(self._parameters)  # training may have moved the model to a GPU
+        self.mask.apply_(self._parameters)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        masks = {name: torch.from_numpy(bits) for name, bits in self.mask.bits().items()}
+        return masks | {f"{_SCORE}{name}": score for name, score in self._scores.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        self.mask = SparsityMask.from_bits({name: state[name].cpu().numpy() for name in shapes}, shapes)
+        self._scores = {n: state[f"{_SCORE}{n}"] for n in self._parameters if f"{_SCORE}{n}" in state}
+        self.after_optimizer_step()
+
+    def _bring_scores(self) -> None:
+        """To where the weights are: those of a checkpoint come on the CPU, before the model is on its GPU."""
+        self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
+
+    def _by_gradient(self) -> bool:
+        return matching.by_gradient(self.section)
+
+    def _ranked(self, name: str) -> Tensor:
+        """What the smallest of goes first, >= 0, in the parameter's shape: |w|, or the score by gradients."""
+        if not self._by_gradient():
+            return self._parameters[name].detach().abs()
+        return self._scores[name]
+
+
+def _towards_zero(weight: Tensor, tile: Tile) -> Tensor:
+    """Gradient of the sum of the norms of all blocks: each block divided by its L2 norm (Yuan and Lin, 2006)."""
+    rows, columns = weight.shape
+    blocks = weight.view(rows // tile.rows, tile.rows, columns // tile.columns, tile.columns)
+    return (blocks / blocks.norm(dim=(1, 3), keepdim=True).clamp_min(1e-12)).view_as(weight)
+
+
+class Joined:
+    """Several pruners and locks, each with its own matrices, as one.
+
+    Attributes:
+        pruners: Attached already.
+    """
+
+    def __init__(self, pruners: "Sequence[PatternLock | GradualPruner]", rewinding: bool = False) -> None:
+        self.pruners = tuple(pruners)
+        self._rewinding = rewinding
+
+    @property
+    def mask(self) -> SparsityMask:
+        return SparsityMask({name: kept for pruner in self.pruners for name, kept in pruner.mask.tensors.items()})
+
+    @property
+    def gradual(self) -> list[GradualPruner]:
+        """Those that prune."""
+        return [pruner for pruner in self.pruners if isinstance(pruner, GradualPruner)]
+
+    def rewound(self) -> PruningSchedule | None:
+        """The schedule along which the learning rate is rewound, if it is.
+
+        Raises:
+            UserError: The pruners prune at different steps.
+        """
+        schedules = [pruner.schedule for pruner in self.gradual]
+        if not self._rewinding or not schedules:
+            return None
+        if len({(s.start, s.end, s.frequency) for s in schedules}) > 1:
+            raise UserError(
+                "the pruners prune at different steps, so there is no one rate to rewind to",
+                where="pruning",
+                instead="the same start, end and frequency for all, or learning_rate_rewinding: false",
+            )
+        return schedules[0]
+
+    def before_step(self, step: int) -> bool:
+        return any([pruner.before_step(step) for pruner in self.pruners])  # a list: each of them has its turn
+
+    def before_optimizer_step(self) -> None:
+        for pruner in self.pruners:
+            pruner.before_optimizer_step()
+
+    def after_optimizer_step(self) -> None:
+        for pruner in self.pruners:
+            pruner.after_optimizer_step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value for pruner in self.pruners for name, value in pruner.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for pruner in self.pruners:
+            pruner.load_state_dict(state)
+
+
+def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_epoch: int) -> Joined:
+    """The pruners of a recipe, each with the matrices that it names, by the back end that the recipe names.
+
+    Args:
+        pruning: The recipe's section.
+        matrices: Parameter name -> layer, of everything that can be pruned.
+        steps_per_epoch: For ramps that are said in epochs.
+
+    Raises:
+        UserError: The back end cannot do it, the names do not fit, or there are no zeros to lock.
+    """
+    where = "pruning.approach.weight_compression"
+    sections = pruning.approach.weight_compression.resolve(steps_per_epoch)
+    made: list[PatternLock | GradualPruner] = []
+    for section, names in zip(sections, matching.assign(sections, matrices, where), strict=True):
+        mine = {name: matrices[name] for name in names}
+        pruner = _lock(mine, where) if section.prune_type == LOCK else _gradual(pruning, section, where)
+        pruner.attach(mine)
+        made.append(pruner)
+    return Joined(made, pruning.learning_rate_rewinding)
+
+
+def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
+    mask = SparsityMask.from_zeros({name: module.weight for name, module in matrices.items()})
+    if mask.sparsity() < DENSE:
+        raise UserError(
+            f"pattern_lock gets {len(matrices)} matrices without zeros, e.g. {next(iter(matrices))}",
+            where=f"{where}.pruners",
+            instead="names of matrices that are sparse already",
+        )
+    return PatternLock(mask)
+
+
+def _gradual(pruning: Pruning, section: ResolvedPruner, where: str) -> GradualPruner:
+    problem = matching.cannot(pruning.backend, section)
+    if problem:
+        raise UserError(f"{pruning.backend} cannot do {problem}", where=where, instead="backend: inc")
+    pruner: GradualPruner = importlib.import_module(f"toolkit.sparsity.backends.{pruning.backend}").Pruner(section)
+    return pruner

@@ -1,0 +1,1 @@
+"""One training loop: losses, teacher, hooks, several processes."""

@@ -1,0 +1,111 @@
+"""What our training does around the Trainer's steps: pruning, the training curve, and exact checkpoints."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from toolkit.core.artifacts import Context, write_whole
+from toolkit.sparsity.pruners import Sparsifier
+from toolkit.training import distributed
+from toolkit.training.distillation import LossTerms
+
+_WHOLE = "whole.json"  # written last into a checkpoint: one without it was cut off
+_SPARSIFIER = "sparsifier.safetensors"
+
+
+class Hooks(TrainerCallback):
+    """Pruning around the optimizer step, the training curve, and what a checkpoint holds besides the Trainer's own."""
+
+    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int, bf16: bool = False) -> None:
+        self.bf16 = bf16
+        self.history: list[dict[str, float]] = []
+        self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
+        self._sums: dict[str, Tensor] = {}  # since the last point of the curve; of all processes
+        self._own: dict[str, Tensor] = {}  # of this step, of this process
+        self._steps_summed = 0
+        self._before, self._began = 0.0, 0.0  # seconds of earlier processes; when this one took its first step
+
+    def seconds(self) -> float:
+        """Spent on all steps so far, by this process and by those that it goes on from."""
+        return self._before + time.monotonic() - self._began
+
+    def add(self, terms: LossTerms) -> None:
+        """Adds a forward pass to the sums behind the next point of the curve; no value leaves the device here."""
+        for name, term in (("loss", terms.total), ("task_loss", terms.task), ("kd_loss", terms.kd)):
+            if term is not None:
+                self._own[name] = self._own.get(name, torch.zeros((), device=term.device)) + term.detach()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if distributed.processes() > 1:
+            # Dropout is another one in each process, and the same again when the step is made again after a kill.
+            torch.manual_seed(hash((self._context.seed, distributed.rank(), state.global_step)))
+        chosen = self._sparsifier is not None and self._sparsifier.before_step(state.global_step)
+        if chosen and self._sparsifier is not None and distributed.processes() > 1:
+            distributed.must_agree(self._sparsifier.mask.digest(), "masks")
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._sparsifier is not None:
+            self._sparsifier.before_optimizer_step()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._sparsifier is not None:
+            self._sparsifier.after_optimizer_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        distributed.add_up(self._own.values())
+        for name, term in self._own.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(term)) + term
+        self._own = {}
+        self._steps_summed += 1
+        step = state.global_step
+        if step % self._log_every and step != state.max_steps:
+            figures = {k: v for k, v in (self.history[-1] if self.history else {}).items() if k != "step"}
+            self._context.progress.update(step, **figures)
+            return
+        row = {name: float(total) / self._steps_summed for name, total in self._sums.items()}
+        row["learning_rate"] = float(lr_scheduler.get_last_lr()[0])
+        if self._sparsifier is not None:
+            row["sparsity"] = self._sparsifier.mask.sparsity()
+        self._sums, self._steps_summed = {}, 0
+        self.history.append({"step": float(step), **row})
+        self._context.progress.update(step, **row)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._sparsifier is not None:
+            save_file({k: v.contiguous() for k, v in self._sparsifier.state_dict().items()}, folder / _SPARSIFIER)
+        sums = {name: float(total) for name, total in self._sums.items()}
+        whole = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
+        whole |= {"bf16": self.bf16, "seconds": self.seconds()}
+        write_whole(folder / _WHOLE, json.dumps(whole))
+
+    def load(self, folder: Path) -> None:
+        """Takes up where `on_save` wrote."""
+        whole = json.loads((folder / _WHOLE).read_text())
+        self.history, self._steps_summed = whole["history"], whole["summed"]
+        self.bf16, self._before = whole["bf16"], whole["seconds"]
+        self._sums = {name: torch.tensor(total) for name, total in whole["sums"].items()}
+        if self._sparsifier is not None:
+            self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))
+
+
+def last_whole(checkpoints: Path, context: Context) -> Path | None:
+    """The newest checkpoint that was written to its end; those that were cut off are thrown away."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for folder in found:
+        if (folder / _WHOLE).is_file():
+            context.progress.say(f"goes on from step {folder.name.split('-')[1]}")
+            return folder
+        context.progress.say(f"{folder.name} was cut off; going back to the one before it")
+        shutil.rmtree(folder)
+    return None
