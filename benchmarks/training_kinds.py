@@ -16,14 +16,14 @@ class Bench:
         import torch
 
         from toolkit.models import sources
-        from toolkit.training import loop as training
-        from toolkit.training.allocator import keep_freed_memory
+        from toolkit.training import hardware
+        from toolkit.training.hardware import keep_freed_memory
 
         if keep:
             keep_freed_memory()  # as training does
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        self.folder, self.device = Path(sources.model_folder(model)), training.device()
+        self.folder, self.device = Path(sources.model_folder(model)), hardware.device()
         self.batch, self.length, self.task_length = batch, length, task_length
 
     def masked_lm(self) -> Any:
@@ -70,10 +70,9 @@ class Bench:
         import torch
 
         from toolkit.recipe import Train
-        from toolkit.training import distributed
-        from toolkit.training import loop as training
+        from toolkit.training import distributed, trainer
 
-        kind, settings = training.optimizer_class(Train(steps=1))
+        kind, settings = trainer.optimizer_class(Train(steps=1))
         optimizer = kind(model.parameters(), **settings)
 
         def run() -> None:
@@ -112,22 +111,22 @@ class Bench:
 
     def dense(self) -> Callable[[], None]:
         """Masked-language-model training without teacher and pruning: the `teacher` stage."""
-        from toolkit.models import load as models
+        from toolkit.models import mlm_heads
         from toolkit.training.distillation import MlmLoss
 
         model = self.masked_lm()
-        batch, loss = self.words(model), MlmLoss(models.mlm_head)
+        batch, loss = self.words(model), MlmLoss(mlm_heads.mlm_head)
         return self.step(model, lambda: loss(model, batch).total)
 
     def teacher(self) -> Callable[[], None]:
         """A teacher's forward pass, its head at the masked positions."""
         import torch
 
-        from toolkit.models import load as models
+        from toolkit.models import mlm_heads
         from toolkit.training.distillation import MlmLoss
 
         model = self.masked_lm().eval()
-        batch, loss = self.words(model), MlmLoss(models.mlm_head)
+        batch, loss = self.words(model), MlmLoss(mlm_heads.mlm_head)
 
         @torch.no_grad()
         def run() -> None:
@@ -137,8 +136,8 @@ class Bench:
 
     def student(self, backend: str, positions: Any, recompute: bool = False) -> Callable[[], None]:
         """The `student` stage: gradual pruning and distillation."""
-        from toolkit.data import masking
-        from toolkit.models import load as models
+        from toolkit.data import batches, masking
+        from toolkit.models import mlm_heads
         from toolkit.recipe import KDLossSettings, Sample
         from toolkit.training import loop as training
         from toolkit.training.distillation import MlmLoss, Teacher
@@ -152,8 +151,8 @@ class Bench:
             draw = functools.partial(masking.sample_positions, rng=np.random.default_rng(0))
             count = round(positions.sample * self.length)
             chosen = [torch.from_numpy(draw(row.cpu().numpy(), count=count)) for row in batch["labels"]]
-            batch[masking.KD_POSITIONS] = torch.stack(chosen).to(self.device)
-        loss = MlmLoss(models.mlm_head, teacher, KDLossSettings(), positions)
+            batch[batches.KD_POSITIONS] = torch.stack(chosen).to(self.device)
+        loss = MlmLoss(mlm_heads.mlm_head, teacher, KDLossSettings(), positions)
         run = self.step(model, lambda: loss(model, batch).total, self.sparsifier(model, backend))
 
         def recomputed() -> None:
@@ -216,6 +215,7 @@ class Bench:
         """The `transfer` stage, or with fake quantization `quantize`: pattern locked, taught."""
         import torch
 
+        from toolkit.data import batches
         from toolkit.models import load as models
         from toolkit.models import task_heads as heads
         from toolkit.recipe import KDLossSettings, Quantization
@@ -228,8 +228,8 @@ class Bench:
         weights = {name: module.weight for name, module in models.prunable_matrices(model).items()}
         mask = SparsityMask({name: w.abs() > w.abs().quantile(0.9) for name, w in weights.items()})
         if quantized:
+            from toolkit.data.batches import inputs_of
             from toolkit.quantization import nncf
-            from toolkit.training.distillation import inputs_of
 
             sample = {k: v[:1].cpu() for k, v in inputs_of(batch).items()}
             model = nncf.quantized(model.cpu(), [sample], Quantization()).to(self.device).train()
@@ -244,7 +244,7 @@ class Bench:
 
         def of_batch() -> Any:
             some = [answers.of(int(i)) for i in torch.randint(len(answers.rows), (self.batch,))]
-            return loss(model, batch | {heads.TEACHER: heads.batch_of(some).to(self.device)}).total
+            return loss(model, batch | {batches.TEACHER: heads.batch_of(some).to(self.device)}).total
 
         return self.step(model, of_batch, lock)
 

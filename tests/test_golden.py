@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from toolkit.core import paths
-from toolkit.ir.kernels import build as kernels
+from toolkit.ir import kernels
 from toolkit.pipeline.graph import plan
 from toolkit.recipe import Recipe
 from toolkit.recipe.inc import IncFlags, explain, read_inc

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from toolkit import reporting
-from toolkit.core.artifacts import Silent, content_hash
+from toolkit.core.artifacts import Silent
+from toolkit.core.files import content_hash
 from toolkit.ir.inspect import inspect_ir
 from toolkit.pipeline import run as running
 from toolkit.recipe import Recipe

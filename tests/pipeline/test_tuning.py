@@ -11,6 +11,7 @@ from toolkit.data import tasks
 from toolkit.models import load as models
 from toolkit.pipeline import run as running
 from toolkit.recipe import Recipe, Task, Train
+from toolkit.training import datasets
 from toolkit.training import loop as training
 from toolkit.training.distillation import TaskLoss
 
@@ -31,7 +32,7 @@ def hostile(tiny_bert, tiny_task_files, tmp_path_factory):
     model = models.load_classifier(tiny_bert, task.labels)
     settings = {"steps": 150, "batch_size": 16, "optimizer": {"AdamW": {"learning_rate": 3e-3}}}
     train = Train.model_validate(settings)
-    data = training.task_data(task.train, tokenizer.pad_token_id, train, 0)
+    data = datasets.task_data(task.train, tokenizer.pad_token_id, train, 0)
     training.fit(model, data, train, TaskLoss(), Context(folder, folder / "work", 0))
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
@@ -109,11 +110,11 @@ def test_dev_scores_of_the_tuned_model_are_close_to_fp32(tuned):
 def test_an_interrupted_search_goes_on_without_repeating_a_trial(
     tuned, hostile, tiny_task_files, tmp_path, monkeypatch
 ):
-    from toolkit.pipeline.stages import quantize
+    from toolkit.pipeline.stages import quantize_trials
     from toolkit.quantization import tuning
 
     made = []
-    make = quantize._Trials.make
+    make = quantize_trials._Trials.make
 
     def stop_at_two(self, number, returned):
         made.append(number)
@@ -121,7 +122,7 @@ def test_an_interrupted_search_goes_on_without_repeating_a_trial(
             raise KeyboardInterrupt
         return make(self, number, returned)
 
-    monkeypatch.setattr(quantize._Trials, "make", stop_at_two)
+    monkeypatch.setattr(quantize_trials._Trials, "make", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
         run(recipe(hostile, tiny_task_files), tmp_path / "run")
     manifests = run(recipe(hostile, tiny_task_files), tmp_path / "run")

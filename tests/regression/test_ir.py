@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from toolkit.data import tasks
+from toolkit.data.batches import inputs_of, pad
 from toolkit.ir.convert import export_ir
 from toolkit.ir.inspect import executed, inspect_ir
 from toolkit.measure.accuracy import predict_ir
 from toolkit.models import load as models
 from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
-from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 from toolkit.training import evaluation
-from toolkit.training.distillation import inputs_of
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,14 @@ def sparse(tiny_bert, tiny_task_files):
 
 
 def exported(model, tokenizer, task, folder):
-    sample = inputs_of(tasks.pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id))
+    sample = inputs_of(pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id))
     export_ir(model, tokenizer, folder, sample)
     return predict_ir(folder, task.dev, tokenizer.pad_token_id)
 
 
 def quantized(sparse, **changes):
     model, _, tokenizer, task = sparse
-    batches = nncf.calibration_batches(lambda f: tasks.pad(f, tokenizer.pad_token_id), task.train, 16)
+    batches = nncf.calibration_batches(lambda f: pad(f, tokenizer.pad_token_id), task.train, 16)
     return nncf.quantize(model, batches, Quantization.model_validate(changes))
 
 
@@ -129,7 +129,8 @@ def test_a_saved_quantized_model_opens_bit_for_bit(sparse, tmp_path):
 
 def sparse_folder(sparse, tmp_path):
     model, mask, tokenizer, _ = sparse
-    models.save_checkpoint(model, tokenizer, tmp_path / "plain", mask)
+    models.save_checkpoint(model, tokenizer, tmp_path / "plain")
+    mask.save(tmp_path / "plain" / MASK_FILE)
     return tmp_path / "plain"
 
 

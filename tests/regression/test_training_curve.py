@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from toolkit.core.artifacts import Context
 from toolkit.data import corpus
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
 from toolkit.recipe import Corpus, KDLossSettings, Pruning, Train
 from toolkit.sparsity.pruners import make_sparsifier
+from toolkit.training import datasets
 from toolkit.training import loop as training
 from toolkit.training import vocabulary_loss as chunks
 from toolkit.training.distillation import MlmLoss, Teacher
@@ -125,8 +127,8 @@ def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch,
     sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
     settings = KDLossSettings(temperature=TEMPERATURE, loss_weights=WEIGHTS)
     section = Corpus(files=("any",), mlm_probability=0.2)
-    data = training.mlm_data(text, tokenizer, section, positions, train, seed=3)
-    loss = MlmLoss(models.mlm_head, Teacher(teacher), settings, positions)
+    data = datasets.mlm_data(text, tokenizer, section, positions, train, seed=3)
+    loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher), settings, positions)
     context = Context(tmp_path, tmp_path / "work", 0)
     graphs = counters["stats"]["unique_graphs"]
     fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
@@ -160,8 +162,8 @@ def test_recomputed_layers_give_the_same_weights_bit_by_bit_with_dropout(tiny_be
         for layer in student.base_model.encoder.layer:
             layer.attention.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         train = Train(steps=3, batch_size=4, recompute=recompute)
-        data = training.mlm_data(text, tokenizer, section, "masked", train, seed=3)
-        loss = MlmLoss(models.mlm_head, Teacher(teacher), KDLossSettings())
+        data = datasets.mlm_data(text, tokenizer, section, "masked", train, seed=3)
+        loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher), KDLossSettings())
         folder = tmp_path / str(recompute)
         fitted = training.fit(student, data, train, loss, Context(folder, folder / "work", 0))
         assert len(runs) == 3 * len(student.base_model.encoder.layer) * (1 + recompute)

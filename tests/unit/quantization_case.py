@@ -2,7 +2,8 @@
 
 import torch
 
-from toolkit.data import tasks
+from toolkit.data import batches, tasks
+from toolkit.data.batches import inputs_of
 from toolkit.ir.convert import export_ir
 from toolkit.measure.accuracy import predict_ir
 from toolkit.models import load as models
@@ -10,7 +11,6 @@ from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.training import evaluation
-from toolkit.training.distillation import inputs_of
 
 LAYER = "bert.encoder.layer."
 FP32 = {"weight": {"dtype": "fp32"}, "activation": {"dtype": "fp32"}}
@@ -47,7 +47,7 @@ class Case:
         self.batches = nncf.calibration_batches(self.collate, self.task.train, 16)
 
     def collate(self, features):
-        return tasks.pad(features, self.tokenizer.pad_token_id)
+        return batches.pad(features, self.tokenizer.pad_token_id)
 
     def quantized(self, **changes):
         section = Quantization.model_validate({"overflow_fix": "disable"} | changes)

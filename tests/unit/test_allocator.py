@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit.training.allocator import keep_freed_memory
+from toolkit.training.hardware import keep_freed_memory
 
 _TOUCH = """
 import resource

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.ir import bundle
-from toolkit.ir.kernels import build as kernels
+from toolkit.ir import bundle, kernels
 
 LAYER = '<layer type="Const"><data element_type="{kind}" shape="" offset="{offset}" size="{size}"/></layer>'
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from toolkit.core.errors import UserError
-from toolkit.models import checkpoint as checkpoints
+from toolkit.models import architectures, sources
 from toolkit.models import load as models
-from toolkit.models import sources
 from toolkit.pipeline import run as running
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.recipe import Recipe
@@ -181,7 +180,7 @@ def test_length_of_a_task_is_held_against_its_ready_model_too(long, tmp_path, ti
     ],
 )
 def test_positions_are_those_that_tokens_can_have(config, expected):
-    assert checkpoints.positions(config) == expected
+    assert architectures.positions(config) == expected
 
 
 def test_config_that_is_no_json_is_refused_by_its_name(tmp_path):

@@ -9,12 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolkit.core.errors import UserError
 from toolkit.data import corpus, masking
+from toolkit.data.batches import inputs_of
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
 from toolkit.recipe import Corpus, KDLossSettings, Recipe, Sample, Train
 from toolkit.recipe.load import load_recipe
-from toolkit.training import loop as training
+from toolkit.training import datasets
 from toolkit.training import vocabulary_loss as chunks
-from toolkit.training.distillation import MlmLoss, Teacher, inputs_of
+from toolkit.training.distillation import MlmLoss, Teacher
 
 MASKED = Corpus(files=("any",), mlm_probability=0.3)
 
@@ -40,14 +42,16 @@ def tiny(tiny_bert, tiny_text, tmp_path):
             student, teacher = (models.load_masked_lm(tiny_bert, pairs=pairs).eval() for _ in range(2))
             for parameter in teacher.parameters():
                 parameter.data += 0.05 * torch.randn_like(parameter)
-        data = training.mlm_data(text, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
+        data = datasets.mlm_data(text, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
         return student, teacher, data.collate([data.stream[k] for k in range(6)])
 
     return make
 
 
 def loss_of(teacher, positions, **settings):
-    return MlmLoss(models.mlm_head, Teacher(teacher), KDLossSettings(**settings), positions, models.next_sentence_head)
+    return MlmLoss(
+        mlm_heads.mlm_head, Teacher(teacher), KDLossSettings(**settings), positions, mlm_heads.next_sentence_head
+    )
 
 
 def plain(student, teacher, batch, where, kind, weights, temperature):
@@ -108,7 +112,7 @@ def test_value_and_gradients_are_those_of_the_plain_formula(few_rows, tiny, posi
 
 def test_labels_alone_have_the_value_and_gradients_of_cross_entropy(few_rows, tiny):
     student, _, batch = tiny("masked")
-    terms = MlmLoss(models.mlm_head)(student, batch)
+    terms = MlmLoss(mlm_heads.mlm_head)(student, batch)
     terms.total.backward()
     found = gradients(student)
     student.zero_grad()
@@ -177,7 +181,7 @@ def test_the_teachers_words_too_are_decoded_in_its_own_precision(tiny, monkeypat
         return real(terms, rows, decoder, weights, taught)
 
     monkeypatch.setattr(chunks, "weighted_sum", watched)
-    loss = MlmLoss(models.mlm_head, Teacher(teacher, None, taught_in), KDLossSettings(), "all")
+    loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher, None, taught_in), KDLossSettings(), "all")
     with torch.autocast("cpu", torch.bfloat16, enabled=student_in):
         assert torch.isfinite(loss(student, batch).total)
     assert seen == [torch.bfloat16 if (student_in if taught_in is None else taught_in) else torch.float32]
@@ -262,7 +266,7 @@ def test_a_sample_is_drawn_anew_each_time_and_leaves_the_masking_as_it_is(tiny_b
     text = corpus.load_corpus(section, {}, tokenizer, tmp_path).train
     train = Train(steps=4 * len(text), batch_size=1)
     plain, sampled = (
-        training.mlm_data(text, tokenizer, section, positions, train, seed=3).stream
+        datasets.mlm_data(text, tokenizer, section, positions, train, seed=3).stream
         for positions in ("masked", Sample(sample=0.4))
     )
     last = len(sampled) - 1

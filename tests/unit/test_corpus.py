@@ -8,7 +8,7 @@ import pytest
 from transformers import BertTokenizer
 
 from toolkit.core.errors import UserError
-from toolkit.data import corpus, masking, tasks
+from toolkit.data import batches, corpus, masking, tasks
 from toolkit.models import load as models
 from toolkit.pipeline import graph as pipeline
 from toolkit.recipe import Corpus, Recipe, Task
@@ -277,7 +277,7 @@ def test_words_are_masked_where_ids_have_gaps():
 def test_padding_of_masked_sequences_carries_no_loss_and_no_attention():
     items = [{"input_ids": np.array([2, 8, 3]), "labels": np.array([-100, 7, -100])}]
     items.append({"input_ids": np.array([2, 3]), "labels": np.array([-100, -100])})
-    batch = masking.pad_masked(items, pad_id=0)
+    batch = batches.pad_masked(items, pad_id=0)
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[2, 8, 3], [2, 3, 0]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],

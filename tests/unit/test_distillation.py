@@ -8,10 +8,12 @@ from torch import nn
 
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
-from toolkit.data import corpus, tasks
+from toolkit.data import batches, corpus, tasks
 from toolkit.data.question_answering import Question, windows_of
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
 from toolkit.recipe import AnswerWindows, Corpus, Criterion, KDLossSettings, Task, Train
+from toolkit.training import datasets, trainer
 from toolkit.training import loop as training
 from toolkit.training.distillation import MlmLoss, TaskLoss, Teacher, kl_divergence, mlm_loss, task_loss
 
@@ -64,10 +66,10 @@ def test_mlm_loss_equals_the_plain_formula_over_full_logits(tiny, positions):
     student, teacher = models.load_masked_lm(folder).eval(), models.load_masked_lm(folder)
     with torch.no_grad():
         teacher.cls.predictions.bias += torch.randn_like(teacher.cls.predictions.bias)
-    data = training.mlm_data(text.train, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
+    data = datasets.mlm_data(text.train, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
     batch = data.collate([data.stream[k] for k in range(6)])
     settings = KDLossSettings(temperature=2.0, loss_weights=(0.3, 0.7))
-    terms = MlmLoss(models.mlm_head, Teacher(teacher), settings, positions)(student, batch)
+    terms = MlmLoss(mlm_heads.mlm_head, Teacher(teacher), settings, positions)(student, batch)
 
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     ours, theirs = student(**inputs).logits, teacher(**inputs).logits
@@ -91,11 +93,11 @@ def gradients(model, loss, data, forward_passes):
 def test_accumulated_gradients_equal_those_of_one_large_batch_for_mlm(tiny):
     folder, tokenizer, text, _ = tiny
     model, teacher = models.load_masked_lm(folder).eval(), Teacher(models.load_masked_lm(folder))
-    loss = MlmLoss(models.mlm_head, teacher, KDLossSettings(), "all")
+    loss = MlmLoss(mlm_heads.mlm_head, teacher, KDLossSettings(), "all")
     found = []
     for passes in (1, 4):
         section = Train(steps=1, batch_size=8 // passes, gradient_accumulation_steps=passes)
-        data = training.mlm_data(text.train, tokenizer, MASKED, "all", section, seed=5)
+        data = datasets.mlm_data(text.train, tokenizer, MASKED, "all", section, seed=5)
         data.stream.index = lambda k: k  # the same eight examples in both cuts
         found.append(gradients(model, loss, data, passes))
     assert text.train.lengths[:8].std() > 0, "sequences of one length would hide a wrong normalisation"
@@ -139,7 +141,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_in_the_trainer_its
                 "warmup_ratio": 0.0,
             }
         )
-        data = training.task_data(examples, pad_id, section, seed=1)
+        data = datasets.task_data(examples, pad_id, section, seed=1)
         data.stream.index = lambda k: k
         work = tmp_path / str(passes)
         training.fit(model, data, section, TaskLoss(), Context(work, work, 0))
@@ -153,7 +155,7 @@ def test_a_loss_of_weight_zero_is_not_computed_into_the_gradient(tiny):
     model = models.load_classifier(folder, task.labels).eval()
     teacher = Teacher(models.load_classifier(folder, task.labels))
     teacher.model.load_state_dict(model.state_dict())
-    data = training.task_data(task.train, tokenizer.pad_token_id, Train(steps=1, batch_size=8), seed=1)
+    data = datasets.task_data(task.train, tokenizer.pad_token_id, Train(steps=1, batch_size=8), seed=1)
     terms = TaskLoss(teacher, KDLossSettings(loss_weights=(0.0, 1.0)))(model, data.collate([data.stream[0]]))
     assert float(terms.total) == pytest.approx(0.0, abs=1e-6)
     assert float(terms.task) > 0.01
@@ -172,7 +174,7 @@ def pair(tiny):
         for parameter in teacher.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     spread = [int(i) for i in task.train.lengths.argsort()[:: len(task.train) // 6][:6]]
-    batch = tasks.pad([task.train[i] for i in spread], tokenizer.pad_token_id) | {"items": 6.0, "examples": 6.0}
+    batch = batches.pad([task.train[i] for i in spread], tokenizer.pad_token_id) | {"items": 6.0, "examples": 6.0}
     assert batch["attention_mask"].sum(1).float().std() > 0
     return student, teacher, batch
 
@@ -241,10 +243,10 @@ def test_layers_loss_adds_the_loss_with_the_labels_when_asked(pair):
 def test_layers_loss_teaches_a_masked_language_model_too(tiny):
     folder, tokenizer, text, _ = tiny
     student, teacher = models.load_masked_lm(folder).eval(), models.load_masked_lm(folder)
-    data = training.mlm_data(text.train, tokenizer, MASKED, "masked", Train(steps=1, batch_size=4), seed=3)
+    data = datasets.mlm_data(text.train, tokenizer, MASKED, "masked", Train(steps=1, batch_size=4), seed=3)
     batch = data.collate([data.stream[k] for k in range(4)])
     name = "bert.encoder.layer.1"
-    loss = mlm_loss(models.mlm_head, Teacher(teacher), layers(layer_mappings=[[name, name]]), "masked")
+    loss = mlm_loss(mlm_heads.mlm_head, Teacher(teacher), layers(layer_mappings=[[name, name]]), "masked")
     assert float(loss(student, batch).total) == pytest.approx(0.0, abs=1e-6)
     with torch.no_grad():
         teacher.bert.encoder.layer[1].output.LayerNorm.bias += 1.0
@@ -279,12 +281,12 @@ def test_the_optimizer_that_is_named_trains(tiny, tmp_path, optimizer, kind, mon
     model = models.load_classifier(folder, task.labels)
     section = Train.model_validate({"steps": 2, "batch_size": 8, "optimizer": optimizer, "warmup_ratio": 0.0})
     made = []
-    create = training.CompressionTrainer.create_optimizer
+    create = trainer.CompressionTrainer.create_optimizer
     monkeypatch.setattr(
-        training.CompressionTrainer, "create_optimizer", lambda self, *a: made.append(create(self, *a)) or made[-1]
+        trainer.CompressionTrainer, "create_optimizer", lambda self, *a: made.append(create(self, *a)) or made[-1]
     )
     before = model.classifier.weight.detach().clone()
-    data = training.task_data(task.train, tokenizer.pad_token_id, section, seed=1)
+    data = datasets.task_data(task.train, tokenizer.pad_token_id, section, seed=1)
     training.fit(model, data, section, TaskLoss(), Context(tmp_path, tmp_path, 0))
     assert type(getattr(made[0], "optimizer", made[0])) is kind
     assert made[0].defaults["lr"] == section.optimizer.settings.learning_rate

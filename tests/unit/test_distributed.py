@@ -18,7 +18,7 @@ from toolkit.core.errors import UserError
 from toolkit.data.sampler import Stream
 from toolkit.pipeline.stages import quantize
 from toolkit.recipe import Train
-from toolkit.training import distributed
+from toolkit.training import distributed, hardware, trainer
 from toolkit.training import loop as training
 from toolkit.training.distillation import TaskLoss
 
@@ -172,9 +172,9 @@ def of_two_gpus(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     pretend(["0", "1", "2", "3"])
     distributed.connect()
-    ours = training.device()
-    arguments = training._arguments(Train(steps=1), 1, Path(folder), 0)
-    used = [torch.cuda.gpu_of(device) for device in (ours, arguments.device, training.device())]
+    ours = hardware.device()
+    arguments = trainer._arguments(Train(steps=1), 1, Path(folder), 0)
+    used = [torch.cuda.gpu_of(device) for device in (ours, arguments.device, hardware.device())]
     assert used == [["3", "1"][rank]] * 3
 
 

@@ -14,8 +14,8 @@ from openvino import opset13
 from quantization_case import Case
 
 from toolkit.core.errors import UserError
+from toolkit.ir import kernels
 from toolkit.ir.inspect import inspect_ir
-from toolkit.ir.kernels import build as kernels
 from toolkit.ir.runtime import MODEL, core, read_ir
 from toolkit.ir.sparse_engine import reference_ir, to_engine
 from toolkit.measure import latency, memory

@@ -7,12 +7,12 @@ import pytest
 import torch
 from quantization_case import Case
 
+from toolkit.cli import doctor
 from toolkit.core.artifacts import Silent
 from toolkit.core.errors import UserError
+from toolkit.ir import kernels
 from toolkit.ir import sparse_engine as engine
-from toolkit.ir.kernels import build as kernels
 from toolkit.pipeline import graph as pipeline
-from toolkit.pipeline import preflight as checking
 from toolkit.pipeline import run as running
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
@@ -81,7 +81,7 @@ def test_without_a_compiler_plain_irs_are_exported_and_the_reason_is_kept(recipe
 
 
 def test_doctor_says_without_a_compiler_that_plain_irs_are_exported(no_compiler):
-    table, _ = checking.doctor_table()
+    table, _ = doctor.doctor_table()
     rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
     assert rows["sparse kernel"] == (
         "cannot be built: a C++ compiler (g++ or clang++) is missing; the plain IRs are exported"

@@ -12,6 +12,7 @@ from toolkit.data import tasks
 from toolkit.data.corpus import Sequences
 from toolkit.data.segment_pairs import PairSequences
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
 from toolkit.recipe import Task
 from toolkit.training import evaluation
 from toolkit.training.distillation import MlmLoss
@@ -67,7 +68,7 @@ def test_no_word_loss_is_reported_of_text_whose_words_are_all_unknown(tiny_bert,
     tokenizer = models.load_tokenizer(tiny_bert)
     cls, sep, unknown = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
     model = models.load_masked_lm(tiny_bert, pairs=pairs)
-    loss = MlmLoss(models.mlm_head, next_head=models.next_sentence_head)
+    loss = MlmLoss(mlm_heads.mlm_head, next_head=mlm_heads.next_sentence_head)
     for token, measured in ((unknown, set()), (tokenizer.vocab["a"], {"mlm_loss"})):
         if pairs:
             spans = np.array([[0, 3, 3, 6, number % 2] for number in range(40)])

@@ -5,11 +5,11 @@ import gzip
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.data import hub, tables, tasks
+from toolkit.data import files, hub, tables, tasks
 from toolkit.models import load as models
 from toolkit.models import sources
 from toolkit.pipeline.cache_keys import data_hashes
-from toolkit.recipe import Corpus, Task
+from toolkit.recipe import Corpus, Task, references
 
 
 @pytest.fixture
@@ -35,20 +35,20 @@ def dataset(tmp_path, monkeypatch):
 
 def test_split_is_fetched_once_into_one_table(dataset, tmp_path):
     spec = f"hub:{dataset}:small:validation"
-    assert sources.at_hand(spec) is None
-    file = sources.local_file(spec)
-    assert sources.at_hand(spec) == file
+    assert files.at_hand(spec) is None
+    file = files.local_file(spec)
+    assert files.at_hand(spec) == file
     assert file.is_relative_to(tmp_path / "cache")
     assert [row["label"] for _, row in tables.read_rows(file)] == [0, 1, 0, 1, 0, 1]
     before = file.stat().st_mtime_ns
-    assert sources.local_file(spec).stat().st_mtime_ns == before
+    assert files.local_file(spec).stat().st_mtime_ns == before
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
 def test_a_folder_is_never_kept_under_a_revision_of_the_hub(dataset, monkeypatch):
     monkeypatch.chdir(dataset.parent)
     with pytest.raises(UserError, match="a folder here has the name of this data set") as caught:
-        sources.local_file("hub:toy@0123abc:small:validation")
+        files.local_file("hub:toy@0123abc:small:validation")
     assert caught.value.where == "hub:toy@0123abc:small:validation"
     assert not hub.hub_split("hub:toy@0123abc:small:validation").file.exists()
 
@@ -56,7 +56,7 @@ def test_a_folder_is_never_kept_under_a_revision_of_the_hub(dataset, monkeypatch
 @pytest.mark.parametrize(("one", "other"), [("[:8]", "[8:]"), ("[:40%]", "[40%:]")])
 def test_slices_of_a_split_are_kept_apart(dataset, one, other):
     first, second = (
-        [row["sentence"] for _, row in tables.read_rows(sources.local_file(f"hub:{dataset}:small:train{part}"))]
+        [row["sentence"] for _, row in tables.read_rows(files.local_file(f"hub:{dataset}:small:train{part}"))]
         for part in (one, other)
     )
     assert first + second == [f"train {n}" for n in range(20)]
@@ -82,7 +82,7 @@ def folder_with(path, *texts) -> None:
 
 
 def rows_of(spec: str) -> list[str]:
-    return [row["text"] for _, row in tables.read_rows(sources.local_file(spec))]
+    return [row["text"] for _, row in tables.read_rows(files.local_file(spec))]
 
 
 def test_folder_of_one_name_in_another_place_has_its_own_rows(dataset, tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_folder_of_one_name_in_another_place_has_its_own_rows(dataset, tmp_path,
 def test_folder_below_one_with_the_signs_of_a_spec_in_its_name_is_found(dataset, tmp_path):
     place = tmp_path / "a@b" / "c:d"
     folder_with(place / "data", "here")
-    spec = hub.beside("hub:data::train", place)
+    spec = references.beside("hub:data::train", place)
     assert spec == f"hub:{place}/data::train"
     assert rows_of(spec) == ["here"]
 
@@ -104,7 +104,7 @@ def test_what_is_no_folder_beside_the_recipe_stays_on_the_hub(tmp_path):
     (tmp_path / "squad").write_text("a file of that name")
     folder_with(tmp_path / "glue", "here")
     for spec in ("hub:squad::train", "hub:glue@1a::train", "hub:nothing::train", "hub:glue"):
-        assert hub.beside(spec, tmp_path) == spec
+        assert references.beside(spec, tmp_path) == spec
     assert hub.hub_split(f"hub:{tmp_path.name}@1a::train").folder is None
 
 
@@ -113,7 +113,7 @@ def test_folder_whose_files_were_edited_is_read_anew(dataset, tmp_path):
     folder_with(tmp_path / "data", "old")
     assert rows_of(spec) == ["old"]
     folder_with(tmp_path / "data", "new")
-    assert sources.at_hand(spec) is None
+    assert files.at_hand(spec) is None
     assert rows_of(spec) == ["new"]
 
 
@@ -131,7 +131,7 @@ def test_streamed_folder_is_known_by_its_content_and_the_hub_by_its_name(tmp_pat
 @pytest.mark.parametrize("name", ["/nowhere/data", "./data", "../data", "~/no-such-data"])
 def test_folder_that_is_not_there_is_refused_before_anything_is_fetched(name):
     with pytest.raises(UserError, match="no such folder") as error:
-        sources.at_hand(f"hub:{name}::train")
+        files.at_hand(f"hub:{name}::train")
     assert error.value.where == f"hub:{name}::train"
 
 
@@ -151,7 +151,7 @@ def test_folder_with_a_compressed_file_of_nothing_is_told_so(dataset, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(UserError, match="one of its files is empty") as error:
-        sources.local_file(f"hub:{tmp_path}/data::train")
+        files.local_file(f"hub:{tmp_path}/data::train")
     assert error.value.where == f"hub:{tmp_path}/data::train"
 
 
@@ -222,7 +222,7 @@ def test_name_of_another_form_is_refused(spec):
 def test_hub_that_does_not_answer_is_a_user_error_that_names_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     with pytest.raises(UserError, match="the hub does not give this split") as error:
-        sources.local_file("hub:no-such/data-set:x:train")
+        files.local_file("hub:no-such/data-set:x:train")
     assert "local file" in error.value.instead
 
 

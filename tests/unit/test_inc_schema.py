@@ -12,7 +12,7 @@ from toolkit.core.yaml_document import dump_yaml, parse_yaml
 from toolkit.recipe.inc import IncFlags, read_inc
 from toolkit.recipe.inc.schema import IncFile
 from toolkit.recipe.json_schema import Schema
-from toolkit.recipe.load import dotted
+from toolkit.recipe.messages import dotted
 
 TAUGHT = IncFlags(model="m", teacher="t", task="sst2", train_file="train.tsv", validation_file="dev.tsv")
 BASE: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pytest
 from toolkit.core import machine as system
 from toolkit.data import tasks
 from toolkit.data.question_answering import Question, windows_of
-from toolkit.ir.kernels import build as kernels
+from toolkit.ir import kernels
 from toolkit.measure import accuracy
 from toolkit.measure.accuracy import kept_answers
 from toolkit.models import load as models

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import erf
 
 from toolkit.core.errors import UserError
-from toolkit.ir.kernels import build as kernels
+from toolkit.ir import kernels
 
 
 @pytest.fixture(scope="module", autouse=True)

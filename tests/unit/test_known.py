@@ -7,6 +7,8 @@ import pytest
 import torch
 import transformers
 
+from toolkit.data import published
+from toolkit.models import architectures
 from toolkit.models import load as models
 from toolkit.models import published as known
 from toolkit.pipeline.preflight import check_recipe
@@ -36,7 +38,7 @@ def test_known_matrices_are_those_that_pruning_finds_in_the_model(source, auto, 
     with torch.device("meta"):
         found = models.prunable_matrices(auto.from_config(config))
     shapes = {name: tuple(module.weight.shape) for name, module in found.items()}
-    assert known.matrix_shapes(sizes) == shapes
+    assert architectures.matrix_shapes(sizes) == shapes
     assert sum(rows * columns for rows, columns in shapes.values()) == weights
 
 
@@ -49,7 +51,7 @@ def test_neither_a_revision_nor_an_id_without_its_owner_changes_what_is_known():
 
 def test_rows_of_every_public_split_are_known():
     specs = [str(p[key]) for p in PRESETS.values() for key in ("train", "dev")]
-    assert {spec.removeprefix("hub:") for spec in specs} <= known.ROWS.keys()
+    assert {spec.removeprefix("hub:") for spec in specs} <= published.ROWS.keys()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))

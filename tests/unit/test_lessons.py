@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from tests.conftest import GOOD, NOUNS, sentence
-from toolkit.core.artifacts import Artifact, Context, content_hash
-from toolkit.data import tasks
+from toolkit.core.artifacts import Artifact, Context
+from toolkit.core.files import content_hash
+from toolkit.data import batches, tasks
+from toolkit.data.batches import inputs_of
 from toolkit.models import load as models
 from toolkit.models import task_heads as heads
 from toolkit.recipe import Distillation, Task
-from toolkit.training import evaluation
+from toolkit.training import datasets, evaluation
 from toolkit.training import loop as training
 from toolkit.training import teacher_logits as lessons
-from toolkit.training.distillation import Teacher, inputs_of, task_loss
+from toolkit.training.distillation import Teacher, task_loss
 
 KINDS = ("classification", "regression", "question_answering")
 
@@ -77,7 +79,7 @@ def flat(model):
 def trained(source, task, tokenizer, train, loss, answers, context):
     training.seed_everything(0)
     model = models.load_task_model(source, task.kind, task.labels, fitted=False)
-    data = training.task_data(task.train, tokenizer.pad_token_id, train, 3, answers)
+    data = datasets.task_data(task.train, tokenizer.pad_token_id, train, 3, answers)
     fitted = training.fit(model, data, train, loss, context)
     return flat(model), fitted.history
 
@@ -114,7 +116,7 @@ def test_a_batch_from_disk_is_what_the_teacher_says_to_the_batch(pupil, kind, tm
     _, answers = lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
     model = models.load_task_model(teacher.path, task.kind, task.labels, fitted=True).eval()
     chosen = [int(i) for i in task.train.lengths.argsort()[:: len(task.train) // 6]]
-    batch = tasks.pad([task.train[i] for i in chosen], tokenizer.pad_token_id)
+    batch = batches.pad([task.train[i] for i in chosen], tokenizer.pad_token_id)
     assert batch["attention_mask"].min() == 0, "padding must not matter"
     with torch.no_grad():
         expected = heads.logits_of(model, inputs_of(batch))

@@ -6,9 +6,9 @@ from importlib import metadata
 
 import pytest
 
+from toolkit.cli import doctor
 from toolkit.core import paths
 from toolkit.core.errors import UserError
-from toolkit.pipeline import preflight as checking
 from toolkit.pipeline import requirements as libraries
 from toolkit.recipe import Benchmark, Export, Quantize, Student, TrainOnly, Transfer
 
@@ -63,7 +63,7 @@ def test_nothing_older_than_the_version_that_was_tested_is_left_as_it_is(name):
     setup = configparser.ConfigParser()
     setup.read(paths.REPOSITORY / "setup.cfg")
     wanted = [line for line in setup["options"]["install_requires"].splitlines() if line.startswith(name)]
-    tested = checking.pinned_versions()[name].rpartition(".")[0]
+    tested = doctor.pinned_versions()[name].rpartition(".")[0]
     assert wanted == [f"{name} >= {tested}"]
 
 
@@ -85,10 +85,10 @@ def test_doctor_wants_what_training_needs_and_leaves_the_extras_to_the_user(monk
     def version(name):
         if name == absent:
             raise metadata.PackageNotFoundError(name)
-        return checking.pinned_versions().get(name) or there(name)
+        return doctor.pinned_versions().get(name) or there(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    table, found = checking.doctor_table()
+    table, found = doctor.doctor_table()
     assert found == sound
     rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
     assert "not installed" in rows[absent]

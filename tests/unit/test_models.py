@@ -10,10 +10,11 @@ import transformers
 
 from toolkit.core.errors import UserError
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
+from toolkit.models.architectures import in_a_layer
 from toolkit.pipeline.preflight import prunable_shapes
 from toolkit.recipe import Recipe
-from toolkit.sparsity.assignment import in_a_layer
-from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.mask import MASK_FILE, SparsityMask, checkpoint_mask
 
 SMALL = {
     "vocab_size": 50,
@@ -44,13 +45,13 @@ def test_mlm_head_on_gathered_states_gives_the_models_own_logits(architecture):
     chosen[0, 2] = chosen[2, 6] = True
     with torch.no_grad():
         whole = model(input_ids=ids).logits
-        gathered = models.mlm_head(model)(model.base_model(input_ids=ids)[0][chosen])
+        gathered = mlm_heads.mlm_head(model)(model.base_model(input_ids=ids)[0][chosen])
     torch.testing.assert_close(gathered, whole[chosen])
 
 
 def test_a_model_without_a_known_head_is_a_user_error():
     with pytest.raises(UserError, match="head of BertModel is not known"):
-        models.mlm_head(transformers.BertModel(transformers.BertConfig(**SMALL)))
+        mlm_heads.mlm_head(transformers.BertModel(transformers.BertConfig(**SMALL)))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert"])
@@ -202,11 +203,12 @@ def test_checkpoint_mask_comes_from_the_file_or_from_the_zeros(tiny_bert, tmp_pa
         for module in matrices.values():
             module.weight[module.weight.abs() < 0.02] = 0.0
     mask = SparsityMask.from_zeros({n: m.weight for n, m in matrices.items()})
-    models.save_checkpoint(model, tokenizer, tmp_path, mask)
+    models.save_checkpoint(model, tokenizer, tmp_path)
+    mask.save(tmp_path / MASK_FILE)
     loaded = models.prunable_matrices(models.load_classifier(tmp_path, ["a", "b"]))
-    from_file = models.checkpoint_mask(tmp_path, loaded)
+    from_file = checkpoint_mask(tmp_path, loaded)
     (tmp_path / "mask.safetensors").unlink()
-    from_zeros = models.checkpoint_mask(tmp_path, loaded)
+    from_zeros = checkpoint_mask(tmp_path, loaded)
     for name, kept in mask.tensors.items():
         assert torch.equal(from_file.tensors[name], kept)
         assert torch.equal(from_zeros.tensors[name], kept)
@@ -214,16 +216,17 @@ def test_checkpoint_mask_comes_from_the_file_or_from_the_zeros(tiny_bert, tmp_pa
 
 def test_mask_of_a_dense_checkpoint_is_a_user_error(tiny_bert):
     with pytest.raises(UserError, match="is dense"):
-        models.checkpoint_mask(tiny_bert, models.prunable_matrices(models.load_masked_lm(tiny_bert)))
+        checkpoint_mask(tiny_bert, models.prunable_matrices(models.load_masked_lm(tiny_bert)))
 
 
 def test_mask_that_belongs_to_other_weights_is_a_user_error(tiny_bert, tmp_path):
     model, tokenizer = models.load_masked_lm(tiny_bert), models.load_tokenizer(tiny_bert)
     matrices = models.prunable_matrices(model)
     none_kept = SparsityMask({n: torch.zeros_like(m.weight, dtype=torch.bool) for n, m in matrices.items()})
-    models.save_checkpoint(model, tokenizer, tmp_path, none_kept)
+    models.save_checkpoint(model, tokenizer, tmp_path)
+    none_kept.save(tmp_path / MASK_FILE)
     with pytest.raises(UserError, match="does not fit the weights"):
-        models.checkpoint_mask(tmp_path, matrices)
+        checkpoint_mask(tmp_path, matrices)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from openvino import opset13
 from openvino.utils.node_factory import NodeFactory
 
 from toolkit.core.errors import UserError
-from toolkit.ir.kernels import build as kernels
+from toolkit.ir import kernels
 from toolkit.ir.runtime import MODEL, core, read_ir
 from toolkit.measure import memory
 

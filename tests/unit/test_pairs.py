@@ -11,9 +11,10 @@ from toolkit.core.errors import UserError
 from toolkit.data import corpus
 from toolkit.data.segment_pairs import sentences, write_pairs
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
 from toolkit.recipe import Corpus, KDLossSettings, Train
 from toolkit.recipe.corpus import Pairs
-from toolkit.training import evaluation
+from toolkit.training import datasets, evaluation
 from toolkit.training import loop as training
 from toolkit.training.distillation import MlmLoss, Teacher
 
@@ -156,14 +157,14 @@ def next_sentence(tiny_bert, tiny_text, tokenizer, tmp_path):
             parameter += 0.1 * torch.randn_like(parameter)
     wanted = section(tiny_text)
     data = corpus.load_corpus(wanted, {}, tokenizer, tmp_path)
-    stream = training.mlm_data(data.train, tokenizer, wanted, "masked", Train(steps=1, batch_size=6), seed=3)
+    stream = datasets.mlm_data(data.train, tokenizer, wanted, "masked", Train(steps=1, batch_size=6), seed=3)
     return student, teacher, stream.collate([stream.stream[k] for k in range(6)]), data
 
 
 def test_loss_of_pairs_is_words_plus_next_sentence_each_with_its_own_distance(next_sentence):
     student, teacher, batch, _ = next_sentence
     settings = KDLossSettings(temperature=3.0, loss_weights=(0.25, 0.75))
-    loss = MlmLoss(models.mlm_head, Teacher(teacher), settings, next_head=models.next_sentence_head)
+    loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher), settings, next_head=mlm_heads.next_sentence_head)
     terms = loss(student, batch)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     ours, theirs = student(**inputs), teacher(**inputs)
@@ -184,7 +185,7 @@ def test_loss_of_pairs_is_words_plus_next_sentence_each_with_its_own_distance(ne
 
 def test_held_out_pairs_are_scored_on_both(next_sentence, tokenizer):
     student, _, _, data = next_sentence
-    loss = MlmLoss(models.mlm_head, next_head=models.next_sentence_head)
+    loss = MlmLoss(mlm_heads.mlm_head, next_head=mlm_heads.next_sentence_head)
     found = evaluation.mlm_metrics(student, loss, data.valid, tokenizer, 0.15)
     assert found.keys() == {"mlm_loss", "next_sentence_accuracy"}
     assert 0 <= found["next_sentence_accuracy"] <= 1

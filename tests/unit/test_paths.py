@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from toolkit.cli import doctor
 from toolkit.core import machine as system
 from toolkit.core import paths
-from toolkit.pipeline import preflight as checking
 
 
 def test_every_file_of_the_repository_is_found_where_it_is():
@@ -19,4 +19,4 @@ def test_every_file_of_the_repository_is_found_where_it_is():
 def test_a_checkout_has_a_commit_and_pins():
     """Both would be empty, without an error, if the paths were wrong."""
     assert system.commit()
-    assert checking.pinned_versions()["torch"]
+    assert doctor.pinned_versions()["torch"]

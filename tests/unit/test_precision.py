@@ -8,10 +8,11 @@ from toolkit.core.artifacts import Context, Silent
 from toolkit.core.errors import UserError
 from toolkit.data import corpus
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
 from toolkit.recipe import Corpus, DistillationTrain, KDLossSettings, Pruning, Train
 from toolkit.recipe.load import parse_recipe
 from toolkit.sparsity.pruners import make_sparsifier
-from toolkit.training import distributed
+from toolkit.training import datasets, distributed, trainer
 from toolkit.training import hardware as precision
 from toolkit.training import loop as training
 from toolkit.training.distillation import MlmLoss, Teacher
@@ -69,8 +70,8 @@ def trained(tiny_bert, text, folder, progress=None, **settings):
     compression = {"target_sparsity": 0.8, "start_step": 0, "end_step": 4, "update_frequency_on_step": 2}
     pruning = Pruning.model_validate({"backend": "magnitude", "approach": {"weight_compression": compression}})
     sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
-    loss = MlmLoss(models.mlm_head, Teacher(teacher, None, precision.teacher_bf16(train)), KDLossSettings())
-    data = training.mlm_data(text, tokenizer, section, "masked", train, seed=3)
+    loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher, None, precision.teacher_bf16(train)), KDLossSettings())
+    data = datasets.mlm_data(text, tokenizer, section, "masked", train, seed=3)
     context = Context(folder, folder / "work", 0, progress=progress or Silent())
     fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier)
     return fitted, student.state_dict(), sparsifier.mask
@@ -143,7 +144,7 @@ def test_batches_made_by_other_processes_give_the_same_weights_bit_by_bit_after_
     tiny_bert, text, tmp_path, monkeypatch
 ):
     fitted, weights, _ = trained(tiny_bert, text, tmp_path / "here")
-    monkeypatch.setattr(training, "_loaders", lambda: 2)
+    monkeypatch.setattr(trainer, "_loaders", lambda: 2)
     with pytest.raises(KeyboardInterrupt):
         trained(tiny_bert, text, tmp_path / "there", Killed(5), checkpoint_every=3)
     other, same, _ = trained(tiny_bert, text, tmp_path / "there", (said := Said()), checkpoint_every=3)
@@ -160,4 +161,4 @@ def test_loaders_take_the_cores_that_a_process_has_beside_its_gpu(hardware, monk
     hardware(gpu, False)
     monkeypatch.setattr(system, "cores", lambda: cores)
     monkeypatch.setattr(distributed, "processes_here", lambda: beside)
-    assert training._loaders() == expected
+    assert trainer._loaders() == expected

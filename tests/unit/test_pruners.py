@@ -11,8 +11,10 @@ from torch import nn
 
 from toolkit.core.errors import UserError
 from toolkit.data import tasks
+from toolkit.data.batches import pad
 from toolkit.models import load as models
 from toolkit.recipe import Pruning, Task, TaskPruning, WeightCompression
+from toolkit.recipe.pruning import cannot
 from toolkit.sparsity import assignment as matching
 from toolkit.sparsity import checks as outcome
 from toolkit.sparsity.pruners import make_sparsifier
@@ -35,7 +37,7 @@ def toy(tiny_bert, tiny_task_files):
     tokenizer = models.load_tokenizer(tiny_bert)
     section = Task(train=str(tiny_task_files.train), dev=str(tiny_task_files.dev), max_seq_length=16)
     task = tasks.load_task("toy", section, tokenizer)
-    batches = [tasks.pad([task.train[8 * k + i] for i in range(8)], tokenizer.pad_token_id) for k in range(STEPS)]
+    batches = [pad([task.train[8 * k + i] for i in range(8)], tokenizer.pad_token_id) for k in range(STEPS)]
 
     def model():
         torch.manual_seed(0)
@@ -76,7 +78,7 @@ def run(toy, settings):
 
 def possible(backend, kind, pattern):
     pruner = WeightCompression(pattern=pattern, target_sparsity=PATTERNS[pattern], pruners=({"prune_type": kind},))
-    return not matching.cannot(backend, pruner.resolve()[0])
+    return not cannot(backend, pruner.resolve()[0])
 
 
 CASES = [(b, k, p) for b in ("inc", "magnitude", "nncf") for k in TYPES for p in PATTERNS if possible(b, k, p)]

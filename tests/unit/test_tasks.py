@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.data import metrics, tasks
+from toolkit.data import batches, metrics, tasks
 from toolkit.models import load as models
 from toolkit.recipe import HoldOut, Task
 
@@ -192,7 +192,7 @@ def test_pad_fills_to_the_longest_or_to_a_given_length():
         {"input_ids": [2, 7, 3], "attention_mask": [1, 1, 1], "token_type_ids": [0, 1, 1], "labels": 1},
         {"input_ids": [2, 3], "attention_mask": [1, 1], "token_type_ids": [0, 0], "labels": 0},
     ]
-    batch = tasks.pad(features, pad_id=9)
+    batch = batches.pad(features, pad_id=9)
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[2, 7, 3], [2, 3, 9]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
@@ -200,9 +200,9 @@ def test_pad_fills_to_the_longest_or_to_a_given_length():
         "labels": [1, 0],
     }
     assert {str(value.dtype) for value in batch.values()} == {"torch.int64"}
-    assert tasks.pad(features, pad_id=9, to=5)["input_ids"].tolist() == [[2, 7, 3, 9, 9], [2, 3, 9, 9, 9]]
+    assert batches.pad(features, pad_id=9, to=5)["input_ids"].tolist() == [[2, 7, 3, 9, 9], [2, 3, 9, 9, 9]]
     with pytest.raises(AssertionError):
-        tasks.pad(features, pad_id=9, to=2)
+        batches.pad(features, pad_id=9, to=2)
 
 
 def test_score_counts_by_hand():

@@ -5,8 +5,8 @@ import lzma
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.data import files as texts
-from toolkit.models import sources
+from toolkit.data import files
+from toolkit.pipeline import preflight
 from toolkit.pipeline import run as running
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.recipe import Corpus, Recipe
@@ -69,14 +69,14 @@ def test_file_that_is_no_text_ends_a_run_before_its_first_stage(recipe, ok, tmp_
 
 def test_text_that_was_found_good_is_not_read_again_until_it_changes(ok, tmp_path, monkeypatch):
     section, read = Corpus(files=(ok,)), []
-    whole = sources.lines
-    monkeypatch.setattr(sources, "lines", lambda path: read.append(path) or whole(path))
-    assert texts.check(section, tmp_path / "cache") == "3 paragraphs"
-    assert texts.check(section, tmp_path / "cache") == ""
+    whole = files.lines
+    monkeypatch.setattr(files, "lines", lambda path: read.append(path) or whole(path))
+    assert preflight.check_corpus(section, tmp_path / "cache") == "3 paragraphs"
+    assert preflight.check_corpus(section, tmp_path / "cache") == ""
     assert len(read) == 1
     write(tmp_path / "ok.txt", b"other text\n")
-    assert texts.check(section, tmp_path / "cache") == "1 paragraphs"
+    assert preflight.check_corpus(section, tmp_path / "cache") == "1 paragraphs"
     write(tmp_path / "ok.txt", b"")
     for _ in range(2):  # what was found bad is not remembered
         with pytest.raises(UserError, match="no text"):
-            texts.check(section, tmp_path / "cache")
+            preflight.check_corpus(section, tmp_path / "cache")

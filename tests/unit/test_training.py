@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit.core.artifacts import Context, Silent, write_whole
+from toolkit.core.artifacts import Context, Silent
+from toolkit.core.files import write_whole
 from toolkit.data import corpus
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
 from toolkit.recipe import Corpus, Pruning, Train
 from toolkit.sparsity.pruners import make_sparsifier
-from toolkit.training import distributed
+from toolkit.training import datasets, distributed
 from toolkit.training import hooks as training_hooks
 from toolkit.training import loop as training
 from toolkit.training.distillation import MlmLoss, Teacher
@@ -34,8 +36,8 @@ def lesson(tiny_bert, tiny_text, tmp_path):
         training.seed_everything(0)
         student, teacher = (models.load_masked_lm(tiny_bert) for _ in range(2))
         sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
-        data = training.mlm_data(text, tokenizer, section, "masked", train, seed=3)
-        loss = MlmLoss(models.mlm_head, Teacher(teacher))
+        data = datasets.mlm_data(text, tokenizer, section, "masked", train, seed=3)
+        loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher))
         context = Context(tmp_path / folder, tmp_path / folder / "work", 0, progress=progress or Silent())
         fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier)
         return SimpleNamespace(fitted=fitted, model=student, sparsifier=sparsifier, data=data)

@@ -5,7 +5,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
 
 from toolkit.core.errors import UserError
 from toolkit.recipe import Variant
@@ -164,12 +166,12 @@ def _timed(
     scratch: Path,
     properties: Mapping[str, Mapping[str, str]] | None = None,
 ) -> "list[LatencyStats]":
+    from toolkit.data import files
     from toolkit.measure import latency
     from toolkit.models import load as models
-    from toolkit.models import sources
 
     tokenizer = models.load_tokenizer(next(iter(folders.values())))
-    lines = [s.strip() for s in sources.lines(sources.local_file(str(texts)))] if texts else list(_SENTENCES)
+    lines = [s.strip() for s in files.lines(files.local_file(str(texts)))] if texts else list(_SENTENCES)
     encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
     examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
     if not examples:
@@ -204,3 +206,42 @@ def _table(
 
 def _median(timed: "LatencyStats") -> float:
     return float(timed.as_metrics()["latency_ms_median"])  # type: ignore[arg-type]
+
+
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(help="IR folders, timed side by side, the first is the reference; or a run folder")
+    ],
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="batch sizes")] = None,
+    length: Annotated[int, typer.Option(min=1, help="tokens per example")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds over all models")] = 5,
+    seconds: Annotated[int, typer.Option(min=1, help="length of one benchmark_app run")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="cores per stream; default: all, shared")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="-nstreams")] = 1,
+    texts: Annotated[Path | None, typer.Option(help="text file whose lines are the inputs")] = None,
+    recommend: Annotated[bool, typer.Option("--recommend", help="of a run: name the variant to deploy here")] = False,
+    within: Annotated[
+        float, typer.Option(help="with --recommend: share of dense-fp32's score that may be lost")
+    ] = 0.01,
+    task: Annotated[str | None, typer.Option(help="with --recommend: which task of the run")] = None,
+) -> None:
+    """Time IR folders with benchmark_app, interleaved in one run, on real tokenised text; or choose among a run's."""
+    from rich.console import Console
+
+    from toolkit.cli import bench as benching
+    from toolkit.recipe import Performance, PerformanceConfigs
+
+    section = Performance(
+        iteration=rounds,
+        seconds=seconds,
+        batch_sizes=tuple(batch or (1, 8)),
+        sequence_length=length,
+        configs=PerformanceConfigs(cores_per_instance=threads, num_of_instance=streams),
+    )
+    if recommend and len(models) != 1:
+        raise UserError("--recommend takes one run folder", instead="pruneofa bench --recommend runs/<name>")
+    if recommend:
+        Console().print(benching.recommend(models[0], section, texts, within, task), highlight=False)
+    else:
+        # A command must stay one line to be copied.
+        Console().print(benching.bench_table(models, section, texts), soft_wrap=True)

@@ -1,7 +1,10 @@
 """The flags that go with Intel Neural Compressor files: those of the scripts that INC's files were used with."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,27 +18,51 @@ def _flag(help_text: str, *names: str) -> typer.models.OptionInfo:
     return info
 
 
-Model = Annotated[str | None, _flag("model to start from: folder, hub id or package:<distribution>", "--model")]
-Teacher = Annotated[str | None, _flag("dense model that knows the task; teaches by distillation", "--teacher")]
-TaskName = Annotated[str | None, _flag("sst2, mnli, qqp, qnli, … or any name", "--task", "--task-name")]
-TrainFile = Annotated[
-    str | None, _flag("table or SQuAD JSON; default: the public task's, from the hub", "--train-file")
-]
-ValidationFile = Annotated[str | None, _flag("what is measured", "--validation-file")]
-TextColumn = Annotated[list[str] | None, _flag("column of the text; twice for a pair", "--text-column")]
-LabelColumn = Annotated[str | None, _flag("column of the label", "--label-column")]
-Labels = Annotated[list[str] | None, _flag("name of a class; once for each, in their order", "--class-label")]
-Temperature = Annotated[float | None, _flag("distillation temperature", "--temperature")]
-LossWeights = Annotated[
-    tuple[float, float] | None, _flag("weights of the labels' and the teacher's loss: 0 1", "--loss-weights")
-]
-LearningRate = Annotated[float | None, _flag("peak learning rate", "--learning-rate")]
-Epochs = Annotated[int | None, _flag("passes over the training examples", "--num-train-epochs")]
-BatchSize = Annotated[int | None, _flag("examples per step", "--per-device-train-batch-size")]
-Length = Annotated[int | None, _flag("tokens per example", "--max-seq-length")]
-Seed = Annotated[int | None, _flag("seed of all randomness", "--seed")]
-RunName = Annotated[str | None, _flag("what the results are called", "--name")]
+# Field of `IncFlags` -> type of the option, and the option.
+OPTIONS: dict[str, tuple[Any, typer.models.OptionInfo]] = {
+    "model": (str, _flag("model to start from: folder, hub id or package:<distribution>", "--model")),
+    "teacher": (str, _flag("dense model that knows the task; teaches by distillation", "--teacher")),
+    "task": (str, _flag("sst2, mnli, qqp, qnli, … or any name", "--task", "--task-name")),
+    "train_file": (str, _flag("table or SQuAD JSON; default: the public task's, from the hub", "--train-file")),
+    "validation_file": (str, _flag("what is measured", "--validation-file")),
+    "columns": (list[str], _flag("column of the text; twice for a pair", "--text-column")),
+    "label": (str, _flag("column of the label", "--label-column")),
+    "labels": (list[str], _flag("name of a class; once for each, in their order", "--class-label")),
+    "temperature": (float, _flag("distillation temperature", "--temperature")),
+    "loss_weights": (
+        tuple[float, float],
+        _flag("weights of the labels' and the teacher's loss: 0 1", "--loss-weights"),
+    ),
+    "learning_rate": (float, _flag("peak learning rate", "--learning-rate")),
+    "num_train_epochs": (int, _flag("passes over the training examples", "--num-train-epochs")),
+    "per_device_train_batch_size": (int, _flag("examples per step", "--per-device-train-batch-size")),
+    "max_seq_length": (int, _flag("tokens per example", "--max-seq-length")),
+    "seed": (int, _flag("seed of all randomness", "--seed")),
+    "name": (str, _flag("what the results are called", "--name")),
+}
 IncFiles = Annotated[
     list[Path] | None,
     typer.Option("--inc", help="INC YAML file, in place of a recipe; may be repeated", show_default=False),
 ]
+
+
+def with_inc_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options above after its own; it gets them as its last argument, `flags`: an `IncFlags`."""
+
+    @functools.wraps(command)
+    def with_flags(**values: Any) -> None:
+        from toolkit.recipe.inc import IncFlags
+
+        given: dict[str, Any] = {name: value for name in OPTIONS if (value := values.pop(name)) not in (None, [])}
+        given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+        command(**values, flags=IncFlags(**given))
+
+    own = list(inspect.signature(command).parameters.values())[:-1]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+        for name, (kind, option) in OPTIONS.items()
+    ]
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    with_flags.__signature__ = inspect.Signature([*keywords, *added])  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {p.name: p.annotation for p in (*keywords, *added)}
+    return with_flags

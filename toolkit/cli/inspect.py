@@ -1,7 +1,9 @@
 """What `pruneofa inspect` shows: opens what lies at a path, says what it is, counts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from toolkit.core.errors import UserError
 
@@ -111,3 +113,12 @@ def _ir_table(path: Path) -> "Table":
     for a in inspection.attentions:
         table.add_row(f"{a.module}: Q x K", "", "", "", "", "i8 sym" if a.activation_scheme else "f32")
     return table
+
+
+def inspect(path: Annotated[Path, typer.Argument(help="checkpoint, IR or run folder")]) -> None:
+    """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
+    from rich.console import Console
+
+    from toolkit.cli.inspect import describe
+
+    Console().print(describe(path))

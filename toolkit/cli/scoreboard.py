@@ -35,7 +35,8 @@ def reproduce(
     """Run of a published row's recipe what the row needs, and record what it measures."""
     from rich.console import Console
 
-    from toolkit.cli import execute, show_report
+    from toolkit.cli.report import show_report
+    from toolkit.cli.run import execute
     from toolkit.pipeline.graph import plan
     from toolkit.recipe.load import load_recipe, parse_recipe
     from toolkit.reporting.scoreboard import board as scoreboard
@@ -71,7 +72,7 @@ def reproduce(
 
 def _recipe_file(name: str, row: "Row", published: bool, folder: Path) -> Path:
     """A row's recipe: beside the scoreboard, or one of those that come with the toolkit."""
-    from toolkit.cli import shipped
+    from toolkit.cli.run import shipped
 
     recipe = row.published if published else row.recipe
     if recipe is None:

@@ -4,13 +4,7 @@ A finished stage is a folder with a `manifest.json`. Its key says what it was to
 inputs, what it was made of. It stands as long as both are what they were. Nothing here imports torch.
 """
 
-import contextlib
-import fcntl
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,8 +12,8 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import MANIFEST, write_whole
 
-MANIFEST = "manifest.json"
 Kind = Literal["dense", "sparse", "task", "quantized", "ir", "measurement"]
 
 
@@ -125,40 +119,6 @@ class Context:
     cache: Path = Path(".cache")
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def content_hash(path: Path) -> str:
-    """Hash of a file, or of a folder's relative names and contents (manifest and hidden files left out)."""
-    if path.is_file():
-        return file_hash(path)
-    entries = [
-        (str(p.relative_to(path)), file_hash(p))
-        for p in sorted(path.rglob("*"))
-        if p.is_file() and p.name != MANIFEST and not any(s.startswith(".") for s in p.relative_to(path).parts)
-    ]
-    return json_hash(entries)
-
-
-def json_hash(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON, hex."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that later runs rely on: a kill leaves the old text or the new one, never an empty file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` atomically."""
     write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1))
@@ -186,36 +146,3 @@ def read_manifest(folder: Path) -> Manifest | None:
 def failed(checks: Iterable[Check]) -> list[Check]:
     """Those that do not hold."""
     return [c for c in checks if not c.ok]
-
-
-def fresh_unless_same(partial: Path, key: str) -> Path:
-    """The scratch folder of an interrupted attempt with this key, or a new one."""
-    work = partial / ".work"
-    marker = work / "key.json"
-    if not (marker.is_file() and marker.read_text() == json.dumps(key)):
-        shutil.rmtree(partial, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_whole(marker, json.dumps(key))
-    return work
-
-
-def promote(partial: Path, folder: Path) -> None:
-    """Puts the whole stage in its place; what was there before goes only when the new one is complete."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Two processes in one run folder would overwrite each other."""
-    with (folder / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError("another process is running in this folder", where=str(folder)) from None
-        stream.write(str(os.getpid()))
-        yield

@@ -84,3 +84,15 @@ def _git(folder: Path, *arguments: str) -> str:
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.is_file() else []
+
+
+def machine_memory() -> tuple[int, int]:
+    """Bytes in all, and free ones, of what training runs in: the GPU's memory where there is a GPU."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return total, free
+    found = psutil.virtual_memory()
+    return int(found.total), int(found.available)

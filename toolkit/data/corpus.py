@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from typing_extensions import Self
 
-from toolkit.core.artifacts import file_hash, json_hash
 from toolkit.core.errors import UserError
-from toolkit.data import files as texts
+from toolkit.core.files import file_hash, json_hash
 from toolkit.data import tasks
-from toolkit.data.hub import hub_split, is_hub
+from toolkit.data.files import local_file, paragraphs
+from toolkit.data.hub import hub_split
 from toolkit.data.masking import must_know_words
 from toolkit.data.segment_pairs import PairSequences, sentences, write_pairs
-from toolkit.models import sources
 from toolkit.models.checkpoint import must_fit
-from toolkit.pipeline.cache_keys import READ_OF_A_TASK
 from toolkit.recipe import Corpus, Task
+from toolkit.recipe.references import is_hub
+from toolkit.recipe.task import READ_OF_A_TASK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -126,9 +126,9 @@ def load_corpus(
 
 def _key(section: Corpus, corpus_tasks: Mapping[str, Task], tokenizer: "PreTrainedTokenizerFast", seed: int) -> str:
     """Of all that the sequences depend on; how they are masked is not part of it."""
-    files = [hub_split(s).content if is_hub(s) else file_hash(sources.local_file(s)) for s in section.files]
+    files = [hub_split(s).content if is_hub(s) else file_hash(local_file(s)) for s in section.files]
     tasks_read = {
-        name: [task.model_dump(mode="json", include=READ_OF_A_TASK), file_hash(sources.local_file(task.train))]
+        name: [task.model_dump(mode="json", include=READ_OF_A_TASK), file_hash(local_file(task.train))]
         for name, task in corpus_tasks.items()
     }
     settings = section.model_dump(mode="json", exclude={"files", "mlm_probability", "whole_word_masking"})
@@ -202,13 +202,13 @@ def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[
                 yield from ((document, line.strip()) for line in text.splitlines() if line.strip())
                 document += 1
             continue
-        paragraphs = 0
-        for text in texts.lines(sources.local_file(file)):
-            if paragraphs and (not text or paragraphs == _LONGEST_DOCUMENT):
-                document, paragraphs = document + 1, 0
+        count = 0
+        for text in paragraphs(local_file(file)):
+            if count and (not text or count == _LONGEST_DOCUMENT):
+                document, count = document + 1, 0
             if text:
                 yield document, text
-                paragraphs += 1
+                count += 1
         document += 1
 
 

@@ -3,7 +3,6 @@
 In place of a data set's id there may be the path of a local folder laid out like one.
 """
 
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,16 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.artifacts import content_hash, json_hash
 from toolkit.core.errors import UserError
+from toolkit.core.files import content_hash, json_hash
+from toolkit.recipe.references import _FORM, _SPEC, LOCAL, PREFIX
 
-PREFIX = "hub:"
-# A split may be a slice, train[:1000], and the path of a folder may have colons.
-_SPEC = re.compile(r"(?P<name>.+):(?P<config>[^:\[\]]*):(?P<split>[^:\[\]]+(?:\[[^\]]*\][^:\[\]]*)*)")
-LOCAL = ("/", ".", "~")  # no data set on the hub has a name that begins so
 _DATA = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 Row = dict[str, Any]
-_FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
 
 
 @dataclass(frozen=True)
@@ -191,11 +186,6 @@ def _state(folder: Path) -> list[tuple[str, int, int]]:
     return [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
-def is_hub(spec: str) -> bool:
-    """Whether a file of a recipe is a split on the hub."""
-    return spec.startswith(PREFIX)
-
-
 def hub_split(spec: str) -> HubSplit:
     """Reads `hub:<dataset>[@revision]:<config>:<split>`.
 
@@ -210,11 +200,3 @@ def hub_split(spec: str) -> HubSplit:
         return HubSplit(name, config, split)
     dataset, _, revision = name.partition("@")
     return HubSplit(dataset, config, split, revision or None)
-
-
-def beside(spec: str, folder: Path) -> str:
-    """The same split, of the local folder that lies in `folder` under the data set's name, if there is one."""
-    found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
-    if not found or not (folder / found["name"]).is_dir():
-        return spec
-    return f"{PREFIX}{os.path.normpath(folder.resolve() / found['name'])}:{found['config']}:{found['split']}"

@@ -1,20 +1,14 @@
 """Masked-language-model examples: tokens hidden as BERT does it, and their batches."""
 
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-KD_POSITIONS = "kd_positions"  # the name under which a batch says where student and teacher are compared, bool
-_FILLERS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, KD_POSITIONS: False}
 
 
 def masked_count(length: int, probability: float, specials: int = 2) -> int:
@@ -86,26 +80,6 @@ def sample_positions(labels: np.ndarray, rng: np.random.Generator, count: int) -
     lacking = min(len(others), max(0, count - int(chosen.sum())))
     chosen[rng.choice(others, size=lacking, replace=False)] = True
     return chosen
-
-
-def pad_masked(items: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
-    """One batch of masked sequences, int64: input_ids, labels, attention_mask (and token_type_ids), [n, longest].
-
-    So are positions that are drawn by chance, bool.
-
-    `next_sentence_label` of pairs is [n].
-    """
-    lengths = np.array([len(item["input_ids"]) for item in items])
-    batch = {"attention_mask": (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)}
-    for name in items[0]:
-        if name == "next_sentence_label":
-            batch[name] = np.array([item[name] for item in items])
-        elif name in ("input_ids", "labels", "token_type_ids", KD_POSITIONS):
-            kind = bool if name == KD_POSITIONS else np.int64
-            batch[name] = np.full((len(items), lengths.max()), _FILLERS.get(name, pad_id), dtype=kind)
-            for row, item in zip(batch[name], items, strict=True):
-                row[: len(item[name])] = item[name]
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def must_know_words(tokenizer: "PreTrainedTokenizerFast") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.core.errors import UserError
-from toolkit.models import sources
+from toolkit.data import files
 
 Row = dict[str, Any]
 _LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a long document
@@ -27,7 +27,7 @@ def table_format(path: Path) -> Literal["tsv", "csv", "json", "parquet"]:
     Raises:
         UserError: It is none of these.
     """
-    suffix = next((s for s in reversed(path.suffixes) if not sources.is_compression(s)), "")
+    suffix = next((s for s in reversed(path.suffixes) if not files.is_compression(s)), "")
     if suffix not in _FORMATS:
         raise UserError("unknown table format", where=str(path), instead=f"a {', '.join(_FORMATS)} file")
     return _FORMATS[suffix]
@@ -123,7 +123,7 @@ def _must_be_parted(columns: Sequence[str], names: Sequence[str], where: str, ma
 def _lines(path: Path) -> Iterator[str]:
     """Whole lines, however long: a row has to fit in memory anyway."""
     pieces: list[str] = []
-    for piece in sources.lines(path):
+    for piece in files.lines(path):
         pieces.append(piece)
         if piece.endswith(("\n", "\r")):
             yield "".join(pieces)
@@ -194,7 +194,7 @@ def _squad_articles(path: Path) -> list[Any] | None:
 def _whole_object(path: Path) -> Any:
     """The value that is the whole file; None: it is none, and by its suffix it does not claim to be."""
     try:
-        return json.loads("".join(sources.lines(path)))
+        return json.loads("".join(files.lines(path)))
     except json.JSONDecodeError as error:
         if ".jsonl" in path.suffixes:
             return None

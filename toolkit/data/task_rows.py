@@ -14,11 +14,10 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import dump_flow
-from toolkit.data import tables
-from toolkit.data.hub import is_hub
+from toolkit.data import files, tables
 from toolkit.data.question_answering import read_question
-from toolkit.models import sources
-from toolkit.recipe import Task
+from toolkit.recipe import Task, references
+from toolkit.recipe.references import is_hub
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, control and format characters
 _LONGEST_NUMBER = 100  # digits of a label; Python itself reads no more than some thousands
@@ -98,8 +97,8 @@ def check(name: str, section: Task) -> str:
     Raises:
         UserError: As `read_task`; or a number or an answer is not one.
     """
-    specs = sources.task_specs(section)
-    here = [spec for spec in specs if sources.at_hand(spec) is not None]
+    specs = references.task_specs(section)
+    here = [spec for spec in specs if files.at_hand(spec) is not None]
     if len(here) == len(specs):
         found = read_task(name, section)
         measured = [row for rows in found.dev.values() for row in rows]
@@ -176,7 +175,7 @@ def _part(row: Row, parts: int) -> int:
 
 def _read(spec: str, section: Task, left_out: list[str]) -> list[Row]:
     """The rows of a file that `section.rows` keeps; what `section.drop_empty` has left out is said in `left_out`."""
-    path = sources.local_file(spec)
+    path = files.local_file(spec)
     group = section.hold_out.column if section.hold_out else None
     columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
     rows, empties, seen = [], list[str](), False

@@ -2,26 +2,21 @@
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from toolkit.data import task_rows as rows
 from toolkit.data.metrics import score
 from toolkit.data.question_answering import Windows, windows_of
 from toolkit.data.task_rows import Row
 from toolkit.models.checkpoint import must_fit
-from toolkit.models.task_heads import LABELS
 from toolkit.recipe import Kind, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_PAD_VALUES = {"attention_mask": 0, "token_type_ids": 0}
 
 
 @dataclass(frozen=True)
@@ -171,24 +166,6 @@ def train_texts(section: Task) -> list[str]:
     """
     texts = [text for row in rows.read_train(section) for text in row.texts]
     return list(dict.fromkeys(texts)) if section.kind == "question_answering" else texts
-
-
-def pad(features: Sequence[Mapping[str, Any]], pad_id: int, to: int | None = None) -> dict[str, Tensor]:
-    """One batch, int64: inputs [n, length] padded on the right to the longest example (or to `to`), labels [n]."""
-    length = max(len(f["input_ids"]) for f in features)
-    if to is not None:
-        assert length <= to, f"an example of {length} tokens does not fit into {to}"
-        length = to
-    batch = {}
-    for name in features[0]:
-        if name in LABELS:
-            batch[name] = torch.tensor([f[name] for f in features])
-            continue
-        padded = torch.full((len(features), length), _PAD_VALUES.get(name, pad_id))
-        for row, feature in zip(padded, features, strict=True):
-            row[: len(feature[name])] = torch.as_tensor(feature[name])
-        batch[name] = padded
-    return batch
 
 
 def _tokenise(

@@ -166,7 +166,7 @@ def _packed(constant: Any, rounds: bool) -> MatMul:
     """A matrix of a SparseLinear; `sparse_engine.py` names its constant after the product that it stands for."""
     import numpy as np
 
-    from toolkit.ir.kernels import build as kernels
+    from toolkit.ir import kernels
 
     values, _, _ = kernels.unpack(np.asarray(constant.data))
     int8 = values.dtype == np.int8

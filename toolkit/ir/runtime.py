@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
-from toolkit.ir.kernels import build as kernels
+from toolkit.ir import kernels
 
 MODEL = "openvino_model.xml"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
+from toolkit.ir import kernels
 from toolkit.ir.constants import chain, constant_of, dequantized, zeros_of
-from toolkit.ir.kernels import build as kernels
 from toolkit.ir.runtime import MODEL, read_ir
 
 Range = tuple[float, float]

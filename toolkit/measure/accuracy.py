@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from toolkit.core import machine as system
-from toolkit.core.artifacts import content_hash, json_hash
 from toolkit.core.errors import UserError
+from toolkit.core.files import content_hash, json_hash
 from toolkit.data.metrics import in_order
-from toolkit.ir.kernels import build as kernels
+from toolkit.ir import kernels
 
 if TYPE_CHECKING:
     import numpy as np

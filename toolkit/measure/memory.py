@@ -24,18 +24,6 @@ print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 
 
-def machine_memory() -> tuple[int, int]:
-    """Bytes in all, and free ones, of what training runs in: the GPU's memory where there is a GPU."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return total, free
-    found = psutil.virtual_memory()
-    return int(found.total), int(found.available)
-
-
 def peak_bytes(folder: Path, inputs: Mapping[str, Sequence[Sequence[int]]]) -> int:
     """Peak resident memory of a fresh Python process that compiles an IR and runs it once; the interpreter included.
 

@@ -3,13 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.core.errors import UserError
-from toolkit.sparsity.assignment import in_a_layer
+from toolkit.models.architectures import _prefix, in_a_layer
 
 DENSE = 0.01  # a model with a smaller share of zeros was never pruned
 _BARE = ("encoder.", "transformer.", "embeddings.", "pooler.")  # names in an encoder that was saved without a head
@@ -72,15 +71,6 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def _prefix(folder: Path) -> str:
-    """What transformers puts before the names of an encoder that has a head: `bert.`, `distilbert.`, `roberta.`"""
-    try:
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # told by those who need it
-    return f"{str(kind).removeprefix('xlm-').partition('-')[0]}."
-
-
 def must_be_plain(folder: Path) -> None:
     """Refuses a checkpoint that is not plain floating-point weights in safetensors.
 
@@ -102,13 +92,6 @@ def must_be_plain(folder: Path) -> None:
     coded = [n for n, t in found.items() if t.dtype not in _FLOATS and n.endswith("weight") and len(t.shape) == 2]
     if coded:
         raise _quantized(folder, f"it was quantized already: {coded[0]} is {found[coded[0]].dtype}")
-
-
-def positions(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a model takes at most, by its `config.json`; None: it does not say."""
-    count = config.get("max_position_embeddings")
-    numbered_from = 2 if "roberta" in str(config.get("model_type")) else 0  # its first positions stand for padding
-    return count - numbered_from if isinstance(count, int) and count > 0 else None
 
 
 def must_fit(length: int, limit: int | None, where: str, key: str = "max_seq_length") -> None:

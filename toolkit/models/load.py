@@ -3,16 +3,14 @@
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -23,48 +21,14 @@ from transformers import (
 from transformers.utils import logging
 
 from toolkit.core.errors import UserError
-from toolkit.models.checkpoint import DENSE, must_be_plain
+from toolkit.models.architectures import in_a_layer
+from toolkit.models.checkpoint import must_be_plain
 from toolkit.recipe import Kind
-from toolkit.sparsity.assignment import in_a_layer
-from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True)
-class VocabularyHead:
-    """The head of a masked LM alone: last hidden states [n, h] -> vocabulary logits [n, V].
-
-    Attributes:
-        transform: All of it but its last layer, [n, h] -> [n, e].
-        decoder: The last layer, tied to the word embeddings, [n, e] -> [n, V].
-    """
-
-    transform: Callable[[Tensor], Tensor]
-    decoder: nn.Linear
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """[n, h] -> [n, V]."""
-        logits: Tensor = self.decoder(self.transform(hidden))
-        return logits
-
-
-# Attribute that a masked-LM model has -> its head.
-_MLM_HEADS: dict[str, Callable[[Any], VocabularyHead]] = {
-    "cls": lambda model: VocabularyHead(model.cls.predictions.transform, model.cls.predictions.decoder),  # BERT
-    "lm_head": lambda model: VocabularyHead(
-        lambda hidden: model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden))), model.lm_head.decoder
-    ),  # RoBERTa
-    "predictions": lambda model: VocabularyHead(
-        lambda hidden: model.predictions.LayerNorm(model.predictions.activation(model.predictions.dense(hidden))),
-        model.predictions.decoder,
-    ),  # ALBERT
-    "generator_lm_head": lambda model: VocabularyHead(model.generator_predictions, model.generator_lm_head),  # ELECTRA
-    "vocab_projector": lambda model: VocabularyHead(
-        lambda hidden: model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))), model.vocab_projector
-    ),  # DistilBERT
-}
 # Models whose positions are counted from behind the padding id, as fairseq did.
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 
@@ -216,66 +180,12 @@ def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) ->
     return {f"{name}.weight": found[name] for name in kept}
 
 
-def mlm_head(model: "PreTrainedModel") -> VocabularyHead:
-    """The head of a masked LM.
-
-    Raises:
-        UserError: The architecture's head is not known.
-    """
-    for attribute, head in _MLM_HEADS.items():
-        if hasattr(model, attribute):
-            return head(model)
-    raise UserError(
-        f"the masked-LM head of {type(model).__name__} is not known",
-        where="model.source",
-        instead="BERT, DistilBERT, RoBERTa, ELECTRA or ALBERT",
-    )
-
-
-def next_sentence_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """The head of next-sentence prediction alone: pooled output [n, h] -> logits [n, 2]; class 1: from elsewhere."""
-    head: Callable[[Tensor], Tensor] = model.cls.seq_relationship
-    return head
-
-
-def save_checkpoint(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    folder: Path,
-    mask: SparsityMask | None = None,
-) -> None:
-    """Writes a Hugging Face folder that `AutoModel….from_pretrained` opens, and the mask beside the weights."""
+def save_checkpoint(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """Writes a Hugging Face folder that `AutoModel….from_pretrained` opens."""
     _forget_lengths(tokenizer)
     with _quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    if mask is not None:
-        mask.save(folder / MASK_FILE)
-
-
-def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_too: bool = False) -> SparsityMask:
-    """The pattern of a sparse checkpoint: its mask file; without one, the zeros of its weights.
-
-    Args:
-        folder: The checkpoint that `matrices` were loaded from.
-        matrices: Parameter name -> module, as from `prunable_matrices`.
-        dense_too: Take a dense checkpoint as well: its pattern keeps everything.
-
-    Raises:
-        UserError: The mask does not fit the weights, or there are no zeros to lock.
-    """
-    weights = {name: module.weight for name, module in matrices.items()}
-    path = folder / MASK_FILE
-    if path.is_file():
-        mask = SparsityMask.load(path)
-        mask.must_fit(weights, str(path))
-        return mask
-    mask = SparsityMask.from_zeros(weights)
-    if mask.sparsity() < DENSE and not dense_too:
-        raise UserError(
-            "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
-        )
-    return mask
 
 
 def _load(auto_class: Any, folder: Path, *, whole: bool = False, **settings: Any) -> "PreTrainedModel":

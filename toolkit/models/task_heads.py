@@ -8,9 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# The names under which examples carry what a model should answer: never a model's input.
-LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
-TEACHER = "teacher_logits"  # the name under which a batch carries what the teacher answers
 _NOWHERE = -1e9  # logit of a position that cannot be an answer: its probability is exactly 0
 
 

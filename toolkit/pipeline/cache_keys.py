@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from toolkit.core.artifacts import file_hash
-from toolkit.data.hub import hub_split, is_hub
-from toolkit.models import sources
-from toolkit.recipe import OWN_STAGES, Recipe
+from toolkit.core.files import file_hash
+from toolkit.data import files
+from toolkit.data.hub import hub_split
+from toolkit.recipe import OWN_STAGES, Recipe, references
+from toolkit.recipe.references import is_hub
+from toolkit.recipe.task import READ_OF_A_TASK
 
 # Where files lie says nothing about what they hold: the key takes their content hashes instead.
 _PATH_KEYS = {
@@ -14,8 +16,6 @@ _PATH_KEYS = {
     "corpus": {"files"},
     "task": {"train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
 }
-# Keys of a task that its training texts depend on; how it is learnt, quantized, measured or called is none of them.
-READ_OF_A_TASK = {"kind", "columns", "label", "rows", "drop_empty", "hold_out", "tuning_examples"}
 
 
 class Sections:
@@ -57,7 +57,7 @@ def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], 
     streamed = {s for s in (corpus.files if corpus else ()) if is_hub(s)}
 
     def hashed(spec: str) -> str:
-        file = None if spec in streamed else sources.local_file(spec) if fetch else sources.at_hand(spec)
+        file = None if spec in streamed else files.local_file(spec) if fetch else files.at_hand(spec)
         name = str(file or spec)
         if name not in hashes:
             hashes[name] = file_hash(file) if file else hub_split(spec).content
@@ -65,7 +65,7 @@ def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], 
 
     roles: dict[str, Any] = {}
     if corpus is not None:
-        roles["corpus"] = [hashed(spec) for spec in sources.corpus_specs(corpus, sections["corpus_tasks"])]
+        roles["corpus"] = [hashed(spec) for spec in references.corpus_specs(corpus, sections["corpus_tasks"])]
     if task is not None:
         roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.artifacts import Artifact, Kind, Manifest, content_hash, json_hash, read_manifest
+from toolkit.core.artifacts import Artifact, Kind, Manifest, read_manifest
 from toolkit.core.errors import UserError
-from toolkit.ir.kernels import build as kernels
+from toolkit.core.files import content_hash, json_hash
+from toolkit.ir import kernels
 from toolkit.models import sources
 from toolkit.pipeline.cache_keys import data_hashes, plain, sections_of
 from toolkit.recipe import Recipe

@@ -1,30 +1,27 @@
 """What can be said of a recipe and a machine before anything runs. Loads no torch."""
 
 import re
-import shutil
-import sys
 from collections.abc import Collection, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.core import paths
 from toolkit.core.errors import UserError
-from toolkit.data import files as texts
+from toolkit.core.files import file_hash
+from toolkit.data import files
 from toolkit.data import task_rows as rows
-from toolkit.data.hub import is_hub
-from toolkit.ir.kernels import build as kernels
+from toolkit.data.files import local_file, paragraphs
+from toolkit.models import architectures, sources
 from toolkit.models import checkpoint as checkpoints
 from toolkit.models import published as known
-from toolkit.models import sources
 from toolkit.models.checkpoint import DENSE
-from toolkit.pipeline import requirements as libraries
-from toolkit.recipe import LOCK, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
+from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train, references
+from toolkit.recipe.pruning import cannot
+from toolkit.recipe.references import is_hub
 from toolkit.sparsity import assignment as matching
 from toolkit.training.lr_schedule import must_stay_near_the_peak
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 _LAYER_NUMBER = re.compile(r"layers?\.(\d+)\.")
 _LATER = "from the hub when it runs"
@@ -40,7 +37,7 @@ def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
     if folder is not None:
         matrices = checkpoints.encoder_matrices(folder)
     elif config := known.config_of(source):
-        matrices = known.matrix_shapes(config)
+        matrices = architectures.matrix_shapes(config)
     else:
         return {}
     if not matrices:
@@ -82,12 +79,12 @@ def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, s
         found += _pruning(recipe, "student", recipe.student.pruning, recipe.student.distillation.train)
     found += _transfers(recipe)
     if recipe.corpus is not None:
-        specs = sources.corpus_specs(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
-        counted = texts.check(recipe.corpus) if read_rows else ""
+        specs = references.corpus_specs(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
+        counted = check_corpus(recipe.corpus) if read_rows else ""
         found.append(("corpus", "; ".join(filter(None, (_data(specs), counted)))))
     for name, task in recipe.tasks.items():
         counted = rows.check(name, task) if read_rows else ""
-        found.append((f"task {name}", "; ".join(filter(None, (_data(sources.task_specs(task)), counted)))))
+        found.append((f"task {name}", "; ".join(filter(None, (_data(references.task_specs(task)), counted)))))
     return found
 
 
@@ -107,7 +104,7 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], cache: Path) -> No
         if name in tasks:
             rows.check(name, task)
     if None in tasks and recipe.corpus is not None:
-        texts.check(recipe.corpus, cache)
+        check_corpus(recipe.corpus, cache)
 
 
 def _check_lengths(recipe: Recipe) -> None:
@@ -131,23 +128,13 @@ def _check_lengths(recipe: Recipe) -> None:
 def _positions(models: Iterable[str]) -> int | None:
     """Of the model that has the fewest; None: nothing is known of any."""
     configs = (sources.config_at_hand(source) for source in dict.fromkeys(models))
-    return min((count for config in configs if config and (count := checkpoints.positions(config))), default=None)
-
-
-def lacking(recipe: Recipe) -> list[str]:
-    """Which stages will stop for want of a library, and what to install, line by line."""
-    stages: dict[tuple[str, str], list[str]] = {}
-    for stage in ("student", "transfer", "quantize", "export", "benchmark"):
-        sections = [recipe.student] if stage == "student" else [recipe.section(stage, task) for task in recipe.tasks]
-        for lacks in {lacks for section in sections if (lacks := libraries.lacking(section))}:
-            stages.setdefault(lacks, []).append(stage)
-    return [f"{', '.join(names)}: {module} is not installed; {how}" for (module, how), names in stages.items()]
+    return min((count for config in configs if config and (count := architectures.positions(config))), default=None)
 
 
 def _data(specs: list[str]) -> str:
     """Names of data files; of splits on the hub all of it, and which are still to be fetched."""
-    later = [spec for spec in specs if sources.at_hand(spec) is None]
-    here = [spec if is_hub(spec) else sources.local_file(spec).name for spec in specs if spec not in later]
+    later = [spec for spec in specs if files.at_hand(spec) is None]
+    here = [spec if is_hub(spec) else files.local_file(spec).name for spec in specs if spec not in later]
     return "; ".join([", ".join(here)] * bool(here) + [f"{', '.join(later)}, {_LATER}"] * bool(later))
 
 
@@ -188,7 +175,7 @@ def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list
             shares = checkpoints.zero_shares(folder, names) if folder else {}
             found += [(label, "pattern_lock"), *_by_layer(shapes, shares)]
             continue
-        problem = matching.cannot(pruning.backend, pruner)
+        problem = cannot(pruning.backend, pruner)
         if problem:
             raise UserError(f"{pruning.backend} cannot: {problem}", where=where, instead="backend: inc")
         length = _must_end(pruner, compression.in_epochs(), train, where)
@@ -267,53 +254,27 @@ def _by_layer(shapes: dict[str, tuple[int, int]], shares: dict[str, float]) -> l
     return lines
 
 
-def doctor_table() -> "tuple[Table, bool]":
-    """Versions against the pins, ISA, cores, memory, disk, compiler; and whether all versions are the pinned ones."""
-    from rich.table import Table
+def check_corpus(section: Corpus, cache: Path | None = None) -> str:
+    """Reads every file that is no data set of the hub from end to end, and says how many paragraphs there are.
 
-    from toolkit.core import machine as system
+    Args:
+        section: Names the files.
+        cache: Folder that remembers which contents were found good, so that they are not read again: of those
+            nothing is counted.
 
-    table = Table(title="doctor", show_header=True)
-    for column in ("what", "found", "wanted"):
-        table.add_column(column)
-    sound = True
-    for name, wanted in pinned_versions().items():
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found = "not installed"
-            if extra := libraries.extra_of(name):  # this machine may be there for training alone
-                table.add_row(name, found, f"{wanted}, for the extra `{extra}`")
-                continue
-        same = found.split("+")[0] == wanted
-        sound &= same
-        table.add_row(name, found if same else f"[red]{found}[/]", wanted)
-    for extra in libraries.EXTRAS:
-        module = libraries.missing(extra)
-        table.add_row(f"extra {extra}", f"{module} is missing" if module else "whole", libraries.install(extra))
-    for what, value in system.machine().items():
-        table.add_row(what, ", ".join(map(str, value)) if isinstance(value, list) else str(value), "")
-    table.add_row("python", sys.version.split()[0], ">= 3.10")
-    table.add_row("free disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GB", ">= 5 GB for the quickstart")
-    table.add_row(
-        "C++ compiler", shutil.which("g++") or shutil.which("clang++") or "none: 8-bit training is slower", ""
-    )
-    extension = Path(sys.prefix) / "torch_ext"
-    built = any(extension.rglob("*.so")) if extension.is_dir() else False
-    table.add_row("NNCF extension", "built" if built else "not built: the first quantization builds it", "built")
-    if kernels.extension():
-        found = f"built, computes with {kernels.isa()}"
-    else:
-        missing = kernels.missing_tool()
-        found = f"not built: {kernels.BUILD}"
-        if missing:
-            found = f"cannot be built: {missing} is missing; the plain IRs are exported"
-    table.add_row("sparse kernel", found, "built")
-    return table, sound
-
-
-def pinned_versions() -> dict[str, str]:
-    """The pins of constraints.txt; empty where the toolkit was installed without its repository."""
-    lines = paths.PINS.read_text().splitlines() if paths.PINS.is_file() else []
-    pins = (line.partition(";")[0].strip().partition("==") for line in lines if not line.startswith("#"))
-    return {name: version for name, equals, version in pins if equals}
+    Raises:
+        UserError: As `lines`; or a file is not there.
+    """
+    count = 0
+    for spec in section.files:
+        if is_hub(spec):
+            continue
+        path = local_file(spec)
+        good = cache / f"text-{file_hash(path)[:16]}" if cache else None
+        if good is not None and good.exists():
+            continue
+        count += sum(1 for text in paragraphs(path) if text)
+        if good is not None:
+            good.parent.mkdir(parents=True, exist_ok=True)
+            good.touch()
+    return f"{count:,} paragraphs" if count else ""

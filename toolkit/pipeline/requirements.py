@@ -6,7 +6,8 @@ Training needs torch, transformers, datasets and accelerate, so a GPU machine th
 import importlib.util
 
 from toolkit.core.errors import UserError
-from toolkit.recipe import Benchmark, Export, Quantize, Student, Transfer
+from toolkit.pipeline import requirements as libraries
+from toolkit.recipe import Benchmark, Export, Quantize, Recipe, Student, Transfer
 
 # Extra -> what it brings: distribution, and the module that is imported of it here; None: nothing fails without it.
 EXTRAS: dict[str, dict[str, str | None]] = {
@@ -50,7 +51,7 @@ def wanted_by(section: object) -> str:
     return ""
 
 
-def lacking(section: object) -> tuple[str, str] | None:
+def missing_requirement(section: object) -> tuple[str, str] | None:
     """The module that a stage with this section needs and that is not installed, and how to install it; None: none."""
     extra = wanted_by(section)
     module = missing(extra) if extra else ""
@@ -59,5 +60,15 @@ def lacking(section: object) -> tuple[str, str] | None:
 
 def must_be_there(stage: str, section: object) -> None:
     """Raises a UserError that names the extra to install, where a stage needs one that is not here."""
-    if lacks := lacking(section):
+    if lacks := missing_requirement(section):
         raise UserError(f"this stage needs {lacks[0]}, which is not installed", where=stage, instead=lacks[1])
+
+
+def missing_requirements(recipe: Recipe) -> list[str]:
+    """Which stages will stop for want of a library, and what to install, line by line."""
+    stages: dict[tuple[str, str], list[str]] = {}
+    for stage in ("student", "transfer", "quantize", "export", "benchmark"):
+        sections = [recipe.student] if stage == "student" else [recipe.section(stage, task) for task in recipe.tasks]
+        for lacks in {lacks for section in sections if (lacks := libraries.missing_requirement(section))}:
+            stages.setdefault(lacks, []).append(stage)
+    return [f"{', '.join(names)}: {module} is not installed; {how}" for (module, how), names in stages.items()]

@@ -13,25 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from toolkit.core import machine as system
-from toolkit.core.artifacts import (
-    Artifact,
-    Context,
-    Manifest,
-    Progress,
-    content_hash,
-    failed,
-    fresh_unless_same,
-    json_hash,
-    locked,
-    promote,
-    read_manifest,
-    write_manifest,
-)
+from toolkit.core.artifacts import Artifact, Context, Manifest, Progress, failed, read_manifest, write_manifest
 from toolkit.core.errors import CheckFailed, UserError
+from toolkit.core.files import content_hash, json_hash
 from toolkit.pipeline import preflight as checking
 from toolkit.pipeline import requirements as libraries
 from toolkit.pipeline.cache_keys import Sections, plain
 from toolkit.pipeline.graph import Step, made_of, plan, select
+from toolkit.pipeline.run_folder import fresh_unless_same, locked, promote
 from toolkit.recipe import Recipe
 from toolkit.training import distributed
 

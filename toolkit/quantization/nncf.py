@@ -206,7 +206,7 @@ def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
 
 def calibration_batches(collate: Callable[[list[Any]], dict[str, Tensor]], examples: Any, count: int) -> list[Any]:
     """The first `count` training examples one by one, as model inputs."""
-    from toolkit.training.distillation import inputs_of
+    from toolkit.data.batches import inputs_of
 
     with torch.no_grad():
         return [inputs_of(collate([examples[i]])) for i in range(min(count, len(examples)))]

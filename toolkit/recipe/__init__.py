@@ -11,7 +11,21 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from toolkit.recipe.benchmark import Benchmark as Benchmark
+from toolkit.recipe.benchmark import Evaluation as Evaluation
+from toolkit.recipe.benchmark import Performance as Performance
+from toolkit.recipe.benchmark import PerformanceConfigs as PerformanceConfigs
 from toolkit.recipe.corpus import Corpus as Corpus
+from toolkit.recipe.distillation import Criterion as Criterion
+from toolkit.recipe.distillation import Distillation as Distillation
+from toolkit.recipe.distillation import DistillationTrain as DistillationTrain
+from toolkit.recipe.distillation import IntermediateSettings as IntermediateSettings
+from toolkit.recipe.distillation import KDLossSettings as KDLossSettings
+from toolkit.recipe.distillation import Positions as Positions
+from toolkit.recipe.distillation import Sample as Sample
+from toolkit.recipe.distillation import StudentDistillation as StudentDistillation
+from toolkit.recipe.export import Export as Export
+from toolkit.recipe.export import Variant as Variant
 from toolkit.recipe.fields import Count, Name, Number, Position, Section, laid_over, wrong
 from toolkit.recipe.pruning import LOCK as LOCK
 from toolkit.recipe.pruning import Pruning as Pruning
@@ -22,20 +36,10 @@ from toolkit.recipe.pruning import WeightCompression as WeightCompression
 from toolkit.recipe.quantization import AccuracyCriterion as AccuracyCriterion
 from toolkit.recipe.quantization import Quantization as Quantization
 from toolkit.recipe.quantization import Tuning as Tuning
-from toolkit.recipe.stages import Benchmark as Benchmark
-from toolkit.recipe.stages import Distillation as Distillation
-from toolkit.recipe.stages import Evaluation as Evaluation
-from toolkit.recipe.stages import Export as Export
-from toolkit.recipe.stages import Performance as Performance
-from toolkit.recipe.stages import PerformanceConfigs as PerformanceConfigs
-from toolkit.recipe.stages import Positions as Positions
 from toolkit.recipe.stages import Quantize as Quantize
-from toolkit.recipe.stages import Sample as Sample
 from toolkit.recipe.stages import Student as Student
-from toolkit.recipe.stages import StudentDistillation as StudentDistillation
 from toolkit.recipe.stages import TrainOnly as TrainOnly
 from toolkit.recipe.stages import Transfer as Transfer
-from toolkit.recipe.stages import Variant as Variant
 from toolkit.recipe.task import OWN_STAGES as OWN_STAGES
 from toolkit.recipe.task import AnswerWindows as AnswerWindows
 from toolkit.recipe.task import HoldOut as HoldOut
@@ -43,10 +47,6 @@ from toolkit.recipe.task import Kind as Kind
 from toolkit.recipe.task import Task as Task
 from toolkit.recipe.train import AdamSettings as AdamSettings
 from toolkit.recipe.train import AdamWSettings as AdamWSettings
-from toolkit.recipe.train import Criterion as Criterion
-from toolkit.recipe.train import DistillationTrain as DistillationTrain
-from toolkit.recipe.train import IntermediateSettings as IntermediateSettings
-from toolkit.recipe.train import KDLossSettings as KDLossSettings
 from toolkit.recipe.train import Optimizer as Optimizer
 from toolkit.recipe.train import SGDSettings as SGDSettings
 from toolkit.recipe.train import Train as Train

@@ -1,5 +1,6 @@
 """What all sections of a recipe are made of: the base class, the kinds of numbers, and how a validator complains."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -58,3 +59,13 @@ def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         under = joined.get(key)
         joined[key] = laid_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return joined
+
+
+def _named(default: str) -> Callable[[Any], Any]:
+    """A section that names one of several things names this one when it is empty."""
+
+    def fill(values: Any) -> Any:
+        said = isinstance(values, dict) and any(value is not None for value in values.values())
+        return values if said or not isinstance(values, dict) else {default: {}}
+
+    return fill

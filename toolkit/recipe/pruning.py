@@ -280,3 +280,26 @@ class TaskPruning(Pruning):
         compression = self.approach.weight_compression
         named = any(p.names or p.exclude_names for p in compression.pruners) or compression.exclude_names
         return self.only_locks and not named
+
+
+_MAGNITUDE = {"magnitude", "basic_magnitude"}
+_GRADIENT = {"snip", "snip_momentum", "gradient_sensitivity"}
+
+
+def by_gradient(pruner: ResolvedPruner) -> bool:
+    """Whether the scores of its weights come from gradients."""
+    return pruner.prune_type in _GRADIENT
+
+
+def cannot(backend: Backend, pruner: ResolvedPruner) -> str:
+    """What of a pruner a back end cannot do, in words; empty when it can do all of it."""
+    if backend != "nncf":
+        lasso = pruner.prune_type == "group_lasso" and pruner.tile.zeros
+        return f"group_lasso in pattern {pruner.pattern!r}: it needs blocks" if lasso else ""
+    if pruner.prune_type not in _MAGNITUDE:
+        return f"prune_type {pruner.prune_type}"
+    if pruner.pattern != "tile_pattern_1x1":
+        return f"pattern {pruner.pattern!r}"
+    if pruner.prune_domain == "global" and pruner.max_sparsity_ratio_per_layer < 0.999:
+        return "max_sparsity_ratio_per_layer in prune_domain global"
+    return ""

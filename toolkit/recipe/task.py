@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from toolkit.recipe.benchmark import Benchmark
 from toolkit.recipe.fields import Count, Length, Name, Number, Position, Section, wrong
 from toolkit.recipe.presets import PRESETS, Preset
-from toolkit.recipe.stages import Benchmark, Quantize, TrainOnly, Transfer
+from toolkit.recipe.stages import Quantize, TrainOnly, Transfer
 
 Kind = Literal["classification", "regression", "question_answering"]
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman", "exact_match"]
@@ -134,3 +135,7 @@ class Task(Section):
                 instead=f"more than {least}, or a smaller windows.stride",
             )
         return self
+
+
+# Keys of a task that its training texts depend on; how it is learnt, quantized, measured or called is none of them.
+READ_OF_A_TASK = {"kind", "columns", "label", "rows", "drop_empty", "hold_out", "tuning_examples"}

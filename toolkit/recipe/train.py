@@ -1,11 +1,10 @@
 """The recipe's `train` section, the same for every training stage: length, batches, optimizer, loss."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Count, Fraction, Number, Section, wrong
+from toolkit.recipe.fields import Count, Fraction, Number, Section, _named, wrong
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -18,16 +17,6 @@ class AdamWSettings(Section):
     beta_1: Fraction = Field(0.9, description="decay of the running mean of the gradient")
     beta_2: Fraction = Field(0.999, description="decay of the running mean of the squared gradient")
     epsilon: Number = Field(1e-8, gt=0, description="added to the denominator against division by zero")
-
-
-def _named(default: str) -> Callable[[Any], Any]:
-    """A section that names one of several things names this one when it is empty."""
-
-    def fill(values: Any) -> Any:
-        said = isinstance(values, dict) and any(value is not None for value in values.values())
-        return values if said or not isinstance(values, dict) else {default: {}}
-
-    return fill
 
 
 class AdamSettings(AdamWSettings):
@@ -74,78 +63,6 @@ class Optimizer(Section):
         return chosen
 
 
-class KDLossSettings(Section):
-    """loss_weights[0] * task loss + loss_weights[1] * T^2 * distance(teacher, student); paper, section 3."""
-
-    temperature: Number = Field(2.0, gt=0, description="T: logits are divided by it before they are compared")
-    loss_types: tuple[Literal["CE"], Literal["KL", "CE", "MSE"]] = Field(
-        ("CE", "KL"),
-        description="cross entropy with the labels; then the distance from the teacher: KL divergence, its soft cross "
-        "entropy (CE: the same gradient), or the mean squared difference of logits (MSE)",
-    )
-    loss_weights: tuple[Number, Number] = Field((0.5, 0.5), description="weights of the two losses; they add up to 1")
-
-    @model_validator(mode="after")
-    def _weights_sum_to_one(self) -> "KDLossSettings":
-        if min(self.loss_weights) < 0 or abs(sum(self.loss_weights) - 1) > 1e-9:
-            raise wrong("must be two numbers >= 0 that add up to 1", "loss_weights", instead="e.g. [0.5, 0.5]")
-        return self
-
-
-class IntermediateSettings(Section):
-    """Sum of loss_weights[i] * distance(student's layer, teacher's layer), over pairs of layers."""
-
-    layer_mappings: tuple[tuple[str, str] | tuple[str, int, str, int], ...] = Field(
-        min_length=1,
-        description="[student's layer, teacher's layer], or [layer, output, layer, output] where a layer gives several",
-    )
-    loss_types: tuple[Literal["MSE", "L1", "KL"], ...] = Field((), description="one for each pair; default: MSE")
-    loss_weights: tuple[Number, ...] = Field((), description="one for each pair; default: all alike, adding up to 1")
-    add_origin_loss: bool = Field(False, description="add the loss with the labels")
-
-    @model_validator(mode="after")
-    def _one_for_each_pair(self) -> "IntermediateSettings":
-        pairs = len(self.layer_mappings)
-        for key in ("loss_types", "loss_weights"):
-            if getattr(self, key) and len(getattr(self, key)) != pairs:
-                raise wrong(f"has {len(getattr(self, key))} values for {pairs} pairs of layers", key)
-        if any(weight < 0 for weight in self.loss_weights):
-            raise wrong("must be numbers >= 0", "loss_weights")
-        return self
-
-    def pairs(self) -> "list[tuple[str, int, str, int, str, float]]":
-        """(student's layer, output, teacher's layer, output, loss type, weight) of each pair."""
-        count = len(self.layer_mappings)
-        types, weights = self.loss_types or ("MSE",) * count, self.loss_weights or (1 / count,) * count
-        found = []
-        for mapping, kind, weight in zip(self.layer_mappings, types, weights, strict=True):
-            student, output, teacher, other = mapping if len(mapping) == 4 else (mapping[0], 0, mapping[1], 0)
-            found.append((student, output, teacher, other, kind, weight))
-        return found
-
-
-class Criterion(Section):
-    """INC's form: the loss's name, then its settings; one loss, KnowledgeDistillationLoss when nothing is said."""
-
-    KnowledgeDistillationLoss: KDLossSettings | None = Field(None, json_schema_extra={"default": {}})
-    IntermediateLayersKnowledgeDistillationLoss: IntermediateSettings | None = None
-
-    _fill = model_validator(mode="before")(_named("KnowledgeDistillationLoss"))
-
-    @model_validator(mode="after")
-    def _one(self) -> "Criterion":
-        if self.KnowledgeDistillationLoss and self.IntermediateLayersKnowledgeDistillationLoss:
-            raise wrong("takes one loss", instead="one of the two")
-        return self
-
-    @property
-    def settings(self) -> "KDLossSettings | IntermediateSettings":
-        """Those of the loss that is named; their type says which it is."""
-        chosen = self.IntermediateLayersKnowledgeDistillationLoss or self.KnowledgeDistillationLoss
-        assert chosen is not None
-        return chosen
-
-
 class Train(Section):
     """How long and how to train: `steps` or `epoch`, exactly one of them."""
 
@@ -180,19 +97,4 @@ class Train(Section):
     def _not_both(self) -> "Train":
         if self.compile and self.recompute:
             raise wrong("cannot be true beside `compile`", "recompute", instead="one of the two")
-        return self
-
-
-class DistillationTrain(Train):
-    """`Train` with a distillation loss."""
-
-    criterion: Criterion = Criterion()
-    teacher_precision: Precision | None = Field(
-        None, description="of the teacher's forward pass, which has no gradients to lose; default: that of the student"
-    )
-
-    @model_validator(mode="after")
-    def _whole_layers_if_compiled(self) -> "DistillationTrain":
-        if self.compile and self.criterion.IntermediateLayersKnowledgeDistillationLoss:
-            raise wrong("cannot be true where layers are compared: each is looked into", "compile", instead="false")
         return self

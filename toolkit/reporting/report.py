@@ -7,12 +7,11 @@ from typing import Any
 
 from toolkit.core.artifacts import Manifest, failed
 from toolkit.measure.size import BUNDLE, FILE, GZIP
-from toolkit.reporting import figures
+from toolkit.reporting import figures, formatting
 from toolkit.reporting import sentences as text
 from toolkit.reporting.budgets import Budget, budgets, gains
 from toolkit.reporting.claims_table import DENSE, SHIPPED, Headline, headline, variants_of
-from toolkit.reporting.manifests import behind, stage_of, tasks_of
-from toolkit.reporting.stage_scores import STAGES, StageScores, stage_scores
+from toolkit.reporting.manifests import STAGES, StageScores, behind, stage_of, stage_scores, tasks_of
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
@@ -86,7 +85,7 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
         "gains": gains(runs),
         "subjects": list(dict.fromkeys(_subject(m) for m in manifests if m.run)),
         "machines": machines,
-        "hardware": text.hardware([machine for _, machine in machines]),
+        "hardware": formatting.hardware([machine for _, machine in machines]),
         "versions": behind(runs, "versions"),
         "commits": list(dict.fromkeys(m.commit for m in manifests if m.commit)),
         "date": max(m.started for m in manifests)[:10],
@@ -102,7 +101,7 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        environment.filters |= text.FILTERS
+        environment.filters |= formatting.FILTERS
         environment.globals["tuning_cost"] = text.tuning_cost
         script = {"plotly": Markup(get_plotlyjs())} if html else {}
         (folder / file).write_text(environment.get_template(template).render(**values, **script))

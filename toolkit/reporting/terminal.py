@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Manifest, failed
+from toolkit.reporting import formatting
 from toolkit.reporting import sentences as text
 from toolkit.reporting.budgets import budgets
 from toolkit.reporting.claims_table import Headline, Score, Variant, headline, variants_of
-from toolkit.reporting.manifests import stage_of, tasks_of
-from toolkit.reporting.stage_scores import STAGES, StageScores, stage_scores
+from toolkit.reporting.manifests import STAGES, StageScores, stage_of, stage_scores, tasks_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,7 +56,7 @@ def _in_pytorch(rows: Sequence[StageScores]) -> "Table":
     for name in ("n", *(stages := [stage for stage in STAGES if any(stage in row.scores for row in rows)])):
         table.add_column(name, justify="right")
     for row in rows:
-        scores = [text.score(row.scores[stage]) if stage in row.scores else "" for stage in stages]
+        scores = [formatting.score(row.scores[stage]) if stage in row.scores else "" for stage in stages]
         table.add_row(row.task, row.metric, f"{row.n:,}", *scores)
     return table
 
@@ -71,7 +71,13 @@ def _tuning(found: dict[str, Any]) -> "list[RenderableType]":
     if not said:
         return []
     table = Table(box=SIMPLE, padding=0, title=f"trials, on {found['examples']:,} training examples set aside")
-    for column in ("trial", "in FP32", found["metric"], f"lost (max {text.percent(found['limit'], 2)})", "criterion"):
+    for column in (
+        "trial",
+        "in FP32",
+        found["metric"],
+        f"lost (max {formatting.percent(found['limit'], 2)})",
+        "criterion",
+    ):
         table.add_column(column, justify="right")
     if found["costs"]:
         table.add_column(found["objective"], justify="right")
@@ -80,8 +86,8 @@ def _tuning(found: dict[str, Any]) -> "list[RenderableType]":
         table.add_row(
             f"{trial['number']}{' kept' if kept else ''}",
             str(len(trial["returned"])),
-            text.percent(trial["metric"], 2),
-            text.percent(trial["loss"], 2),
+            formatting.percent(trial["metric"], 2),
+            formatting.percent(trial["loss"], 2),
             "met" if trial["met"] else "missed",
             *([text.tuning_cost(found, trial["number"])] if found["costs"] else []),
             style="bold" if kept else None,
@@ -115,7 +121,8 @@ def _table(head: Headline, title: str) -> "Table":
         title=title,
         box=SIMPLE,
         padding=0,
-        caption=f"n = {text.examples(head)}; ± one standard error; second lines: points and × against dense-fp32{note}",
+        caption=f"n = {formatting.examples(head)}; ± one standard error; "
+        f"second lines: points and × against dense-fp32{note}",
     )
     table.add_column("variant", no_wrap=True)
     columns = [s.metric for s in head.variants[0].scores]
@@ -129,16 +136,16 @@ def _table(head: Headline, title: str) -> "Table":
 
 
 def _compared(score: Score) -> str:
-    return f"{text.score(score)}\n{text.points(score.change) if score.change is not None else ''}"
+    return f"{formatting.score(score)}\n{formatting.points(score.change) if score.change is not None else ''}"
 
 
 def _cells(v: Variant) -> list[str]:
     scores = [_compared(s) for s in v.scores]
     costs = [
-        (v.file, text.storage),
-        (v.gzip, text.storage),
-        (v.encoder, text.storage),
-        (v.latency, text.milliseconds),
-        (v.throughput, text.number),
+        (v.file, formatting.storage),
+        (v.gzip, formatting.storage),
+        (v.encoder, formatting.storage),
+        (v.latency, formatting.milliseconds),
+        (v.throughput, formatting.number),
     ]
-    return scores + [f"{shown(m.value)}\n{text.times(m.ratio)}" if m else "" for m, shown in costs]
+    return scores + [f"{shown(m.value)}\n{formatting.times(m.ratio)}" if m else "" for m, shown in costs]

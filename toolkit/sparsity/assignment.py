@@ -5,18 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from toolkit.core.errors import UserError
-from toolkit.recipe.pruning import Backend, ResolvedPruner
-
-_MAGNITUDE = {"magnitude", "basic_magnitude"}
-_GRADIENT = {"snip", "snip_momentum", "gradient_sensitivity"}
-# Inside an encoder's stack of layers, in every BERT-like naming: bert.encoder.layer.3…, roberta.encoder.layer.3…,
-# distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
-_IN_A_LAYER = re.compile(r"(^|[._])layers?\.\d+\.(?!.*embedding)")
-
-
-def in_a_layer(name: str) -> bool:
-    """Whether a module or parameter of this name is part of an encoder layer, whose linear ones can be pruned."""
-    return _IN_A_LAYER.search(name) is not None
+from toolkit.recipe.pruning import ResolvedPruner, by_gradient
 
 
 def assign(pruners: Sequence[ResolvedPruner], names: Iterable[str], where: str) -> list[list[str]]:
@@ -73,25 +62,6 @@ def _found(expressions: Iterable[str], name: str) -> bool:
 
 def _first(expressions: Iterable[str], name: str) -> str:
     return next(expression for expression in expressions if re.search(expression, name))
-
-
-def by_gradient(pruner: ResolvedPruner) -> bool:
-    """Whether the scores of its weights come from gradients."""
-    return pruner.prune_type in _GRADIENT
-
-
-def cannot(backend: Backend, pruner: ResolvedPruner) -> str:
-    """What of a pruner a back end cannot do, in words; empty when it can do all of it."""
-    if backend != "nncf":
-        lasso = pruner.prune_type == "group_lasso" and pruner.tile.zeros
-        return f"group_lasso in pattern {pruner.pattern!r}: it needs blocks" if lasso else ""
-    if pruner.prune_type not in _MAGNITUDE:
-        return f"prune_type {pruner.prune_type}"
-    if pruner.pattern != "tile_pattern_1x1":
-        return f"pattern {pruner.pattern!r}"
-    if pruner.prune_domain == "global" and pruner.max_sparsity_ratio_per_layer < 0.999:
-        return "max_sparsity_ratio_per_layer in prune_domain global"
-    return ""
 
 
 def reachable(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, int]]) -> dict[str, float]:

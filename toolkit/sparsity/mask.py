@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
+from toolkit.models.checkpoint import DENSE
 
 MASK_FILE = "mask.safetensors"
 _BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a float -> an integer as wide
@@ -130,3 +131,28 @@ def _unpack(packed: np.ndarray, shape: Sequence[int]) -> Tensor:
     if packed.size != math.ceil(count / 8):
         raise ValueError(f"{packed.size} bytes do not hold one bit for each of {'x'.join(map(str, shape))} weights")
     return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool)).reshape(shape)
+
+
+def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_too: bool = False) -> SparsityMask:
+    """The pattern of a sparse checkpoint: its mask file; without one, the zeros of its weights.
+
+    Args:
+        folder: The checkpoint that `matrices` were loaded from.
+        matrices: Parameter name -> module, as from `prunable_matrices`.
+        dense_too: Take a dense checkpoint as well: its pattern keeps everything.
+
+    Raises:
+        UserError: The mask does not fit the weights, or there are no zeros to lock.
+    """
+    weights = {name: module.weight for name, module in matrices.items()}
+    path = folder / MASK_FILE
+    if path.is_file():
+        mask = SparsityMask.load(path)
+        mask.must_fit(weights, str(path))
+        return mask
+    mask = SparsityMask.from_zeros(weights)
+    if mask.sparsity() < DENSE and not dense_too:
+        raise UserError(
+            "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
+        )
+    return mask

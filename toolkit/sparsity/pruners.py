@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from toolkit.core.errors import UserError
 from toolkit.models.checkpoint import DENSE
 from toolkit.recipe import LOCK, Pruning, ResolvedPruner, Tile
+from toolkit.recipe.pruning import by_gradient, cannot
 from toolkit.sparsity import assignment as matching
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.schedule import PruningSchedule
@@ -144,7 +145,7 @@ class GradualPruner:
         self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
 
     def _by_gradient(self) -> bool:
-        return matching.by_gradient(self.section)
+        return by_gradient(self.section)
 
     def _ranked(self, name: str) -> Tensor:
         """What the smallest of goes first, >= 0, in the parameter's shape: |w|, or the score by gradients."""
@@ -250,7 +251,7 @@ def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
 
 
 def _gradual(pruning: Pruning, section: ResolvedPruner, where: str) -> GradualPruner:
-    problem = matching.cannot(pruning.backend, section)
+    problem = cannot(pruning.backend, section)
     if problem:
         raise UserError(f"{pruning.backend} cannot do {problem}", where=where, instead="backend: inc")
     pruner: GradualPruner = importlib.import_module(f"toolkit.sparsity.backends.{pruning.backend}").Pruner(section)

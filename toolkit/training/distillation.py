@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.core.errors import UserError
-from toolkit.data.masking import KD_POSITIONS
-from toolkit.models.load import VocabularyHead
-from toolkit.models.task_heads import LABELS, TEACHER, label_loss, logits_of
+from toolkit.data.batches import KD_POSITIONS, TEACHER, Batch, inputs_of
+from toolkit.models.mlm_heads import VocabularyHead
+from toolkit.models.task_heads import label_loss, logits_of
 from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings, Positions
 from toolkit.training import vocabulary_loss as chunks
-
-Batch = dict[str, Any]
-# What a batch tells the losses: where the teacher is compared, and what sums are divided by.
-_OF_LOSSES = (KD_POSITIONS, "items", "kd_items", "examples")
 
 
 @dataclass(frozen=True)
@@ -99,11 +95,6 @@ class Teacher:
         enabled = torch.is_autocast_enabled(kind) if self._bf16 is None else self._bf16
         with torch.autocast(kind, torch.bfloat16, enabled=enabled):
             return function(self.model)
-
-
-def inputs_of(batch: Batch) -> Batch:
-    """The tensors that go into a model's forward pass: no labels, no teacher's logits, no counts."""
-    return {k: v for k, v in batch.items() if k not in (*LABELS, TEACHER, *_OF_LOSSES)}
 
 
 def combine(task: Tensor | None, kd: Tensor | None, weights: tuple[float, float]) -> LossTerms:

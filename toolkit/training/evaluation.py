@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from toolkit.data.batches import Batch, inputs_of, pad, pad_masked
 from toolkit.data.corpus import Sequences
-from toolkit.data.masking import mask_tokens, pad_masked
+from toolkit.data.masking import mask_tokens
 from toolkit.data.metrics import in_order
 from toolkit.data.segment_pairs import PairSequences
-from toolkit.data.tasks import Split, TaskData, pad
+from toolkit.data.tasks import Split, TaskData
 from toolkit.models.task_heads import logits_of
-from toolkit.training.distillation import Batch, LossTerms, MlmLoss, inputs_of
-from toolkit.training.loop import TrainingData, device
+from toolkit.training.datasets import TrainingData
+from toolkit.training.distillation import LossTerms, MlmLoss
+from toolkit.training.hardware import device
 
 
 @torch.inference_mode()

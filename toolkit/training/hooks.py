@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from toolkit.core.artifacts import Context, write_whole
+from toolkit.core.artifacts import Context
+from toolkit.core.files import write_whole
 from toolkit.sparsity.pruners import Sparsifier
 from toolkit.training import distributed
 from toolkit.training.distillation import LossTerms

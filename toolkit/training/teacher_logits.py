@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from toolkit.core.artifacts import Artifact, Context, json_hash, write_whole
+from toolkit.core.artifacts import Artifact, Context
+from toolkit.core.files import json_hash, write_whole
+from toolkit.data.batches import Batch
 from toolkit.data.tasks import Split, TaskData, fingerprint
 from toolkit.models import load as models
 from toolkit.recipe import Distillation, IntermediateSettings
-from toolkit.training import distributed, evaluation
-from toolkit.training import loop as training
-from toolkit.training.distillation import Batch, LossTerms, TaskLoss, Teacher, task_loss
+from toolkit.training import datasets, distributed, evaluation, hardware
+from toolkit.training.distillation import LossTerms, TaskLoss, Teacher, task_loss
 from toolkit.training.hardware import bf16, teacher_bf16
 
 Loss = Callable[[Any, Batch], LossTerms]
@@ -93,7 +94,7 @@ def task_lesson(
         return models.load_task_model(path, task.kind, task.labels, fitted=True)
 
     settings = train.criterion.settings
-    steps = training.steps_of(train, len(task.train))
+    steps = datasets.steps_of(train, len(task.train))
     seen = steps * train.batch_size * train.gradient_accumulation_steps
     asked = teacher_bf16(train)
     reduced = bf16(train) if asked is None else asked
@@ -104,7 +105,7 @@ def task_lesson(
     }
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
     if isinstance(settings, IntermediateSettings) or (seen < len(task.train) and not folder.is_dir()):
-        return task_loss(Teacher(load(), training.device(), asked), train.criterion), None
+        return task_loss(Teacher(load(), hardware.device(), asked), train.criterion), None
     say = context.progress.say
     logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, say)
     return TaskLoss(settings=settings), logits.of
@@ -153,7 +154,7 @@ def _ask(
         open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
     rows = open_memmap(path, mode="r+")
     kept = TeacherLogits(rows, ends)
-    with torch.autocast(training.device().type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(hardware.device().type, torch.bfloat16, enabled=bf16):
         for number, (indices, logits) in enumerate(evaluation.answers(model, examples, pad_id, _BATCH, done), done + 1):
             for index, row in zip(indices, logits, strict=True):
                 kept.put(int(index), row)

@@ -1,1 +1,26 @@
-"""The native sparse kernels: build and C interface."""
+"""The native sparse kernels: built for the installed OpenVINO (`library`), called through their C interface (`packed`).
+
+Two libraries come out of one build. The kernels pack matrices and multiply; the OpenVINO extension is the same code as
+an operation (`SparseLinear`) that any OpenVINO application loads. An extension fits one OpenVINO release only.
+"""
+
+from toolkit.ir.kernels.library import BUILD as BUILD
+from toolkit.ir.kernels.library import EXTENSION as EXTENSION
+from toolkit.ir.kernels.library import KERNELS as KERNELS
+from toolkit.ir.kernels.library import KernelMissingError as KernelMissingError
+from toolkit.ir.kernels.library import available as available
+from toolkit.ir.kernels.library import build as build
+from toolkit.ir.kernels.library import build_checks as build_checks
+from toolkit.ir.kernels.library import extension as extension
+from toolkit.ir.kernels.library import folder as folder
+from toolkit.ir.kernels.library import missing_tool as missing_tool
+from toolkit.ir.kernels.packed import FORMAT_VERSION as FORMAT_VERSION
+from toolkit.ir.kernels.packed import Activation as Activation
+from toolkit.ir.kernels.packed import Layer as Layer
+from toolkit.ir.kernels.packed import Pattern as Pattern
+from toolkit.ir.kernels.packed import describe as describe
+from toolkit.ir.kernels.packed import format_version as format_version
+from toolkit.ir.kernels.packed import instruction_sets as instruction_sets
+from toolkit.ir.kernels.packed import isa as isa
+from toolkit.ir.kernels.packed import pack as pack
+from toolkit.ir.kernels.packed import unpack as unpack

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Manifest, read_manifest
-from toolkit.core.machine import machine
+from toolkit.core.machine import machine, machine_memory
 from toolkit.measure import latency
-from toolkit.measure.memory import machine_memory
-from toolkit.models.checkpoint import must_fit, positions
+from toolkit.models.architectures import positions
+from toolkit.models.checkpoint import must_fit
 from toolkit.pipeline import requirements as libraries
 from toolkit.pipeline.estimate import data_volume as amounts
 from toolkit.pipeline.estimate.data_volume import Amount
@@ -317,7 +317,7 @@ def _roots(step: Step) -> list[Artifact]:
 
 
 def _lacks(step: Step) -> tuple[str, str] | None:
-    return libraries.lacking(step.sections.get(step.stage.name))
+    return libraries.missing_requirement(step.sections.get(step.stage.name))
 
 
 def _here(threads: int | None) -> Measure:

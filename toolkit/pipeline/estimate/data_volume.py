@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.data import tables
-from toolkit.models import sources
-from toolkit.recipe import Corpus, Task
-from toolkit.reporting.scoreboard.provenance import published_rows
+from toolkit.data.files import at_hand, lines, local_file
+from toolkit.data.published import published_rows
+from toolkit.recipe import Corpus, Task, references
 
 _SAMPLE = 512  # texts that are tokenised
 _DOCUMENTS = 128  # of many texts each
@@ -109,7 +109,7 @@ def of_corpus(section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any = N
         UserError: A local file is missing or damaged.
     """
     longest, limit = section.max_seq_length, section.limit
-    files = [sources.at_hand(spec) for spec in sources.corpus_specs(section, corpus_tasks)]
+    files = [at_hand(spec) for spec in references.corpus_specs(section, corpus_tasks)]
     if None in files:  # on the hub: the text is as long as nobody knows
         return Amount(limit, limit is not None, (longest,) if section.pack else (), longest)
     if section.pack and not count:
@@ -155,7 +155,7 @@ def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[
     longest = _LONGEST_DOCUMENT if section.pairs else 1
     for spec in section.files:
         document: list[str] = []
-        for line in sources.lines(sources.local_file(spec)):
+        for line in lines(local_file(spec)):
             text = line.strip()
             if document and (not text or len(document) == longest):
                 yield document
@@ -168,7 +168,7 @@ def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[
 
 def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
     """The texts of the rows that a task keeps; None: the file is on the hub."""
-    file = sources.at_hand(spec)
+    file = at_hand(spec)
     if file is None:
         return None
     kept = []

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, replace
 
 import torch
 
-from toolkit.measure.memory import machine_memory
+from toolkit.core.machine import machine_memory
 from toolkit.pipeline.estimate.synthetic_step import FLOAT, Job, Seconds, StepShape, now
 from toolkit.recipe import SGDSettings, Train
 

@@ -18,15 +18,18 @@ from transformers import (
 )
 
 from toolkit.core.errors import UserError
-from toolkit.data.masking import KD_POSITIONS, masked_count, sampled_count
+from toolkit.data.batches import KD_POSITIONS, Batch, inputs_of
+from toolkit.data.masking import masked_count, sampled_count
 from toolkit.models import load as models
+from toolkit.models import mlm_heads
 from toolkit.models.task_heads import logits_of
 from toolkit.recipe import Criterion, IntermediateSettings, Kind, Positions, Quantization, Sample, Train
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.pruners import PatternLock
+from toolkit.training import hardware, trainer
 from toolkit.training import loop as training
 from toolkit.training import vocabulary_loss as chunks
-from toolkit.training.distillation import Batch, MlmLoss, Teacher, inputs_of, mlm_loss, task_loss
+from toolkit.training.distillation import MlmLoss, Teacher, mlm_loss, task_loss
 from toolkit.training.hardware import bf16, teacher_bf16
 
 FLOAT = 4  # bytes; weights, gradients and the optimizer's state stay in FP32, also under bf16 autocast
@@ -89,7 +92,7 @@ class Job:
 
     def __init__(self, shape: StepShape, layers: int) -> None:
         self._shape, self.length = shape, shape.length
-        self._device = training.device()
+        self._device = hardware.device()
         self._words = int(json.loads(shape.config)["vocab_size"])
         model: Any = _built(shape.config, shape, layers)
         self._teacher = None
@@ -100,7 +103,7 @@ class Job:
             model = _quantized(model, inputs_of(self._batch(1, shape.length, "cpu")))
         self._model = model.to(self._device).train()
         self._loss = self._loss_of()
-        kind, settings = training.optimizer_class(shape.train)
+        kind, settings = trainer.optimizer_class(shape.train)
         self._optimizer = kind(self._model.parameters(), **settings)
         # Dense models train without it; it is a hundredth of a step.
         matrices = models.prunable_matrices(self._model)
@@ -179,13 +182,13 @@ class Job:
         shape = self._shape
         criterion: Criterion | None = getattr(shape.train, "criterion", None)
         if self._teacher is None or criterion is None:
-            return MlmLoss(models.mlm_head) if shape.kind is None else task_loss()
+            return MlmLoss(mlm_heads.mlm_head) if shape.kind is None else task_loss()
         if isinstance(criterion.settings, IntermediateSettings):
             pairs = zip(_layer_names(self._model), _layer_names(self._teacher.model), strict=True)
             cut = IntermediateSettings(layer_mappings=tuple(pairs), add_origin_loss=criterion.settings.add_origin_loss)
             criterion = Criterion(IntermediateLayersKnowledgeDistillationLoss=cut)
         if shape.kind is None:
-            return mlm_loss(models.mlm_head, self._teacher, criterion, shape.positions)
+            return mlm_loss(mlm_heads.mlm_head, self._teacher, criterion, shape.positions)
         return task_loss(self._teacher, criterion)
 
     def _batch(self, count: int, length: int, device: Any) -> Batch:

@@ -1,6 +1,5 @@
 """`export`: every variant as an OpenVINO IR folder, held against its torch model on the whole dev split."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,22 +9,24 @@ from typing import Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
 from toolkit.core.errors import UserError
-from toolkit.ir.conformance import honoured
+from toolkit.pipeline.stages.export_checks import (
+    _ENGINE_8_BIT_TOLERANCE,
+    _ENGINE_TOLERANCE,
+    _FP32_TOLERANCE,
+    _ONE_EXAMPLE,
+    _check,
+    _requests,
+    _weights_hash,
+    _zeros,
+)
 from toolkit.quantization.tuning import TUNING_FILE
 from toolkit.recipe import Quantization
-
-_FP32_TOLERANCE = 1e-3  # share of the logits' range
-_ENGINE_TOLERANCE = 1e-4
-# Of the mean, where activations are in 8 bits: the last bit of a float may decide which of two levels is nearer, and
-# one layer's level many of the next's. A trained MiniLM differed by 1e-3, its plain INT8 IR by 8e-3.
-_ENGINE_8_BIT_TOLERANCE = 5e-3
-_ONE_EXAMPLE = 10  # times the tolerance of INT8: what the mean would hide, a single answer that is lost
 
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Exports, opens again, compares."""
     from toolkit.data import tasks
-    from toolkit.ir.kernels.build import KernelMissingError
+    from toolkit.ir.kernels.library import KernelMissingError
     from toolkit.ir.sparse_engine import TooFewZerosError
     from toolkit.models import load as models
     from toolkit.sparsity.mask import MASK_FILE, SparsityMask
@@ -78,7 +79,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
 
 def _makers(sections: Any, inputs: dict[str, Artifact], task: Any, tokenizer: Any) -> dict[str, Callable[[], Any]]:
     """Variant -> how to load or make its torch model."""
-    from toolkit.data.tasks import pad
+    from toolkit.data.batches import pad
     from toolkit.models import load as models
     from toolkit.quantization import nncf
 
@@ -192,8 +193,8 @@ def _engine(
 
     import numpy as np
 
+    from toolkit.ir import kernels
     from toolkit.ir.inspect import inspect_ir
-    from toolkit.ir.kernels import build as kernels
     from toolkit.ir.sparse_engine import reference_ir, to_engine
     from toolkit.measure.accuracy import kept_answers, predict_ir
 
@@ -250,53 +251,14 @@ def _engine(
 
 
 def _export_plain(model: Any, task: Any, tokenizer: Any, folder: Path) -> None:
-    from toolkit.data import tasks
+    from toolkit.data import batches
+    from toolkit.data.batches import inputs_of
     from toolkit.ir.convert import export_ir
-    from toolkit.training.distillation import inputs_of
 
-    export_ir(model, tokenizer, folder, inputs_of(tasks.pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id)))
-
-
-def _check(variant: str, name: str, measured: float, limit: float) -> Check:
-    return Check(name=f"{variant}: {name}", ok=measured <= limit, measured=measured, limit=limit)
-
-
-def _zeros(variant: str, inspection: Any, mask: Any) -> list[Check]:
-    """Every pruned matrix is in the IR with at least its zeros."""
-    found = {f"{m.module}.weight": m.zero_fraction for m in inspection.matmuls if m.module}
-    present = [name for name in mask.tensors if name in found]
-    missing = max((share - found[name] for name, share in mask.per_matrix().items() if name in found), default=0.0)
-    return [
-        Check(
-            name=f"{variant}: pruned matrices found in the IR",
-            ok=len(present) == len(mask.tensors),
-            measured=float(len(present)),
-            limit=float(len(mask.tensors)),
-        ),
-        _check(variant, "zeros lost in a matrix, share", max(0.0, missing), 1e-6),
-    ]
-
-
-def _requests(variant: str, inspection: Any, section: Quantization, returned: tuple[str, ...]) -> Check:
-    """Every operation of the IR is quantized as the recipe asks, or in FP32 where tuning returned it."""
-    broken = honoured(inspection, section, returned)
-    return Check(
-        name=f"{variant}: operations that are not quantized as asked for",
-        ok=not broken,
-        measured="; ".join(broken[:3]) or 0.0,
-        limit=0.0,
-    )
+    export_ir(model, tokenizer, folder, inputs_of(batches.pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id)))
 
 
 def _returned(inputs: dict[str, Artifact]) -> tuple[str, ...]:
     """Operations that tuning gave back to FP32."""
     found = json.loads((inputs["quantize"].path / TUNING_FILE).read_text())
     return tuple(found["returned"])
-
-
-def _weights_hash(model: Any) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -10,10 +10,12 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     """Gradual pruning with distillation and a rewound learning rate (paper, section 3)."""
     from toolkit.data import corpus
     from toolkit.models import load as models
+    from toolkit.models import mlm_heads
     from toolkit.recipe import KDLossSettings
     from toolkit.sparsity import checks as outcome
+    from toolkit.sparsity.mask import MASK_FILE
     from toolkit.sparsity.pruners import make_sparsifier
-    from toolkit.training import distributed, evaluation
+    from toolkit.training import datasets, distributed, evaluation, hardware
     from toolkit.training import loop as training
     from toolkit.training.distillation import LayersLoss, MlmLoss, Teacher, mlm_loss
     from toolkit.training.hardware import teacher_bf16
@@ -31,23 +33,24 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         text = corpus.load_corpus(
             section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
         )
-    sparsifier = make_sparsifier(pruning, matrices, training.steps_per_epoch(train, len(text.train)))
+    sparsifier = make_sparsifier(pruning, matrices, datasets.steps_per_epoch(train, len(text.train)))
 
-    frozen = Teacher(teacher, training.device(), teacher_bf16(train))
-    loss = mlm_loss(models.mlm_head, frozen, train.criterion, distillation.positions, models.next_sentence_head)
+    frozen = Teacher(teacher, hardware.device(), teacher_bf16(train))
+    loss = mlm_loss(mlm_heads.mlm_head, frozen, train.criterion, distillation.positions, mlm_heads.next_sentence_head)
 
     def held_out() -> dict[str, float]:
         # Where words play no part in the loss, the word head stays as it was: its own loss would tell nothing.
         if isinstance(loss, LayersLoss):
             return evaluation.layers_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
-        labels_only = MlmLoss(models.mlm_head, next_head=models.next_sentence_head)
+        labels_only = MlmLoss(mlm_heads.mlm_head, next_head=mlm_heads.next_sentence_head)
         return evaluation.mlm_metrics(model, labels_only, text.valid, tokenizer, section.mlm_probability)
 
     before = held_out()
-    data = training.mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
+    data = datasets.mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
     outcome.must_end_within((p.section for p in sparsifier.gradual), data.steps, "student.pruning")
     fitted = training.fit(model, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
-    models.save_checkpoint(model, tokenizer, context.folder, sparsifier.mask)
+    models.save_checkpoint(model, tokenizer, context.folder)
+    sparsifier.mask.save(context.folder / MASK_FILE)
     targets = {p.section.target_sparsity for p in sparsifier.gradual}
     return StageResult(
         kind="sparse",

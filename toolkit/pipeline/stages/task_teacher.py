@@ -9,7 +9,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     """Ordinary fine-tuning."""
     from toolkit.data import tasks
     from toolkit.models import load as models
-    from toolkit.training import evaluation
+    from toolkit.training import datasets, evaluation
     from toolkit.training import loop as training
     from toolkit.training.distillation import TaskLoss
 
@@ -19,7 +19,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     tokenizer = models.load_tokenizer(source)
     task = tasks.load_task(context.task or "", sections.task, tokenizer)
     model = models.load_task_model(source, task.kind, task.labels, fitted=False)
-    data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
+    data = datasets.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
     fitted = training.fit(model, data, train, TaskLoss(), context)
     models.save_checkpoint(model, tokenizer, context.folder)
     return StageResult(

@@ -9,7 +9,8 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     """Masked-language-model training of the base model; with next-sentence prediction where the corpus has pairs."""
     from toolkit.data import corpus
     from toolkit.models import load as models
-    from toolkit.training import distributed, evaluation
+    from toolkit.models import mlm_heads
+    from toolkit.training import datasets, distributed, evaluation
     from toolkit.training import loop as training
     from toolkit.training.distillation import MlmLoss
 
@@ -21,9 +22,9 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         text = corpus.load_corpus(
             section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
         )
-    loss = MlmLoss(models.mlm_head, next_head=models.next_sentence_head)
+    loss = MlmLoss(mlm_heads.mlm_head, next_head=mlm_heads.next_sentence_head)
     before = evaluation.mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
-    data = training.mlm_data(text.train, tokenizer, section, "masked", train, context.seed)
+    data = datasets.mlm_data(text.train, tokenizer, section, "masked", train, context.seed)
     fitted = training.fit(model, data, train, loss, context)
     models.save_checkpoint(model, tokenizer, context.folder)
     after = evaluation.mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)

@@ -13,8 +13,9 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     from toolkit.data import tasks
     from toolkit.models import load as models
     from toolkit.sparsity import checks as outcome
+    from toolkit.sparsity.mask import MASK_FILE, checkpoint_mask
     from toolkit.sparsity.pruners import Joined, PatternLock, make_sparsifier
-    from toolkit.training import evaluation
+    from toolkit.training import datasets, evaluation
     from toolkit.training import loop as training
     from toolkit.training import teacher_logits as lessons
 
@@ -27,17 +28,18 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     model = models.load_task_model(source, task.kind, task.labels, fitted=False)
     matrices = models.prunable_matrices(model, sections.model.prunable)
     if pruning.locks_all:  # the mask file says it, where there is one
-        lock = PatternLock(models.checkpoint_mask(source, matrices))
+        lock = PatternLock(checkpoint_mask(source, matrices))
         lock.attach(matrices)
         sparsifier = Joined([lock])
     else:
-        sparsifier = make_sparsifier(pruning, matrices, training.steps_per_epoch(train, len(task.train)))
+        sparsifier = make_sparsifier(pruning, matrices, datasets.steps_per_epoch(train, len(task.train)))
 
     loss, answers = lessons.task_lesson(section.distillation, inputs.get("task_teacher"), task, tokenizer, context)
-    data = training.task_data(task.train, tokenizer.pad_token_id, train, context.seed, answers)
+    data = datasets.task_data(task.train, tokenizer.pad_token_id, train, context.seed, answers)
     outcome.must_end_within((p.section for p in sparsifier.gradual), data.steps, "transfer.pruning")
     fitted = training.fit(model, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
-    models.save_checkpoint(model, tokenizer, context.folder, sparsifier.mask)
+    models.save_checkpoint(model, tokenizer, context.folder)
+    sparsifier.mask.save(context.folder / MASK_FILE)
     return StageResult(
         kind="task",
         metrics=fitted.metrics()

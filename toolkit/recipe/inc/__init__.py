@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from toolkit.core.yaml_document import Document, KeyPath, Place
+from toolkit.core.yaml_document import KeyPath
 from toolkit.recipe import Recipe
 from toolkit.recipe.inc.explain import explain as explain
 from toolkit.recipe.inc.inc_file import IncFlags as IncFlags
 from toolkit.recipe.inc.inc_file import IncPlan, Source, read_source
 from toolkit.recipe.inc.translate import translate
 from toolkit.recipe.json_schema import RECIPE
-from toolkit.recipe.load import dotted, mistakes_in, together
+from toolkit.recipe.messages import dotted, mistakes_in, together
 
 # Keys that the translation leaves -> why they make no difference. The first that fits counts.
 _HARMLESS: tuple[tuple[str, str], ...] = (
@@ -78,13 +78,7 @@ def read_inc(paths: Sequence[Path], flags: IncFlags, placeholders: bool = False)
 
 def _check(plan: IncPlan, name: str) -> None:
     """The recipe must be one; what is wrong with it is told where INC's files say it."""
-    places: dict[KeyPath, Place] = {(): Place(0, name)}
-    for order, (path, origin) in enumerate(plan.origin.items(), start=1):
-        places[path] = Place(order, origin)
-    for path, origin in plan.origin.items():
-        for length in range(1, len(path) if re.search(r":\d+$", origin) else 0):
-            places.setdefault(path[:length], places[path])  # a section is where its first key is written
-    document = Document(data=plan.recipe, places=places)
+    document = plan.document(name)
     try:
         Recipe.model_validate(plan.recipe)
     except ValidationError as error:

@@ -1,5 +1,7 @@
 """One file of INC's as it is read, and the plan that several of them become."""
 
+import copy
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,11 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from toolkit.core.errors import UserError
-from toolkit.core.yaml_document import Document, KeyPath, read_yaml
+from toolkit.core.yaml_document import Document, KeyPath, Place, read_yaml
 from toolkit.recipe.fields import Section
 from toolkit.recipe.inc.schema import IncFile
 from toolkit.recipe.json_schema import Schema
-from toolkit.recipe.load import dotted, fill_empty, mistakes_in, together
+from toolkit.recipe.load import fill_empty
+from toolkit.recipe.messages import dotted, mistakes_in, together
 
 _INC = Schema(IncFile)
 
@@ -61,6 +64,20 @@ class IncPlan:
             section = section.setdefault(key, {}) if isinstance(section, dict) else section[key]
         section[path[-1]] = value
         self.origin[path] = origin
+
+    def document(self, name: str) -> Document:
+        """The recipe as if it had been read from a file: each key has the place where INC's files say it.
+
+        Args:
+            name: What is said to be the place of the whole.
+        """
+        places: dict[KeyPath, Place] = {(): Place(0, name)}
+        for order, (path, origin) in enumerate(self.origin.items(), start=1):
+            places[path] = Place(order, origin)
+        for path, origin in self.origin.items():
+            for length in range(1, len(path) if re.search(r":\d+$", origin) else 0):
+                places.setdefault(path[:length], places[path])  # a section is where its first key is written
+        return Document(data=copy.deepcopy(self.recipe), places=places)
 
     def note(self, where: str, key: str, why: str) -> None:
         """Tells of a key that makes no difference."""

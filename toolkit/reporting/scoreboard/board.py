@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from toolkit.core.artifacts import Manifest, json_hash, write_whole
+from toolkit.core.artifacts import Manifest
 from toolkit.core.errors import UserError
+from toolkit.core.files import json_hash, write_whole
 from toolkit.core.yaml_document import read_yaml
 from toolkit.recipe import Recipe, Variant
 from toolkit.recipe.fields import Fraction, Number, Section

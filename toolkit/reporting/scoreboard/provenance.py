@@ -6,11 +6,13 @@ A folder that lies under the name of a model or data set stands in for it, which
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.core.artifacts import content_hash, file_hash
-from toolkit.data.hub import LOCAL, PREFIX, hub_split, is_hub
-from toolkit.models import published as known
+from toolkit.core.files import content_hash, file_hash
+from toolkit.data import files
+from toolkit.data.hub import hub_split
+from toolkit.data.published import published_rows
 from toolkit.models import sources
 from toolkit.recipe import Recipe, Task
+from toolkit.recipe.references import LOCAL, PREFIX, is_hub
 
 _EMPTY = 0.001  # share of a public split that `drop_empty` may leave out: all that is empty there, and no sample of it
 
@@ -59,14 +61,6 @@ def reduced(section: Task, counts: dict[str, int]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def published_rows(spec: str) -> int | None:
-    """Rows of a public split, whatever its revision; None: not known, or not on the hub."""
-    if not is_hub(spec):
-        return None
-    split = hub_split(spec)
-    return known.ROWS.get(f"{split.dataset}:{split.config}:{split.split}")
-
-
 def _models(recipe: Recipe, task: str) -> dict[str, str]:
     own = {f"tasks.{task}.ready.{name}": source for name, source in recipe.tasks[task].ready.items()}
     return {"model.source": recipe.model.source, **{f"ready.{n}": s for n, s in recipe.ready.items()}, **own}
@@ -91,11 +85,11 @@ def _of_model(used: str, written: str) -> Origin:
 def _of_data(used: str, written: str) -> Origin:
     meant = written.removeprefix(PREFIX)
     if not is_hub(used):
-        return _local(sources.local_file(used), "")
+        return _local(files.local_file(used), "")
     split = hub_split(used)
     if folder := split.folder:
         return _local(folder, "" if meant.startswith(LOCAL) else hub_split(written).dataset)
-    file = sources.at_hand(used)  # of a stream there is none, and no hash
+    file = files.at_hand(used)  # of a stream there is none, and no hash
     return Origin(f"{split.name}, sha256:{file_hash(file)}" if file else split.name)
 
 

@@ -1,0 +1,53 @@
+"""`pruneofa report`, and the report that ends a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toolkit.core.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from toolkit.core.artifacts import Manifest
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Path | None, typer.Option(help="folder to write; default: <first run>/report")] = None,
+) -> None:
+    """Write the report (HTML, Markdown) of finished runs again, from their manifests alone."""
+    from rich.console import Console
+
+    from toolkit import reporting
+    from toolkit.pipeline.graph import finished
+
+    found = [finished(folder) for folder in runs]
+    page = reporting.build(found, out or runs[0] / "report")
+    Console().print(reporting.console(found))
+    typer.echo(f"Report: {page}")
+
+
+def show_report(manifests: "list[Manifest]", folder: Path) -> None:
+    """Writes and prints the report.
+
+    Raises:
+        CheckFailed: A promise of the recipe was measured and missed.
+    """
+    from rich.console import Console
+
+    from toolkit import reporting
+    from toolkit.pipeline import requirements as libraries
+
+    terminal = Console()
+    terminal.print(reporting.console([manifests]))
+    if module := libraries.missing("report"):  # training alone asks for no page
+        found = f"No report page: {module} is not installed; {libraries.install('report')}"
+    else:
+        page = reporting.build([manifests], folder / "report")
+        found = f"Report: {page}"
+    if any(m.stage == "export" for m in manifests):
+        found += f"\nIR folders: {folder}/tasks/<task>/export/<variant>"
+    terminal.print(found, highlight=False, markup=False, soft_wrap=True)
+    missed = reporting.missed_criteria(manifests)
+    if missed:
+        raise CheckFailed("\n".join(missed))

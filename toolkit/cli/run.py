@@ -1,0 +1,156 @@
+"""`pruneofa init`, `check`, `plan`, `run` and `schema`: from a recipe to a finished run."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toolkit.cli.inc import recipe_of_inc
+from toolkit.cli.inc_options import IncFiles, with_inc_flags
+from toolkit.cli.report import show_report
+from toolkit.core import paths
+from toolkit.core.errors import UserError
+
+if TYPE_CHECKING:
+    from toolkit.core.artifacts import Manifest
+    from toolkit.recipe import Recipe
+    from toolkit.recipe.inc import IncFlags
+
+QUICKSTART = "quickstart"
+RecipeFile = Annotated[Path, typer.Argument(help="recipe (YAML); without it: the quickstart", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="changes to the recipe, e.g. pruning.target_sparsity=0.85", show_default=False),
+]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="where run folders lie")]
+
+
+def shipped(name: str) -> Path:
+    """A recipe that comes with the toolkit, by its name under yaml_configs/ (without .yaml)."""
+    path = paths.RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(str(p.relative_to(paths.RECIPES).with_suffix("")) for p in paths.RECIPES.rglob("*.yaml"))
+        raise UserError(f"there is no shipped recipe {name!r}", instead=f"one of: {', '.join(known) or '(none found)'}")
+    return path
+
+
+def _load(recipe: Path | None, overrides: list[str] | None) -> "Recipe":
+    from toolkit.recipe.load import load_recipe
+
+    changes = list(overrides or [])
+    if recipe is not None and "=" in str(recipe) and not recipe.exists():  # `pruneofa run seed=1`: no recipe given
+        changes.insert(0, str(recipe))
+        recipe = None
+    return load_recipe(recipe or shipped(QUICKSTART), changes)
+
+
+def init(
+    target: Annotated[Path, typer.Argument(help="file to write")] = Path("recipe.yaml"),
+    recipe: Annotated[str, typer.Option("--from", help="shipped recipe to copy")] = "template",
+) -> None:
+    """Copy a commented recipe to start from."""
+    source = shipped(recipe)
+    if target.exists():
+        raise UserError("it is already there", where=str(target), instead="another name; nothing was overwritten")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(source.read_text())
+    typer.echo(f"Wrote {target}. Edit it, then: pruneofa check {target}")
+
+
+def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
+    """Validate a recipe: keys, lengths, every row and line of the data, matrices, sparsity. Loads no torch."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from toolkit.pipeline.preflight import check_recipe
+    from toolkit.pipeline.requirements import missing_requirements
+
+    loaded, console = _load(recipe, overrides), Console()
+    for what, found in check_recipe(loaded):
+        mark = f"[green]✓[/] {what}: " if what else "    "  # lines without a name belong to the one before
+        console.print(f"{mark}{escape(found)}", highlight=False, soft_wrap=True)
+    for line in missing_requirements(loaded):
+        console.print(f"[yellow]![/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def plan(
+    recipe: RecipeFile = None,  # type: ignore[assignment]
+    overrides: Overrides = None,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Show the stages, what is cached, steps, and memory, time and disk by a short measurement on this machine."""
+    from rich.console import Console
+
+    from toolkit.cli.plan_table import plan_table
+
+    loaded = _load(recipe, overrides)
+    terminal = Console()
+    with terminal.status("reading the data") as status:
+        table = plan_table(loaded, runs / loaded.name, say=status.update)
+    terminal.print(table)
+
+
+@with_inc_flags
+def run(
+    recipe: RecipeFile = None,  # type: ignore[assignment]
+    overrides: Overrides = None,
+    start: Annotated[str | None, typer.Option("--from", help="make this stage and all later ones anew")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="run this stage alone")] = None,
+    track: Annotated[bool, typer.Option("--track", help="log training curves for TensorBoard too")] = False,
+    runs: Annotated[Path | None, typer.Option("--runs", help="where run folders lie; default: runs")] = None,
+    inc: IncFiles = None,
+    *,
+    flags: "IncFlags",
+) -> None:
+    """Run a recipe, or INC's files: only what is not there yet; an interrupted stage goes on where it stopped."""
+    if start and only:
+        raise UserError("--from and --only cannot be used together", instead="one of them")
+    given = [name for name, value in asdict(flags).items() if value is not None]
+    if inc:
+        loaded, workspace = recipe_of_inc(inc, flags, recipe, overrides)
+    elif given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} goes with --inc",
+            instead="--inc prune.yaml, or for a recipe an override such as transfer.epoch=3",
+        )
+    else:
+        loaded, workspace = _load(recipe, overrides), None
+    folder = (runs or workspace or Path("runs")) / loaded.name
+    manifests = execute(loaded, folder, start, only, track)
+    if only is None:
+        show_report(manifests, folder)
+
+
+def execute(
+    loaded: "Recipe", folder: Path, start: str | None = None, only: str | None = None, track: bool = False
+) -> "list[Manifest]":
+    """Checks and runs a recipe with its progress shown; the manifests of the run's finished stages."""
+    from rich.console import Console
+
+    from toolkit.cli import progress as shown
+    from toolkit.pipeline.preflight import check_recipe
+    from toolkit.pipeline.requirements import missing_requirements
+    from toolkit.pipeline.run import Run
+    from toolkit.recipe.load import dump_recipe
+
+    check_recipe(loaded, read_rows=False)  # `Run` does, of what it fetches too
+    terminal = Console()
+    if loaded.threads:
+        os.environ["OMP_NUM_THREADS"] = str(loaded.threads)
+    terminal.print(f"[bold]{loaded.name}[/] {loaded.description}".rstrip(), highlight=False)
+    for line in missing_requirements(loaded):
+        terminal.print(line, highlight=False, markup=False, soft_wrap=True)
+    log = folder / "tensorboard" if track else None
+    job = Run(loaded, folder, lambda step: shown.stage_progress(step, terminal, log))
+    manifests = job(only=only, start=start)
+    (folder / "recipe.yaml").write_text(dump_recipe(loaded))
+    return manifests
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes (for editors)."""
+    from toolkit.recipe.load import schema_json
+
+    typer.echo(schema_json())

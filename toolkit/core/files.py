@@ -1,0 +1,42 @@
+"""Content hashes and atomic writes."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a file, or of a folder's relative names and contents (manifest and hidden files left out)."""
+    if path.is_file():
+        return file_hash(path)
+    entries = [
+        (str(p.relative_to(path)), file_hash(p))
+        for p in sorted(path.rglob("*"))
+        if p.is_file() and p.name != MANIFEST and not any(s.startswith(".") for s in p.relative_to(path).parts)
+    ]
+    return json_hash(entries)
+
+
+def json_hash(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that later runs rely on: a kill leaves the old text or the new one, never an empty file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

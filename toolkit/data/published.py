@@ -1,0 +1,38 @@
+"""Row counts of public data sets, so that recipes can be planned offline."""
+
+from toolkit.data import published
+from toolkit.data.hub import hub_split
+from toolkit.recipe.references import is_hub
+
+# `<dataset>:<config>:<split>` -> rows.
+ROWS = {
+    "nyu-mll/glue:sst2:train": 67_349,
+    "nyu-mll/glue:sst2:validation": 872,
+    "nyu-mll/glue:mnli:train": 392_702,
+    "nyu-mll/glue:mnli:validation_matched": 9_815,
+    "nyu-mll/glue:mnli:validation_mismatched": 9_832,
+    "nyu-mll/glue:qqp:train": 363_846,
+    "nyu-mll/glue:qqp:validation": 40_430,
+    "nyu-mll/glue:qnli:train": 104_743,
+    "nyu-mll/glue:qnli:validation": 5_463,
+    "nyu-mll/glue:mrpc:train": 3_668,
+    "nyu-mll/glue:mrpc:validation": 408,
+    "nyu-mll/glue:rte:train": 2_490,
+    "nyu-mll/glue:rte:validation": 277,
+    "nyu-mll/glue:wnli:train": 635,
+    "nyu-mll/glue:wnli:validation": 71,
+    "nyu-mll/glue:cola:train": 8_551,
+    "nyu-mll/glue:cola:validation": 1_043,
+    "nyu-mll/glue:stsb:train": 5_749,
+    "nyu-mll/glue:stsb:validation": 1_500,
+    "rajpurkar/squad::train": 87_599,
+    "rajpurkar/squad::validation": 10_570,
+}
+
+
+def published_rows(spec: str) -> int | None:
+    """Rows of a public split, whatever its revision; None: not known, or not on the hub."""
+    if not is_hub(spec):
+        return None
+    split = hub_split(spec)
+    return published.ROWS.get(f"{split.dataset}:{split.config}:{split.split}")

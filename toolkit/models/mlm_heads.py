@@ -1,0 +1,70 @@
+"""The vocabulary head of each architecture, and BERT's next-sentence head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolkit.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class VocabularyHead:
+    """The head of a masked LM alone: last hidden states [n, h] -> vocabulary logits [n, V].
+
+    Attributes:
+        transform: All of it but its last layer, [n, h] -> [n, e].
+        decoder: The last layer, tied to the word embeddings, [n, e] -> [n, V].
+    """
+
+    transform: Callable[[Tensor], Tensor]
+    decoder: nn.Linear
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[n, h] -> [n, V]."""
+        logits: Tensor = self.decoder(self.transform(hidden))
+        return logits
+
+
+# Attribute that a masked-LM model has -> its head.
+_MLM_HEADS: dict[str, Callable[[Any], VocabularyHead]] = {
+    "cls": lambda model: VocabularyHead(model.cls.predictions.transform, model.cls.predictions.decoder),  # BERT
+    "lm_head": lambda model: VocabularyHead(
+        lambda hidden: model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden))), model.lm_head.decoder
+    ),  # RoBERTa
+    "predictions": lambda model: VocabularyHead(
+        lambda hidden: model.predictions.LayerNorm(model.predictions.activation(model.predictions.dense(hidden))),
+        model.predictions.decoder,
+    ),  # ALBERT
+    "generator_lm_head": lambda model: VocabularyHead(model.generator_predictions, model.generator_lm_head),  # ELECTRA
+    "vocab_projector": lambda model: VocabularyHead(
+        lambda hidden: model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))), model.vocab_projector
+    ),  # DistilBERT
+}
+
+
+def mlm_head(model: "PreTrainedModel") -> VocabularyHead:
+    """The head of a masked LM.
+
+    Raises:
+        UserError: The architecture's head is not known.
+    """
+    for attribute, head in _MLM_HEADS.items():
+        if hasattr(model, attribute):
+            return head(model)
+    raise UserError(
+        f"the masked-LM head of {type(model).__name__} is not known",
+        where="model.source",
+        instead="BERT, DistilBERT, RoBERTa, ELECTRA or ALBERT",
+    )
+
+
+def next_sentence_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The head of next-sentence prediction alone: pooled output [n, h] -> logits [n, 2]; class 1: from elsewhere."""
+    head: Callable[[Tensor], Tensor] = model.cls.seq_relationship
+    return head

@@ -1,0 +1,45 @@
+"""Partial folders of stages, their promotion, and the lock of a run folder."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from toolkit.core.errors import UserError
+from toolkit.core.files import write_whole
+
+
+def fresh_unless_same(partial: Path, key: str) -> Path:
+    """The scratch folder of an interrupted attempt with this key, or a new one."""
+    work = partial / ".work"
+    marker = work / "key.json"
+    if not (marker.is_file() and marker.read_text() == json.dumps(key)):
+        shutil.rmtree(partial, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_whole(marker, json.dumps(key))
+    return work
+
+
+def promote(partial: Path, folder: Path) -> None:
+    """Puts the whole stage in its place; what was there before goes only when the new one is complete."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Two processes in one run folder would overwrite each other."""
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError("another process is running in this folder", where=str(folder)) from None
+        stream.write(str(os.getpid()))
+        yield

@@ -1,0 +1,54 @@
+"""Tolerances of an exported IR, and the checks that hold it to them."""
+
+import hashlib
+from typing import Any
+
+from toolkit.core.artifacts import Check
+from toolkit.ir.conformance import honoured
+from toolkit.recipe import Quantization
+
+_FP32_TOLERANCE = 1e-3  # share of the logits' range
+_ENGINE_TOLERANCE = 1e-4
+# Of the mean, where activations are in 8 bits: the last bit of a float may decide which of two levels is nearer, and
+# one layer's level many of the next's. A trained MiniLM differed by 1e-3, its plain INT8 IR by 8e-3.
+_ENGINE_8_BIT_TOLERANCE = 5e-3
+_ONE_EXAMPLE = 10  # times the tolerance of INT8: what the mean would hide, a single answer that is lost
+
+
+def _check(variant: str, name: str, measured: float, limit: float) -> Check:
+    return Check(name=f"{variant}: {name}", ok=measured <= limit, measured=measured, limit=limit)
+
+
+def _zeros(variant: str, inspection: Any, mask: Any) -> list[Check]:
+    """Every pruned matrix is in the IR with at least its zeros."""
+    found = {f"{m.module}.weight": m.zero_fraction for m in inspection.matmuls if m.module}
+    present = [name for name in mask.tensors if name in found]
+    missing = max((share - found[name] for name, share in mask.per_matrix().items() if name in found), default=0.0)
+    return [
+        Check(
+            name=f"{variant}: pruned matrices found in the IR",
+            ok=len(present) == len(mask.tensors),
+            measured=float(len(present)),
+            limit=float(len(mask.tensors)),
+        ),
+        _check(variant, "zeros lost in a matrix, share", max(0.0, missing), 1e-6),
+    ]
+
+
+def _requests(variant: str, inspection: Any, section: Quantization, returned: tuple[str, ...]) -> Check:
+    """Every operation of the IR is quantized as the recipe asks, or in FP32 where tuning returned it."""
+    broken = honoured(inspection, section, returned)
+    return Check(
+        name=f"{variant}: operations that are not quantized as asked for",
+        ok=not broken,
+        measured="; ".join(broken[:3]) or 0.0,
+        limit=0.0,
+    )
+
+
+def _weights_hash(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

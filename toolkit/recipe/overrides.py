@@ -1,0 +1,94 @@
+"""Changes to a recipe from the command line: `key=value`, the key cut to any part that is unambiguous."""
+
+from typing import Any
+
+from toolkit.core.errors import UserError
+from toolkit.core.yaml_document import Document, Mistake, Place, parse_yaml
+from toolkit.recipe import OWN_STAGES
+from toolkit.recipe.fields import replaced
+from toolkit.recipe.json_schema import RECIPE, nearest
+
+
+def _override(document: Document, text: str, place: Place) -> tuple[tuple[str, ...], Any]:
+    """Sets what an override says; its key and value."""
+    name, equals, value_text = (part.strip() for part in text.partition("="))
+    if not (name and equals and value_text):
+        raise UserError("not of the form key=value", where=place.text, instead="student.steps=100, or teacher=null")
+    path = _find(name, list(RECIPE.candidates(document.data)), place)
+    value = parse_yaml(value_text, place.text, lines=False)
+    document.mistakes += [Mistake(place.order, error) for _, error in value.mistakes]
+    _set(document, path, value.data, place)
+    if path[0] in OWN_STAGES:  # what is said of a stage holds for all tasks
+        for name in document.data.get("tasks") or {}:
+            old = _take_out(document, own := ("tasks", name, *path), place)
+            if isinstance(old, dict) and isinstance(value.data, dict):
+                _set(document, own, {}, place)  # a section for more to be said of
+    return path, value.data
+
+
+def _set(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:
+    section = document.data
+    for key in path[:-1]:
+        section = section.setdefault(key, {})
+    _take_out(document, path, place)
+    section[path[-1]] = value
+
+
+def _take_out(document: Document, path: tuple[str, ...], place: Place) -> Any:
+    """Makes room for a value: its old one goes, what excludes it, and pruners' own, which would win over a section's.
+
+    Args:
+        document: The recipe.
+        path: A key; nothing happens where its section is not there.
+        place: Who says so.
+
+    Returns:
+        The old value, or None.
+    """
+    section = document.data
+    for key in path[:-1]:
+        section = section.get(key) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        return None
+    replaced(section, path[-1])
+    for pruner in section.get("pruners") or [] if path[-2:-1] == ("weight_compression",) else []:
+        if isinstance(pruner, dict):
+            pruner.pop(path[-1], None)
+    document.places = {p: at for p, at in document.places.items() if p[: len(path)] != path} | {path: place}
+    return section.pop(path[-1], None)
+
+
+def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, ...]:
+    """The one key that `name` means."""
+    dotted = {".".join(path): path for path in known}
+    if name in dotted:
+        return dotted[name]
+    matches = _of_recipe([full for full in dotted if _is_part(name.split("."), full.split("."))])
+    if len(matches) == 1:
+        return dotted[matches[0]]
+    if matches:
+        raise UserError(f"`{name}` can mean several keys", where=place.text, instead=f"one of {', '.join(matches)}")
+    last = name.rpartition(".")[2]
+    meant = nearest(last, [path[-1] for path in known])
+    near = _of_recipe([full for full, path in dotted.items() if path[-1] == meant])
+    raise UserError(
+        f"this recipe has no key `{name}`",
+        where=place.text,
+        instead=" or ".join(near) or f"a key of {', '.join(p[0] for p in known if len(p) == 1)}",
+    )
+
+
+def _of_recipe(found: list[str]) -> list[str]:
+    """Leaves out what is set elsewhere too: pruning in `student` where tasks only lock; a task's own stages."""
+    return [
+        f
+        for f in found
+        if not (f.startswith("transfer.pruning.") and f.replace("transfer", "student", 1) in found)
+        and not (f.startswith("tasks.") and f.split(".", 2)[2] in found)
+    ]
+
+
+def _is_part(parts: list[str], full: list[str]) -> bool:
+    """Whether `parts` is a subsequence of `full` that ends in its last key."""
+    rest = iter(full[:-1])
+    return parts[-1] == full[-1] and all(part in rest for part in parts[:-1])

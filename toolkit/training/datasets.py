@@ -1,0 +1,117 @@
+"""What a training run reads: labelled examples, or masked sequences."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.batches import KD_POSITIONS, TEACHER, Batch, pad, pad_masked
+from toolkit.data.corpus import Sequences
+from toolkit.data.masking import mask_tokens, masked_count, sample_positions, sampled_count
+from toolkit.data.sampler import Stream
+from toolkit.data.segment_pairs import PairSequences
+from toolkit.data.tasks import Split
+from toolkit.models.task_heads import batch_of
+from toolkit.recipe import Corpus, Positions, Sample, Train
+
+_NUMBER = "number"  # of an example
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training run reads: its stream, how examples become a batch, and how long it is."""
+
+    stream: Stream
+    collate: Callable[[list[dict[str, Any]]], Batch]
+    steps: int
+
+    def tokens_seen(self) -> int:
+        """Tokens of all examples that training saw, padding not counted."""
+        return int(sum(self.stream.step_lengths(step).sum() for step in range(self.steps)))
+
+
+def steps_of(section: Train, examples: int) -> int:
+    """Optimizer steps that `steps` or `epoch` amounts to."""
+    return section.steps or (section.epoch or 0) * steps_per_epoch(section, examples)
+
+
+def steps_per_epoch(section: Train, examples: int) -> int:
+    """Optimizer steps of one pass over the examples."""
+    return math.ceil(examples / (section.batch_size * section.gradient_accumulation_steps))
+
+
+def task_data(
+    examples: Split, pad_id: int, section: Train, seed: int, answers: Callable[[int], np.ndarray] | None = None
+) -> TrainingData:
+    """Labelled examples; the losses are averaged over the examples of an optimizer step.
+
+    Args:
+        examples: What is trained on.
+        pad_id: Of the tokenizer.
+        section: Length and batch.
+        seed: Of the order.
+        answers: Number of an example -> the teacher's logits of it, where they are known already.
+    """
+    steps = steps_of(section, len(examples))
+    stream = _stream(examples.lengths, lambda i, _: examples[i] | {_NUMBER: i}, section, steps, seed)
+    items = float(section.batch_size * section.gradient_accumulation_steps)
+
+    def collate(features: list[dict[str, Any]]) -> Batch:
+        plain = [{k: v for k, v in f.items() if k not in ("step", _NUMBER)} for f in features]
+        counts = {"items": items, "examples": items}
+        taught = {} if answers is None else {TEACHER: batch_of([answers(f[_NUMBER]) for f in features])}
+        return pad(plain, pad_id) | taught | counts
+
+    return TrainingData(stream, collate, steps)
+
+
+def mlm_data(
+    sequences: Sequences | PairSequences,
+    tokenizer: Any,
+    corpus: Corpus,
+    positions: Positions,
+    section: Train,
+    seed: int,
+) -> TrainingData:
+    """Masked sequences; the label loss is averaged over an optimizer step's masked tokens, KL over its `positions`."""
+    share = positions.sample if isinstance(positions, Sample) else None
+    steps = steps_of(section, len(sequences))
+    specials, probability, whole_words = sequences.specials, corpus.mlm_probability, corpus.whole_word_masking
+
+    def item(index: int, rng: np.random.Generator) -> dict[str, Any]:
+        example = sequences.example(index)
+        ids = example["input_ids"]
+        example |= mask_tokens(ids, rng, tokenizer, probability, specials=specials, whole_words=whole_words)
+        if share is None:
+            return example
+        return example | {KD_POSITIONS: sample_positions(example["labels"], rng, compared(len(ids)))}
+
+    def compared(length: int) -> int:
+        masked = masked_count(length, probability, specials)
+        if positions == "masked":
+            return masked
+        return length if share is None else sampled_count(length, masked, share)
+
+    stream = _stream(sequences.lengths, item, section, steps, seed)
+
+    def collate(features: list[dict[str, Any]]) -> Batch:
+        lengths = stream.step_lengths(features[0]["step"])
+        masked = float(sum(masked_count(int(n), probability, specials) for n in lengths))
+        kd_items = float(sum(compared(int(n)) for n in lengths))
+        counts = {"items": masked, "kd_items": kd_items, "examples": float(len(lengths))}
+        return pad_masked(features, tokenizer.pad_token_id) | counts
+
+    return TrainingData(stream, collate, steps)
+
+
+def _stream(lengths: np.ndarray, item: Any, section: Train, steps: int, seed: int) -> Stream:
+    return Stream(
+        lengths,
+        item,
+        batch_size=section.batch_size,
+        steps=steps,
+        accumulation=section.gradient_accumulation_steps,
+        seed=seed,
+    )

@@ -1,0 +1,132 @@
+"""Our subclass of `transformers.Trainer`, its arguments and its optimizer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from toolkit.core import machine as system
+from toolkit.data.batches import Batch
+from toolkit.recipe import AdamSettings, SGDSettings, Train
+from toolkit.training import distributed
+from toolkit.training.distillation import LossTerms
+from toolkit.training.hardware import device
+from toolkit.training.hooks import Hooks
+
+_MODEL = "model.safetensors"
+_MOST_LOADERS = 8  # each keeps two batches ready
+
+
+class CompressionTrainer(Trainer):
+    """A Trainer with a loss of ours, examples in the order of a `Stream`, and a learning rate that is given by step."""
+
+    def __init__(
+        self,
+        *args: Any,
+        multiplier: Callable[[int], float],
+        autocast: bool,
+        hooks: Hooks,
+        **kwargs: Any,
+    ) -> None:
+        self._multiplier, self._autocast, self._hooks = multiplier, autocast, hooks
+        super().__init__(*args, **kwargs)
+        self.add_callback(hooks)
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        stream: Any = self.train_dataset
+        return torch.utils.data.SequentialSampler(stream)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """LambdaLR over the multiplier: a function of the step alone, so that resuming is exact."""
+        chosen = optimizer or self.optimizer
+        assert chosen is not None
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self._multiplier)
+        return self.lr_scheduler
+
+    # transformers writes some checkpoints under older tensor names (LayerNorm.gamma) and does not know them when it
+    # resumes: those weights would silently stay as they were before. And it cannot name NNCF's. So both ways are ours.
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_model(self._plain_model(), str(Path(output_dir) / _MODEL))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(self._plain_model(), str(Path(resume_from_checkpoint) / _MODEL), strict=True)
+
+    def _plain_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward; after the last pass of an optimizer step the gradients are those of all processes."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            distributed.add_up(p.grad for p in self._plain_model().parameters() if p.grad is not None)
+        return loss
+
+    def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Tensor:
+        """The total of the loss's terms; the terms are kept for the training curve."""
+        assert self.compute_loss_func is not None
+        with torch.autocast(device().type, torch.bfloat16, enabled=self._autocast):
+            terms: LossTerms = self.compute_loss_func(self.accelerator.unwrap_model(model), inputs)
+        self._hooks.add(terms)
+        return terms.total
+
+
+def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:
+    optimizer = section.optimizer.settings
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=section.batch_size // distributed.processes(),
+        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        learning_rate=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        bf16=False,  # autocast is ours, around the loss alone
+        dataloader_num_workers=_loaders(),
+        use_cpu=device().type == "cpu",
+        seed=seed,
+        save_strategy="no" if distributed.rank() else "steps",
+        save_steps=section.checkpoint_every,
+        save_total_limit=2,  # the older one is there while the newer one is being written
+        logging_strategy="no",
+        disable_tqdm=True,
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=device().type == "cuda",
+        accelerator_config={"non_blocking": device().type == "cuda"},
+        logging_nan_inf_filter=False,  # to look at each step's loss would wait for the GPU
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # a process has one GPU; the Trainer would spread each batch over all that it sees
+    return arguments
+
+
+def _loaders() -> int:
+    """Processes that make batches while a GPU computes; next to a step on a CPU a batch takes no time.
+
+    A batch of 512 x 128 tokens takes about 0.15 s of a core, which a fast GPU would wait for. They have this process's
+    share of the cores, less the one that gives the GPU its work.
+    """
+    if device().type != "cuda":
+        return 0
+    share = system.cores() // distributed.processes_here()
+    return max(1, min(_MOST_LOADERS, share - 1))
+
+
+def optimizer_class(section: Train) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Class and settings; weight decay is not in them: the Trainer gives it to some parameters only."""
+    settings = section.optimizer.settings
+    if isinstance(settings, SGDSettings):
+        momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        return torch.optim.SGD, {"lr": settings.learning_rate, **momentum}
+    kind = torch.optim.Adam if isinstance(settings, AdamSettings) else torch.optim.AdamW
+    betas = (settings.beta_1, settings.beta_2)
+    return kind, {"lr": settings.learning_rate, "betas": betas, "eps": settings.epsilon, "fused": True}
