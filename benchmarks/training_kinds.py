@@ -15,28 +15,27 @@ class Bench:
     def __init__(self, model: str, batch: int, length: int, task_length: int, threads: int, keep: bool = True) -> None:
         import torch
 
-        from toolkit.models import sources
-        from toolkit.training import hardware
-        from toolkit.training.hardware import keep_freed_memory
+        from toolkit.models.sources import fetch_model
+        from toolkit.training.hardware import device, keep_freed_memory
 
         if keep:
             keep_freed_memory()  # as training does
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        self.folder, self.device = Path(sources.model_folder(model)), hardware.device()
+        self.folder, self.device = Path(fetch_model(model)), device()
         self.batch, self.length, self.task_length = batch, length, task_length
 
     def masked_lm(self) -> Any:
         """A masked language model in training mode."""
-        from toolkit.models import load as models
+        from toolkit.models.load import load_masked_lm
 
-        return models.load_masked_lm(self.folder).to(self.device).train()
+        return load_masked_lm(self.folder).to(self.device).train()
 
     def classifier(self) -> Any:
         """A classifier in training mode."""
-        from toolkit.models import load as models
+        from toolkit.models.load import load_classifier
 
-        return models.load_classifier(self.folder, ("a", "b")).to(self.device).train()
+        return load_classifier(self.folder, ("a", "b")).to(self.device).train()
 
     def words(self, model: Any) -> dict[str, Any]:
         """Random words, 15 % of each sequence to be guessed; sequences of one length."""
@@ -70,14 +69,15 @@ class Bench:
         import torch
 
         from toolkit.recipe import Train
-        from toolkit.training import distributed, trainer
+        from toolkit.training import distributed
+        from toolkit.training.trainer import optimizer_class
 
-        kind, settings = trainer.optimizer_class(Train(steps=1))
+        kind, settings = optimizer_class(Train(steps=1))
         optimizer = kind(model.parameters(), **settings)
 
         def run() -> None:
             loss().backward()
-            distributed.add_up(p.grad for p in model.parameters() if p.grad is not None)
+            distributed.all_reduce_sum(p.grad for p in model.parameters() if p.grad is not None)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             if sparsifier is not None:
@@ -111,22 +111,22 @@ class Bench:
 
     def dense(self) -> Callable[[], None]:
         """Masked-language-model training without teacher and pruning: the `teacher` stage."""
-        from toolkit.models import mlm_heads
+        from toolkit.models.mlm_heads import mlm_head
         from toolkit.training.distillation import MlmLoss
 
         model = self.masked_lm()
-        batch, loss = self.words(model), MlmLoss(mlm_heads.mlm_head)
+        batch, loss = self.words(model), MlmLoss(mlm_head)
         return self.step(model, lambda: loss(model, batch).total)
 
     def teacher(self) -> Callable[[], None]:
         """A teacher's forward pass, its head at the masked positions."""
         import torch
 
-        from toolkit.models import mlm_heads
+        from toolkit.models.mlm_heads import mlm_head
         from toolkit.training.distillation import MlmLoss
 
         model = self.masked_lm().eval()
-        batch, loss = self.words(model), MlmLoss(mlm_heads.mlm_head)
+        batch, loss = self.words(model), MlmLoss(mlm_head)
 
         @torch.no_grad()
         def run() -> None:
@@ -136,11 +136,12 @@ class Bench:
 
     def student(self, backend: str, positions: Any, recompute: bool = False) -> Callable[[], None]:
         """The `student` stage: gradual pruning and distillation."""
-        from toolkit.data import batches, masking
-        from toolkit.models import mlm_heads
+        from toolkit.data import masking
+        from toolkit.data.batches import KD_POSITIONS
+        from toolkit.models.mlm_heads import mlm_head
         from toolkit.recipe import KDLossSettings, Sample
-        from toolkit.training import loop as training
         from toolkit.training.distillation import MlmLoss, Teacher
+        from toolkit.training.loop import recomputed
 
         model, teacher = self.masked_lm(), Teacher(self.masked_lm(), self.device)
         batch = self.words(model)
@@ -151,25 +152,25 @@ class Bench:
             draw = functools.partial(masking.sample_positions, rng=np.random.default_rng(0))
             count = round(positions.sample * self.length)
             chosen = [torch.from_numpy(draw(row.cpu().numpy(), count=count)) for row in batch["labels"]]
-            batch[batches.KD_POSITIONS] = torch.stack(chosen).to(self.device)
-        loss = MlmLoss(mlm_heads.mlm_head, teacher, KDLossSettings(), positions)
+            batch[KD_POSITIONS] = torch.stack(chosen).to(self.device)
+        loss = MlmLoss(mlm_head, teacher, KDLossSettings(), positions)
         run = self.step(model, lambda: loss(model, batch).total, self.sparsifier(model, backend))
 
-        def recomputed() -> None:
-            with training.recomputed(model):
+        def run_recomputed() -> None:
+            with recomputed(model):
                 run()
 
-        return recomputed if recompute else run
+        return run_recomputed if recompute else run
 
     def sparsifier(self, model: Any, backend: str) -> Any:
         """Half way through the pruning: every step is an update, so that one can be timed."""
-        from toolkit.models import load as models
+        from toolkit.models.load import prunable_matrices
         from toolkit.recipe import Pruning
         from toolkit.sparsity.pruners import make_sparsifier
 
         compression = {"target_sparsity": 0.9, "start_step": 0, "end_step": 20, "update_frequency_on_step": 1}
         pruning = Pruning.model_validate({"backend": backend, "approach": {"weight_compression": compression}})
-        sparsifier = make_sparsifier(pruning, models.prunable_matrices(model), 0)
+        sparsifier = make_sparsifier(pruning, prunable_matrices(model), 0)
         sparsifier.before_step(10)
         return sparsifier
 
@@ -178,12 +179,12 @@ class Bench:
         import torch
         from torch.nn import functional as F
 
-        from toolkit.models import load as models
+        from toolkit.models.load import prunable_matrices
 
         model, teacher = self.masked_lm(), self.masked_lm().eval()
         batch = self.words(model)
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
-        matrices = [module.weight for module in models.prunable_matrices(model).values()]
+        matrices = [module.weight for module in prunable_matrices(model).values()]
         masks = [(weight.abs() > weight.abs().median()).float() for weight in matrices]
 
         def loss() -> Any:
@@ -215,9 +216,9 @@ class Bench:
         """The `transfer` stage, or with fake quantization `quantize`: pattern locked, taught."""
         import torch
 
-        from toolkit.data import batches
-        from toolkit.models import load as models
-        from toolkit.models import task_heads as heads
+        from toolkit.data.batches import TEACHER_LOGITS
+        from toolkit.models.load import prunable_matrices
+        from toolkit.models.task_heads import pad_logits
         from toolkit.recipe import KDLossSettings, Quantization
         from toolkit.sparsity.mask import SparsityMask
         from toolkit.sparsity.pruners import PatternLock
@@ -225,16 +226,16 @@ class Bench:
 
         model = self.classifier()
         batch = self.examples(model)
-        weights = {name: module.weight for name, module in models.prunable_matrices(model).items()}
+        weights = {name: module.weight for name, module in prunable_matrices(model).items()}
         mask = SparsityMask({name: w.abs() > w.abs().quantile(0.9) for name, w in weights.items()})
         if quantized:
-            from toolkit.data.batches import inputs_of
+            from toolkit.data.batches import model_inputs
             from toolkit.quantization import nncf
 
-            sample = {k: v[:1].cpu() for k, v in inputs_of(batch).items()}
+            sample = {k: v[:1].cpu() for k, v in model_inputs(batch).items()}
             model = nncf.quantized(model.cpu(), [sample], Quantization()).to(self.device).train()
         lock = PatternLock(mask)
-        lock.attach(models.prunable_matrices(model))
+        lock.attach(prunable_matrices(model))
         loss = TaskLoss(
             None if cached else Teacher(self.classifier(), self.device), KDLossSettings(loss_weights=(0.0, 1.0))
         )
@@ -244,7 +245,7 @@ class Bench:
 
         def of_batch() -> Any:
             some = [answers.of(int(i)) for i in torch.randint(len(answers.rows), (self.batch,))]
-            return loss(model, batch | {batches.TEACHER: heads.batch_of(some).to(self.device)}).total
+            return loss(model, batch | {TEACHER_LOGITS: pad_logits(some).to(self.device)}).total
 
         return self.step(model, of_batch, lock)
 

@@ -53,14 +53,14 @@ def peer(bench: Bench, distiller: Any) -> Any:
 
 def ours(bench: Bench, positions: Any) -> Any:
     """The `student` stage's loss."""
-    from toolkit.models import mlm_heads
+    from toolkit.models.mlm_heads import mlm_head
     from toolkit.recipe import KDLossSettings
     from toolkit.training.distillation import MlmLoss, Teacher
 
     model, teacher = bench.masked_lm(), Teacher(bench.masked_lm(), bench.device)
     batch = bench.words(model)
     settings = KDLossSettings(temperature=TEMPERATURE, loss_weights=(1 - WEIGHT, WEIGHT))
-    loss = MlmLoss(mlm_heads.mlm_head, teacher, settings, positions)
+    loss = MlmLoss(mlm_head, teacher, settings, positions)
     return bench.step(model, lambda: loss(model, batch).total)
 
 

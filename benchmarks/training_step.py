@@ -106,11 +106,11 @@ def of_many(
     from toolkit.training import distributed
 
     if not sends:
-        distributed.add_up = lambda tensors: None
+        distributed.all_reduce_sum = lambda tensors: None
     if processes > 1:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    distributed.connect()
+    distributed.init()
     model, batch, *rest = settings
     bench = Bench(model, batch // processes, *rest)
     run = bench.student("inc", "masked")
@@ -164,7 +164,7 @@ def main(
     memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
 ) -> None:
     """Prints what is measured, and the targets beside it."""
-    from toolkit.core import machine as system
+    from toolkit.core import machine
 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     processes = processes or sharing()
@@ -180,9 +180,9 @@ def main(
     t = interleaved(settings, [own, plain, [KEPT]], rounds)
     steps = [name for name in names if not name.startswith("mask update")]
     mb = {name: apart(peak, settings, name) for name in steps} if memory else {}
-    machine = system.machine()
-    print(f"{machine['cpu']}, {machine['cores']} cores, {threads} thread(s); {model}, {batch} x {length} tokens")
-    print(f"(tasks: {batch} x {task_length}); medians of {rounds}; commit {system.commit()}\n")
+    here = machine.describe()
+    print(f"{here['cpu']}, {here['cores']} cores, {threads} thread(s); {model}, {batch} x {length} tokens")
+    print(f"(tasks: {batch} x {task_length}); medians of {rounds}; commit {machine.commit()}\n")
     print("| step | ms | peak MB |\n|---|---:|---:|")
     for name in names:
         print(f"| {name} | {1000 * t[name]:,.1f} | {f'{mb[name]:,.0f}' if name in mb else ''} |")

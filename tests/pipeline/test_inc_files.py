@@ -7,11 +7,11 @@ from typing import get_args
 import pytest
 import torch
 
-from toolkit.core.artifacts import Silent
-from toolkit.data import tasks
-from toolkit.models import load as models
-from toolkit.pipeline import preflight as checking
-from toolkit.pipeline import run as running
+from toolkit.core.artifacts import NullProgress
+from toolkit.data.tasks import load_task
+from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices, save_checkpoint
+from toolkit.pipeline import preflight
+from toolkit.pipeline.run import Run
 from toolkit.recipe import LOCK, Variant
 from toolkit.recipe.inc import IncFlags, explain, read_inc
 from toolkit.recipe.load import parse_recipe
@@ -74,13 +74,13 @@ tuning:
 def sources(tiny_bert, tiny_task_files, tmp_path_factory):
     """Folders of a dense and a sparse classifier that know nothing yet, and a small task: 80 rows to learn from."""
     folder = tmp_path_factory.mktemp("inc")
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     torch.manual_seed(0)
-    dense = models.load_classifier(tiny_bert, ["0", "1"])
-    models.save_checkpoint(dense, tokenizer, folder / "dense")
-    weights = {name: module.weight for name, module in models.prunable_matrices(dense).items()}
+    dense = load_classifier(tiny_bert, ["0", "1"])
+    save_checkpoint(dense, tokenizer, folder / "dense")
+    weights = {name: module.weight for name, module in prunable_matrices(dense).items()}
     SparsityMask({name: torch.rand_like(weight) >= 0.9 for name, weight in weights.items()}).apply_(weights)
-    models.save_checkpoint(dense, tokenizer, folder / "sparse")
+    save_checkpoint(dense, tokenizer, folder / "sparse")
     rows = tiny_task_files.train.read_text().splitlines()[:81]
     (folder / "train.tsv").write_text("\n".join(rows) + "\n")
     (folder / "dev.tsv").write_text("\n".join(tiny_task_files.dev.read_text().splitlines()[:41]) + "\n")
@@ -102,8 +102,8 @@ def recipe_of(files: list[Path], sources: Path, *, model: str, teacher: bool, ov
 
 
 def run(recipe, folder: Path):
-    checking.check_recipe(recipe)
-    manifests = running.Run(recipe, folder, lambda step: nullcontext(Silent()))()
+    preflight.check_recipe(recipe)
+    manifests = Run(recipe, folder, lambda step: nullcontext(NullProgress()))()
     return {m.stage: m for m in manifests}
 
 
@@ -169,12 +169,12 @@ def test_incs_own_files_for_prune_ofa_run_unchanged_and_keep_exactly_the_zeros(s
     assert [m.stage for m in manifests.values()] == ["transfer", "quantize", "export"]
     assert set(manifests["export"].metrics["variants"]) == set(get_args(Variant))
 
-    tokenizer = models.load_tokenizer(sources / "sparse")
-    assert tasks.load_task("toy", recipe.tasks["toy"], tokenizer).labels == ("0", "1")
-    start = models.load_classifier(sources / "sparse", ["0", "1"])
-    zeros = {name: module.weight == 0 for name, module in models.prunable_matrices(start).items()}
-    transferred = models.load_classifier(tmp_path / "run/tasks/toy/transfer", ["0", "1"])
-    for name, module in models.prunable_matrices(transferred).items():
+    tokenizer = load_tokenizer(sources / "sparse")
+    assert load_task("toy", recipe.tasks["toy"], tokenizer).labels == ("0", "1")
+    start = load_classifier(sources / "sparse", ["0", "1"])
+    zeros = {name: module.weight == 0 for name, module in prunable_matrices(start).items()}
+    transferred = load_classifier(tmp_path / "run/tasks/toy/transfer", ["0", "1"])
+    for name, module in prunable_matrices(transferred).items():
         assert torch.equal(module.weight == 0, zeros[name])
     final = SparsityMask.load(tmp_path / "run/tasks/toy/quantize/mask.safetensors")
     assert all(torch.equal(~kept, zeros[name]) for name, kept in final.tensors.items())

@@ -7,14 +7,14 @@ from typing import get_args
 import pytest
 import torch
 
-from toolkit.core.artifacts import Silent
-from toolkit.data import tasks
+from toolkit.core.artifacts import NullProgress
+from toolkit.data.tasks import load_task
 from toolkit.measure.accuracy import predict_ir
-from toolkit.models import load as models
-from toolkit.pipeline import run as running
+from toolkit.models.load import load_task_model, load_tokenizer
+from toolkit.pipeline.run import Run
 from toolkit.quantization import nncf
 from toolkit.recipe import Recipe, Variant
-from toolkit.training import evaluation
+from toolkit.training.evaluation import predict
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 MATRICES = 12  # of two layers: query, key, value, output, and the two of the feed-forward part
@@ -99,7 +99,7 @@ def recipe(model, task, text, benchmark: bool) -> Recipe:
 )
 def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, files, tiny_text, tmp_path):
     chosen = recipe(folders[architecture], files[kind], tiny_text, benchmark=architecture == "bert")
-    run = running.Run(chosen, tmp_path / "run", lambda step: nullcontext(Silent()))
+    run = Run(chosen, tmp_path / "run", lambda step: nullcontext(NullProgress()))
     made = {m.stage: m for m in run()}  # a broken check is an error
     assert all(check.ok for m in made.values() for check in m.checks)
     assert len(made["student"].metrics["per_matrix"]) == MATRICES
@@ -122,17 +122,17 @@ def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, fil
 
 def assert_same_answers(folder, section):
     """Each IR against its torch model, question by question: scores near zero would be equal whatever is answered."""
-    tokenizer = models.load_tokenizer(folder / "transfer")
-    task = tasks.load_task("toy", section, tokenizer)
+    tokenizer = load_tokenizer(folder / "transfer")
+    task = load_task("toy", section, tokenizer)
 
     def plain():
-        return models.load_task_model(folder / "transfer", task.kind, task.labels, fitted=True).eval()
+        return load_task_model(folder / "transfer", task.kind, task.labels, fitted=True).eval()
 
     for variant, model, least in (
         ("sparse-fp32", plain(), 30),
         ("sparse-int8", nncf.load(folder / "quantize", plain), 27),
     ):
-        wanted = task.dev.predicted(evaluation.predict(model, task.dev, tokenizer.pad_token_id))
+        wanted = task.dev.predicted(predict(model, task.dev, tokenizer.pad_token_id))
         got = task.dev.predicted(predict_ir(folder / "export" / variant, task.dev, tokenizer.pad_token_id))
         assert len(set(wanted)) > 10  # what is said depends on the question
         assert sum(w == g for w, g in zip(wanted, got, strict=True)) >= least, variant
@@ -145,7 +145,7 @@ def test_question_answering_ir_opens_with_optimum_intel_and_answers_as_torch_doe
     values = recipe(folders["bert"], files["question_answering"], tiny_text, benchmark=False)
     values = values.model_copy(update={"transfer": None, "quantize": None, "student": None})
     values = values.model_copy(update={"export": values.export.model_copy(update={"variants": ("dense-fp32",)})})
-    running.Run(values, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    Run(values, tmp_path / "run", lambda step: nullcontext(NullProgress()))()
     folder = tmp_path / "run/tasks/toy"
     tokenizer = AutoTokenizer.from_pretrained(folder / "export/dense-fp32")
     inputs = tokenizer("who is bar ?", "the lovely story of bar and its end", return_tensors="pt")

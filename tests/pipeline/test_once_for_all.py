@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from toolkit import reporting
-from toolkit.core.artifacts import Silent
+from toolkit.core.artifacts import NullProgress
 from toolkit.core.files import content_hash
 from toolkit.ir.inspect import inspect_ir
-from toolkit.pipeline import run as running
+from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
@@ -49,10 +49,10 @@ def made(tiny_bert, tiny_task_files, tiny_text, files, tmp_path_factory):
 
     def progress(step):
         labels.append(step.label)
-        return nullcontext(Silent())
+        return nullcontext(NullProgress())
 
     folder = tmp_path_factory.mktemp("runs") / "four"
-    return SimpleNamespace(folder=folder, manifests=running.Run(recipe, folder, progress)(), labels=labels)
+    return SimpleNamespace(folder=folder, manifests=Run(recipe, folder, progress)(), labels=labels)
 
 
 def of_stage(made, stage):

@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.pipeline.test_whole import tiny_recipe
-from toolkit.core.artifacts import Silent
-from toolkit.pipeline import run as running
+from toolkit.core.artifacts import NullProgress
+from toolkit.pipeline.run import Run
 from toolkit.recipe.load import dump_recipe, load_recipe
 
 WEIGHTS = {
@@ -84,7 +84,7 @@ def finish(process: Popen) -> str:
 
 
 def alone(recipe: Path, runs: Path) -> None:
-    running.Run(load_recipe(recipe, []), runs / "tiny", lambda step: nullcontext(Silent()))()
+    Run(load_recipe(recipe, []), runs / "tiny", lambda step: nullcontext(NullProgress()))()
 
 
 def kill_in(stage: str, recipe: Path, runs: Path, launcher: tuple[str, ...] = TORCHRUN) -> None:

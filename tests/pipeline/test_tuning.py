@@ -6,14 +6,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from toolkit.core.artifacts import Context, Silent
-from toolkit.data import tasks
-from toolkit.models import load as models
-from toolkit.pipeline import run as running
+from toolkit.core.artifacts import Context, NullProgress
+from toolkit.data.tasks import load_task
+from toolkit.models.load import load_classifier, load_tokenizer, save_checkpoint
+from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe, Task, Train
-from toolkit.training import datasets
-from toolkit.training import loop as training
+from toolkit.training.datasets import task_data
 from toolkit.training.distillation import TaskLoss
+from toolkit.training.loop import fit, seed_everything
 
 HOSTILE = {f"bert.encoder.layer.{i}.attention.output.dense" for i in (0, 1)} | {"bert.pooler.dense"}
 
@@ -25,22 +25,22 @@ def hostile(tiny_bert, tiny_task_files, tmp_path_factory):
     One scale for a whole tensor must cover that value too, so that 8 bits leave nothing of the others.
     """
     folder = tmp_path_factory.mktemp("hostile")
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     section = Task(train=str(tiny_task_files.train), dev=str(tiny_task_files.dev), max_seq_length=16)
-    task = tasks.load_task("toy", section, tokenizer)
-    training.seed_everything(0)
-    model = models.load_classifier(tiny_bert, task.labels)
+    task = load_task("toy", section, tokenizer)
+    seed_everything(0)
+    model = load_classifier(tiny_bert, task.labels)
     settings = {"steps": 150, "batch_size": 16, "optimizer": {"AdamW": {"learning_rate": 3e-3}}}
     train = Train.model_validate(settings)
-    data = datasets.task_data(task.train, tokenizer.pad_token_id, train, 0)
-    training.fit(model, data, train, TaskLoss(), Context(folder, folder / "work", 0))
+    data = task_data(task.train, tokenizer.pad_token_id, train, 0)
+    fit(model, data, train, TaskLoss(), Context(folder, folder / "work", 0))
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
             layer.attention.self.value.bias[0] = 1e5
             layer.attention.output.dense.weight[:, 0] = 0.0
         model.bert.encoder.layer[1].output.LayerNorm.bias[0] = 1e5
         model.bert.pooler.dense.weight[:, 0] = 0.0
-    models.save_checkpoint(model, tokenizer, folder / "model")
+    save_checkpoint(model, tokenizer, folder / "model")
     return folder / "model"
 
 
@@ -68,7 +68,7 @@ def recipe(model, files, **quantize) -> Recipe:
 
 
 def run(chosen: Recipe, folder) -> dict:
-    manifests = running.Run(chosen, folder, lambda step: nullcontext(Silent()))()
+    manifests = Run(chosen, folder, lambda step: nullcontext(NullProgress()))()
     return {m.stage: m for m in manifests}
 
 
@@ -111,10 +111,10 @@ def test_an_interrupted_search_goes_on_without_repeating_a_trial(
     tuned, hostile, tiny_task_files, tmp_path, monkeypatch
 ):
     from toolkit.pipeline.stages import quantize_trials
-    from toolkit.quantization import tuning
+    from toolkit.quantization.tuning import Trial
 
     made = []
-    make = quantize_trials._Trials.make
+    make = quantize_trials.Trials.make
 
     def stop_at_two(self, number, returned):
         made.append(number)
@@ -122,7 +122,7 @@ def test_an_interrupted_search_goes_on_without_repeating_a_trial(
             raise KeyboardInterrupt
         return make(self, number, returned)
 
-    monkeypatch.setattr(quantize_trials._Trials, "make", stop_at_two)
+    monkeypatch.setattr(quantize_trials.Trials, "make", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
         run(recipe(hostile, tiny_task_files), tmp_path / "run")
     manifests = run(recipe(hostile, tiny_task_files), tmp_path / "run")
@@ -130,7 +130,7 @@ def test_an_interrupted_search_goes_on_without_repeating_a_trial(
     ours, whole = manifests["quantize"].metrics["tuning"], tuned[1]["quantize"].metrics["tuning"]
     assert [t["metric"] for t in ours["trials"]] == [t["metric"] for t in whole["trials"]]
     assert ours["returned"] == whole["returned"]
-    assert tuning.Trial(**ours["trials"][0]).number == 0
+    assert Trial(**ours["trials"][0]).number == 0
 
 
 @pytest.mark.parametrize("objective", ["performance", "modelsize", "footprint"])
@@ -159,7 +159,7 @@ def test_retraining_gives_each_trial_its_own_budget(hostile, tiny_task_files, tm
     from toolkit.quantization import tuning
 
     monkeypatch.setattr(tuning, "search", lambda attempt, rank, _: (attempt(0, ()), attempt(1, tuple(rank()[:1]))))
-    monkeypatch.setattr(tuning, "keep", lambda trials, *_: trials[1])
+    monkeypatch.setattr(tuning, "select", lambda trials, *_: trials[1])
     quantize = {
         "quantization": {"train": {"steps": 4, "batch_size": 8, "log_every": 2}, "calibration": {"sampling_size": 8}},
         "tuning": {"retrain_steps": 3},

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.core.artifacts import Artifact, Context, Silent
+from toolkit.core.artifacts import Artifact, Context, NullProgress
 from toolkit.core.errors import UserError
 from toolkit.measure import size
-from toolkit.models import load as models
-from toolkit.pipeline import graph as pipeline
-from toolkit.pipeline import run as running
+from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer, save_checkpoint
+from toolkit.pipeline import graph
 from toolkit.pipeline.cache_keys import Sections, sections_of
+from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import benchmark
 from toolkit.recipe import Recipe
 from toolkit.training import hardware as precision
@@ -61,7 +61,7 @@ def finished(tiny_bert, tiny_task_files, tiny_text, tmp_path_factory):
     task = {"train": str(train), "dev": str(dev), "max_seq_length": 16}
     recipe = tiny_recipe(tiny_bert, task, tiny_text)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    manifests = running.Run(recipe, folder, lambda step: nullcontext(Silent()))()
+    manifests = Run(recipe, folder, lambda step: nullcontext(NullProgress()))()
     return recipe, folder, manifests
 
 
@@ -71,7 +71,7 @@ def by_stage(manifests):
 
 def test_every_stage_leaves_a_manifest_whose_checks_hold(finished):
     _, folder, manifests = finished
-    assert [m.stage for m in manifests] == list(pipeline.STAGE_NAMES)
+    assert [m.stage for m in manifests] == list(graph.STAGE_NAMES)
     for manifest in manifests:
         assert (folder / manifest.artifact.path / "manifest.json").is_file()
         assert all(check.ok for check in manifest.checks)
@@ -114,7 +114,7 @@ def test_each_ir_is_asked_about_the_dev_split_once_for_all_checks_and_the_benchm
 def test_a_second_run_does_nothing(finished):
     recipe, folder, manifests = finished
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
-    again = running.Run(recipe, folder, lambda step: pytest.fail(f"{step.label} ran again"))()
+    again = Run(recipe, folder, lambda step: pytest.fail(f"{step.label} ran again"))()
     assert [m.key for m in again] == [m.key for m in manifests]
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
@@ -122,17 +122,17 @@ def test_a_second_run_does_nothing(finished):
 def test_a_change_invalidates_only_what_depends_on_it(finished):
     recipe, folder, _ = finished
     longer = recipe.model_copy(update={"export": recipe.export.model_copy(update={"tolerance": 0.04})})
-    todo = [s.stage.name for s in pipeline.plan(longer, folder) if s.manifest is None]
+    todo = [s.stage.name for s in graph.plan(longer, folder) if s.manifest is None]
     assert todo == ["export", "benchmark"]
     other_seed = recipe.model_copy(update={"seed": 7})
-    assert all(s.manifest is None for s in pipeline.plan(other_seed, folder))
+    assert all(s.manifest is None for s in graph.plan(other_seed, folder))
 
 
 def test_a_second_task_reuses_the_student(finished):
     recipe, folder, _ = finished
     two = recipe.model_copy(update={"tasks": recipe.tasks | {"again": recipe.tasks["toy"]}})
-    todo = {s.label for s in pipeline.plan(two, folder) if s.manifest is None}
-    assert todo == {f"again/{stage.name}" for stage in pipeline.STAGES if stage.per_task}
+    todo = {s.label for s in graph.plan(two, folder) if s.manifest is None}
+    assert todo == {f"again/{stage.name}" for stage in graph.STAGES if stage.per_task}
 
 
 def test_what_was_made_of_an_input_that_came_out_otherwise_is_made_anew(
@@ -145,13 +145,13 @@ def test_what_was_made_of_an_input_that_came_out_otherwise_is_made_anew(
     recipe = tiny_recipe(tiny_bert, task, tiny_text, teacher=short, task_teacher=short, **left_out)
 
     def made(**options) -> dict:
-        return by_stage(running.Run(recipe, tmp_path / "tiny", lambda step: nullcontext(Silent()))(**options))
+        return by_stage(Run(recipe, tmp_path / "tiny", lambda step: nullcontext(NullProgress()))(**options))
 
     monkeypatch.setattr(precision, "_wins", lambda: False)
     first = made()
     monkeypatch.setattr(precision, "_wins", lambda: True)
     made(only="teacher")
-    cached = {step.stage.name: step.manifest is not None for step in pipeline.plan(recipe, tmp_path / "tiny")}
+    cached = {step.stage.name: step.manifest is not None for step in graph.plan(recipe, tmp_path / "tiny")}
     assert cached == {"teacher": True, "task_teacher": False}
     second = made()
     assert second["teacher"].key == first["teacher"].key
@@ -178,7 +178,7 @@ def test_a_stage_without_what_it_needs_is_told_before_anything_runs(finished, tm
     recipe = finished[0].model_copy(update=dict.fromkeys(gone))
     words = f"stage `{stage}` of task 'toy' needs `{need}`, which nothing makes"
     with pytest.raises(UserError, match=re.escape(words)):
-        running.Run(recipe, tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
+        Run(recipe, tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
 
 
 def test_an_export_of_variants_that_no_stage_made_a_model_for_is_refused(finished, tmp_path):
@@ -187,16 +187,16 @@ def test_an_export_of_variants_that_no_stage_made_a_model_for_is_refused(finishe
     dense = finished[0].model_copy(update=dict.fromkeys(["transfer", "quantize", "benchmark"]))
     only_sparse = dense.model_copy(update={"export": dense.export.model_copy(update={"variants": ("sparse-int8",)})})
     with pytest.raises(UserError, match="none of sparse-int8 has a model in this run") as caught:
-        running.Run(only_sparse, folder, lambda step: nullcontext(Silent()))()
+        Run(only_sparse, folder, lambda step: nullcontext(NullProgress()))()
     assert "variants: [dense-fp32, dense-int8]" in caught.value.instead
 
 
 def test_a_teacher_of_another_size_gets_no_encoder_figures_of_the_sparse_model(finished, tiny_bert, tmp_path):
     recipe, folder, _ = finished
-    wide = models.load_task_model(folder / "tasks/toy/task_teacher", "classification", ("0", "1"), fitted=True)
+    wide = load_task_model(folder / "tasks/toy/task_teacher", "classification", ("0", "1"), fitted=True)
     wide.bert.encoder.layer.extend(copy.deepcopy(list(wide.bert.encoder.layer)))
     wide.config.num_hidden_layers *= 2
-    models.save_checkpoint(wide, models.load_tokenizer(tiny_bert), tmp_path / "teacher")
+    save_checkpoint(wide, load_tokenizer(tiny_bert), tmp_path / "teacher")
     for variant in ("dense-fp32", "sparse-fp32"):
         shutil.copytree(folder / f"tasks/toy/export/{variant}", tmp_path / "export" / variant)
     inputs = {
@@ -228,12 +228,12 @@ LAYER = "bert.encoder.layer.1"
 )
 def test_a_student_learns_words_from_a_teacher_that_knows_words_only(tiny_bert, tiny_text, tmp_path, criterion, words):
     encoder = tmp_path / "encoder"
-    models.save_checkpoint(models.load_masked_lm(tiny_bert).bert, models.load_tokenizer(tiny_bert), encoder)
+    save_checkpoint(load_masked_lm(tiny_bert).bert, load_tokenizer(tiny_bert), encoder)
     left_out = dict.fromkeys(["teacher", "task_teacher", "transfer", "quantize", "export", "benchmark"])
     pruning = {"backend": "magnitude", "approach": {"weight_compression": {"target_sparsity": 0.8, "end_step": 2}}}
     student = {"pruning": pruning, "distillation": {"train": {"steps": 4, "criterion": criterion}}}
     recipe = tiny_recipe(encoder, {}, tiny_text, student=student, tasks={}, **left_out)
-    run = running.Run(recipe, tmp_path / "tiny", lambda step: nullcontext(Silent()))
+    run = Run(recipe, tmp_path / "tiny", lambda step: nullcontext(NullProgress()))
     if not words:
         assert [m.stage for m in run()] == ["student"]
         return
@@ -249,7 +249,7 @@ def test_a_damaged_artifact_is_named_and_nothing_is_lost(finished, tmp_path):
     weights = copied / "student/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
     with pytest.raises(UserError, match="not the ones"):
-        running.Run(recipe, copied, lambda step: nullcontext(Silent()))()
+        Run(recipe, copied, lambda step: nullcontext(NullProgress()))()
     assert (copied / "teacher/manifest.json").is_file()
 
 
@@ -277,7 +277,7 @@ def test_a_ready_sparse_checkpoint_without_a_mask_file_stands_in_for_the_student
             **dict.fromkeys(("student", "teacher", "corpus", "quantize", "export", "benchmark")),
         }
     )
-    manifests = running.Run(start, tmp_path / "run", lambda step: nullcontext(Silent()))()
+    manifests = Run(start, tmp_path / "run", lambda step: nullcontext(NullProgress()))()
     assert [m.stage for m in manifests] == ["task_teacher", "transfer"]
     locked = SparsityMask.load(tmp_path / "run/tasks/toy/transfer/mask.safetensors")
     pruned = SparsityMask.load(folder / "student/mask.safetensors")
@@ -288,7 +288,7 @@ def test_a_dense_checkpoint_in_the_students_place_is_refused(finished, tmp_path)
     recipe, folder, _ = finished
     dense = recipe.model_copy(update={"ready": {"student": str(folder / "teacher")}, "student": None})
     with pytest.raises(UserError, match="dense"):
-        running.Run(dense, tmp_path / "run", lambda step: nullcontext(Silent()))()
+        Run(dense, tmp_path / "run", lambda step: nullcontext(NullProgress()))()
 
 
 def test_an_ir_that_differs_from_its_torch_model_fails_the_run_and_keeps_what_is_finished(finished, tmp_path):
@@ -299,7 +299,7 @@ def test_an_ir_that_differs_from_its_torch_model_fails_the_run_and_keeps_what_is
     shutil.copytree(folder, copied)
     strict = recipe.model_copy(update={"export": recipe.export.model_copy(update={"tolerance": 1e-12})})
     with pytest.raises(CheckFailed, match=r"mean \|IR - torch\|"):
-        running.Run(strict, copied, lambda step: nullcontext(Silent()))()
+        Run(strict, copied, lambda step: nullcontext(NullProgress()))()
     assert (copied / "tasks/toy/export.partial").is_dir()
     assert (copied / "tasks/toy/quantize/manifest.json").is_file()
     assert (copied / "tasks/toy/export/manifest.json").is_file(), "the last good export stays until then"
@@ -314,25 +314,25 @@ def rendered(table) -> str:
 
 
 def test_plan_inspect_and_bench_show_what_is_there(finished, tmp_path, monkeypatch):
-    from toolkit.cli.bench import bench_table, recommend
-    from toolkit.cli.inspect import describe
+    from toolkit.cli.bench import bench_table, recommendation
+    from toolkit.cli.inspect import inspection_tables
     from toolkit.cli.plan_table import plan_table
     from toolkit.recipe import Performance
 
     recipe, folder, _ = finished
-    assert rendered(plan_table(recipe, folder)).count("yes") == len(pipeline.STAGES)
+    assert rendered(plan_table(recipe, folder)).count("yes") == len(graph.STAGES)
     assert "no" in rendered(plan_table(recipe.model_copy(update={"seed": 1}), folder))
-    assert "toy" in rendered(describe(folder))
-    assert "79.98%" in rendered(describe(folder / "student"))
+    assert "toy" in rendered(inspection_tables(folder))
+    assert "79.98%" in rendered(inspection_tables(folder / "student"))
     ir = folder / "tasks/toy/export"
-    assert "i8" in rendered(describe(ir / "sparse-int8"))
+    assert "i8" in rendered(inspection_tables(ir / "sparse-int8"))
     section = Performance(warmup=0, iteration=1, seconds=1, batch_sizes=(2,), sequence_length=8)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     shown = rendered(bench_table([ir / "dense-fp32", ir / "sparse-int8"], section, None))
     assert "1.00x" in shown
     assert shown.count("benchmark_app -m") == 2
-    assert "batch 2, 8 tokens: deploy" in rendered(recommend(folder, section, None, within=1.0))
-    assert "none keeps the accuracy. Closest: " in rendered(recommend(folder, section, None, within=-10.0))
+    assert "batch 2, 8 tokens: deploy" in rendered(recommendation(folder, section, None, within=1.0))
+    assert "none keeps the accuracy. Closest: " in rendered(recommendation(folder, section, None, within=-10.0))
 
 
 def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp_path):
@@ -343,7 +343,7 @@ def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp
     from toolkit.cli.progress import stage_progress
 
     recipe, folder, _ = finished
-    step = pipeline.plan(recipe, folder)[0]
+    step = graph.plan(recipe, folder)[0]
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(UserError, match="not installed"), stage_progress(step, Console(quiet=True), tmp_path):
             pass

@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data import tasks
-from toolkit.data.batches import inputs_of, pad
+from toolkit.data.batches import model_inputs, pad
+from toolkit.data.tasks import load_task
 from toolkit.ir.convert import export_ir
 from toolkit.ir.inspect import executed, inspect_ir
 from toolkit.measure.accuracy import predict_ir
-from toolkit.models import load as models
+from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
-from toolkit.training import evaluation
+from toolkit.training.evaluation import predict
 
 
 @pytest.fixture(scope="module")
 def sparse(tiny_bert, tiny_task_files):
     """(classifier with 90 % zeros in its encoder, its mask, tokenizer, task); logits of ordinary size."""
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     section = Task(train=str(tiny_task_files.train), dev=str(tiny_task_files.dev), max_seq_length=16)
-    task = tasks.load_task("toy", section, tokenizer)
+    task = load_task("toy", section, tokenizer)
     torch.manual_seed(0)
-    model = models.load_classifier(tiny_bert, task.labels).eval()
-    weights = {n: m.weight for n, m in models.prunable_matrices(model).items()}
+    model = load_classifier(tiny_bert, task.labels).eval()
+    weights = {n: m.weight for n, m in prunable_matrices(model).items()}
     with torch.no_grad():
         for weight in (*weights.values(), model.classifier.weight, model.bert.pooler.dense.weight):
             weight *= 8  # the fresh weights of a tiny model are too small to tell formats apart
@@ -34,7 +34,7 @@ def sparse(tiny_bert, tiny_task_files):
 
 
 def exported(model, tokenizer, task, folder):
-    sample = inputs_of(pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id))
+    sample = model_inputs(pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id))
     export_ir(model, tokenizer, folder, sample)
     return predict_ir(folder, task.dev, tokenizer.pad_token_id)
 
@@ -53,7 +53,7 @@ def encoder_matmuls(folder, mask):
 
 def test_fp32_ir_answers_as_torch_does_and_keeps_every_zero(sparse, tmp_path):
     model, mask, tokenizer, task = sparse
-    logits = evaluation.predict(model, task.dev, tokenizer.pad_token_id)
+    logits = predict(model, task.dev, tokenizer.pad_token_id)
     np.testing.assert_allclose(exported(model, tokenizer, task, tmp_path), logits, atol=1e-5)
     matmuls = encoder_matmuls(tmp_path, mask)
     assert sorted(m.zero_fraction for m in matmuls) == pytest.approx(sorted(mask.per_matrix().values()))
@@ -72,7 +72,7 @@ def test_fp32_ir_answers_as_torch_does_and_keeps_every_zero(sparse, tmp_path):
 def test_int8_ir_stores_i8_keeps_every_zero_and_is_executed_in_8_bits(sparse, tmp_path):
     _, mask, tokenizer, task = sparse
     model = quantized(sparse)
-    logits = evaluation.predict(model, task.dev, tokenizer.pad_token_id)
+    logits = predict(model, task.dev, tokenizer.pad_token_id)
     found = exported(model, tokenizer, task, tmp_path)
     assert np.abs(found - logits).max() <= 0.05 * np.ptp(logits)
     matmuls = encoder_matmuls(tmp_path, mask)
@@ -90,7 +90,7 @@ def test_exporting_leaves_the_torch_model_as_it_was(sparse, tmp_path):
     before = {n: v.clone() for n, v in model.state_dict().items()}
     exported(model, tokenizer, task, tmp_path)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
-    assert np.isfinite(evaluation.predict(model, task.dev, tokenizer.pad_token_id)).all()
+    assert np.isfinite(predict(model, task.dev, tokenizer.pad_token_id)).all()
 
 
 def test_optimum_intel_opens_the_folder_and_gives_the_same_logits(sparse, tmp_path):
@@ -122,14 +122,14 @@ def test_a_saved_quantized_model_opens_bit_for_bit(sparse, tmp_path):
     _, _, tokenizer, task = sparse
     model = quantized(sparse)
     nncf.save(model, tmp_path)
-    again = nncf.load(tmp_path, lambda: models.load_classifier(sparse_folder(sparse, tmp_path), task.labels))
-    first, second = (evaluation.predict(m, task.dev, tokenizer.pad_token_id) for m in (model, again))
+    again = nncf.load(tmp_path, lambda: load_classifier(sparse_folder(sparse, tmp_path), task.labels))
+    first, second = (predict(m, task.dev, tokenizer.pad_token_id) for m in (model, again))
     assert np.array_equal(first, second)
 
 
 def sparse_folder(sparse, tmp_path):
     model, mask, tokenizer, _ = sparse
-    models.save_checkpoint(model, tokenizer, tmp_path / "plain")
+    save_checkpoint(model, tokenizer, tmp_path / "plain")
     mask.save(tmp_path / "plain" / MASK_FILE)
     return tmp_path / "plain"
 
@@ -159,9 +159,9 @@ def test_granularity_scheme_and_embeddings_of_the_recipe_are_honoured(sparse, tm
 
 
 def test_overflow_fix_is_read_off_the_cpu(monkeypatch):
-    monkeypatch.setattr("toolkit.quantization.nncf.system.isa", lambda: {"avx2"})
+    monkeypatch.setattr("toolkit.core.machine.isa", lambda: {"avx2"})
     assert nncf.resolve_overflow_fix(Quantization()) == "enable"
-    monkeypatch.setattr("toolkit.quantization.nncf.system.isa", lambda: {"avx2", "avx512_vnni"})
+    monkeypatch.setattr("toolkit.core.machine.isa", lambda: {"avx2", "avx512_vnni"})
     assert nncf.resolve_overflow_fix(Quantization()) == "disable"
     assert nncf.resolve_overflow_fix(Quantization(overflow_fix="enable")) == "enable"
     seven = Quantization.model_validate({"model_wise": {"weight": {"bit": 7}}})

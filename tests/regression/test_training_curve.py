@@ -8,15 +8,15 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from toolkit.core.artifacts import Context
-from toolkit.data import corpus
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
+from toolkit.data.corpus import load_corpus
+from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices
+from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import Corpus, KDLossSettings, Pruning, Train
 from toolkit.sparsity.pruners import make_sparsifier
-from toolkit.training import datasets
-from toolkit.training import loop as training
-from toolkit.training import vocabulary_loss as chunks
+from toolkit.training import vocabulary_loss
+from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher
+from toolkit.training.loop import fit, seed_everything
 
 STEPS, WARMUP, START, END, FREQUENCY, TARGET = 24, 2, 4, 16, 4, 0.8
 RATE, DECAY, TEMPERATURE, WEIGHTS = 2e-3, 0.01, 2.0, (0.4, 0.6)
@@ -25,12 +25,12 @@ RATE, DECAY, TEMPERATURE, WEIGHTS = 2e-3, 0.01, 2.0, (0.4, 0.6)
 @pytest.fixture
 def start(tiny_bert, tiny_text, tmp_path):
     """Makes (a student, its teacher, tokenizer, text); no dropout, so that order of random numbers plays no part."""
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     section = Corpus(files=(str(tiny_text),), max_seq_length=40, pack=False)
-    text = corpus.load_corpus(section, {}, tokenizer, tmp_path / "cache").train
+    text = load_corpus(section, {}, tokenizer, tmp_path / "cache").train
 
     def make():
-        student, teacher = (models.load_masked_lm(tiny_bert) for _ in range(2))
+        student, teacher = (load_masked_lm(tiny_bert) for _ in range(2))
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -59,7 +59,7 @@ def rate(step: int) -> float:
 
 def written_out(student, teacher, batches, positions) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Loss of every step, and the masks at the end."""
-    matrices = {name: module.weight for name, module in models.prunable_matrices(student).items()}
+    matrices = {name: module.weight for name, module in prunable_matrices(student).items()}
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in matrices.items()}
     kept_small = [p for n, p in student.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
     others = [p for n, p in student.named_parameters() if not (n.endswith("bias") or "LayerNorm" in n)]
@@ -108,7 +108,7 @@ def written_out(student, teacher, batches, positions) -> tuple[list[dict[str, fl
     [("masked", 1, False), ("masked", 2, False), ("all", 1, False), ("all", 2, False), ("masked", 1, True)],
 )
 def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch, positions, accumulation, compiled):
-    monkeypatch.setattr(chunks, "rows_of", lambda width, kind: 19)  # several chunks in a tiny batch
+    monkeypatch.setattr(vocabulary_loss, "rows_per_chunk", lambda width, kind: 19)  # several chunks in a tiny batch
     student, teacher, tokenizer, text = start()
     train = Train.model_validate(
         {
@@ -124,14 +124,14 @@ def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch,
     compression = {"target_sparsity": TARGET, "start_step": START, "end_step": END}
     approach = {"weight_compression": compression | {"update_frequency_on_step": FREQUENCY}}
     pruning = Pruning.model_validate({"backend": "magnitude", "approach": approach})
-    sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
+    sparsifier = make_sparsifier(pruning, prunable_matrices(student), 0)
     settings = KDLossSettings(temperature=TEMPERATURE, loss_weights=WEIGHTS)
     section = Corpus(files=("any",), mlm_probability=0.2)
-    data = datasets.mlm_data(text, tokenizer, section, positions, train, seed=3)
-    loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher), settings, positions)
+    data = mlm_data(text, tokenizer, section, positions, train, seed=3)
+    loss = MlmLoss(mlm_head, Teacher(teacher), settings, positions)
     context = Context(tmp_path, tmp_path / "work", 0)
     graphs = counters["stats"]["unique_graphs"]
-    fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
+    fitted = fit(student, data, train, loss, context, sparsifier=sparsifier)
     assert (counters["stats"]["unique_graphs"] > graphs) == compiled
 
     other, teacher, *_ = start()
@@ -151,21 +151,21 @@ def test_the_students_losses_are_those_of_the_loop(start, tmp_path, monkeypatch,
 
 
 def test_recomputed_layers_give_the_same_weights_bit_by_bit_with_dropout(tiny_bert, tiny_text, tmp_path):
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     section = Corpus(files=(str(tiny_text),), max_seq_length=40)
-    text = corpus.load_corpus(section, {}, tokenizer, tmp_path / "cache").train
+    text = load_corpus(section, {}, tokenizer, tmp_path / "cache").train
     ends = []
     for recompute in (False, True):
-        training.seed_everything(3)
-        student, teacher = (models.load_masked_lm(tiny_bert) for _ in range(2))
+        seed_everything(3)
+        student, teacher = (load_masked_lm(tiny_bert) for _ in range(2))
         runs = []
         for layer in student.base_model.encoder.layer:
             layer.attention.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         train = Train(steps=3, batch_size=4, recompute=recompute)
-        data = datasets.mlm_data(text, tokenizer, section, "masked", train, seed=3)
-        loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher), KDLossSettings())
+        data = mlm_data(text, tokenizer, section, "masked", train, seed=3)
+        loss = MlmLoss(mlm_head, Teacher(teacher), KDLossSettings())
         folder = tmp_path / str(recompute)
-        fitted = training.fit(student, data, train, loss, Context(folder, folder / "work", 0))
+        fitted = fit(student, data, train, loss, Context(folder, folder / "work", 0))
         assert len(runs) == 3 * len(student.base_model.encoder.layer) * (1 + recompute)
         assert not student.is_gradient_checkpointing
         ends.append((fitted.history, student.state_dict()))

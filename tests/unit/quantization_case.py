@@ -2,15 +2,15 @@
 
 import torch
 
-from toolkit.data import batches, tasks
-from toolkit.data.batches import inputs_of
+from toolkit.data.batches import model_inputs, pad
+from toolkit.data.tasks import load_task
 from toolkit.ir.convert import export_ir
 from toolkit.measure.accuracy import predict_ir
-from toolkit.models import load as models
+from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices
 from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.training import evaluation
+from toolkit.training.evaluation import predict
 
 LAYER = "bert.encoder.layer."
 FP32 = {"weight": {"dtype": "fp32"}, "activation": {"dtype": "fp32"}}
@@ -28,13 +28,13 @@ class Case:
     """
 
     def __init__(self, folder, files, block=1):
-        self.tokenizer = models.load_tokenizer(folder)
+        self.tokenizer = load_tokenizer(folder)
         section = Task(train=str(files.train), dev=str(files.dev), max_seq_length=16)
-        self.task = tasks.load_task("toy", section, self.tokenizer)
+        self.task = load_task("toy", section, self.tokenizer)
         torch.manual_seed(0)
-        self.model = models.load_classifier(folder, self.task.labels).eval()
+        self.model = load_classifier(folder, self.task.labels).eval()
         self.folder = folder
-        weights = {n: m.weight for n, m in models.prunable_matrices(self.model).items()}
+        weights = {n: m.weight for n, m in prunable_matrices(self.model).items()}
         with torch.no_grad():
             for weight in (*weights.values(), self.model.classifier.weight, self.model.bert.pooler.dense.weight):
                 weight *= 8  # the fresh weights of a tiny model are too small to tell formats apart
@@ -47,21 +47,21 @@ class Case:
         self.batches = nncf.calibration_batches(self.collate, self.task.train, 16)
 
     def collate(self, features):
-        return batches.pad(features, self.tokenizer.pad_token_id)
+        return pad(features, self.tokenizer.pad_token_id)
 
     def quantized(self, **changes):
         section = Quantization.model_validate({"overflow_fix": "disable"} | changes)
         return nncf.quantized(self.model, self.batches, section), section
 
     def logits(self, model):
-        return evaluation.predict(model, self.task.dev, self.tokenizer.pad_token_id)
+        return predict(model, self.task.dev, self.tokenizer.pad_token_id)
 
     def export(self, model, folder):
-        export_ir(model, self.tokenizer, folder, inputs_of(self.collate([self.task.dev[0], self.task.dev[1]])))
+        export_ir(model, self.tokenizer, folder, model_inputs(self.collate([self.task.dev[0], self.task.dev[1]])))
         return predict_ir(folder, self.task.dev, self.tokenizer.pad_token_id)
 
     def plain(self):
-        return models.load_classifier(self.folder, self.task.labels)
+        return load_classifier(self.folder, self.task.labels)
 
 
 def state_of(model):

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from toolkit.cli import bench as benching
-from toolkit.core import machine as system
+from toolkit.cli import bench
+from toolkit.core import machine
 from toolkit.core.errors import UserError
 from toolkit.measure.latency import LatencyStats, Round
-from toolkit.pipeline import graph as pipeline
+from toolkit.pipeline import graph
 from toolkit.recipe import Performance
 
 SECTION = Performance(batch_sizes=(1,), sequence_length=64, iteration=3)
@@ -29,8 +29,8 @@ def shown(tmp_path, monkeypatch, measured, within, isa=(), task=None):
     for name in exported:
         (tmp_path / "tasks/toy/export" / name).mkdir(parents=True, exist_ok=True)
     manifest = SimpleNamespace(stage="export", task="toy", metrics={"variants": exported})
-    monkeypatch.setattr(pipeline, "finished", lambda run: [manifest])
-    monkeypatch.setattr(system, "machine", lambda: {"isa": list(isa)})
+    monkeypatch.setattr(graph, "finished_manifests", lambda run: [manifest])
+    monkeypatch.setattr(machine, "describe", lambda: {"isa": list(isa)})
 
     def timed(folders, section, texts, scratch, properties):
         return [
@@ -46,10 +46,10 @@ def shown(tmp_path, monkeypatch, measured, within, isa=(), task=None):
             for n in folders
         ]
 
-    monkeypatch.setattr(benching, "_timed", timed)
+    monkeypatch.setattr(bench, "_timed", timed)
     console = Console(record=True, width=300, file=None, quiet=False)
     with console.capture() as captured:
-        console.print(benching.recommend(tmp_path, SECTION, None, within, task))
+        console.print(bench.recommendation(tmp_path, SECTION, None, within, task))
     return captured.get()
 
 

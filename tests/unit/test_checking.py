@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from toolkit.core.errors import UserError
-from toolkit.models import architectures, sources
-from toolkit.models import load as models
-from toolkit.pipeline import run as running
+from toolkit.models.architectures import positions
+from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
+from toolkit.models.sources import cached_config
 from toolkit.pipeline.preflight import check_recipe
+from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import SparsityMask
 
@@ -62,20 +63,20 @@ def test_each_pruner_is_shown_with_its_matrices_and_the_sparsity_they_reach(reci
 
 
 def test_the_matrices_shown_are_those_of_a_ready_teacher(recipe, tiny_bert, tmp_path):
-    model = models.load_masked_lm(tiny_bert)
+    model = load_masked_lm(tiny_bert)
     model.bert.encoder.layer = model.bert.encoder.layer[:1]
     model.config.num_hidden_layers = 1
-    models.save_checkpoint(model, models.load_tokenizer(tiny_bert), tmp_path)
+    save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path)
     shown = lines(check_recipe(recipe({}, ready={"teacher": str(tmp_path)})))
     assert "6 encoder matrices, 8,192 weights" in shown
 
 
 def test_a_ready_sparse_model_is_shown_with_the_zeros_of_each_matrix(recipe, tiny_bert, tmp_path):
-    model = models.load_masked_lm(tiny_bert)
-    weights = {name: module.weight for name, module in models.prunable_matrices(model).items()}
+    model = load_masked_lm(tiny_bert)
+    weights = {name: module.weight for name, module in prunable_matrices(model).items()}
     torch.manual_seed(0)
     SparsityMask({name: torch.rand_like(weight) >= 0.75 for name, weight in weights.items()}).apply_(weights)
-    models.save_checkpoint(model, models.load_tokenizer(tiny_bert), tmp_path)
+    save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path)
     locked = {"pruning": {"train": {"epoch": 1}}}
     shown = lines(check_recipe(recipe({}, transfer=locked, ready={"student": str(tmp_path)})))
     (share,) = re.findall(r"locked: (\d+\.\d+)% of 16,384 encoder weights are zero", shown)
@@ -147,7 +148,7 @@ def test_length_beyond_the_models_positions_is_refused_at_its_section(long, whic
 @pytest.mark.parametrize(("which", "key", "where"), LENGTHS)
 def test_length_beyond_the_models_positions_ends_a_run_before_its_first_stage(long, tmp_path, which, key, where):
     with pytest.raises(UserError, match="128 positions") as error:
-        running.Run(long(**{which: 129}), tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
+        Run(long(**{which: 129}), tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
     assert error.value.where == where
 
 
@@ -180,11 +181,11 @@ def test_length_of_a_task_is_held_against_its_ready_model_too(long, tmp_path, ti
     ],
 )
 def test_positions_are_those_that_tokens_can_have(config, expected):
-    assert architectures.positions(config) == expected
+    assert positions(config) == expected
 
 
 def test_config_that_is_no_json_is_refused_by_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not a model's config") as error:
-        sources.config_at_hand(str(tmp_path))
+        cached_config(str(tmp_path))
     assert error.value.where == str(tmp_path / "config.json")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from toolkit.core.errors import UserError
-from toolkit.models import checkpoint as checkpoints
+from toolkit.models.checkpoint import require_unquantized, sparsity_by_tensor, stored_tensors
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def test_zeros_are_counted_in_every_float_type_with_either_sign(folder, dtype):
     weights[0] = 0.0
     weights[1, 0] = -0.0
     save_file({"other": torch.ones(3), "a.weight": weights}, folder / "model.safetensors")
-    assert checkpoints.tensors(folder)["a.weight"].shape == (4, 5)
-    assert checkpoints.zero_shares(folder, ["a.weight"]) == {"a.weight": pytest.approx(6 / 20)}
+    assert stored_tensors(folder)["a.weight"].shape == (4, 5)
+    assert sparsity_by_tensor(folder, ["a.weight"]) == {"a.weight": pytest.approx(6 / 20)}
 
 
 def test_a_bare_encoder_has_the_names_that_it_has_in_training(folder):
@@ -31,19 +31,19 @@ def test_a_bare_encoder_has_the_names_that_it_has_in_training(folder):
     save_file(
         {"encoder.layer.0.w.weight": torch.zeros(2, 2), "lm_head.bias": torch.ones(2)}, folder / "model.safetensors"
     )
-    assert set(checkpoints.tensors(folder)) == {"roberta.encoder.layer.0.w.weight", "lm_head.bias"}
-    assert checkpoints.zero_shares(folder, ["roberta.encoder.layer.0.w.weight"])
+    assert set(stored_tensors(folder)) == {"roberta.encoder.layer.0.w.weight", "lm_head.bias"}
+    assert sparsity_by_tensor(folder, ["roberta.encoder.layer.0.w.weight"])
 
 
 def test_weights_cut_into_several_files_are_read_together(folder):
     save_file({"a.weight": torch.zeros(2, 2)}, folder / "model-00001-of-00002.safetensors")
     save_file({"b.weight": torch.ones(2, 2)}, folder / "model-00002-of-00002.safetensors")
-    assert checkpoints.zero_shares(folder, ["a.weight", "b.weight"]) == {"a.weight": 1.0, "b.weight": 0.0}
+    assert sparsity_by_tensor(folder, ["a.weight", "b.weight"]) == {"a.weight": 1.0, "b.weight": 0.0}
 
 
 def test_a_sparse_float_checkpoint_is_plain(folder):
     save_file({"a.weight": torch.zeros(2, 2), "LayerNorm.weight": torch.ones(2)}, folder / "model.safetensors")
-    checkpoints.must_be_plain(folder)
+    require_unquantized(folder)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_sparse_float_checkpoint_is_plain(folder):
 def test_a_checkpoint_that_others_quantized_is_refused_and_the_reason_named(folder, names):
     save_file(names, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"quantized already: (it holds|a\.weight is I8)") as error:
-        checkpoints.must_be_plain(folder)
+        require_unquantized(folder)
     assert "floating-point checkpoint" in error.value.instead
 
 
@@ -69,20 +69,20 @@ def test_a_config_that_tells_of_quantization_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
     save_file({"a.weight": torch.ones(2, 2)}, folder / "model.safetensors")
     with pytest.raises(UserError, match="quantized already \\(bitsandbytes\\)"):
-        checkpoints.must_be_plain(folder)
+        require_unquantized(folder)
 
 
 def test_a_pickle_is_refused_without_being_opened(folder):
     (folder / "best_model.pt").write_bytes(b"not even a pickle")
     with pytest.raises(UserError, match=r"best_model\.pt is a pickle"):
-        checkpoints.must_be_plain(folder)
+        require_unquantized(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0[1,2,3]]", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]"])
 def test_a_damaged_header_is_a_user_error(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        checkpoints.tensors(folder)
+        stored_tensors(folder)
 
 
 def test_weights_that_are_cut_off_are_a_user_error(folder):
@@ -90,4 +90,4 @@ def test_weights_that_are_cut_off_are_a_user_error(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        checkpoints.zero_shares(folder, ["a.weight"])
+        sparsity_by_tensor(folder, ["a.weight"])

@@ -8,14 +8,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolkit.core.errors import UserError
-from toolkit.data import corpus, masking
-from toolkit.data.batches import inputs_of
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
+from toolkit.data import masking
+from toolkit.data.batches import model_inputs
+from toolkit.data.corpus import load_corpus
+from toolkit.models.load import load_masked_lm, load_tokenizer
+from toolkit.models.mlm_heads import mlm_head, next_sentence_head
 from toolkit.recipe import Corpus, KDLossSettings, Recipe, Sample, Train
 from toolkit.recipe.load import load_recipe
-from toolkit.training import datasets
-from toolkit.training import vocabulary_loss as chunks
+from toolkit.training import vocabulary_loss
+from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher
 
 MASKED = Corpus(files=("any",), mlm_probability=0.3)
@@ -24,8 +25,8 @@ MASKED = Corpus(files=("any",), mlm_probability=0.3)
 @pytest.fixture
 def few_rows(monkeypatch):
     """Seven rows of the tiny model's vocabulary in a chunk, three of them in a loss."""
-    monkeypatch.setattr(chunks, "rows_of", lambda width, kind: 7)
-    monkeypatch.setattr(chunks, "rows_of_a_loss", lambda width, kind: 3)
+    monkeypatch.setattr(vocabulary_loss, "rows_per_chunk", lambda width, kind: 7)
+    monkeypatch.setattr(vocabulary_loss, "rows_per_loss", lambda width, kind: 3)
 
 
 @pytest.fixture
@@ -33,30 +34,28 @@ def tiny(tiny_bert, tiny_text, tmp_path):
     """Makes (student, teacher, batch) for positions, with sequences of different lengths, or pairs."""
 
     def make(positions, pairs=False):
-        tokenizer = models.load_tokenizer(tiny_bert)
+        tokenizer = load_tokenizer(tiny_bert)
         paired = {"pairs": {"short_sequence_probability": 0.5}} if pairs else {"pack": False}
         section = Corpus.model_validate({"files": [str(tiny_text)], "max_seq_length": 60} | paired)
-        text = corpus.load_corpus(section, {}, tokenizer, tmp_path).train
+        text = load_corpus(section, {}, tokenizer, tmp_path).train
         with torch.random.fork_rng():
             torch.manual_seed(5)
-            student, teacher = (models.load_masked_lm(tiny_bert, pairs=pairs).eval() for _ in range(2))
+            student, teacher = (load_masked_lm(tiny_bert, pairs=pairs).eval() for _ in range(2))
             for parameter in teacher.parameters():
                 parameter.data += 0.05 * torch.randn_like(parameter)
-        data = datasets.mlm_data(text, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
+        data = mlm_data(text, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
         return student, teacher, data.collate([data.stream[k] for k in range(6)])
 
     return make
 
 
 def loss_of(teacher, positions, **settings):
-    return MlmLoss(
-        mlm_heads.mlm_head, Teacher(teacher), KDLossSettings(**settings), positions, mlm_heads.next_sentence_head
-    )
+    return MlmLoss(mlm_head, Teacher(teacher), KDLossSettings(**settings), positions, next_sentence_head)
 
 
 def plain(student, teacher, batch, where, kind, weights, temperature):
     """The paper's loss over full logits, as one would write it down."""
-    inputs = inputs_of(batch)
+    inputs = model_inputs(batch)
     ours, theirs = student(**inputs), teacher(**inputs)
     pairs = "next_sentence_label" in batch
     ours_words, theirs_words = (x.prediction_logits if pairs else x.logits for x in (ours, theirs))
@@ -112,11 +111,11 @@ def test_value_and_gradients_are_those_of_the_plain_formula(few_rows, tiny, posi
 
 def test_labels_alone_have_the_value_and_gradients_of_cross_entropy(few_rows, tiny):
     student, _, batch = tiny("masked")
-    terms = MlmLoss(mlm_heads.mlm_head)(student, batch)
+    terms = MlmLoss(mlm_head)(student, batch)
     terms.total.backward()
     found = gradients(student)
     student.zero_grad()
-    expected = student(**inputs_of(batch), labels=batch["labels"]).loss
+    expected = student(**model_inputs(batch), labels=batch["labels"]).loss
     expected.backward()
     assert terms.total.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, gradient in gradients(student).items():
@@ -153,35 +152,35 @@ def test_no_more_logits_than_a_chunk_exist_at_once_of_either_model(few_rows, tin
 
 
 def test_chunks_are_of_about_the_same_size():
-    assert [part.stop - part.start for part in chunks._parts(288, 154)] == [144, 144]
-    assert [part.stop - part.start for part in chunks._parts(10, 3)] == [3, 3, 3, 1]
-    assert chunks._parts(0, 3) == []
+    assert [part.stop - part.start for part in vocabulary_loss._parts(288, 154)] == [144, 144]
+    assert [part.stop - part.start for part in vocabulary_loss._parts(10, 3)] == [3, 3, 3, 1]
+    assert vocabulary_loss._parts(0, 3) == []
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_a_few_words_at_a_time_are_decoded_as_all_at_once(monkeypatch, with_bias, threads):
-    monkeypatch.setattr(chunks, "_WORDS_OF_A_PRODUCT", 7)
+    monkeypatch.setattr(vocabulary_loss, "_WORDS_OF_A_PRODUCT", 7)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     decoder = nn.Linear(6, 45, bias=with_bias)
     rows = torch.randn(5, 6)
     rows[3, 2] = float("nan")
-    torch.testing.assert_close(chunks.decoder_of(decoder)(rows), decoder(rows).detach(), equal_nan=True)
-    assert chunks.decoder_of(decoder)(rows[:0]).shape == (0, 45)
+    torch.testing.assert_close(vocabulary_loss.decoder_of(decoder)(rows), decoder(rows).detach(), equal_nan=True)
+    assert vocabulary_loss.decoder_of(decoder)(rows[:0]).shape == (0, 45)
 
 
 @pytest.mark.parametrize("taught_in", [None, True, False])
 @pytest.mark.parametrize("student_in", [True, False])
 def test_the_teachers_words_too_are_decoded_in_its_own_precision(tiny, monkeypatch, student_in, taught_in):
     student, teacher, batch = tiny("all")
-    seen, real = [], chunks.weighted_sum
+    seen, real = [], vocabulary_loss.chunked_loss
 
     def watched(terms, rows, decoder, weights, taught):
         seen.append(taught(slice(0, 2)).dtype)
         return real(terms, rows, decoder, weights, taught)
 
-    monkeypatch.setattr(chunks, "weighted_sum", watched)
-    loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher, None, taught_in), KDLossSettings(), "all")
+    monkeypatch.setattr(vocabulary_loss, "chunked_loss", watched)
+    loss = MlmLoss(mlm_head, Teacher(teacher, None, taught_in), KDLossSettings(), "all")
     with torch.autocast("cpu", torch.bfloat16, enabled=student_in):
         assert torch.isfinite(loss(student, batch).total)
     assert seen == [torch.bfloat16 if (student_in if taught_in is None else taught_in) else torch.float32]
@@ -216,7 +215,9 @@ def test_chunks_in_bfloat16_follow_the_plain_formula_in_bfloat16(few_rows, tiny)
 def test_a_weight_of_zero_has_no_part_in_the_gradient(few_rows):
     decoder = nn.Linear(4, 3)
     rows = torch.randn(10, 4, requires_grad=True)
-    total, found = chunks.weighted_sum(lambda words, *_: (words.sum(), (words**2).sum()), rows, decoder, (0.0, 2.0))
+    total, found = vocabulary_loss.chunked_loss(
+        lambda words, *_: (words.sum(), (words**2).sum()), rows, decoder, (0.0, 2.0)
+    )
     total.backward()
     gradients = rows.grad.clone(), decoder.weight.grad.clone(), decoder.bias.grad.clone()
     assert float(found[0]) == pytest.approx(float(decoder(rows).sum()), rel=1e-5)
@@ -230,14 +231,16 @@ def test_a_weight_of_zero_has_no_part_in_the_gradient(few_rows):
 def test_a_frozen_decoder_gets_no_gradient_and_its_rows_do(few_rows):
     decoder = nn.Linear(4, 3, bias=False).requires_grad_(False)
     rows = torch.randn(5, 4, requires_grad=True)
-    total, _ = chunks.weighted_sum(lambda words, *_: (words.sum(),), rows, decoder, (1.0,))
+    total, _ = vocabulary_loss.chunked_loss(lambda words, *_: (words.sum(),), rows, decoder, (1.0,))
     total.backward()
     torch.testing.assert_close(rows.grad, decoder.weight.sum(0).expand(5, 4))
     assert decoder.weight.grad is None
 
 
 def test_no_rows_give_nothing():
-    total, found = chunks.weighted_sum(lambda words, *_: (words.sum(),), torch.zeros(0, 4), nn.Linear(4, 3), (1.0,))
+    total, found = vocabulary_loss.chunked_loss(
+        lambda words, *_: (words.sum(),), torch.zeros(0, 4), nn.Linear(4, 3), (1.0,)
+    )
     assert float(total) == 0
     assert found.tolist() == [0]
 
@@ -261,12 +264,12 @@ def test_a_sample_smaller_than_what_is_masked_is_what_is_masked():
 
 
 def test_a_sample_is_drawn_anew_each_time_and_leaves_the_masking_as_it_is(tiny_bert, tiny_text, tmp_path):
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     section = Corpus(files=(str(tiny_text),), max_seq_length=60)
-    text = corpus.load_corpus(section, {}, tokenizer, tmp_path).train
+    text = load_corpus(section, {}, tokenizer, tmp_path).train
     train = Train(steps=4 * len(text), batch_size=1)
     plain, sampled = (
-        datasets.mlm_data(text, tokenizer, section, positions, train, seed=3).stream
+        mlm_data(text, tokenizer, section, positions, train, seed=3).stream
         for positions in ("masked", Sample(sample=0.4))
     )
     last = len(sampled) - 1

@@ -8,16 +8,19 @@ import pytest
 from transformers import BertTokenizer
 
 from toolkit.core.errors import UserError
-from toolkit.data import batches, corpus, masking, tasks
-from toolkit.models import load as models
-from toolkit.pipeline import graph as pipeline
+from toolkit.data import corpus, masking
+from toolkit.data.batches import pad_masked
+from toolkit.data.corpus import load_corpus
+from toolkit.data.tasks import train_texts
+from toolkit.models.load import load_tokenizer
+from toolkit.pipeline import graph
 from toolkit.recipe import Corpus, Recipe, Task
 from toolkit.recipe.corpus import Pairs
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_bert):
-    return models.load_tokenizer(tiny_bert)
+    return load_tokenizer(tiny_bert)
 
 
 def words(sequences, tokenizer) -> list[int]:
@@ -36,14 +39,14 @@ def ids_of(texts, tokenizer) -> list[int]:
 
 
 def test_packed_sequences_hold_every_word_in_order_and_no_article_in_both_splits(tiny_text, tokenizer, tmp_path):
-    data = corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=24), {}, tokenizer, tmp_path)
+    data = load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=24), {}, tokenizer, tmp_path)
     found = articles(tiny_text)
     assert words(data.valid, tokenizer) == ids_of(found[::20], tokenizer)
     assert words(data.train, tokenizer) == ids_of([a for i, a in enumerate(found) if i % 20], tokenizer)
 
 
 def test_packed_sequences_are_full_but_for_the_last_and_framed_by_cls_and_sep(tiny_text, tokenizer, tmp_path):
-    train = corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=24), {}, tokenizer, tmp_path).train
+    train = load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=24), {}, tokenizer, tmp_path).train
     assert set(train.lengths[:-1]) == {24}
     assert [len(train[i]) for i in range(len(train))] == train.lengths.tolist()
     assert {int(train[i][0]) for i in range(len(train))} == {tokenizer.cls_token_id}
@@ -57,14 +60,14 @@ def test_packed_sequences_are_full_but_for_the_last_and_framed_by_cls_and_sep(ti
 def test_documents_in_one_sequence_are_parted_by_sep(tokenizer, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("skipped\n\na b\nc\n\nd\n")
-    train = corpus.load_corpus(Corpus(files=(str(path),)), {}, tokenizer, tmp_path).train
+    train = load_corpus(Corpus(files=(str(path),)), {}, tokenizer, tmp_path).train
     assert [tokenizer.decode(train[i]) for i in range(len(train))] == ["[CLS] a b c [SEP] d [SEP]"]
 
 
 def test_without_packing_each_text_is_a_sequence_cut_to_length(tokenizer, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("v\n\n\n\na b\n" + "c " * 30 + "\n")
-    data = corpus.load_corpus(Corpus(files=(str(path),), max_seq_length=8, pack=False), {}, tokenizer, tmp_path)
+    data = load_corpus(Corpus(files=(str(path),), max_seq_length=8, pack=False), {}, tokenizer, tmp_path)
     texts = [tokenizer.decode(data.train[i]) for i in range(len(data.train))]
     assert texts == ["[CLS] a b [SEP]", "[CLS] c c c c c c [SEP]"]
 
@@ -72,8 +75,8 @@ def test_without_packing_each_text_is_a_sequence_cut_to_length(tokenizer, tmp_pa
 def test_train_texts_of_tasks_come_first_and_dev_texts_never(tiny_text, tiny_task_files, tokenizer, tmp_path):
     task = Task(train=str(tiny_task_files.train), hold_out={"column": "film", "fraction": 0.25})
     section = Corpus(files=(str(tiny_text),), tasks=("toy",), pack=False)
-    data = corpus.load_corpus(section, {"toy": task}, tokenizer, tmp_path)
-    texts = tasks.train_texts(task)
+    data = load_corpus(section, {"toy": task}, tokenizer, tmp_path)
+    texts = train_texts(task)
     assert len(data.train) + len(data.valid) == len(texts) + 300  # 300 paragraphs
     for split, wanted in ((data.valid, texts[::20]), (data.train, [t for i, t in enumerate(texts) if i % 20])):
         found = [split[i].tolist() for i in range(len(wanted))]
@@ -86,15 +89,15 @@ def test_limit_stops_reading(tiny_text, tokenizer, tmp_path):
     whole = (tmp_path / "text.xz").read_bytes()
     (tmp_path / "cut.xz").write_bytes(whole[: len(whole) - 100])  # reading it to its end would raise
     section = Corpus(files=(str(tmp_path / "cut.xz"),), max_seq_length=24, limit=40)
-    data = corpus.load_corpus(section, {}, tokenizer, tmp_path)
+    data = load_corpus(section, {}, tokenizer, tmp_path)
     assert (len(data.train), len(data.valid)) == (40, 2)
 
 
 def test_second_call_opens_what_the_first_one_wrote(tiny_text, tokenizer, tmp_path):
-    first = corpus.load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
+    first = load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     masked_otherwise = Corpus(files=(str(tiny_text),), mlm_probability=0.3, whole_word_masking=True)
-    again = corpus.load_corpus(masked_otherwise, {}, tokenizer, tmp_path)
+    again = load_corpus(masked_otherwise, {}, tokenizer, tmp_path)
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert np.array_equal(first.train.ids, again.train.ids)
     assert isinstance(again.train.ids, np.memmap)
@@ -133,18 +136,18 @@ def test_only_what_changes_a_tasks_texts_makes_the_corpus_anew(
         )
 
     for number, recipe in enumerate((values(), values(**change))):
-        corpus.load_corpus(recipe.corpus, recipe.tasks, tokenizer, tmp_path)
+        load_corpus(recipe.corpus, recipe.tasks, tokenizer, tmp_path)
         assert len(list(tmp_path.glob("corpus-*"))) == 1 + (again and number)
-    before, after = (pipeline.plan(recipe, tmp_path)[0].key for recipe in (values(), values(**change)))
+    before, after = (graph.plan(recipe, tmp_path)[0].key for recipe in (values(), values(**change)))
     assert (before != after) == again  # nor is the pre-training done anew
 
 
 def test_interrupted_tokenising_starts_over(tiny_text, tokenizer, tmp_path):
-    corpus.load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
+    load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
     (folder,) = tmp_path.iterdir()
     folder.rename(folder.with_suffix(".partial"))
     (folder.with_suffix(".partial") / "train.ids").write_bytes(b"half a ")
-    data = corpus.load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
+    data = load_corpus(Corpus(files=(str(tiny_text),)), {}, tokenizer, tmp_path)
     assert int(data.train[0][0]) == tokenizer.cls_token_id
     assert [path.suffix for path in tmp_path.iterdir()] == [""]
 
@@ -153,7 +156,7 @@ def test_file_without_blank_lines_still_gives_both_splits(tokenizer, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("a b c\n" * 2500)
     section = Corpus(files=(str(path),), pack=False)
-    data = corpus.load_corpus(section, {}, tokenizer, tmp_path)
+    data = load_corpus(section, {}, tokenizer, tmp_path)
     assert (len(data.train), len(data.valid)) == (2300, 200)
 
 
@@ -163,7 +166,7 @@ def test_file_without_text_is_named_wherever_it_stands(tiny_text, tokenizer, tmp
     path.write_text(text)
     for files in ([path], [path, tiny_text], [tiny_text, path]):
         with pytest.raises(UserError, match="no text in this file") as error:
-            corpus.load_corpus(Corpus(files=tuple(map(str, files))), {}, tokenizer, tmp_path / "cache")
+            load_corpus(Corpus(files=tuple(map(str, files))), {}, tokenizer, tmp_path / "cache")
         assert error.value.where == str(path)
 
 
@@ -172,13 +175,13 @@ def test_too_little_text_is_a_user_error(tokenizer, tmp_path, text):
     path = tmp_path / "text.txt"
     path.write_text(text)
     with pytest.raises(UserError, match="too little text"):
-        corpus.load_corpus(Corpus(files=(str(path),)), {}, tokenizer, tmp_path)
+        load_corpus(Corpus(files=(str(path),)), {}, tokenizer, tmp_path)
     assert all(folder.suffix == ".partial" for folder in tmp_path.iterdir() if folder.is_dir())
 
 
 def test_longer_sequences_than_the_model_has_positions_are_a_user_error(tiny_text, tokenizer, tmp_path):
     with pytest.raises(UserError, match="max_seq_length 129 is more than"):
-        corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=129), {}, tokenizer, tmp_path)
+        load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=129), {}, tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
@@ -195,7 +198,7 @@ def test_text_in_a_script_that_the_vocabulary_does_not_know_is_refused(tokenizer
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(unknown if held == (split == "valid") else known for held in held_out))
     with pytest.raises(UserError, match=rf"100% of the tokens of its {split} split are \[UNK\]") as error:
-        corpus.load_corpus(Corpus(files=(str(path),), pairs=pairs), {}, tokenizer, tmp_path / "cache")
+        load_corpus(Corpus(files=(str(path),), pairs=pairs), {}, tokenizer, tmp_path / "cache")
     assert (error.value.where, "a model that knows" in error.value.instead) == ("corpus", True)
     assert [found.suffix for found in (tmp_path / "cache").iterdir()] == [".partial"]
 
@@ -206,7 +209,7 @@ def test_text_with_one_known_word_in_ten_is_taken(tokenizer, tmp_path, known, re
     path.write_text("\n\n".join([" ".join(["a"] * known + ["天"] * (10 - known))] * 40))
     section = Corpus(files=(str(path),), max_seq_length=16, pack=False)
     with pytest.raises(UserError, match="does not know the text") if refused else nullcontext():
-        corpus.load_corpus(section, {}, tokenizer, tmp_path / "cache")
+        load_corpus(section, {}, tokenizer, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("pairs", [None, Pairs()])
@@ -221,7 +224,7 @@ def test_tokens_are_on_disk_while_text_is_still_being_read(tiny_text, tokenizer,
             yield document, "a b c d e f g h"
 
     monkeypatch.setattr(corpus, "_texts", endless_text)
-    data = corpus.load_corpus(Corpus(files=(str(tiny_text),), pairs=pairs), {}, tokenizer, tmp_path)
+    data = load_corpus(Corpus(files=(str(tiny_text),), pairs=pairs), {}, tokenizer, tmp_path)
     for quarter, size in enumerate(sizes):
         assert size >= data.train.ids.nbytes * (quarter / 4 - 0.05)
 
@@ -277,7 +280,7 @@ def test_words_are_masked_where_ids_have_gaps():
 def test_padding_of_masked_sequences_carries_no_loss_and_no_attention():
     items = [{"input_ids": np.array([2, 8, 3]), "labels": np.array([-100, 7, -100])}]
     items.append({"input_ids": np.array([2, 3]), "labels": np.array([-100, -100])})
-    batch = batches.pad_masked(items, pad_id=0)
+    batch = pad_masked(items, pad_id=0)
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[2, 8, 3], [2, 3, 0]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
@@ -324,7 +327,7 @@ def test_vocabulary_without_word_marks_cannot_mask_whole_words(tiny_text, tmp_pa
     masking._continues.cache_clear()
     monkeypatch.setattr(type(tokenizer), "get_vocab", lambda _: plain)
     with pytest.raises(UserError, match="does not mark") as error:
-        corpus.load_corpus(Corpus(files=(str(tiny_text),), whole_word_masking=True), {}, tokenizer, tmp_path)
+        load_corpus(Corpus(files=(str(tiny_text),), whole_word_masking=True), {}, tokenizer, tmp_path)
     masking._continues.cache_clear()
     assert error.value.where == "corpus.whole_word_masking"
 
@@ -341,9 +344,9 @@ def test_rows_of_a_hub_data_set_are_documents(tokenizer, tmp_path, pairs, monkey
     written = tmp_path / "wiki.txt"
     written.write_text("\n\n".join(articles) + "\n")
     spec = f"hub:{folder}::train"
-    streamed = corpus.load_corpus(Corpus(files=(spec,), pairs=pairs), {}, tokenizer, tmp_path / "a")
-    local = corpus.load_corpus(Corpus(files=(str(written),), pairs=pairs), {}, tokenizer, tmp_path / "b")
+    streamed = load_corpus(Corpus(files=(spec,), pairs=pairs), {}, tokenizer, tmp_path / "a")
+    local = load_corpus(Corpus(files=(str(written),), pairs=pairs), {}, tokenizer, tmp_path / "b")
     assert np.array_equal(streamed.train.ids, local.train.ids)
     assert streamed.summary() == local.summary()
     with pytest.raises(UserError, match="no column 'body'"):
-        corpus.load_corpus(Corpus(files=(spec,), column="body"), {}, tokenizer, tmp_path / "c")
+        load_corpus(Corpus(files=(spec,), column="body"), {}, tokenizer, tmp_path / "c")

@@ -8,14 +8,17 @@ from torch import nn
 
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
-from toolkit.data import batches, corpus, tasks
+from toolkit.data.batches import pad
+from toolkit.data.corpus import load_corpus
 from toolkit.data.question_answering import Question, windows_of
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
+from toolkit.data.tasks import load_task
+from toolkit.models.load import load_classifier, load_masked_lm, load_task_model, load_tokenizer
+from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import AnswerWindows, Corpus, Criterion, KDLossSettings, Task, Train
-from toolkit.training import datasets, trainer
-from toolkit.training import loop as training
+from toolkit.training.datasets import mlm_data, task_data
 from toolkit.training.distillation import MlmLoss, TaskLoss, Teacher, kl_divergence, mlm_loss, task_loss
+from toolkit.training.loop import fit, seed_everything
+from toolkit.training.trainer import CompressionTrainer
 
 
 def test_kl_is_the_sum_over_classes_times_t_squared_averaged_over_examples():
@@ -54,22 +57,22 @@ MASKED = Corpus(files=("any",), mlm_probability=0.3)
 @pytest.fixture
 def tiny(tiny_bert, tiny_task_files, tiny_text, tmp_path):
     """Masked language model, tokenizer, text and task of the tiny BERT."""
-    tokenizer = models.load_tokenizer(tiny_bert)
-    text = corpus.load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=100, pack=False), {}, tokenizer, tmp_path)
+    tokenizer = load_tokenizer(tiny_bert)
+    text = load_corpus(Corpus(files=(str(tiny_text),), max_seq_length=100, pack=False), {}, tokenizer, tmp_path)
     task = Task(train=str(tiny_task_files.train), dev=str(tiny_task_files.dev), max_seq_length=16)
-    return tiny_bert, tokenizer, text, tasks.load_task("toy", task, tokenizer)
+    return tiny_bert, tokenizer, text, load_task("toy", task, tokenizer)
 
 
 @pytest.mark.parametrize("positions", ["masked", "all"])
 def test_mlm_loss_equals_the_plain_formula_over_full_logits(tiny, positions):
     folder, tokenizer, text, _ = tiny
-    student, teacher = models.load_masked_lm(folder).eval(), models.load_masked_lm(folder)
+    student, teacher = load_masked_lm(folder).eval(), load_masked_lm(folder)
     with torch.no_grad():
         teacher.cls.predictions.bias += torch.randn_like(teacher.cls.predictions.bias)
-    data = datasets.mlm_data(text.train, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
+    data = mlm_data(text.train, tokenizer, MASKED, positions, Train(steps=1, batch_size=6), seed=3)
     batch = data.collate([data.stream[k] for k in range(6)])
     settings = KDLossSettings(temperature=2.0, loss_weights=(0.3, 0.7))
-    terms = MlmLoss(mlm_heads.mlm_head, Teacher(teacher), settings, positions)(student, batch)
+    terms = MlmLoss(mlm_head, Teacher(teacher), settings, positions)(student, batch)
 
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     ours, theirs = student(**inputs).logits, teacher(**inputs).logits
@@ -92,12 +95,12 @@ def gradients(model, loss, data, forward_passes):
 
 def test_accumulated_gradients_equal_those_of_one_large_batch_for_mlm(tiny):
     folder, tokenizer, text, _ = tiny
-    model, teacher = models.load_masked_lm(folder).eval(), Teacher(models.load_masked_lm(folder))
-    loss = MlmLoss(mlm_heads.mlm_head, teacher, KDLossSettings(), "all")
+    model, teacher = load_masked_lm(folder).eval(), Teacher(load_masked_lm(folder))
+    loss = MlmLoss(mlm_head, teacher, KDLossSettings(), "all")
     found = []
     for passes in (1, 4):
         section = Train(steps=1, batch_size=8 // passes, gradient_accumulation_steps=passes)
-        data = datasets.mlm_data(text.train, tokenizer, MASKED, "all", section, seed=5)
+        data = mlm_data(text.train, tokenizer, MASKED, "all", section, seed=5)
         data.stream.index = lambda k: k  # the same eight examples in both cuts
         found.append(gradients(model, loss, data, passes))
     assert text.train.lengths[:8].std() > 0, "sequences of one length would hide a wrong normalisation"
@@ -109,12 +112,12 @@ def fitted_to(request, tiny):
     """How to load a model for a kind of task, and 16 examples of it with the tokenizer's padding."""
     folder, tokenizer, _, task = tiny
     if request.param == "classification":
-        return lambda: models.load_classifier(folder, task.labels), task.train, tokenizer.pad_token_id
+        return lambda: load_classifier(folder, task.labels), task.train, tokenizer.pad_token_id
     texts = [f"a {word} baker , witty and warm" for word in ("lovely", "bright", "dull", "grim")] * 4
     asked = [Question(f"row {i}", "the baker ?", t, (t.split()[1],), (2,)) for i, t in enumerate(texts)]
     windows = windows_of(asked, tokenizer, 32, AnswerWindows(stride=8))
     return (
-        lambda: models.load_task_model(folder, "question_answering", (), fitted=False),
+        lambda: load_task_model(folder, "question_answering", (), fitted=False),
         windows,
         tokenizer.pad_token_id,
     )
@@ -125,7 +128,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_in_the_trainer_its
     make, examples, pad_id = fitted_to
     moved = []
     for passes in (1, 4):
-        training.seed_everything(0)
+        seed_everything(0)
         model = make()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -141,10 +144,10 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_in_the_trainer_its
                 "warmup_ratio": 0.0,
             }
         )
-        data = datasets.task_data(examples, pad_id, section, seed=1)
+        data = task_data(examples, pad_id, section, seed=1)
         data.stream.index = lambda k: k
         work = tmp_path / str(passes)
-        training.fit(model, data, section, TaskLoss(), Context(work, work, 0))
+        fit(model, data, section, TaskLoss(), Context(work, work, 0))
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
     assert moved[0].abs().max() > 1e-4
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-6)
@@ -152,10 +155,10 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_in_the_trainer_its
 
 def test_a_loss_of_weight_zero_is_not_computed_into_the_gradient(tiny):
     folder, tokenizer, _, task = tiny
-    model = models.load_classifier(folder, task.labels).eval()
-    teacher = Teacher(models.load_classifier(folder, task.labels))
+    model = load_classifier(folder, task.labels).eval()
+    teacher = Teacher(load_classifier(folder, task.labels))
     teacher.model.load_state_dict(model.state_dict())
-    data = datasets.task_data(task.train, tokenizer.pad_token_id, Train(steps=1, batch_size=8), seed=1)
+    data = task_data(task.train, tokenizer.pad_token_id, Train(steps=1, batch_size=8), seed=1)
     terms = TaskLoss(teacher, KDLossSettings(loss_weights=(0.0, 1.0)))(model, data.collate([data.stream[0]]))
     assert float(terms.total) == pytest.approx(0.0, abs=1e-6)
     assert float(terms.task) > 0.01
@@ -169,12 +172,12 @@ def layers(**settings) -> Criterion:
 def pair(tiny):
     """A student and a teacher that differs from it, a batch of sentences of different lengths, and the loss's maker."""
     folder, tokenizer, _, task = tiny
-    student, teacher = (models.load_classifier(folder, task.labels).eval() for _ in range(2))
+    student, teacher = (load_classifier(folder, task.labels).eval() for _ in range(2))
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     spread = [int(i) for i in task.train.lengths.argsort()[:: len(task.train) // 6][:6]]
-    batch = batches.pad([task.train[i] for i in spread], tokenizer.pad_token_id) | {"items": 6.0, "examples": 6.0}
+    batch = pad([task.train[i] for i in spread], tokenizer.pad_token_id) | {"items": 6.0, "examples": 6.0}
     assert batch["attention_mask"].sum(1).float().std() > 0
     return student, teacher, batch
 
@@ -242,11 +245,11 @@ def test_layers_loss_adds_the_loss_with_the_labels_when_asked(pair):
 
 def test_layers_loss_teaches_a_masked_language_model_too(tiny):
     folder, tokenizer, text, _ = tiny
-    student, teacher = models.load_masked_lm(folder).eval(), models.load_masked_lm(folder)
-    data = datasets.mlm_data(text.train, tokenizer, MASKED, "masked", Train(steps=1, batch_size=4), seed=3)
+    student, teacher = load_masked_lm(folder).eval(), load_masked_lm(folder)
+    data = mlm_data(text.train, tokenizer, MASKED, "masked", Train(steps=1, batch_size=4), seed=3)
     batch = data.collate([data.stream[k] for k in range(4)])
     name = "bert.encoder.layer.1"
-    loss = mlm_loss(mlm_heads.mlm_head, Teacher(teacher), layers(layer_mappings=[[name, name]]), "masked")
+    loss = mlm_loss(mlm_head, Teacher(teacher), layers(layer_mappings=[[name, name]]), "masked")
     assert float(loss(student, batch).total) == pytest.approx(0.0, abs=1e-6)
     with torch.no_grad():
         teacher.bert.encoder.layer[1].output.LayerNorm.bias += 1.0
@@ -278,16 +281,16 @@ def test_layers_that_cannot_be_compared_are_refused(pair, mapping, words):
 )
 def test_the_optimizer_that_is_named_trains(tiny, tmp_path, optimizer, kind, monkeypatch):
     folder, tokenizer, _, task = tiny
-    model = models.load_classifier(folder, task.labels)
+    model = load_classifier(folder, task.labels)
     section = Train.model_validate({"steps": 2, "batch_size": 8, "optimizer": optimizer, "warmup_ratio": 0.0})
     made = []
-    create = trainer.CompressionTrainer.create_optimizer
+    create = CompressionTrainer.create_optimizer
     monkeypatch.setattr(
-        trainer.CompressionTrainer, "create_optimizer", lambda self, *a: made.append(create(self, *a)) or made[-1]
+        CompressionTrainer, "create_optimizer", lambda self, *a: made.append(create(self, *a)) or made[-1]
     )
     before = model.classifier.weight.detach().clone()
-    data = datasets.task_data(task.train, tokenizer.pad_token_id, section, seed=1)
-    training.fit(model, data, section, TaskLoss(), Context(tmp_path, tmp_path, 0))
+    data = task_data(task.train, tokenizer.pad_token_id, section, seed=1)
+    fit(model, data, section, TaskLoss(), Context(tmp_path, tmp_path, 0))
     assert type(getattr(made[0], "optimizer", made[0])) is kind
     assert made[0].defaults["lr"] == section.optimizer.settings.learning_rate
     assert not torch.equal(before, model.classifier.weight)

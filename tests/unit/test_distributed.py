@@ -15,17 +15,19 @@ import torch
 
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
-from toolkit.data.sampler import Stream
+from toolkit.data.sampler import LengthGroupedDataset
 from toolkit.pipeline.stages import quantize
 from toolkit.recipe import Train
-from toolkit.training import distributed, hardware, trainer
-from toolkit.training import loop as training
+from toolkit.training import distributed
 from toolkit.training.distillation import TaskLoss
+from toolkit.training.hardware import device
+from toolkit.training.loop import fit
+from toolkit.training.trainer import training_arguments
 
 
 def test_one_process_is_the_first_of_one_and_loads_no_torch_to_know():
     code = (
-        "import sys; from toolkit import distributed as d; d.tell('x')\n"
+        "import sys; from toolkit.training import distributed as d; d.broadcast_text('x')\n"
         "print(d.connect(), d.rank(), d.processes(), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -34,20 +36,20 @@ def test_one_process_is_the_first_of_one_and_loads_no_torch_to_know():
 
 def test_alone_nothing_is_changed_and_nobody_is_waited_for():
     values = [torch.ones(3), torch.zeros(2)]
-    distributed.add_up(values)
-    distributed.share(values)
-    distributed.must_agree(b"any", "things")
-    with distributed.first_alone():
+    distributed.all_reduce_sum(values)
+    distributed.broadcast(values)
+    distributed.assert_equal_across_ranks(b"any", "things")
+    with distributed.main_process_first():
         pass
     assert values[0].tolist() == [1, 1, 1]
 
 
 def test_shares_of_a_batch_are_the_batch():
     lengths = np.random.default_rng(0).integers(3, 60, size=50)
-    stream = Stream(
+    stream = LengthGroupedDataset(
         lengths, lambda i, rng: {"i": i, "draw": rng.random()}, batch_size=6, steps=5, accumulation=2, seed=1
     )
-    shares = [stream.share(rank, 3) for rank in range(3)]
+    shares = [stream.shard(rank, 3) for rank in range(3)]
     assert {len(share) for share in shares} == {20}
     for batch in range(10):
         seen = [shares[k % 3][batch * 2 + k // 3] for k in range(6)]
@@ -55,17 +57,17 @@ def test_shares_of_a_batch_are_the_batch():
 
 
 def test_a_batch_that_cannot_be_divided_is_the_user_s_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(distributed, "processes", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     context = Context(tmp_path / "transfer.partial", tmp_path, 0)
     data = SimpleNamespace(steps=1)
     with pytest.raises(UserError, match="a batch of 6 cannot be divided among 4 processes") as error:
-        training.fit(torch.nn.Linear(2, 2), data, Train(steps=1, batch_size=6), TaskLoss(), context)
+        fit(torch.nn.Linear(2, 2), data, Train(steps=1, batch_size=6), TaskLoss(), context)
     assert error.value.instead == "batch_size: 8"
     assert "transfer" in error.value.where
 
 
 def test_trials_that_are_trained_again_want_one_process(monkeypatch):
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     sections = SimpleNamespace(quantize=SimpleNamespace(tuning=SimpleNamespace(retrain_steps=3)))
     with pytest.raises(UserError, match="by one process alone"):
         quantize.run(sections, {}, None)
@@ -84,34 +86,34 @@ def test_buckets_hold_every_tensor_once_in_order_and_one_type_each(monkeypatch):
 def of_two(rank: int, port: int, folder: str) -> None:
     """What each of two processes does; run by the test below."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    assert distributed.connect() == rank
+    assert distributed.init() == rank
     assert "RANK" not in os.environ, "the libraries must not know"
-    assert distributed.connect() == distributed.rank() == rank
-    assert distributed.processes() == distributed.processes_here() == 2
+    assert distributed.init() == distributed.rank() == rank
+    assert distributed.world_size() == distributed.local_world_size() == 2
 
     values = [torch.full((3, 2), rank + 1.0), torch.tensor(10.0 * (rank + 1)), torch.zeros(0)]
-    distributed.add_up(values)
+    distributed.all_reduce_sum(values)
     assert values[0].tolist() == [[3.0, 3.0]] * 3
     assert float(values[1]) == 30
     mine = torch.full((2, 2), float(rank))
-    distributed.share([mine])
+    distributed.broadcast([mine])
     assert mine.tolist() == [[0, 0], [0, 0]]
 
-    with distributed.first_alone():
+    with distributed.main_process_first():
         if rank == 0:
             time.sleep(0.2)
             open(f"{folder}/made", "w").close()  # noqa: PTH123
         assert os.path.exists(f"{folder}/made")  # noqa: PTH110
-    distributed.must_agree(hashlib.sha256(b"same").digest(), "masks")
+    distributed.assert_equal_across_ranks(hashlib.sha256(b"same").digest(), "masks")
     with pytest.raises(AssertionError, match="masks differ between processes"):
-        distributed.must_agree(hashlib.sha256(bytes([rank])).digest(), "masks")
+        distributed.assert_equal_across_ranks(hashlib.sha256(bytes([rank])).digest(), "masks")
 
     if rank == 0:
-        distributed.tell("toy/transfer")
-        distributed.tell("")
+        distributed.broadcast_text("toy/transfer")
+        distributed.broadcast_text("")
     else:
-        assert distributed.told() == "toy/transfer"
-        assert distributed.told() == ""
+        assert distributed.receive_text() == "toy/transfer"
+        assert distributed.receive_text() == ""
     torch.distributed.destroy_process_group()
 
 
@@ -129,7 +131,7 @@ def test_two_processes_add_up_share_wait_agree_and_talk(port, tmp_path):
 def test_a_process_leaves_the_group_before_the_interpreter_closes_down(port):
     """One that still has the group's threads then is aborted now and then, its work done."""
     code = (
-        "import atexit, torch; from toolkit import distributed as d\n"
+        "import atexit, torch; from toolkit.training import distributed as d\n"
         "atexit.register(lambda: print(torch.distributed.is_initialized()))\n"  # called after what `connect` registers
         "d.connect(); d.told() if d.rank() else d.tell('x'); print(torch.distributed.is_initialized())"
     )
@@ -171,10 +173,10 @@ def of_two_gpus(rank: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "3,1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     pretend(["0", "1", "2", "3"])
-    distributed.connect()
-    ours = hardware.device()
-    arguments = trainer._arguments(Train(steps=1), 1, Path(folder), 0)
-    used = [torch.cuda.gpu_of(device) for device in (ours, arguments.device, hardware.device())]
+    distributed.init()
+    ours = device()
+    arguments = training_arguments(Train(steps=1), 1, Path(folder), 0)
+    used = [torch.cuda.gpu_of(device) for device in (ours, arguments.device, device())]
     assert used == [["3", "1"][rank]] * 3
 
 
@@ -201,7 +203,7 @@ def of_one_gpu(rank: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     pretend(["0"])
     with pytest.raises(UserError, match=r"1 of 2 processes have no GPU of their own .number 1"):
-        distributed.connect()
+        distributed.init()
 
 
 def test_more_processes_than_gpus_are_told_in_each_of_them_and_none_waits(port):

@@ -17,7 +17,7 @@ from toolkit.core.errors import UserError
 from toolkit.ir import kernels
 from toolkit.ir.inspect import inspect_ir
 from toolkit.ir.runtime import MODEL, core, read_ir
-from toolkit.ir.sparse_engine import reference_ir, to_engine
+from toolkit.ir.sparse_engine import reference_ir, to_sparse_engine
 from toolkit.measure import latency, memory
 from toolkit.measure.accuracy import predict_ir
 from toolkit.recipe import Performance
@@ -39,7 +39,7 @@ def irs(case, tmp_path_factory):
     case.export(case.model, folder / "fp32")
     case.export(case.quantized()[0], folder / "int8")
     for precision in ("fp32", "int8"):
-        to_engine(folder / precision, folder / f"engine-{precision}")
+        to_sparse_engine(folder / precision, folder / f"engine-{precision}")
     reference_ir(folder / "int8", folder / "reference-int8")
     return folder
 
@@ -107,7 +107,7 @@ def test_gelu_by_tanh_and_four_row_blocks_are_found_and_right(tiny_bert, tiny_ta
                 kept = torch.rand(rows // 4, columns) >= 0.9
                 matrix.weight.copy_(torch.randn(rows, columns) * kept.repeat_interleave(4, dim=0))
     case.export(model, tmp_path / "plain")
-    to_engine(tmp_path / "plain", tmp_path / "engine")
+    to_sparse_engine(tmp_path / "plain", tmp_path / "engine")
     found = [op for op in read_ir(tmp_path / "engine").get_ordered_ops() if op.get_type_name() == "SparseLinear"]
     chains = [op.get_attributes() for op in found if op.get_attributes()["chain"]]
     assert [(a["pattern"], a["activation"]) for a in chains] == [("4x1", "gelu_tanh")] * 2
@@ -123,7 +123,7 @@ def blocks(tiny_bert, tiny_task_files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("blocks")
     case = Case(tiny_bert, tiny_task_files, block=4)
     case.export(case.quantized()[0], folder / "int8")
-    assert to_engine(folder / "int8", folder / "engine").in_8_bits == 2 * 6
+    assert to_sparse_engine(folder / "int8", folder / "engine").in_8_bits == 2 * 6
     reference_ir(folder / "int8", folder / "reference")
     return folder
 
@@ -156,7 +156,7 @@ def test_products_in_8_bits_equal_those_of_floats_with_rounded_activations(block
 def test_dense_model_is_refused_with_the_share_of_zeros_that_it_would_need(case, irs, tmp_path):
     case.export(case.plain().eval(), tmp_path / "dense")
     with pytest.raises(UserError, match="it pays from 70%"):
-        to_engine(tmp_path / "dense", tmp_path / "engine")
+        to_sparse_engine(tmp_path / "dense", tmp_path / "engine")
 
 
 def test_damaged_weights_are_refused_when_the_model_is_read_or_compiled(irs, tmp_path):
@@ -228,7 +228,7 @@ def test_benchmark_app_and_the_memory_of_a_process_are_measured_with_the_extensi
     assert [("-extensions" in t.command) for t in timed] == [False, True]
     assert all(t.rounds[0].median_ms > 0 for t in timed)
     ids = {n: case.task.dev[0][n] for n in ("input_ids", "attention_mask", "token_type_ids")}
-    assert memory.peak_bytes(irs / "engine-fp32", {n: [v] for n, v in ids.items()}) > 0
+    assert memory.peak_memory(irs / "engine-fp32", {n: [v] for n, v in ids.items()}) > 0
 
 
 def test_commands_of_bench_can_be_run_again_as_shown(irs, tmp_path):
@@ -260,7 +260,7 @@ def test_fake_quantize_on_fp32_weights_gives_the_same_answers_as_plain(tmp_path)
     (tmp_path / "plain").mkdir()
     ov.save_model(ov.Model([product], [x], "one"), tmp_path / "plain" / MODEL, compress_to_fp16=False)
     assert "FakeQuantize" in [op.get_type_name() for op in read_ir(tmp_path / "plain").get_ordered_ops()]
-    assert len(to_engine(tmp_path / "plain", tmp_path / "engine").matrices) == 1
+    assert len(to_sparse_engine(tmp_path / "plain", tmp_path / "engine").matrices) == 1
     values = rng.normal(size=(5, 64)).astype(np.float32)
     wanted = compiled(tmp_path / "plain")(values)[0]
     assert np.abs(wanted - values @ weights.T).max() > 1e-4  # they are rounded

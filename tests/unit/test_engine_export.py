@@ -7,13 +7,13 @@ import pytest
 import torch
 from quantization_case import Case
 
-from toolkit.cli import doctor
-from toolkit.core.artifacts import Silent
+from toolkit.cli.doctor import doctor_table
+from toolkit.core.artifacts import NullProgress
 from toolkit.core.errors import UserError
 from toolkit.ir import kernels
 from toolkit.ir import sparse_engine as engine
-from toolkit.pipeline import graph as pipeline
-from toolkit.pipeline import run as running
+from toolkit.pipeline import graph
+from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
@@ -53,12 +53,12 @@ def no_compiler(monkeypatch, tmp_path):
 
 
 def export(recipe, folder):
-    (manifest,) = running.Run(recipe, folder, lambda step: nullcontext(Silent()))()
+    (manifest,) = Run(recipe, folder, lambda step: nullcontext(NullProgress()))()
     return manifest.metrics
 
 
 def is_there(recipe, folder):
-    (step,) = pipeline.plan(recipe, folder)
+    (step,) = graph.plan(recipe, folder)
     return step.manifest is not None
 
 
@@ -81,7 +81,7 @@ def test_without_a_compiler_plain_irs_are_exported_and_the_reason_is_kept(recipe
 
 
 def test_doctor_says_without_a_compiler_that_plain_irs_are_exported(no_compiler):
-    table, _ = doctor.doctor_table()
+    table, _ = doctor_table()
     rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
     assert rows["sparse kernel"] == (
         "cannot be built: a C++ compiler (g++ or clang++) is missing; the plain IRs are exported"
@@ -118,7 +118,7 @@ def test_an_error_of_the_conversion_is_not_hidden_as_a_variant_left_out(recipe, 
     def broken(source, target):
         raise UserError("it is broken")
 
-    monkeypatch.setattr(engine, "to_engine", broken)
+    monkeypatch.setattr(engine, "to_sparse_engine", broken)
     with pytest.raises(UserError, match="it is broken"):
         export(recipe, tmp_path / "run")
 

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from toolkit.cli.plan_table import plan_table
-from toolkit.core import machine as system
+from toolkit.core import machine
 from toolkit.core.artifacts import Artifact, Manifest, write_manifest
 from toolkit.core.errors import UserError
 from toolkit.pipeline import cache_keys as sections
-from toolkit.pipeline import graph as pipeline
-from toolkit.pipeline.estimate import costs as estimate
-from toolkit.pipeline.estimate import data_volume as amounts
+from toolkit.pipeline import graph
+from toolkit.pipeline.estimate import costs, data_volume
 from toolkit.pipeline.estimate.step_cost import StepCost
 from toolkit.recipe import Recipe, Task
 from toolkit.recipe.load import load_recipe
@@ -64,7 +63,7 @@ def values(tiny_bert, tiny_task_files, tiny_text) -> dict[str, Any]:
 
 def planned(values: dict[str, Any], folder: Path, available: float = 1e15) -> tuple[dict[str, Any], Measured]:
     measured = Measured()
-    rows = estimate.estimate(Recipe.model_validate(values), folder, measured, available)
+    rows = costs.estimate(Recipe.model_validate(values), folder, measured, available)
     return {row.step.label: row for row in rows}, measured
 
 
@@ -146,7 +145,7 @@ def test_benchmark_takes_a_run_for_each_variant_batch_and_round(values, tmp_path
     rows, _ = planned(values, tmp_path)
     runs = 2 * 3 * (1 + 2)
     assert rows["toy/benchmark"].seconds == pytest.approx(runs * 10.6)
-    export = next(step for step in pipeline.plan(Recipe.model_validate(values), tmp_path) if step.label == "toy/export")
+    export = next(step for step in graph.plan(Recipe.model_validate(values), tmp_path) if step.label == "toy/export")
     record(export, export.key, {}, cpu="another")
     rows, _ = planned(values, tmp_path)
     over_dev = 120 * 0.32 / 32
@@ -193,9 +192,7 @@ def test_what_fits_with_no_batch_says_so(values, tmp_path):
     assert "another machine" in rows["student"].remark
 
 
-def record(
-    step: pipeline.Step, key: str, config: dict[str, Any], cpu: str = "", layers: int = 2, **metrics: Any
-) -> None:
+def record(step: graph.Step, key: str, config: dict[str, Any], cpu: str = "", layers: int = 2, **metrics: Any) -> None:
     step.folder.mkdir(parents=True)
     if base := step.inputs.get("base"):
         sizes = json.loads((base.path / "config.json").read_text()) | {"num_hidden_layers": layers}
@@ -208,7 +205,7 @@ def record(
         seed=1,
         artifact=Artifact(kind="dense", path=Path(), sha256="0"),
         metrics={"steps": 4, "seconds_per_step": 3.0} | metrics,
-        machine={"cpu": cpu or system.machine()["cpu"]},
+        machine={"cpu": cpu or machine.describe()["cpu"]},
         started="2026-01-01T00:00:00+00:00",
         seconds=19.0,
     )
@@ -217,8 +214,8 @@ def record(
 
 @pytest.mark.parametrize(("batch_size", "seconds"), [(32, 10 * 3.0 + (19 - 4 * 3.0)), (16, None)])
 def test_a_stage_that_ran_before_with_the_same_batches_keeps_its_own_seconds(values, tmp_path, batch_size, seconds):
-    step = pipeline.plan(Recipe.model_validate(values), tmp_path)[0]
-    config = {name: sections.plain(name, section) for name, section in step.sections.items()}
+    step = graph.plan(Recipe.model_validate(values), tmp_path)[0]
+    config = {name: sections.section_values(name, section) for name, section in step.sections.items()}
     config["teacher"]["train"] |= {"batch_size": batch_size, "steps": 4}
     record(step, "another key", config)
     row = planned(values, tmp_path)[0]["teacher"]
@@ -241,14 +238,14 @@ def test_a_run_whose_steps_took_other_work_or_another_cpu_says_nothing_of_this_o
     values, tmp_path, train, other, source
 ):
     earlier = values | {"teacher": {"train": {"steps": 4, **SLOW} | train}}
-    step = pipeline.plan(Recipe.model_validate(earlier), tmp_path)[0]
-    config = {name: sections.plain(name, section) for name, section in step.sections.items()}
+    step = graph.plan(Recipe.model_validate(earlier), tmp_path)[0]
+    config = {name: sections.section_values(name, section) for name, section in step.sections.items()}
     record(step, "another key", config, **other)
     assert planned(values, tmp_path)[0]["teacher"].source == source
 
 
 def test_a_finished_stage_is_not_measured_again(values, tmp_path):
-    step = pipeline.plan(Recipe.model_validate(values), tmp_path)[0]
+    step = graph.plan(Recipe.model_validate(values), tmp_path)[0]
     record(step, step.key, {})
     rows, measured = planned(values, tmp_path)
     assert (rows["teacher"].steps, rows["teacher"].seconds, rows["teacher"].source) == (4, 19.0, "=")
@@ -294,7 +291,7 @@ TRANSFERS = sorted((Path(__file__).resolve().parents[2] / "yaml_configs").glob("
 @pytest.mark.parametrize("path", TRANSFERS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_all_stages_of_the_published_sparse_models_are_estimated_without_a_network(path, tmp_path, monkeypatch):
     monkeypatch.setattr("toolkit.data.hub.HubSplit.file", tmp_path / "none.parquet")
-    found = estimate.estimate(load_recipe(path), tmp_path, Measured(), 1e15)
+    found = costs.estimate(load_recipe(path), tmp_path, Measured(), 1e15)
     assert {row.step.task for row in found} == {"sst2", "mnli", "qqp", "qnli", "squad"}
     assert [(row.step.label, row.remark) for row in found if row.seconds is None] == []
 
@@ -315,7 +312,7 @@ def questions(folder: Path, words: int, rows: int) -> Path:
 
 def test_long_contexts_are_counted_as_the_windows_that_they_become(tmp_path, tiny_bert):
     from toolkit.data.tasks import load_task
-    from toolkit.models import load as models
+    from toolkit.models.load import load_tokenizer
 
     file = str(questions(tmp_path, 300, 20))
     section = Task.model_validate(
@@ -330,9 +327,9 @@ def test_long_contexts_are_counted_as_the_windows_that_they_become(tmp_path, tin
             "tuning_examples": 0,
         }
     )
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     truth = load_task("toy", section, tokenizer)
-    found = amounts.of_task(section, tokenizer)
+    found = data_volume.task_volume(section, tokenizer)
     assert found.examples == len(truth.train)
     assert found.dev == len(truth.dev)
     assert sorted(found.lengths) == sorted(truth.train.lengths)
@@ -340,28 +337,28 @@ def test_long_contexts_are_counted_as_the_windows_that_they_become(tmp_path, tin
 
 def test_sequences_of_a_corpus_are_told_from_a_sample(tmp_path, tiny_bert, tiny_text):
     from toolkit.data.corpus import load_corpus
-    from toolkit.models import load as models
+    from toolkit.models.load import load_tokenizer
     from toolkit.recipe import Corpus
 
     section = Corpus(files=(str(tiny_text),), max_seq_length=32)
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     truth = load_corpus(section, {}, tokenizer, tmp_path)
-    found = amounts.of_corpus(section, {}, tokenizer)
+    found = data_volume.corpus_volume(section, {}, tokenizer)
     assert found.examples == pytest.approx(len(truth.train), rel=0.1)
-    assert amounts.of_corpus(section.model_copy(update={"limit": 7}), {}, tokenizer).examples == 7
-    apart = amounts.of_corpus(section.model_copy(update={"pack": False}), {})
+    assert data_volume.corpus_volume(section.model_copy(update={"limit": 7}), {}, tokenizer).examples == 7
+    apart = data_volume.corpus_volume(section.model_copy(update={"pack": False}), {})
     assert apart.examples == pytest.approx(300 * 19 / 20, abs=1)
 
 
 @pytest.mark.parametrize("length", [32, 64])
 def test_segment_pairs_are_counted_as_pairs_and_not_as_packed_sequences(tmp_path, tiny_bert, tiny_text, length):
     from toolkit.data.corpus import load_corpus
-    from toolkit.models import load as models
+    from toolkit.models.load import load_tokenizer
     from toolkit.recipe import Corpus
 
     section = Corpus(files=(str(tiny_text),), max_seq_length=length, pairs={})
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     truth = len(load_corpus(section, {}, tokenizer, tmp_path).train)
-    packed = amounts.of_corpus(section.model_copy(update={"pairs": None}), {}, tokenizer).examples
+    packed = data_volume.corpus_volume(section.model_copy(update={"pairs": None}), {}, tokenizer).examples
     assert packed != pytest.approx(truth, rel=0.08)  # more at one length, fewer at the other
-    assert amounts.of_corpus(section, {}, tokenizer).examples == pytest.approx(truth, rel=0.05)
+    assert data_volume.corpus_volume(section, {}, tokenizer).examples == pytest.approx(truth, rel=0.05)

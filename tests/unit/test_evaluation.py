@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.conftest import GOOD, NOUNS, sentence
-from toolkit.data import tasks
 from toolkit.data.corpus import Sequences
 from toolkit.data.segment_pairs import PairSequences
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
+from toolkit.data.tasks import load_task
+from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer
+from toolkit.models.mlm_heads import mlm_head, next_sentence_head
 from toolkit.recipe import Task
-from toolkit.training import evaluation
 from toolkit.training.distillation import MlmLoss
+from toolkit.training.evaluation import mlm_metrics, predict, task_metrics
 
 KINDS = ("classification", "question_answering")
 
@@ -39,13 +39,13 @@ def asked(tiny_bert, tmp_path_factory):
         "classification": Task(train=table, dev=table),
         "question_answering": Task(preset="squad", train=squad, dev=squad, max_seq_length=30, windows=windows),
     }
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     found = {}
     for kind, section in sections.items():
-        task = tasks.load_task("t", section, tokenizer)
+        task = load_task("t", section, tokenizer)
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            model = models.load_task_model(tiny_bert, task.kind, task.labels, fitted=False).eval()
+            model = load_task_model(tiny_bert, task.kind, task.labels, fitted=False).eval()
         for weight in model.parameters():  # as made, the weights are so small that all answers are nearly alike
             weight.data *= 8 if weight.dim() == 2 else 1
         found[kind] = (model, tokenizer, task.dev)
@@ -65,17 +65,17 @@ def alone(model, example) -> np.ndarray:
 @pytest.mark.parametrize("pairs", [False, True])
 def test_no_word_loss_is_reported_of_text_whose_words_are_all_unknown(tiny_bert, pairs):
     """No file is needed: a corpus of such text is refused, but of held-out text the first sequences may be so."""
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     cls, sep, unknown = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
-    model = models.load_masked_lm(tiny_bert, pairs=pairs)
-    loss = MlmLoss(mlm_heads.mlm_head, next_head=mlm_heads.next_sentence_head)
+    model = load_masked_lm(tiny_bert, pairs=pairs)
+    loss = MlmLoss(mlm_head, next_head=next_sentence_head)
     for token, measured in ((unknown, set()), (tokenizer.vocab["a"], {"mlm_loss"})):
         if pairs:
             spans = np.array([[0, 3, 3, 6, number % 2] for number in range(40)])
             sequences = PairSequences(np.array([token] * 6), spans, cls, sep)
         else:
             sequences = Sequences(np.array([cls, token, token, sep] * 40), np.arange(4, 164, 4))
-        found = evaluation.mlm_metrics(model, loss, sequences, tokenizer, 0.15)
+        found = mlm_metrics(model, loss, sequences, tokenizer, 0.15)
         assert found.keys() == measured | ({"next_sentence_accuracy"} if pairs else set())
         assert np.isfinite(list(found.values())).all()
 
@@ -83,10 +83,10 @@ def test_no_word_loss_is_reported_of_text_whose_words_are_all_unknown(tiny_bert,
 def test_manifest_is_told_which_rows_no_score_is_of(tiny_bert, tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text("sentence\tlabel\na\t0\n\t1\nb\t1\n")
-    tokenizer = models.load_tokenizer(tiny_bert)
-    task = tasks.load_task("t", Task(train=str(path), dev=str(path), drop_empty=True), tokenizer)
-    model = models.load_task_model(tiny_bert, task.kind, task.labels, fitted=False)
-    told = evaluation.task_metrics(model, task, tokenizer)
+    tokenizer = load_tokenizer(tiny_bert)
+    task = load_task("t", Task(train=str(path), dev=str(path), drop_empty=True), tokenizer)
+    model = load_task_model(tiny_bert, task.kind, task.labels, fitted=False)
+    told = task_metrics(model, task, tokenizer)
     said = "1 row with an empty text left out (first: rows.tsv:3)"
     assert (told["dev_n"], told["rows_left_out"]) == (2, [said, said])
 
@@ -97,7 +97,7 @@ def test_torch_answers_all_examples_in_their_order_whatever_the_batch_size(asked
     model, tokenizer, examples = asked[kind]
     assert len(examples) % 5  # the last batch is not full
     assert len(set(examples.lengths.tolist())) > 5
-    found = evaluation.predict(model, examples, tokenizer.pad_token_id, batch_size)
+    found = predict(model, examples, tokenizer.pad_token_id, batch_size)
     assert len(found) == len(examples)
     for index, logits in enumerate(found):
         np.testing.assert_allclose(logits, alone(model, examples[index]), atol=1e-4, err_msg=str(index))

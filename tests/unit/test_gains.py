@@ -7,10 +7,10 @@ import pytest
 from report_manifests import run_manifests
 
 from toolkit.core.artifacts import Manifest
-from toolkit.pipeline.cache_keys import plain, sections_of
+from toolkit.pipeline.cache_keys import section_values, sections_of
 from toolkit.pipeline.graph import STAGES
 from toolkit.recipe.load import load_recipe
-from toolkit.reporting.budgets import gains
+from toolkit.reporting.budgets import budget_gains
 
 QUICKSTART = Path(__file__).parents[2] / "yaml_configs" / "quickstart.yaml"
 TRAIN, SCHEDULE = "student.distillation.train", "student.pruning.approach.weight_compression"
@@ -29,7 +29,7 @@ def run_of(*overrides: str, changes: dict[str, dict[str, Any]] | None = None) ->
         sections = sections_of(recipe, next(s.sections for s in STAGES if s.name == m.stage), m.task)
         digest = f"{m.stage} of {overrides}"
         values = {
-            "config": {name: plain(name, value) for name, value in sections.items()},
+            "config": {name: section_values(name, value) for name, value in sections.items()},
             "seed": recipe.seed,
             "artifact": m.artifact.model_copy(update={"sha256": digest}),
             "data": {"reviews.csv": {"sha256": "ab" * 32}, "note": "made up"},
@@ -58,12 +58,12 @@ LONGER = f"{TRAIN}.steps=1000"
     ],
 )
 def test_more_steps_are_compared_where_only_what_comes_with_them_differs(also):
-    (gain,) = gains([run_of(), run_of(LONGER, also)])
+    (gain,) = budget_gains([run_of(), run_of(LONGER, also)])
     assert (gain.task, gain.steps) == ("reviews", (150, 1000))
 
 
 def test_more_steps_are_compared_where_they_are_said_in_epochs():
-    (gain,) = gains([run_of(), run_of(f"{TRAIN}.epoch=10", f"{SCHEDULE}.end_epoch=5")])
+    (gain,) = budget_gains([run_of(), run_of(f"{TRAIN}.epoch=10", f"{SCHEDULE}.end_epoch=5")])
     assert gain.steps == (150, 1000)
 
 
@@ -88,7 +88,7 @@ def test_more_steps_are_compared_where_they_are_said_in_epochs():
     ],
 )
 def test_nothing_is_said_of_more_steps_where_another_setting_differs(also):
-    assert gains([run_of(), run_of(LONGER, also)]) == []
+    assert budget_gains([run_of(), run_of(LONGER, also)]) == []
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_nothing_is_said_of_more_steps_where_another_setting_differs(also):
     ],
 )
 def test_nothing_is_said_of_more_steps_where_data_or_what_a_stage_was_made_from_differs(changes):
-    assert gains([run_of(), run_of(LONGER, changes=changes)]) == []
+    assert budget_gains([run_of(), run_of(LONGER, changes=changes)]) == []
 
 
 def test_nothing_is_said_of_more_steps_where_one_run_lacks_a_stage():
     short = [m for m in run_of() if m.stage != "task_teacher"]
-    assert gains([short, run_of(LONGER)]) == []
+    assert budget_gains([short, run_of(LONGER)]) == []

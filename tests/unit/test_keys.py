@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from toolkit.pipeline import graph as pipeline
-from toolkit.pipeline import run as running
+from toolkit.pipeline import graph
+from toolkit.pipeline.run import _by_name
 from toolkit.recipe import Recipe
 
 CONFIG = '{"model_type": "bert"}'
@@ -32,7 +32,7 @@ def keys(tmp_path):
             "teacher": {"train": {"steps": 1}},
             "task_teacher": {"train": {"steps": 1}},
         }
-        return [step.key for step in pipeline.plan(Recipe.model_validate(values), tmp_path / "runs")]
+        return [step.key for step in graph.plan(Recipe.model_validate(values), tmp_path / "runs")]
 
     return make
 
@@ -57,9 +57,9 @@ def test_keys_stay_when_files_are_moved(keys, tmp_path):
 
 
 def test_data_files_of_one_name_are_told_apart_in_the_manifest_by_their_folders():
-    assert running._by_name({"/d/train/data.tsv": "1", "/d/dev/data.tsv": "2"}) == {
+    assert _by_name({"/d/train/data.tsv": "1", "/d/dev/data.tsv": "2"}) == {
         "train/data.tsv": {"sha256": "1"},
         "dev/data.tsv": {"sha256": "2"},
     }
-    assert running._by_name({"/d/train.tsv": "1", "/e/dev.tsv": "2"}).keys() == {"train.tsv", "dev.tsv"}
-    assert running._by_name({}) == {}
+    assert _by_name({"/d/train.tsv": "1", "/e/dev.tsv": "2"}).keys() == {"train.tsv", "dev.tsv"}
+    assert _by_name({}) == {}

@@ -7,18 +7,18 @@ import pytest
 import torch
 import transformers
 
-from toolkit.data import published
-from toolkit.models import architectures
-from toolkit.models import load as models
-from toolkit.models import published as known
+from toolkit.data.published import ROWS
+from toolkit.models.architectures import matrix_shapes
+from toolkit.models.load import prunable_matrices
+from toolkit.models.published import CONFIGS, published_config
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.recipe import Variant
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.presets import PRESETS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "yaml_configs"
+SHIPPED = Path(__file__).resolve().parents[2] / "yaml_configs"
 # Without INC's own files, and the template, whose files are the user's.
-RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "inc" and p.stem != "template")
+RECIPES = sorted(p for p in SHIPPED.rglob("*.yaml") if p.parent.name != "inc" and p.stem != "template")
 PAPER = [p for p in RECIPES if p.parent.name in ("bert_base", "bert_large", "distilbert")]
 
 
@@ -33,28 +33,28 @@ PAPER = [p for p in RECIPES if p.parent.name in ("bert_base", "bert_large", "dis
     ],
 )
 def test_known_matrices_are_those_that_pruning_finds_in_the_model(source, auto, weights):
-    sizes = known.CONFIGS[source]
+    sizes = CONFIGS[source]
     config = transformers.AutoConfig.for_model(**sizes)
     with torch.device("meta"):
-        found = models.prunable_matrices(auto.from_config(config))
+        found = prunable_matrices(auto.from_config(config))
     shapes = {name: tuple(module.weight.shape) for name, module in found.items()}
-    assert architectures.matrix_shapes(sizes) == shapes
+    assert matrix_shapes(sizes) == shapes
     assert sum(rows * columns for rows, columns in shapes.values()) == weights
 
 
 def test_neither_a_revision_nor_an_id_without_its_owner_changes_what_is_known():
-    assert known.config_of("bert-base-uncased") is known.CONFIGS["google-bert/bert-base-uncased"]
-    assert known.config_of("uncased") is None
-    assert known.config_of("google-bert/bert-base-uncased@main") is known.CONFIGS["google-bert/bert-base-uncased"]
-    assert known.config_of("somebody/else") is None
+    assert published_config("bert-base-uncased") is CONFIGS["google-bert/bert-base-uncased"]
+    assert published_config("uncased") is None
+    assert published_config("google-bert/bert-base-uncased@main") is CONFIGS["google-bert/bert-base-uncased"]
+    assert published_config("somebody/else") is None
 
 
 def test_rows_of_every_public_split_are_known():
     specs = [str(p[key]) for p in PRESETS.values() for key in ("train", "dev")]
-    assert {spec.removeprefix("hub:") for spec in specs} <= published.ROWS.keys()
+    assert {spec.removeprefix("hub:") for spec in specs} <= ROWS.keys()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(SHIPPED)))
 def test_every_shipped_recipe_checks_without_a_network(path, request):
     if path.parent.name == "minilm":
         request.getfixturevalue("shared_data")
@@ -62,7 +62,7 @@ def test_every_shipped_recipe_checks_without_a_network(path, request):
     assert found["recipe"]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(SHIPPED)))
 def test_question_answering_is_timed_on_whole_windows(path):
     recipe = load_recipe(path)
     for name, task in recipe.tasks.items():
@@ -79,12 +79,12 @@ def warmup_and_decay(train) -> tuple[float, float]:
 @pytest.mark.parametrize("model", ["bert_base", "bert_large", "distilbert"])
 @pytest.mark.parametrize("percent", [85, 90])
 def test_each_model_of_the_paper_has_a_recipe_for_each_sparsity(model, percent):
-    path = CONFIGS / model / f"{percent}.yaml"
+    path = SHIPPED / model / f"{percent}.yaml"
     assert path in PAPER
     assert load_recipe(path).name == f"{model.replace('_', '-')}-{percent}"
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda p: str(p.relative_to(CONFIGS)))
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: str(p.relative_to(SHIPPED)))
 def test_recipe_of_the_paper_has_its_settings(path):
     recipe = load_recipe(path)
     assert list(recipe.tasks) == ["sst2", "mnli", "qqp", "qnli", "squad"]

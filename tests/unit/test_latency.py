@@ -12,11 +12,11 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
-from toolkit.cli import bench as benching
-from toolkit.core.artifacts import Artifact, Context, Silent
+from toolkit.cli import bench
+from toolkit.core.artifacts import Artifact, Context, NullProgress
 from toolkit.core.errors import UserError
 from toolkit.measure import accuracy, latency, size
-from toolkit.measure.accuracy import padded, predict_ir
+from toolkit.measure.accuracy import pad_inputs, predict_ir
 from toolkit.pipeline.stages import benchmark
 from toolkit.pipeline.stages.benchmark import criterion
 from toolkit.recipe import AccuracyCriterion, Benchmark, Evaluation, Performance, PerformanceConfigs, Task
@@ -76,7 +76,7 @@ def test_ir_answers_all_examples_in_their_order_whatever_the_batch_size(ir, exam
 
 def test_inputs_are_padded_or_cut_to_the_length_and_missing_features_are_padding():
     features = [{"input_ids": [5, 6, 7, 8], "attention_mask": [1] * 4}, {"input_ids": [9], "attention_mask": [1]}]
-    arrays = padded(features, ["input_ids", "attention_mask", "token_type_ids"], pad_id=3, length=3)
+    arrays = pad_inputs(features, ["input_ids", "attention_mask", "token_type_ids"], pad_id=3, length=3)
     assert arrays["input_ids"].tolist() == [[5, 6, 7], [9, 3, 3]]
     assert arrays["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert arrays["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 0]]
@@ -103,7 +103,7 @@ def test_benchmark_app_gives_samples_and_a_command_that_can_be_run_again(ir, exa
 
 def test_benchmark_app_takes_what_unpacks_sparse_weights_with_amx(ir, examples, tmp_path):
     section = Performance(iteration=1, warmup=0, seconds=1, batch_sizes=(1,), sequence_length=8)
-    properties = {"unpacked": benching._AMX}
+    properties = {"unpacked": bench._AMX}
     models = {"plain": ir, "unpacked": ir}
     plain, unpacked = latency.measure(models, examples, PAD, section, tmp_path, properties=properties)
     assert "-load_config" not in plain.command
@@ -145,7 +145,7 @@ def test_rounds_interleave_the_models_and_warm_up_rounds_do_not_count(ir, exampl
     assert (first["latency_ms_median"], first["latency_ms_low"], first["latency_ms_high"]) == (7.0, 5.0, 9.0)
 
 
-class Recorded(Silent):
+class Recorded(NullProgress):
     """A progress display that remembers."""
 
     def __init__(self) -> None:

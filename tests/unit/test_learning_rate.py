@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.training.lr_schedule import linear, must_stay_near_the_peak, rewinding
+from toolkit.training.lr_schedule import linear, require_bounded_rewinding, rewinding
 
 
 def walked(total: int, warmup: int, start: int, end: int, frequency: int) -> list[float]:
@@ -67,7 +67,7 @@ def test_schedules_that_rewind_beyond_twice_the_peak_are_refused_and_no_others(s
     highest = max(rewinding(step, 1000, 100, start, end, 50) for step in range(1000))
     assert highest == pytest.approx(peaks)
     with pytest.raises(UserError, match="twice its peak") if peaks > 2 else contextlib.nullcontext():
-        must_stay_near_the_peak(1000, 100, start, end, "student.pruning")
+        require_bounded_rewinding(1000, 100, start, end, "student.pruning")
 
 
 def test_linear_rises_over_the_warm_up_and_falls_to_zero():

@@ -10,15 +10,17 @@ import torch
 from tests.conftest import GOOD, NOUNS, sentence
 from toolkit.core.artifacts import Artifact, Context
 from toolkit.core.files import content_hash
-from toolkit.data import batches, tasks
-from toolkit.data.batches import inputs_of
-from toolkit.models import load as models
-from toolkit.models import task_heads as heads
+from toolkit.data.batches import model_inputs, pad
+from toolkit.data.tasks import load_task
+from toolkit.models.load import load_task_model, load_tokenizer, save_checkpoint
+from toolkit.models.task_heads import pad_logits, task_logits
 from toolkit.recipe import Distillation, Task
-from toolkit.training import datasets, evaluation
-from toolkit.training import loop as training
-from toolkit.training import teacher_logits as lessons
+from toolkit.training import evaluation, teacher_logits
+from toolkit.training.datasets import task_data
 from toolkit.training.distillation import Teacher, task_loss
+from toolkit.training.evaluation import iter_logits
+from toolkit.training.loop import fit, seed_everything
+from toolkit.training.teacher_logits import task_distillation
 
 KINDS = ("classification", "regression", "question_answering")
 
@@ -52,15 +54,15 @@ def pupil(tiny_bert, sections, tmp_path):
     """Kind -> task, tokenizer, an untrained student, and a fitted checkpoint of a teacher that differs from it."""
 
     def make(kind):
-        tokenizer = models.load_tokenizer(tiny_bert)
-        task = tasks.load_task("toy", sections[kind], tokenizer)
+        tokenizer = load_tokenizer(tiny_bert)
+        task = load_task("toy", sections[kind], tokenizer)
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            teacher = models.load_task_model(tiny_bert, task.kind, task.labels, fitted=False)
+            teacher = load_task_model(tiny_bert, task.kind, task.labels, fitted=False)
             for parameter in teacher.parameters():
                 parameter.data += 0.05 * torch.randn_like(parameter)
         folder = tmp_path / f"{kind} teacher"
-        models.save_checkpoint(teacher, tokenizer, folder)
+        save_checkpoint(teacher, tokenizer, folder)
         return task, tokenizer, Artifact(kind="task", path=folder, sha256=content_hash(folder))
 
     return make
@@ -77,10 +79,10 @@ def flat(model):
 
 
 def trained(source, task, tokenizer, train, loss, answers, context):
-    training.seed_everything(0)
-    model = models.load_task_model(source, task.kind, task.labels, fitted=False)
-    data = datasets.task_data(task.train, tokenizer.pad_token_id, train, 3, answers)
-    fitted = training.fit(model, data, train, loss, context)
+    seed_everything(0)
+    model = load_task_model(source, task.kind, task.labels, fitted=False)
+    data = task_data(task.train, tokenizer.pad_token_id, train, 3, answers)
+    fitted = fit(model, data, train, loss, context)
     return flat(model), fitted.history
 
 
@@ -89,18 +91,18 @@ def test_training_by_logits_from_disk_ends_where_training_with_the_teacher_does(
     task, tokenizer, teacher = pupil(kind)
     distillation = lesson()
     context = Context(tmp_path, tmp_path / "with", 0, cache=tmp_path / "cache")
-    loss, answers = lessons.task_lesson(distillation, teacher, task, tokenizer, context)
+    loss, answers = task_distillation(distillation, teacher, task, tokenizer, context)
     assert answers is not None
     assert loss._teacher is None, "nobody is asked during the training"
     found, history = trained(tiny_bert, task, tokenizer, distillation.train, loss, answers, context)
 
-    asked = Teacher(models.load_task_model(teacher.path, task.kind, task.labels, fitted=True))
+    asked = Teacher(load_task_model(teacher.path, task.kind, task.labels, fitted=True))
     context = Context(tmp_path, tmp_path / "without", 0)
     plain = task_loss(asked, distillation.train.criterion)
     expected, curve = trained(tiny_bert, task, tokenizer, distillation.train, plain, None, context)
     # The teacher was asked in other batches than those of the training, so its last digits differ. And so do the
     # student's at the end: dropout, order and all else are the same.
-    start = flat(models.load_task_model(tiny_bert, task.kind, task.labels, fitted=False).base_model)
+    start = flat(load_task_model(tiny_bert, task.kind, task.labels, fitted=False).base_model)
     found, expected = found[: len(start)], expected[: len(start)]
     moved = (found - start).abs().max()
     assert moved > 1e-3
@@ -113,37 +115,37 @@ def test_training_by_logits_from_disk_ends_where_training_with_the_teacher_does(
 def test_a_batch_from_disk_is_what_the_teacher_says_to_the_batch(pupil, kind, tmp_path):
     task, tokenizer, teacher = pupil(kind)
     context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
-    _, answers = lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
-    model = models.load_task_model(teacher.path, task.kind, task.labels, fitted=True).eval()
+    _, answers = task_distillation(lesson(), teacher, task, tokenizer, context)
+    model = load_task_model(teacher.path, task.kind, task.labels, fitted=True).eval()
     chosen = [int(i) for i in task.train.lengths.argsort()[:: len(task.train) // 6]]
-    batch = batches.pad([task.train[i] for i in chosen], tokenizer.pad_token_id)
+    batch = pad([task.train[i] for i in chosen], tokenizer.pad_token_id)
     assert batch["attention_mask"].min() == 0, "padding must not matter"
     with torch.no_grad():
-        expected = heads.logits_of(model, inputs_of(batch))
-    found = heads.batch_of([answers(i) for i in chosen])
+        expected = task_logits(model, model_inputs(batch))
+    found = pad_logits([answers(i) for i in chosen])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_training_asks_nobody_and_other_examples_teachers_or_precisions_ask_again(pupil, tmp_path):
     task, tokenizer, teacher = pupil("classification")
     context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
-    lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
+    task_distillation(lesson(), teacher, task, tokenizer, context)
     gone = teacher.model_copy(update={"path": tmp_path / "nowhere"})
-    lessons.task_lesson(lesson(epoch=7), gone, task, tokenizer, context)
+    task_distillation(lesson(epoch=7), gone, task, tokenizer, context)
     assert len(list(context.cache.iterdir())) == 1
-    lessons.task_lesson(lesson(precision="bf16"), teacher, task, tokenizer, context)
+    task_distillation(lesson(precision="bf16"), teacher, task, tokenizer, context)
     task.train.inputs["input_ids"][3][1] += 1
-    lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
-    lessons.task_lesson(lesson(), teacher.model_copy(update={"sha256": "another"}), task, tokenizer, context)
+    task_distillation(lesson(), teacher, task, tokenizer, context)
+    task_distillation(lesson(), teacher.model_copy(update={"sha256": "another"}), task, tokenizer, context)
     assert len(list(context.cache.iterdir())) == 4
 
 
 def test_a_short_training_reads_what_another_one_had_answered(pupil, tmp_path):
     task, tokenizer, teacher = pupil("classification")
     context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
-    lessons.task_lesson(lesson(), teacher, task, tokenizer, context)
+    task_distillation(lesson(), teacher, task, tokenizer, context)
     gone = teacher.model_copy(update={"path": tmp_path / "nowhere"})
-    loss, answers = lessons.task_lesson(lesson(epoch=None, steps=3), gone, task, tokenizer, context)
+    loss, answers = task_distillation(lesson(epoch=None, steps=3), gone, task, tokenizer, context)
     assert answers is not None
     assert loss._teacher is None
 
@@ -151,8 +153,8 @@ def test_a_short_training_reads_what_another_one_had_answered(pupil, tmp_path):
 def test_logits_of_a_teacher_in_one_precision_serve_students_in_any(pupil, tmp_path):
     task, tokenizer, teacher = pupil("classification")
     context = Context(tmp_path, tmp_path, 0, cache=tmp_path / "cache")
-    lessons.task_lesson(lesson(precision="bf16"), teacher, task, tokenizer, context)
-    lessons.task_lesson(lesson(precision="fp32", teacher_precision="bf16"), teacher, task, tokenizer, context)
+    task_distillation(lesson(precision="bf16"), teacher, task, tokenizer, context)
+    task_distillation(lesson(precision="fp32", teacher_precision="bf16"), teacher, task, tokenizer, context)
     assert len(list(context.cache.iterdir())) == 1
 
 
@@ -162,9 +164,9 @@ class Stop(Exception):
 
 def test_an_interrupted_asking_goes_on_where_it_was_and_ends_with_the_same_file(pupil, tmp_path, monkeypatch):
     task, tokenizer, teacher = pupil("question_answering")
-    monkeypatch.setattr(lessons, "_BATCH", 4)
-    monkeypatch.setattr(lessons, "_FLUSH_EVERY", 3)
-    real, asked = evaluation.answers, []
+    monkeypatch.setattr(teacher_logits, "_BATCH", 4)
+    monkeypatch.setattr(teacher_logits, "_FLUSH_EVERY", 3)
+    real, asked = iter_logits, []
 
     def answers(model, examples, pad_id, size, first=0):
         for number, answer in enumerate(real(model, examples, pad_id, size, first), first):
@@ -173,15 +175,15 @@ def test_an_interrupted_asking_goes_on_where_it_was_and_ends_with_the_same_file(
             asked.append(number)
             yield answer
 
-    monkeypatch.setattr(evaluation, "answers", answers)
+    monkeypatch.setattr(evaluation, "iter_logits", answers)
     whole, broken = (Context(tmp_path, tmp_path, 0, cache=tmp_path / name) for name in ("whole", "broken"))
     with pytest.raises(Stop):
-        lessons.task_lesson(lesson(), teacher, task, tokenizer, broken)
+        task_distillation(lesson(), teacher, task, tokenizer, broken)
     assert not [p for p in broken.cache.iterdir() if p.suffix != ".partial"]
-    lessons.task_lesson(lesson(), teacher, task, tokenizer, broken)
+    task_distillation(lesson(), teacher, task, tokenizer, broken)
     assert asked[11:13] == [9, 10], "batches 9 and 10 were not on disk for good"
-    monkeypatch.setattr(evaluation, "answers", real)
-    lessons.task_lesson(lesson(), teacher, task, tokenizer, whole)
+    monkeypatch.setattr(evaluation, "iter_logits", real)
+    task_distillation(lesson(), teacher, task, tokenizer, whole)
     (one,), (other,) = whole.cache.glob("*/logits.npy"), broken.cache.glob("*/logits.npy")
     assert one.read_bytes() == other.read_bytes()
 
@@ -192,8 +194,8 @@ def test_a_loss_over_hidden_features_and_a_short_training_ask_the_teacher_at_eve
     name = "bert.encoder.layer.1"
     features = {"IntermediateLayersKnowledgeDistillationLoss": {"layer_mappings": [[name, name]]}}
     for distillation in (lesson(criterion=features), lesson(epoch=None, steps=3)):
-        loss, answers = lessons.task_lesson(distillation, teacher, task, tokenizer, context)
+        loss, answers = task_distillation(distillation, teacher, task, tokenizer, context)
         assert answers is None
         assert loss._teacher is not None
     assert not context.cache.exists()
-    assert lessons.task_lesson(None, None, task, tokenizer, context)[0]._teacher is None
+    assert task_distillation(None, None, task, tokenizer, context)[0]._teacher is None

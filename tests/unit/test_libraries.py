@@ -6,10 +6,10 @@ from importlib import metadata
 
 import pytest
 
-from toolkit.cli import doctor
+from toolkit.cli.doctor import doctor_table, pinned_versions
 from toolkit.core import paths
 from toolkit.core.errors import UserError
-from toolkit.pipeline import requirements as libraries
+from toolkit.pipeline.requirements import EXTRAS, extra_for, require
 from toolkit.recipe import Benchmark, Export, Quantize, Student, TrainOnly, Transfer
 
 LESSON = {"distillation": {"train": {"steps": 1}}}
@@ -42,19 +42,17 @@ def pruned_transfer(backend: str) -> Transfer:
     ],
 )
 def test_a_stage_needs_the_extra_of_what_it_imports(section, extra):
-    assert libraries.wanted_by(section) == extra
+    assert extra_for(section) == extra
 
 
 def test_extras_are_those_of_setup_cfg():
     setup = configparser.ConfigParser()
     setup.read(paths.REPOSITORY / "setup.cfg")
     extras = {name: set(value.split()) for name, value in setup["options.extras_require"].items()}
-    assert {name: set(brings) for name, brings in libraries.EXTRAS.items()} == {
-        name: extras[name] for name in libraries.EXTRAS
-    }
-    assert extras["all"] == {f"pruneofa[{','.join(libraries.EXTRAS)}]"}
+    assert {name: set(brings) for name, brings in EXTRAS.items()} == {name: extras[name] for name in EXTRAS}
+    assert extras["all"] == {f"pruneofa[{','.join(EXTRAS)}]"}
     always = set(setup["options"]["install_requires"].split())
-    assert not always & {name for brings in libraries.EXTRAS.values() for name in brings}
+    assert not always & {name for brings in EXTRAS.values() for name in brings}
     assert {"torch", "transformers", "datasets", "accelerate"} <= always
 
 
@@ -63,17 +61,17 @@ def test_nothing_older_than_the_version_that_was_tested_is_left_as_it_is(name):
     setup = configparser.ConfigParser()
     setup.read(paths.REPOSITORY / "setup.cfg")
     wanted = [line for line in setup["options"]["install_requires"].splitlines() if line.startswith(name)]
-    tested = doctor.pinned_versions()[name].rpartition(".")[0]
+    tested = pinned_versions()[name].rpartition(".")[0]
     assert wanted == [f"{name} >= {tested}"]
 
 
 def test_a_library_that_is_not_there_is_told_with_the_extra_that_brings_it(monkeypatch):
-    libraries.must_be_there("student", student("inc"))
+    require("student", student("inc"))
     monkeypatch.setitem(sys.modules, "six", None)
     with pytest.raises(UserError, match="needs six, which is not installed") as error:
-        libraries.must_be_there("student", student("inc"))
+        require("student", student("inc"))
     assert error.value.instead.endswith("'.[inc]'")
-    libraries.must_be_there("student", student("magnitude"))
+    require("student", student("magnitude"))
 
 
 @pytest.mark.parametrize(
@@ -85,10 +83,10 @@ def test_doctor_wants_what_training_needs_and_leaves_the_extras_to_the_user(monk
     def version(name):
         if name == absent:
             raise metadata.PackageNotFoundError(name)
-        return doctor.pinned_versions().get(name) or there(name)
+        return pinned_versions().get(name) or there(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    table, found = doctor.doctor_table()
+    table, found = doctor_table()
     assert found == sound
     rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
     assert "not installed" in rows[absent]

@@ -62,8 +62,8 @@ def test_sparsity_counts_each_matrix_and_all_together():
 
 def test_beside_follows_the_parameters_and_does_nothing_when_there():
     mask = SparsityMask({"w": torch.tensor([True, False])})
-    assert mask.beside({"w": torch.zeros(2)}) is mask
-    assert mask.beside({"w": torch.zeros(2, device="meta")}).tensors["w"].device.type == "meta"
+    assert mask.on_devices_of({"w": torch.zeros(2)}) is mask
+    assert mask.on_devices_of({"w": torch.zeros(2, device="meta")}).tensors["w"].device.type == "meta"
 
 
 def train(model: nn.Module, lock: PatternLock | None, optimizer: torch.optim.Optimizer, steps: int = 12) -> None:
@@ -198,9 +198,9 @@ def test_a_mask_file_that_cannot_be_read_is_the_user_s_error(tmp_path: Path, dam
 )
 def test_a_mask_that_does_not_fit_the_weights_is_the_user_s_error(weights, says):
     with pytest.raises(UserError, match=says) as caught:
-        random_mask(w=(4, 4)).must_fit(weights, "mask.safetensors")
+        random_mask(w=(4, 4)).validate(weights, "mask.safetensors")
     assert caught.value.where == "mask.safetensors"
 
 
 def test_a_mask_fits_weights_that_have_more_zeros_than_it_says():
-    random_mask(w=(4, 4)).must_fit({"w": torch.zeros(4, 4)}, "mask.safetensors")
+    random_mask(w=(4, 4)).validate({"w": torch.zeros(4, 4)}, "mask.safetensors")

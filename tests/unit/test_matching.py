@@ -7,7 +7,7 @@ import pytest
 
 from toolkit.core.errors import UserError
 from toolkit.recipe import ResolvedPruner, WeightCompression
-from toolkit.sparsity import assignment as matching
+from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity
 
 NAMES = [
     f"bert.encoder.layer.{layer}.{matrix}.weight"
@@ -21,7 +21,7 @@ def resolved(*pruners: dict, **compression) -> tuple[ResolvedPruner, ...]:
 
 
 def assigned(*pruners: dict, **compression) -> list[list[str]]:
-    return matching.assign(resolved(*pruners, **compression), NAMES, "here")
+    return assign_matrices(resolved(*pruners, **compression), NAMES, "here")
 
 
 def test_one_pruner_without_names_gets_everything():
@@ -86,12 +86,12 @@ def test_names_that_do_not_fit_are_told(pruners, words, instead):
 )
 def test_the_sparsity_that_can_be_reached_counts_whole_blocks(pattern, target, shape, expected):
     (pruner,) = resolved(pattern=pattern, target_sparsity=target)
-    assert matching.reachable(pruner, {"w": shape}) == {"w": pytest.approx(expected)}
+    assert reachable_sparsity(pruner, {"w": shape}) == {"w": pytest.approx(expected)}
 
 
 def test_a_global_domain_holds_only_the_whole_to_the_target():
     (pruner,) = resolved(prune_domain="global", target_sparsity=0.7)
-    assert matching.reachable(pruner, {"a": (3, 3), "b": (5, 5)}) == {"a": 0.7, "b": 0.7}
+    assert reachable_sparsity(pruner, {"a": (3, 3), "b": (5, 5)}) == {"a": 0.7, "b": 0.7}
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_a_global_domain_holds_only_the_whole_to_the_target():
 def test_gradients_cannot_decide_before_the_first_step(compression, fits):
     (pruner,) = resolved({"prune_type": "snip"}, **compression)
     (by_magnitude,) = resolved(**compression)
-    assert matching.reachable(by_magnitude, {"w": (4, 5)}) == {"w": 0.9}
+    assert reachable_sparsity(by_magnitude, {"w": (4, 5)}) == {"w": 0.9}
     if fits:
-        assert matching.reachable(pruner, {"w": (4, 5)}) == {"w": 0.9}
+        assert reachable_sparsity(pruner, {"w": (4, 5)}) == {"w": 0.9}
         return
     with pytest.raises(UserError, match="snip goes by gradients, and there is none before step 0") as caught:
-        matching.reachable(pruner, {"w": (4, 5)})
+        reachable_sparsity(pruner, {"w": (4, 5)})
     assert "start_step: 1" in caught.value.instead
 
 

@@ -6,7 +6,8 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from toolkit.data import metrics, tables
+from toolkit.data import metrics
+from toolkit.data.tables import read_rows
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def squad_answers(shared_data):
     path = shared_data / "squad" / "dev-v1.1.json"
     if not path.is_file():
         pytest.skip(f"needs SQuAD v1.1's dev split as {path}, which is not there")
-    return [row["answers"]["text"] for _, row in tables.read_rows(path, ("answers",))]
+    return [row["answers"]["text"] for _, row in read_rows(path, ("answers",))]
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)

@@ -9,9 +9,16 @@ import torch
 import transformers
 
 from toolkit.core.errors import UserError
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
 from toolkit.models.architectures import in_a_layer
+from toolkit.models.load import (
+    load_classifier,
+    load_masked_lm,
+    load_task_model,
+    load_tokenizer,
+    prunable_matrices,
+    save_checkpoint,
+)
+from toolkit.models.mlm_heads import mlm_head
 from toolkit.pipeline.preflight import prunable_shapes
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask, checkpoint_mask
@@ -45,19 +52,19 @@ def test_mlm_head_on_gathered_states_gives_the_models_own_logits(architecture):
     chosen[0, 2] = chosen[2, 6] = True
     with torch.no_grad():
         whole = model(input_ids=ids).logits
-        gathered = mlm_heads.mlm_head(model)(model.base_model(input_ids=ids)[0][chosen])
+        gathered = mlm_head(model)(model.base_model(input_ids=ids)[0][chosen])
     torch.testing.assert_close(gathered, whole[chosen])
 
 
 def test_a_model_without_a_known_head_is_a_user_error():
     with pytest.raises(UserError, match="head of BertModel is not known"):
-        mlm_heads.mlm_head(transformers.BertModel(transformers.BertConfig(**SMALL)))
+        mlm_head(transformers.BertModel(transformers.BertConfig(**SMALL)))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert"])
 def test_prunable_are_the_six_matrices_of_every_layer(architecture):
     model = MASKED_LMS[architecture]()
-    matrices = models.prunable_matrices(model)
+    matrices = prunable_matrices(model)
     assert len(matrices) == 12
     parameters = dict(model.named_parameters())
     for name, module in matrices.items():
@@ -70,7 +77,7 @@ def test_check_finds_the_same_matrices_in_the_files_as_pruning_finds_in_the_mode
     model = MASKED_LMS[architecture]()
     model.save_pretrained(tmp_path)
     recipe = Recipe.model_validate({"name": "r", "model": {"source": str(tmp_path)}})
-    found = models.prunable_matrices(model)
+    found = prunable_matrices(model)
     assert prunable_shapes(recipe, str(tmp_path)) == {name: tuple(m.weight.shape) for name, m in found.items()}
 
 
@@ -93,16 +100,16 @@ def test_part_of_an_encoder_layer_is_told_by_its_name(name, part):
 
 
 def test_prunable_names_are_the_same_under_every_head(tiny_bert):
-    masked_lm, classifier = models.load_masked_lm(tiny_bert), models.load_classifier(tiny_bert, ["a", "b"])
-    names = list(models.prunable_matrices(masked_lm))
-    assert names == list(models.prunable_matrices(classifier))
+    masked_lm, classifier = load_masked_lm(tiny_bert), load_classifier(tiny_bert, ["a", "b"])
+    names = list(prunable_matrices(masked_lm))
+    assert names == list(prunable_matrices(classifier))
     assert names[0] == "bert.encoder.layer.0.attention.self.query.weight"
     assert not [n for n in names if re.search("embeddings|pooler|cls|classifier", n)]
 
 
 def test_patterns_choose_among_the_encoders_matrices(tiny_bert):
-    model = models.load_masked_lm(tiny_bert)
-    chosen = models.prunable_matrices(model, [r"layer\.0\..*query", r"layer\.1\.intermediate"])
+    model = load_masked_lm(tiny_bert)
+    chosen = prunable_matrices(model, [r"layer\.0\..*query", r"layer\.1\.intermediate"])
     assert list(chosen) == [
         "bert.encoder.layer.0.attention.self.query.weight",
         "bert.encoder.layer.1.intermediate.dense.weight",
@@ -110,10 +117,10 @@ def test_patterns_choose_among_the_encoders_matrices(tiny_bert):
 
 
 def test_a_pattern_that_matches_nothing_is_a_user_error_even_beside_one_that_does(tiny_bert):
-    model = models.load_masked_lm(tiny_bert)
+    model = load_masked_lm(tiny_bert)
     for hopeless in ("no_such_layer", "embeddings", "cls"):
         with pytest.raises(UserError, match="matches no linear layer") as error:
-            models.prunable_matrices(model, ["query", hopeless])
+            prunable_matrices(model, ["query", hopeless])
         assert repr(hopeless) in error.value.what
 
 
@@ -121,14 +128,14 @@ def test_a_model_without_encoder_layers_is_a_user_error():
     model = MASKED_LMS["bert"]()
     model.bert.encoder.layer = torch.nn.ModuleList()
     with pytest.raises(UserError, match="can be pruned"):
-        models.prunable_matrices(model)
+        prunable_matrices(model)
 
 
 def test_classifier_gets_the_tasks_labels_and_a_head_from_the_seed(tiny_bert):
     made = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        made.append(models.load_classifier(tiny_bert, ["bad", "good", "odd"]))
+        made.append(load_classifier(tiny_bert, ["bad", "good", "odd"]))
     assert made[0].config.id2label == {0: "bad", 1: "good", 2: "odd"}
     assert made[0].config.label2id == {"bad": 0, "good": 1, "odd": 2}
     weights = [m.classifier.weight for m in made]
@@ -144,21 +151,21 @@ def test_attention_is_the_fused_one(tiny_bert, training, monkeypatch):
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k)
     )
-    for model in (models.load_masked_lm(tiny_bert), models.load_classifier(tiny_bert, ("a", "b"))):
+    for model in (load_masked_lm(tiny_bert), load_classifier(tiny_bert, ("a", "b"))):
         calls.clear()
         model.train(training)(input_ids=torch.randint(5, 50, (2, 6)))
         assert len(calls) == model.config.num_hidden_layers
 
 
 def test_saved_classifier_comes_back_whole_and_only_for_its_own_classes(tiny_bert, tmp_path):
-    model, tokenizer = models.load_classifier(tiny_bert, ["bad", "good"]), models.load_tokenizer(tiny_bert)
-    models.save_checkpoint(model, tokenizer, tmp_path)
-    again = models.load_classifier(tmp_path, ["bad", "good"])
+    model, tokenizer = load_classifier(tiny_bert, ["bad", "good"]), load_tokenizer(tiny_bert)
+    save_checkpoint(model, tokenizer, tmp_path)
+    again = load_classifier(tmp_path, ["bad", "good"])
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     for labels in (["bad", "good", "odd"], ["good", "bad"]):
         with pytest.raises(UserError, match="classes are bad, good; the task's are"):
-            models.load_classifier(tmp_path, labels)
+            load_classifier(tmp_path, labels)
 
 
 @pytest.mark.parametrize(
@@ -171,41 +178,41 @@ def test_saved_classifier_comes_back_whole_and_only_for_its_own_classes(tiny_ber
 )
 def test_checkpoint_that_should_know_a_task_must_have_its_head(tiny_bert, tmp_path, kind, labels, head):
     with pytest.raises(UserError, match=f"was not fitted to the task: it lacks {head}"):
-        models.load_task_model(tiny_bert, kind, labels, fitted=True)
-    made = models.load_task_model(tiny_bert, kind, labels, fitted=False)
-    models.save_checkpoint(made, models.load_tokenizer(tiny_bert), tmp_path)
-    again = models.load_task_model(tmp_path, kind, labels, fitted=True)
+        load_task_model(tiny_bert, kind, labels, fitted=True)
+    made = load_task_model(tiny_bert, kind, labels, fitted=False)
+    save_checkpoint(made, load_tokenizer(tiny_bert), tmp_path)
+    again = load_task_model(tmp_path, kind, labels, fitted=True)
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_checkpoint_that_should_know_words_must_have_a_head_for_them_and_for_them_only(tiny_bert, tmp_path, pairs):
-    whole = models.load_masked_lm(tiny_bert, pairs=pairs, fitted=True)
-    models.save_checkpoint(whole.bert, models.load_tokenizer(tiny_bert), tmp_path)
+    whole = load_masked_lm(tiny_bert, pairs=pairs, fitted=True)
+    save_checkpoint(whole.bert, load_tokenizer(tiny_bert), tmp_path)
     with pytest.raises(UserError, match=r"it lacks cls\.predictions") as caught:
-        models.load_masked_lm(tmp_path, pairs=pairs, fitted=True)
+        load_masked_lm(tmp_path, pairs=pairs, fitted=True)
     assert "or a `teacher` section" in caught.value.instead
-    assert models.load_masked_lm(tmp_path, pairs=pairs).cls.predictions
+    assert load_masked_lm(tmp_path, pairs=pairs).cls.predictions
 
 
 def test_loading_and_saving_say_nothing_and_leave_transformers_settings_alone(tiny_bert, tmp_path, capfd):
     before = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    tokenizer = models.load_tokenizer(tiny_bert)
-    models.save_checkpoint(models.load_classifier(tiny_bert, ["a", "b"]), tokenizer, tmp_path)
+    tokenizer = load_tokenizer(tiny_bert)
+    save_checkpoint(load_classifier(tiny_bert, ["a", "b"]), tokenizer, tmp_path)
     assert capfd.readouterr() == ("", "")
     assert before == (transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled())
 
 
 def test_checkpoint_mask_comes_from_the_file_or_from_the_zeros(tiny_bert, tmp_path):
-    model, tokenizer = models.load_masked_lm(tiny_bert), models.load_tokenizer(tiny_bert)
-    matrices = models.prunable_matrices(model)
+    model, tokenizer = load_masked_lm(tiny_bert), load_tokenizer(tiny_bert)
+    matrices = prunable_matrices(model)
     with torch.no_grad():
         for module in matrices.values():
             module.weight[module.weight.abs() < 0.02] = 0.0
     mask = SparsityMask.from_zeros({n: m.weight for n, m in matrices.items()})
-    models.save_checkpoint(model, tokenizer, tmp_path)
+    save_checkpoint(model, tokenizer, tmp_path)
     mask.save(tmp_path / MASK_FILE)
-    loaded = models.prunable_matrices(models.load_classifier(tmp_path, ["a", "b"]))
+    loaded = prunable_matrices(load_classifier(tmp_path, ["a", "b"]))
     from_file = checkpoint_mask(tmp_path, loaded)
     (tmp_path / "mask.safetensors").unlink()
     from_zeros = checkpoint_mask(tmp_path, loaded)
@@ -216,14 +223,14 @@ def test_checkpoint_mask_comes_from_the_file_or_from_the_zeros(tiny_bert, tmp_pa
 
 def test_mask_of_a_dense_checkpoint_is_a_user_error(tiny_bert):
     with pytest.raises(UserError, match="is dense"):
-        checkpoint_mask(tiny_bert, models.prunable_matrices(models.load_masked_lm(tiny_bert)))
+        checkpoint_mask(tiny_bert, prunable_matrices(load_masked_lm(tiny_bert)))
 
 
 def test_mask_that_belongs_to_other_weights_is_a_user_error(tiny_bert, tmp_path):
-    model, tokenizer = models.load_masked_lm(tiny_bert), models.load_tokenizer(tiny_bert)
-    matrices = models.prunable_matrices(model)
+    model, tokenizer = load_masked_lm(tiny_bert), load_tokenizer(tiny_bert)
+    matrices = prunable_matrices(model)
     none_kept = SparsityMask({n: torch.zeros_like(m.weight, dtype=torch.bool) for n, m in matrices.items()})
-    models.save_checkpoint(model, tokenizer, tmp_path)
+    save_checkpoint(model, tokenizer, tmp_path)
     none_kept.save(tmp_path / MASK_FILE)
     with pytest.raises(UserError, match="does not fit the weights"):
         checkpoint_mask(tmp_path, matrices)
@@ -242,40 +249,40 @@ def test_cut_off_weights_are_a_user_error(copy):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="not a whole safetensors file") as error:
-        models.load_masked_lm(copy)
+        load_masked_lm(copy)
     assert error.value.where == str(weights)
 
 
 def test_pickled_weights_are_not_loaded(copy):
-    weights = models.load_masked_lm(copy).state_dict()
+    weights = load_masked_lm(copy).state_dict()
     (copy / "model.safetensors").unlink()
     torch.save(weights, copy / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle.*\n.*save_pretrained"):
-        models.load_masked_lm(copy)
+        load_masked_lm(copy)
 
 
 def test_missing_encoder_weights_are_a_user_error_instead_of_random_ones(copy):
     change_json(copy / "config.json", num_hidden_layers=3)
     with pytest.raises(UserError, match=r"lacks 16 of the encoder's \d+ weights, e\.g\. bert\.encoder\.layer\.2"):
-        models.load_masked_lm(copy)
+        load_masked_lm(copy)
 
 
 def test_weights_of_another_size_are_a_user_error(copy):
     change_json(copy / "config.json", intermediate_size=128)
     with pytest.raises(UserError, match="model cannot be loaded"):
-        models.load_classifier(copy, ["a", "b"])
+        load_classifier(copy, ["a", "b"])
 
 
 def test_unknown_architecture_is_a_user_error(copy):
     change_json(copy / "config.json", model_type="nonsense")
     with pytest.raises(UserError, match="model cannot be loaded"):
-        models.load_masked_lm(copy)
+        load_masked_lm(copy)
 
 
 def test_half_precision_weights_come_up_in_full_precision(copy):
-    model = models.load_masked_lm(copy).half()
+    model = load_masked_lm(copy).half()
     model.save_pretrained(copy)
-    assert {p.dtype for p in models.load_masked_lm(copy).parameters()} == {torch.float32}
+    assert {p.dtype for p in load_masked_lm(copy).parameters()} == {torch.float32}
 
 
 def test_tokenizer_forgets_stored_padding_and_knows_the_models_positions(copy):
@@ -283,17 +290,17 @@ def test_tokenizer_forgets_stored_padding_and_knows_the_models_positions(copy):
     stored["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     (copy / "tokenizer.json").write_text(json.dumps(stored))
     change_json(copy / "tokenizer_config.json", model_max_length=10**9)
-    tokenizer = models.load_tokenizer(copy)
+    tokenizer = load_tokenizer(copy)
     assert tokenizer.model_max_length == 128
     assert len(tokenizer.backend_tokenizer.encode("a b c d e f").ids) == 8
 
 
 def test_saved_tokenizer_does_not_depend_on_what_was_tokenised_before(tiny_bert, tmp_path):
-    model = models.load_masked_lm(tiny_bert)
+    model = load_masked_lm(tiny_bert)
     for folder, length in (("a", 8), ("b", 16)):
-        tokenizer = models.load_tokenizer(tiny_bert)
+        tokenizer = load_tokenizer(tiny_bert)
         tokenizer(["some text"], truncation=True, max_length=length, padding="max_length")
-        models.save_checkpoint(model, tokenizer, tmp_path / folder)
+        save_checkpoint(model, tokenizer, tmp_path / folder)
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
 
 
@@ -301,16 +308,16 @@ def test_missing_tokenizer_is_a_user_error(copy):
     for path in copy.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(UserError, match="no tokenizer in this folder"):
-        models.load_tokenizer(copy)
+        load_tokenizer(copy)
 
 
 def test_damaged_tokenizer_is_a_user_error(copy):
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="tokenizer cannot be loaded"):
-        models.load_tokenizer(copy)
+        load_tokenizer(copy)
 
 
 def test_tokenizer_with_more_words_than_the_model_is_a_user_error(copy):
     change_json(copy / "config.json", vocab_size=100)
     with pytest.raises(UserError, match=r"tokenizer has \d+ words, the model only 100"):
-        models.load_tokenizer(copy)
+        load_tokenizer(copy)

@@ -8,9 +8,10 @@ import pytest
 
 from toolkit.data.hub import HubSplit
 from toolkit.models import sources
+from toolkit.models.sources import local_model
 from toolkit.recipe.load import load_recipe, parse_recipe
-from toolkit.reporting.scoreboard import board as scoreboard
-from toolkit.reporting.scoreboard import provenance as origins
+from toolkit.reporting.scoreboard.board import Measurement, PublishedResult, measurement_of
+from toolkit.reporting.scoreboard.provenance import reduced
 
 RECIPE = """
 name: mine
@@ -23,7 +24,7 @@ transfer: {distillation: {train: {epoch: 9}}}
 export: {}
 benchmark: {}
 """
-ROW = scoreboard.Row(
+ROW = PublishedResult(
     model="BERT-Base", sparsity=0.9, precision="fp32", task="sst2", source="card", claimed={"accuracy": 92.0}
 )
 
@@ -35,8 +36,8 @@ def here(tmp_path, monkeypatch) -> Path:
     snapshot.mkdir(parents=True)
     whole = tmp_path / "cache" / "whole.parquet"
     whole.write_bytes(b"whole")
-    local = sources.local_model
-    monkeypatch.setattr(sources, "model_at_hand", lambda source: local(source) or snapshot)
+    local = local_model
+    monkeypatch.setattr(sources, "cached_model", lambda source: local(source) or snapshot)
     monkeypatch.setattr(HubSplit, "file", whole)
     (tmp_path / "here").mkdir()
     (tmp_path / "recipes").mkdir()
@@ -45,7 +46,7 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path / "here"
 
 
-def record(recipes: Path, n: int = 872, row: scoreboard.Row = ROW) -> scoreboard.Measurement:
+def record(recipes: Path, n: int = 872, row: PublishedResult = ROW) -> Measurement:
     path = recipes / "mine.yaml"
     recipe, written = load_recipe(path), parse_recipe(path.read_text(), str(path))
     scores = {"accuracy": dict.fromkeys(row.claimed, 0.93)}
@@ -53,7 +54,7 @@ def record(recipes: Path, n: int = 872, row: scoreboard.Row = ROW) -> scoreboard
     benchmark = SimpleNamespace(
         stage="benchmark", task=row.task, metrics=metrics, machine={}, versions={}, commit="abc", started="2031"
     )
-    return scoreboard.measurement_of("row", row, [benchmark], recipe, written, (), False)
+    return measurement_of("row", row, [benchmark], recipe, written, (), False)
 
 
 def data_set(folder: Path) -> None:
@@ -144,4 +145,4 @@ def test_another_number_of_rows_than_the_public_dev_split_has_is_another_setting
 )
 def test_rows_are_counted_for_each_split_and_without_the_empty_ones(preset, counts, expected):
     recipe = parse_recipe(f"{{name: a, model: {{source: b}}, tasks: {{t: {{preset: {preset}}}}}}}", "text")
-    assert origins.reduced(recipe.tasks["t"], counts) == expected
+    assert reduced(recipe.tasks["t"], counts) == expected

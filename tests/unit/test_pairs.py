@@ -8,20 +8,21 @@ import torch
 from torch.nn import functional as F
 
 from toolkit.core.errors import UserError
-from toolkit.data import corpus
+from toolkit.data.corpus import load_corpus
 from toolkit.data.segment_pairs import sentences, write_pairs
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
+from toolkit.models.load import load_classifier, load_masked_lm, load_tokenizer, save_checkpoint
+from toolkit.models.mlm_heads import mlm_head, next_sentence_head
 from toolkit.recipe import Corpus, KDLossSettings, Train
 from toolkit.recipe.corpus import Pairs
-from toolkit.training import datasets, evaluation
-from toolkit.training import loop as training
+from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher
+from toolkit.training.evaluation import mlm_metrics
+from toolkit.training.loop import seed_everything
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_bert):
-    return models.load_tokenizer(tiny_bert)
+    return load_tokenizer(tiny_bert)
 
 
 def section(tiny_text, **values) -> Corpus:
@@ -96,7 +97,7 @@ def test_pairs_are_the_same_for_the_same_seed_and_others_for_another(made, tmp_p
 
 
 def test_a_pair_is_framed_and_its_second_segment_has_type_1(tiny_text, tokenizer, tmp_path):
-    data = corpus.load_corpus(section(tiny_text), {}, tokenizer, tmp_path)
+    data = load_corpus(section(tiny_text), {}, tokenizer, tmp_path)
     example = data.train.example(0)
     ids, types = example["input_ids"], example["token_type_ids"]
     cuts = np.flatnonzero(ids == tokenizer.sep_token_id)
@@ -107,7 +108,7 @@ def test_a_pair_is_framed_and_its_second_segment_has_type_1(tiny_text, tokenizer
 
 
 def test_splits_of_pairs_share_no_document(tiny_text, tokenizer, tmp_path):
-    data = corpus.load_corpus(section(tiny_text), {}, tokenizer, tmp_path)
+    data = load_corpus(section(tiny_text), {}, tokenizer, tmp_path)
     articles = tiny_text.read_text().strip().split("\n\n")
     plain = [
         i for a in articles[::20] for p in a.split("\n") for i in tokenizer(p, add_special_tokens=False)["input_ids"]
@@ -116,7 +117,7 @@ def test_splits_of_pairs_share_no_document(tiny_text, tokenizer, tmp_path):
 
 
 def test_limit_is_the_number_of_pairs(tiny_text, tokenizer, tmp_path):
-    data = corpus.load_corpus(section(tiny_text, limit=40), {}, tokenizer, tmp_path)
+    data = load_corpus(section(tiny_text, limit=40), {}, tokenizer, tmp_path)
     assert len(data.train) == 40
     assert 1 <= len(data.valid) <= 2
 
@@ -125,7 +126,7 @@ def test_one_document_makes_no_pairs(tokenizer, tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("a b c. D e f.\n")
     with pytest.raises(UserError, match="two to train on and two to validate"):
-        corpus.load_corpus(section(path), {}, tokenizer, tmp_path)
+        load_corpus(section(path), {}, tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,21 +151,21 @@ def test_sentences_end_where_a_reader_would_end_them(paragraph, expected):
 @pytest.fixture
 def next_sentence(tiny_bert, tiny_text, tokenizer, tmp_path):
     """Two models with the head, and a batch of masked pairs."""
-    training.seed_everything(1)
-    student, teacher = (models.load_masked_lm(tiny_bert, pairs=True).eval() for _ in range(2))
+    seed_everything(1)
+    student, teacher = (load_masked_lm(tiny_bert, pairs=True).eval() for _ in range(2))
     with torch.no_grad():  # else they hardly differ, and a distance of nothing tells nothing
         for parameter in student.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     wanted = section(tiny_text)
-    data = corpus.load_corpus(wanted, {}, tokenizer, tmp_path)
-    stream = datasets.mlm_data(data.train, tokenizer, wanted, "masked", Train(steps=1, batch_size=6), seed=3)
+    data = load_corpus(wanted, {}, tokenizer, tmp_path)
+    stream = mlm_data(data.train, tokenizer, wanted, "masked", Train(steps=1, batch_size=6), seed=3)
     return student, teacher, stream.collate([stream.stream[k] for k in range(6)]), data
 
 
 def test_loss_of_pairs_is_words_plus_next_sentence_each_with_its_own_distance(next_sentence):
     student, teacher, batch, _ = next_sentence
     settings = KDLossSettings(temperature=3.0, loss_weights=(0.25, 0.75))
-    loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher), settings, next_head=mlm_heads.next_sentence_head)
+    loss = MlmLoss(mlm_head, Teacher(teacher), settings, next_head=next_sentence_head)
     terms = loss(student, batch)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     ours, theirs = student(**inputs), teacher(**inputs)
@@ -185,18 +186,18 @@ def test_loss_of_pairs_is_words_plus_next_sentence_each_with_its_own_distance(ne
 
 def test_held_out_pairs_are_scored_on_both(next_sentence, tokenizer):
     student, _, _, data = next_sentence
-    loss = MlmLoss(mlm_heads.mlm_head, next_head=mlm_heads.next_sentence_head)
-    found = evaluation.mlm_metrics(student, loss, data.valid, tokenizer, 0.15)
+    loss = MlmLoss(mlm_head, next_head=next_sentence_head)
+    found = mlm_metrics(student, loss, data.valid, tokenizer, 0.15)
     assert found.keys() == {"mlm_loss", "next_sentence_accuracy"}
     assert 0 <= found["next_sentence_accuracy"] <= 1
 
 
 def test_checkpoint_with_the_head_opens_as_any_task(next_sentence, tokenizer, tmp_path):
     student, _, _, _ = next_sentence
-    models.save_checkpoint(student, tokenizer, tmp_path / "saved")
-    again = models.load_masked_lm(tmp_path / "saved", pairs=True)
+    save_checkpoint(student, tokenizer, tmp_path / "saved")
+    again = load_masked_lm(tmp_path / "saved", pairs=True)
     assert torch.equal(again.cls.seq_relationship.weight, student.cls.seq_relationship.weight)
-    classifier = models.load_classifier(tmp_path / "saved", ["a", "b"])
+    classifier = load_classifier(tmp_path / "saved", ["a", "b"])
     assert torch.equal(classifier.bert.pooler.dense.weight, student.bert.pooler.dense.weight)
 
 
@@ -206,5 +207,5 @@ def test_model_without_the_head_is_refused_before_anything_is_read(tmp_path):
     config = transformers.DistilBertConfig(vocab_size=50, dim=8, n_layers=1, n_heads=2, hidden_dim=8)
     transformers.DistilBertForMaskedLM(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no head for next-sentence prediction") as error:
-        models.load_masked_lm(tmp_path, pairs=True)
+        load_masked_lm(tmp_path, pairs=True)
     assert error.value.where == "corpus.pairs"

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from toolkit.cli import doctor
-from toolkit.core import machine as system
-from toolkit.core import paths
+from toolkit.cli.doctor import pinned_versions
+from toolkit.core import machine, paths
 
 
 def test_every_file_of_the_repository_is_found_where_it_is():
@@ -18,5 +17,5 @@ def test_every_file_of_the_repository_is_found_where_it_is():
 
 def test_a_checkout_has_a_commit_and_pins():
     """Both would be empty, without an error, if the paths were wrong."""
-    assert system.commit()
-    assert doctor.pinned_versions()["torch"]
+    assert machine.commit()
+    assert pinned_versions()["torch"]

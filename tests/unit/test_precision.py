@@ -3,19 +3,21 @@
 import pytest
 import torch
 
-from toolkit.core import machine as system
-from toolkit.core.artifacts import Context, Silent
+from toolkit.core import machine
+from toolkit.core.artifacts import Context, NullProgress
 from toolkit.core.errors import UserError
-from toolkit.data import corpus
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
+from toolkit.data.corpus import load_corpus
+from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices
+from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import Corpus, DistillationTrain, KDLossSettings, Pruning, Train
 from toolkit.recipe.load import parse_recipe
 from toolkit.sparsity.pruners import make_sparsifier
-from toolkit.training import datasets, distributed, trainer
-from toolkit.training import hardware as precision
-from toolkit.training import loop as training
+from toolkit.training import distributed, trainer
+from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher
+from toolkit.training.hardware import bf16, teacher_bf16
+from toolkit.training.loop import fit, seed_everything
+from toolkit.training.trainer import _loaders
 
 
 @pytest.fixture
@@ -33,15 +35,15 @@ def hardware(monkeypatch):
 @pytest.mark.parametrize(("cuda", "amx", "expected"), [(False, False, False), (False, True, True), (True, False, True)])
 def test_auto_is_bf16_where_the_hardware_multiplies_it(hardware, cuda, amx, expected):
     hardware(cuda, amx)
-    assert precision.bf16(Train(steps=1, precision="auto")) == expected
-    assert precision.bf16(Train(steps=1, precision="bf16"))
-    assert not precision.bf16(Train(steps=1, precision="fp32"))
+    assert bf16(Train(steps=1, precision="auto")) == expected
+    assert bf16(Train(steps=1, precision="bf16"))
+    assert not bf16(Train(steps=1, precision="fp32"))
 
 
 def test_a_teacher_runs_as_its_student_unless_something_is_said_of_it(hardware):
     hardware(False, True)
     for own, said, expected in (("bf16", None, None), ("bf16", "fp32", False), ("fp32", "auto", True)):
-        assert precision.teacher_bf16(DistillationTrain(steps=1, precision=own, teacher_precision=said)) == expected
+        assert teacher_bf16(DistillationTrain(steps=1, precision=own, teacher_precision=said)) == expected
 
 
 @pytest.mark.parametrize("around", [False, True])
@@ -62,25 +64,25 @@ def test_fake_quantization_is_not_trained_in_whatever_the_machine_prefers():
 
 def trained(tiny_bert, text, folder, progress=None, **settings):
     """A tiny student pruned and taught for a few steps: its curve, weights and mask."""
-    training.seed_everything(3)
-    tokenizer = models.load_tokenizer(tiny_bert)
-    student, teacher = (models.load_masked_lm(tiny_bert) for _ in range(2))
+    seed_everything(3)
+    tokenizer = load_tokenizer(tiny_bert)
+    student, teacher = (load_masked_lm(tiny_bert) for _ in range(2))
     train = DistillationTrain.model_validate({"steps": 6, "batch_size": 4, "log_every": 1} | settings)
     section = Corpus(files=("any",), max_seq_length=40)
     compression = {"target_sparsity": 0.8, "start_step": 0, "end_step": 4, "update_frequency_on_step": 2}
     pruning = Pruning.model_validate({"backend": "magnitude", "approach": {"weight_compression": compression}})
-    sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
-    loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher, None, precision.teacher_bf16(train)), KDLossSettings())
-    data = datasets.mlm_data(text, tokenizer, section, "masked", train, seed=3)
-    context = Context(folder, folder / "work", 0, progress=progress or Silent())
-    fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier)
+    sparsifier = make_sparsifier(pruning, prunable_matrices(student), 0)
+    loss = MlmLoss(mlm_head, Teacher(teacher, None, teacher_bf16(train)), KDLossSettings())
+    data = mlm_data(text, tokenizer, section, "masked", train, seed=3)
+    context = Context(folder, folder / "work", 0, progress=progress or NullProgress())
+    fitted = fit(student, data, train, loss, context, sparsifier=sparsifier)
     return fitted, student.state_dict(), sparsifier.mask
 
 
 @pytest.fixture
 def text(tiny_bert, tiny_text, tmp_path):
     section = Corpus(files=(str(tiny_text),), max_seq_length=40)
-    return corpus.load_corpus(section, {}, models.load_tokenizer(tiny_bert), tmp_path / "cache").train
+    return load_corpus(section, {}, load_tokenizer(tiny_bert), tmp_path / "cache").train
 
 
 @pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"teacher_precision": "bf16"}], ids=["all", "teacher"])
@@ -119,7 +121,7 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(tiny_bert, text, tmp_p
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
-class Killed(Silent):
+class Killed(NullProgress):
     """Ends the training at a step."""
 
     def __init__(self, step: int) -> None:
@@ -130,13 +132,13 @@ class Killed(Silent):
             raise KeyboardInterrupt
 
 
-class Said(Silent):
+class Said(NullProgress):
     """Keeps what it was told."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.texts.append(text)
 
 
@@ -159,6 +161,6 @@ def test_batches_made_by_other_processes_give_the_same_weights_bit_by_bit_after_
 )
 def test_loaders_take_the_cores_that_a_process_has_beside_its_gpu(hardware, monkeypatch, gpu, cores, beside, expected):
     hardware(gpu, False)
-    monkeypatch.setattr(system, "cores", lambda: cores)
-    monkeypatch.setattr(distributed, "processes_here", lambda: beside)
-    assert trainer._loaders() == expected
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(distributed, "local_world_size", lambda: beside)
+    assert _loaders() == expected

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from toolkit.core.errors import UserError
-from toolkit.data import tasks
 from toolkit.data.batches import pad
-from toolkit.models import load as models
+from toolkit.data.tasks import load_task
+from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices
 from toolkit.recipe import Pruning, Task, TaskPruning, WeightCompression
-from toolkit.recipe.pruning import cannot
-from toolkit.sparsity import assignment as matching
-from toolkit.sparsity import checks as outcome
+from toolkit.recipe.pruning import unsupported
+from toolkit.sparsity.assignment import reachable_sparsity
+from toolkit.sparsity.checks import check_target
 from toolkit.sparsity.pruners import make_sparsifier
 
 STEPS, END = 14, 10
@@ -34,14 +34,14 @@ PATTERNS = {
 @pytest.fixture(scope="module")
 def toy(tiny_bert, tiny_task_files):
     """Makes a classifier; and batches of its task, one for each step."""
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     section = Task(train=str(tiny_task_files.train), dev=str(tiny_task_files.dev), max_seq_length=16)
-    task = tasks.load_task("toy", section, tokenizer)
+    task = load_task("toy", section, tokenizer)
     batches = [pad([task.train[8 * k + i] for i in range(8)], tokenizer.pad_token_id) for k in range(STEPS)]
 
     def model():
         torch.manual_seed(0)
-        return models.load_classifier(tiny_bert, task.labels).eval()
+        return load_classifier(tiny_bert, task.labels).eval()
 
     return model, batches
 
@@ -69,7 +69,7 @@ def train(model, sparsifier, batches, optimizer, steps=range(STEPS)):
 def run(toy, settings):
     make, batches = toy
     model = make()
-    matrices = models.prunable_matrices(model)
+    matrices = prunable_matrices(model)
     sparsifier = make_sparsifier(settings, matrices, 0)
     train(model, sparsifier, batches, optimizer_of(model))
     assert sparsifier.mask.violations({name: m.weight for name, m in matrices.items()}) == {}
@@ -78,7 +78,7 @@ def run(toy, settings):
 
 def possible(backend, kind, pattern):
     pruner = WeightCompression(pattern=pattern, target_sparsity=PATTERNS[pattern], pruners=({"prune_type": kind},))
-    return not cannot(backend, pruner.resolve()[0])
+    return not unsupported(backend, pruner.resolve()[0])
 
 
 CASES = [(b, k, p) for b in ("inc", "magnitude", "nncf") for k in TYPES for p in PATTERNS if possible(b, k, p)]
@@ -96,9 +96,9 @@ def test_every_type_and_pattern_ends_within_a_tenth_of_a_point_of_its_target_in_
 ):
     compression = {"pattern": pattern, "target_sparsity": PATTERNS[pattern], "pruners": [{"prune_type": kind}]}
     _, sparsifier = run(toy, pruning(backend, **compression))
-    (pruner,) = sparsifier.gradual
+    (pruner,) = sparsifier.pruners_with_schedule
     shapes = {name: tuple(kept.shape) for name, kept in pruner.mask.tensors.items()}
-    reached = matching.reachable(pruner.section, shapes)
+    reached = reachable_sparsity(pruner.section, shapes)
     for name, share in pruner.mask.per_matrix().items():
         assert share == pytest.approx(reached[name], abs=1e-3)
         # Matrices of 1,024 weights: whole blocks come no nearer than half a block.
@@ -132,7 +132,7 @@ def test_incs_own_whole_pruner_ends_at_the_same_sparsity(toy, kind, pattern):
     logging.getLogger("neural_compressor").setLevel(logging.ERROR)
     make, batches = toy
     model = make()
-    matrices = models.prunable_matrices(model)
+    matrices = prunable_matrices(model)
     config = WeightPruningConfig(
         pruning_configs=[{}],
         op_names=["encoder"],
@@ -166,7 +166,7 @@ def test_incs_own_whole_pruner_ends_at_the_same_sparsity(toy, kind, pattern):
 def test_snip_goes_by_weight_times_gradient_and_not_by_weight(toy, backend):
     make, batches = toy
     model = make()
-    matrices = models.prunable_matrices(model)
+    matrices = prunable_matrices(model)
     settings = pruning(backend, start_step=1, end_step=1, target_sparsity=0.5, pruners=[{"prune_type": "snip"}])
     sparsifier = make_sparsifier(settings, matrices, 0)
     model(**batches[0]).loss.backward()
@@ -191,7 +191,7 @@ def test_group_lasso_adds_its_penalty_to_the_gradient_block_by_block(toy, backen
     gradients = []
     for alpha in (0.0, 0.25):
         model = make()
-        matrices = models.prunable_matrices(model)
+        matrices = prunable_matrices(model)
         lasso = {"prune_type": "group_lasso", "parameters": {"alpha": alpha}}
         sparsifier = make_sparsifier(pruning(backend, pattern="tile_pattern_4x1", pruners=[lasso]), matrices, 0)
         model(**batches[0]).loss.backward()
@@ -207,7 +207,7 @@ def test_group_lasso_adds_its_penalty_to_the_gradient_block_by_block(toy, backen
 def test_gradient_types_that_should_prune_before_any_gradient_are_refused_before_training(toy):
     settings = pruning("inc", start_step=0, initial_sparsity=0.3, pruners=[{"prune_type": "snip"}])
     with pytest.raises(UserError, match="there is none before step 0"):
-        make_sparsifier(settings, models.prunable_matrices(toy[0]()), 0)
+        make_sparsifier(settings, prunable_matrices(toy[0]()), 0)
 
 
 # --- where scores are equal, and counts do not come out even ---
@@ -237,9 +237,9 @@ def test_equal_scores_do_not_make_the_sparsity_miss(backend, kind, pattern, doma
     for number, layer in enumerate(layers.values()):
         layer.weight.data = few_values(layer.weight.shape, number)
     compression = {"pattern": pattern, "target_sparsity": PATTERNS[pattern], "prune_domain": domain}
-    (pruner,) = ended(pruning(backend, pruners=[{"prune_type": kind}], **compression), layers).gradual
+    (pruner,) = ended(pruning(backend, pruners=[{"prune_type": kind}], **compression), layers).pruners_with_schedule
     # In a global domain, whole blocks of 16 come no nearer to the target than 16 of the 12,288 weights.
-    check = outcome.on_target(pruner.section, pruner.mask)
+    check = check_target(pruner.section, pruner.mask)
     assert check.ok or (domain == "global" and check.measured < 16 / 12288), check
 
 
@@ -260,8 +260,8 @@ def test_a_matrix_with_more_zeros_than_the_target_gets_the_mask_of_the_target(ba
 )
 def test_counts_are_rounded_as_check_foretells_them(backend, pattern, target, shape):
     layer = nn.Linear(shape[1], shape[0])
-    (pruner,) = ended(pruning(backend, pattern=pattern, target_sparsity=target), {"w": layer}).gradual
-    assert outcome.on_target(pruner.section, pruner.mask).measured < 1e-6
+    (pruner,) = ended(pruning(backend, pattern=pattern, target_sparsity=target), {"w": layer}).pruners_with_schedule
+    assert check_target(pruner.section, pruner.mask).measured < 1e-6
 
 
 # --- several pruners ---
@@ -287,7 +287,7 @@ def test_several_pruners_reach_each_its_own_target_on_its_own_matrices(toy, back
 def test_a_lock_and_a_pruner_in_one_recipe_keep_and_make_zeros(toy):
     make, batches = toy
     model = make()
-    matrices = models.prunable_matrices(model)
+    matrices = prunable_matrices(model)
     locked = {name for name in matrices if "layer.0" in name}
     with torch.no_grad():
         for name in locked:
@@ -307,25 +307,25 @@ def test_a_lock_on_dense_matrices_is_the_user_s_error(toy):
     model = toy[0]()
     settings = pruning("inc", TaskPruning, pruners=[{"prune_type": "pattern_lock", "names": ["attention"]}])
     with pytest.raises(UserError, match="matrices without zeros"):
-        make_sparsifier(settings, models.prunable_matrices(model), 0)
+        make_sparsifier(settings, prunable_matrices(model), 0)
 
 
 def test_the_learning_rate_is_rewound_only_where_all_prune_at_the_same_steps(toy):
     model = toy[0]()
-    matrices = models.prunable_matrices(model)
+    matrices = prunable_matrices(model)
     alike = make_sparsifier(pruning("magnitude", pruners=SEVERAL), matrices, 0)
-    assert (alike.rewound().start, alike.rewound().end) == (2, END)
+    assert (alike.rewinding_schedule().start, alike.rewinding_schedule().end) == (2, END)
     other = [SEVERAL[0] | {"end_step": 4}, *SEVERAL[1:]]
     with pytest.raises(UserError, match="no one rate to rewind to"):
-        make_sparsifier(pruning("magnitude", pruners=other), matrices, 0).rewound()
-    assert make_sparsifier(pruning("magnitude", TaskPruning, pruners=other), matrices, 0).rewound() is None
+        make_sparsifier(pruning("magnitude", pruners=other), matrices, 0).rewinding_schedule()
+    assert make_sparsifier(pruning("magnitude", TaskPruning, pruners=other), matrices, 0).rewinding_schedule() is None
 
 
 def test_ramps_in_epochs_become_steps(toy):
     model = toy[0]()
     compression = {"start_epoch": 1, "end_epoch": 3, "update_frequency": 0.5}
     settings = Pruning.model_validate({"backend": "magnitude", "approach": {"weight_compression": compression}})
-    (pruner,) = make_sparsifier(settings, models.prunable_matrices(model), 10).gradual
+    (pruner,) = make_sparsifier(settings, prunable_matrices(model), 10).pruners_with_schedule
     assert (pruner.schedule.start, pruner.schedule.end, pruner.schedule.frequency) == (10, 30, 5)
 
 
@@ -337,14 +337,14 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, backend, kind, tmp_path):
 
     make, batches = toy
     model = make()
-    sparsifier = make_sparsifier(settings, models.prunable_matrices(model), 0)
+    sparsifier = make_sparsifier(settings, prunable_matrices(model), 0)
     optimizer = optimizer_of(model)
     train(model, sparsifier, batches, optimizer, range(5))
     save_file({k: v.contiguous() for k, v in sparsifier.state_dict().items()}, tmp_path / "state.safetensors")
     weights, moments = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
 
     model = make()
-    sparsifier = make_sparsifier(settings, models.prunable_matrices(model), 0)
+    sparsifier = make_sparsifier(settings, prunable_matrices(model), 0)
     model.load_state_dict(weights)
     sparsifier.load_state_dict(load_file(tmp_path / "state.safetensors"))
     optimizer = optimizer_of(model)
@@ -358,7 +358,7 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, backend, kind, tmp_path):
 def test_no_matrix_goes_beyond_the_cap_in_a_global_domain_and_the_whole_is_on_target(toy, backend):
     make, batches = toy
     model = make()
-    matrices = models.prunable_matrices(model)
+    matrices = prunable_matrices(model)
     with torch.no_grad():
         for name, module in matrices.items():
             module.weight *= 0.01 if "layer.0.attention" in name else 1.0

@@ -31,7 +31,7 @@ def test_scores_of_a_checkpoint_follow_the_weights_to_their_device(backend, kind
     )
     layer = nn.Linear(8, 8, device="meta")  # a device that every machine has
     sparsifier = make_sparsifier(settings, {"w": layer}, 0)
-    (pruner,) = sparsifier.gradual
+    (pruner,) = sparsifier.pruners_with_schedule
     bits = SparsityMask({"w": torch.ones(8, 8, dtype=torch.bool)}).bits()["w"]
     sparsifier.load_state_dict({"w": torch.from_numpy(bits), "score/w": torch.ones(8, 8)})
     layer.weight.grad = torch.ones_like(layer.weight)
@@ -46,7 +46,7 @@ def test_masks_of_nncf_follow_the_weights_to_their_device(monkeypatch):
     layer = nn.Linear(8, 8)
     (pruner,) = make_sparsifier(
         Pruning.model_validate({"backend": "nncf", "approach": {"weight_compression": SCHEDULE}}), {"w": layer}, 0
-    ).gradual
+    ).pruners_with_schedule
     pruner._parameters["w"] = nn.Parameter(torch.empty(8, 8, device="meta"))  # as if the model had been moved
     found = SimpleNamespace(binary_mask=torch.ones(8, 8))
     monkeypatch.setattr(algo, "update_pruning_ratio", lambda *_: None)

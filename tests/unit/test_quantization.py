@@ -5,9 +5,9 @@ import pytest
 import torch
 from quantization_case import FP32, LAYER, PER_TENSOR, STATIC, Case, same, state_of
 
-from toolkit.core import machine as system
+from toolkit.core import machine
 from toolkit.core.errors import UserError
-from toolkit.ir.conformance import honoured
+from toolkit.ir.conformance import mismatches
 from toolkit.ir.inspect import constant_of, inspect_ir, quantizes_at_run_time, zeros_of
 from toolkit.quantization import nncf
 from toolkit.quantization.operations import quantizable_ops, quantizers
@@ -74,7 +74,7 @@ def test_the_ir_has_what_the_recipe_asks_for(case, changes, tmp_path):
     model, section = case.quantized(**changes)
     logits = case.logits(model)
     ir = case.export(model, tmp_path)
-    assert honoured(inspect_ir(tmp_path), section) == []
+    assert mismatches(inspect_ir(tmp_path), section) == []
     assert expected(section) == found(inspect_ir(tmp_path))
 
     assert all(torch.equal(v, before[n]) for n, v in case.model.state_dict().items())
@@ -160,13 +160,13 @@ def test_7_bits_are_codes_up_to_64_also_after_weights_and_scales_have_moved(case
             if "_scale_param_storage" in name:
                 parameter *= 0.99
     case.export(model, tmp_path / "moved")
-    assert any("7 bits" in what for what in honoured(inspect_ir(tmp_path / "moved"), section))
-    nncf.settle(model, case.batches[0], section)
+    assert any("7 bits" in what for what in mismatches(inspect_ir(tmp_path / "moved"), section))
+    nncf.widen_to_7_bits(model, case.batches[0], section)
     case.export(model, tmp_path / "kept")
-    assert honoured(inspect_ir(tmp_path / "kept"), section) == []
+    assert mismatches(inspect_ir(tmp_path / "kept"), section) == []
     assert max(m.largest_code for m in inspect_ir(tmp_path / "kept").matmuls) == 64
     settled = state_of(model)
-    nncf.settle(model, case.batches[0], section)
+    nncf.widen_to_7_bits(model, case.batches[0], section)
     assert same(settled, state_of(model))
 
 
@@ -204,7 +204,7 @@ def test_honoured_says_what_is_not(case, default, tmp_path):
     inspection = inspect_ir(tmp_path)
 
     def breaches(**changes):
-        return honoured(inspection, Quantization.model_validate(changes))
+        return mismatches(inspection, Quantization.model_validate(changes))
 
     one = f"{LAYER}0.output.dense"
     assert breaches() == []
@@ -217,14 +217,14 @@ def test_honoured_says_what_is_not(case, default, tmp_path):
     assert len([b for b in breaches(optype_wise={"MatMul": FP32}) if "queries and keys" in b]) == 2
     assert any("7 bits" in b for b in breaches(model_wise={"weight": {"bit": 7}}))
     assert any(b.startswith(one) for b in breaches(approach="post_training_dynamic_quant"))
-    assert honoured(inspection, Quantization(), returned=[one])
-    assert honoured(inspection, Quantization(), returned=["no.such.module"])
+    assert mismatches(inspection, Quantization(), returned=[one])
+    assert mismatches(inspection, Quantization(), returned=["no.such.module"])
 
 
 def test_only_a_dynamic_ir_has_activations_quantized_at_run_time(case, default, tmp_path):
     case.export(default, tmp_path / "static")
     assert not quantizes_at_run_time(tmp_path / "static")
-    if not system.isa() & {"avx512_vnni", "avx_vnni"}:
+    if not machine.isa() & {"avx512_vnni", "avx_vnni"}:
         pytest.skip("OpenVINO quantizes activations at run time on CPUs with VNNI")
     case.export(case.quantized(approach="post_training_dynamic_quant")[0], tmp_path / "dynamic")
     assert quantizes_at_run_time(tmp_path / "dynamic")

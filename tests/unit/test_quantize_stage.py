@@ -24,7 +24,7 @@ class Placed(torch.nn.Linear):
 
 
 def test_a_model_that_was_scored_on_a_gpu_is_quantized_beside_its_batches(monkeypatch):
-    trials = object.__new__(quantize_trials._Trials)
+    trials = object.__new__(quantize_trials.Trials)
     trials.plain = Placed(2, 2)
     trials.tokenizer = SimpleNamespace(pad_token_id=0)
     trials.task = SimpleNamespace(tune=None, train=None, tuning_score=lambda logits: 0.5)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.data import tasks
 from toolkit.data.question_answering import Question, read_question, windows_of
-from toolkit.models import load as models
+from toolkit.data.tasks import load_task
+from toolkit.models.load import load_tokenizer
 from toolkit.recipe import AnswerWindows, Task
 
 SETTINGS = AnswerWindows(stride=4, max_question_length=5, max_answer_length=3, n_best=2)
@@ -16,7 +16,7 @@ SETTINGS = AnswerWindows(stride=4, max_question_length=5, max_answer_length=3, n
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_bert):
-    return models.load_tokenizer(tiny_bert)
+    return load_tokenizer(tiny_bert)
 
 
 def question(context: str, answer: str, asked: str = "who ?") -> Question:
@@ -95,7 +95,7 @@ def test_gold_positions_as_logits_give_back_the_gold_answers(shared_data, tokeni
     section = section.model_copy(
         update={"max_seq_length": 128, "windows": AnswerWindows(stride=32, max_answer_length=64)}
     )
-    task = tasks.load_task("squad", section, tokenizer)
+    task = load_task("squad", section, tokenizer)
     short = [n for n, q in enumerate(task.dev.questions) if len(q.answers[0]) < 20]
     wanted = {w: (5.0, int(s), int(task.dev.ends[w])) for w, s in enumerate(task.dev.starts) if s}
     predicted = task.dev.predicted(made_logits(task.dev, wanted))
@@ -144,7 +144,7 @@ def test_squad_json_lines_and_parquet_hold_the_same_questions(tmp_path, tokenize
     found = set()
     for name in ("a.json", "indented.json", "a.jsonl", "a.parquet"):
         path = str(tmp_path / name)
-        task = tasks.load_task(
+        task = load_task(
             "t",
             Task(preset="squad", train=path, dev=path, max_seq_length=128 - 1, windows=AnswerWindows(stride=16)),
             tokenizer,
@@ -166,7 +166,7 @@ def test_damaged_squad_file_is_refused_with_the_place(tmp_path, tokenizer, text,
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        tasks.load_task(
+        load_task(
             "t",
             Task(preset="squad", train=str(path), dev=str(path), max_seq_length=127, windows=AnswerWindows(stride=16)),
             tokenizer,

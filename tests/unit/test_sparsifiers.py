@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toolkit.core.errors import UserError
 from toolkit.recipe import Pruning
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.sparsity.pruners import Joined, make_sparsifier
+from toolkit.sparsity.pruners import PrunerGroup, make_sparsifier
 
 BACKENDS = ["inc", "nncf", "magnitude"]
 START, END, FREQUENCY, STEPS = 2, 14, 3, 18
@@ -61,11 +61,11 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None
     optimizer.zero_grad()
 
 
-def attached(settings: Pruning, model: nn.Sequential) -> Joined:
+def attached(settings: Pruning, model: nn.Sequential) -> PrunerGroup:
     return make_sparsifier(settings, matrices_of(model), 0)
 
 
-def pruned_run(pruner: Joined, model: nn.Sequential) -> list[dict[str, Tensor]]:
+def pruned_run(pruner: PrunerGroup, model: nn.Sequential) -> list[dict[str, Tensor]]:
     """Trains and prunes; the mask as it was in each step."""
     optimizer, masks = optimizer_of(model), []
     for step in range(STEPS):
@@ -188,7 +188,7 @@ def test_sparsity_follows_the_schedule_and_ends_within_a_tenth_of_a_point_in_eac
     model = tiny_model()
     pruner = attached(section(backend, target_sparsity=0.85), model)
     found = pruned_run(pruner, model)
-    (only,) = pruner.gradual
+    (only,) = pruner.pruners_with_schedule
     for step, masks in enumerate(found):
         for kept in masks.values():
             assert 1 - float(kept.float().mean()) == pytest.approx(only.schedule.sparsity(step), abs=1e-3)

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from toolkit.data.sampler import Stream
+from toolkit.data.sampler import LengthGroupedDataset
 
 
 def stream(n=37, batch=4, steps=60, accumulation=1, seed=0):
     lengths = np.random.default_rng(9).integers(3, 60, size=n)
-    return Stream(
+    return LengthGroupedDataset(
         lengths,
         lambda i, rng: {"i": i, "draw": rng.random()},
         batch_size=batch,
@@ -51,7 +51,7 @@ def test_little_of_a_batch_is_padding_where_lengths_are_those_of_real_sentences(
     def padding(batches):
         return 1 - lengths.sum() / sum(lengths[batch].max() * len(batch) for batch in batches)
 
-    made = Stream(lengths, lambda index, rng: {}, batch_size=32, steps=128, accumulation=1, seed=0)
+    made = LengthGroupedDataset(lengths, lambda index, rng: {}, batch_size=32, steps=128, accumulation=1, seed=0)
     batches = np.array([made.index(k) for k in range(4096)]).reshape(128, 32)
     assert sorted(batches.flat) == list(range(4096))
     assert padding(batches) < 0.2

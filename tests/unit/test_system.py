@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.core import machine as system
-from toolkit.core import paths
+from toolkit.core import machine, paths
 
 
 def test_machine_names_the_cpu_and_counts_what_may_be_used():
-    machine = system.machine()
-    assert machine["cpu"]
-    assert machine["cores"] >= 1
-    assert machine["memory_gb"] > 0.1
-    assert set(machine["isa"]) <= system.isa()
+    here = machine.describe()
+    assert here["cpu"]
+    assert here["cores"] >= 1
+    assert here["memory_gb"] > 0.1
+    assert set(here["isa"]) <= machine.isa()
 
 
 @pytest.mark.parametrize(
@@ -23,17 +22,17 @@ def test_machine_names_the_cpu_and_counts_what_may_be_used():
     [("flags\t\t: fpu avx2 avx512_vnni", {"fpu", "avx2", "avx512_vnni"}), ("Features\t: fp asimd", {"fp", "asimd"})],
 )
 def test_isa_reads_the_flags_of_intel_and_arm(monkeypatch, line, expected):
-    monkeypatch.setattr(system, "_cpuinfo", lambda: ["processor\t: 0", line])
-    assert system.isa() == expected
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: ["processor\t: 0", line])
+    assert machine.isa() == expected
 
 
 def test_isa_is_empty_where_there_is_no_cpuinfo(monkeypatch):
-    monkeypatch.setattr(system, "_cpuinfo", list)
-    assert system.isa() == set()
+    monkeypatch.setattr(machine, "_cpuinfo", list)
+    assert machine.isa() == set()
 
 
 def test_versions_are_the_installed_ones():
-    assert system.versions()["openvino"] == metadata.version("openvino")
+    assert machine.versions()["openvino"] == metadata.version("openvino")
 
 
 def git(folder: Path, *words: str) -> str:
@@ -56,17 +55,17 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_commit_is_the_checkouts_head(checkout):
-    assert git(checkout, "rev-parse", "HEAD").startswith(system.commit())
-    assert system.commit()
+    assert git(checkout, "rev-parse", "HEAD").startswith(machine.commit())
+    assert machine.commit()
 
 
 def test_commit_says_when_files_differ_from_it(checkout):
     (checkout / "toolkit" / "module.py").write_text("changed")
-    assert system.commit().endswith("-dirty")
+    assert machine.commit().endswith("-dirty")
 
 
 def test_commit_is_empty_for_a_copy_inside_another_repository(checkout, monkeypatch):
     inside = checkout / "venv" / "toolkit"
     inside.mkdir(parents=True)
     monkeypatch.setattr(paths, "PACKAGE", inside)
-    assert system.commit() == ""
+    assert machine.commit() == ""

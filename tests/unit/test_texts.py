@@ -6,9 +6,10 @@ import pytest
 
 from toolkit.core.errors import UserError
 from toolkit.data import files
+from toolkit.data.files import raw_lines
 from toolkit.pipeline import preflight
-from toolkit.pipeline import run as running
 from toolkit.pipeline.preflight import check_recipe
+from toolkit.pipeline.run import Run
 from toolkit.recipe import Corpus, Recipe
 
 
@@ -63,14 +64,14 @@ def test_file_that_is_no_text_is_refused_by_check_with_its_name_and_line(
 def test_file_that_is_no_text_ends_a_run_before_its_first_stage(recipe, ok, tmp_path, content, message, line):
     bad = write(tmp_path / "bad.txt", content)
     with pytest.raises(UserError, match=message) as error:
-        running.Run(recipe(ok, bad), tmp_path / "run", lambda step: pytest.fail(f"{step.label} has begun"))()
+        Run(recipe(ok, bad), tmp_path / "run", lambda step: pytest.fail(f"{step.label} has begun"))()
     assert error.value.where == f"{bad}{line}"
 
 
 def test_text_that_was_found_good_is_not_read_again_until_it_changes(ok, tmp_path, monkeypatch):
     section, read = Corpus(files=(ok,)), []
-    whole = files.lines
-    monkeypatch.setattr(files, "lines", lambda path: read.append(path) or whole(path))
+    whole = raw_lines
+    monkeypatch.setattr(files, "raw_lines", lambda path: read.append(path) or whole(path))
     assert preflight.check_corpus(section, tmp_path / "cache") == "3 paragraphs"
     assert preflight.check_corpus(section, tmp_path / "cache") == ""
     assert len(read) == 1

@@ -6,17 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit.core.artifacts import Context, Silent
-from toolkit.core.files import write_whole
-from toolkit.data import corpus
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
+from toolkit.core.artifacts import Context, NullProgress
+from toolkit.core.files import write_atomic
+from toolkit.data.corpus import load_corpus
+from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices
+from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import Corpus, Pruning, Train
 from toolkit.sparsity.pruners import make_sparsifier
-from toolkit.training import datasets, distributed
+from toolkit.training import distributed
 from toolkit.training import hooks as training_hooks
-from toolkit.training import loop as training
+from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher
+from toolkit.training.loop import seed_everything
 
 STEPS, START, UPDATES = 12, 2, (4, 6, 8)  # at its start a ramp prunes nothing yet
 
@@ -24,22 +25,22 @@ STEPS, START, UPDATES = 12, 2, (4, 6, 8)  # at its start a ramp prunes nothing y
 @pytest.fixture
 def lesson(tiny_bert, tiny_text, tmp_path):
     """Trains a copy of the tiny model: (how it went, the model, its sparsifier)."""
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = load_tokenizer(tiny_bert)
     section = Corpus(files=(str(tiny_text),), max_seq_length=24)
-    text = corpus.load_corpus(section, {}, tokenizer, tmp_path / "cache").train
+    text = load_corpus(section, {}, tokenizer, tmp_path / "cache").train
     compression = {"target_sparsity": 0.8, "start_step": START, "end_step": UPDATES[-1]}
     approach = {"weight_compression": compression | {"update_frequency_on_step": 2}}
     pruning = Pruning.model_validate({"backend": "magnitude", "approach": approach})
 
     def fit(folder="run", progress=None, **settings):
         train = Train.model_validate({"steps": STEPS, "batch_size": 8, "log_every": 1} | settings)
-        training.seed_everything(0)
-        student, teacher = (models.load_masked_lm(tiny_bert) for _ in range(2))
-        sparsifier = make_sparsifier(pruning, models.prunable_matrices(student), 0)
-        data = datasets.mlm_data(text, tokenizer, section, "masked", train, seed=3)
-        loss = MlmLoss(mlm_heads.mlm_head, Teacher(teacher))
-        context = Context(tmp_path / folder, tmp_path / folder / "work", 0, progress=progress or Silent())
-        fitted = training.fit(student, data, train, loss, context, sparsifier=sparsifier)
+        seed_everything(0)
+        student, teacher = (load_masked_lm(tiny_bert) for _ in range(2))
+        sparsifier = make_sparsifier(pruning, prunable_matrices(student), 0)
+        data = mlm_data(text, tokenizer, section, "masked", train, seed=3)
+        loss = MlmLoss(mlm_head, Teacher(teacher))
+        context = Context(tmp_path / folder, tmp_path / folder / "work", 0, progress=progress or NullProgress())
+        fitted = fit(student, data, train, loss, context, sparsifier=sparsifier)
         return SimpleNamespace(fitted=fitted, model=student, sparsifier=sparsifier, data=data)
 
     return fit
@@ -47,8 +48,8 @@ def lesson(tiny_bert, tiny_text, tmp_path):
 
 def test_processes_agree_on_the_masks_once_for_each_update_of_them(lesson, monkeypatch):
     told = []
-    monkeypatch.setattr(distributed, "processes", lambda: 2)  # of which this is the only one: its half of each batch
-    monkeypatch.setattr(distributed, "must_agree", lambda digest, what: told.append((digest, what)))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)  # of which this is the only one: its half of each batch
+    monkeypatch.setattr(distributed, "assert_equal_across_ranks", lambda digest, what: told.append((digest, what)))
     done = lesson()
     assert [what for _, what in told] == ["masks"] * len(UPDATES)
     assert len({digest for digest, _ in told}) == len(UPDATES), "each mask is another one"
@@ -57,7 +58,9 @@ def test_processes_agree_on_the_masks_once_for_each_update_of_them(lesson, monke
 
 
 def test_no_process_waits_for_others_where_there_are_none(lesson, monkeypatch):
-    monkeypatch.setattr(distributed, "must_agree", lambda *_: pytest.fail("there is nobody to agree with"))
+    monkeypatch.setattr(
+        distributed, "assert_equal_across_ranks", lambda *_: pytest.fail("there is nobody to agree with")
+    )
     lesson()
 
 
@@ -68,7 +71,7 @@ class Killed(BaseException):
 def test_speed_is_that_of_all_steps_whichever_process_made_them(lesson, monkeypatch):
     now = 0.0
 
-    class TwoSeconds(Silent):
+    class TwoSeconds(NullProgress):
         """How long a step takes; the process is killed at the end of step `last`."""
 
         def __init__(self, last=STEPS + 1):
@@ -114,8 +117,8 @@ def test_a_kill_while_a_checkpoint_gets_its_last_file_costs_that_checkpoint_only
     with pytest.raises(Killed):
         lesson(checkpoint_every=4)
     monkeypatch.undo()
-    said, progress = [], Silent()
-    monkeypatch.setattr(progress, "say", said.append)
+    said, progress = [], NullProgress()
+    monkeypatch.setattr(progress, "message", said.append)
     resumed = lesson(checkpoint_every=4, progress=progress)
     assert said == ["checkpoint-8 was cut off; going back to the one before it", "goes on from step 4"]
     assert resumed.fitted.history == through.fitted.history
@@ -130,5 +133,5 @@ def test_a_kill_while_a_file_is_written_leaves_what_was_there(tmp_path, killed_w
         path.write_text(before)
     killed_writing(lambda target: target == path)
     with pytest.raises(Killed):
-        write_whole(path, "new")
+        write_atomic(path, "new")
     assert (path.read_text() if path.is_file() else None) == before

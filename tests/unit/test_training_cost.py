@@ -40,29 +40,28 @@ LAYERS_LOSS = {
     ids=str,
 )
 def test_two_layers_tell_the_size_and_memory_of_five(tiny_bert, changes):
-    from toolkit.pipeline.estimate import step_cost as training_step
-    from toolkit.pipeline.estimate import synthetic_step as training_job
+    from toolkit.pipeline.estimate import step_cost, synthetic_step
     from toolkit.recipe import DistillationTrain
 
     train = {"steps": 1, "batch_size": 4} | {k: v for k, v in changes.items() if k in ("criterion", "precision")}
     rest = {k: v for k, v in changes.items() if k not in train}
     wanted = shape(tiny_bert, 5, train=DistillationTrain.model_validate(train), **rest)
-    cost = training_step.measure(wanted, seconds=0.1)
-    whole = training_job.Job(wanted, 5)
+    cost = step_cost.measure(wanted, seconds=0.1)
+    whole = synthetic_step.SyntheticStep(wanted, 5)
     assert cost.parameters == whole.parameters
     assert cost.state_bytes == 16 * whole.parameters  # weights, gradients, two values of AdamW
     assert cost.teacher_bytes == 4 * whole.of_teacher
     assert cost.fixed_bytes + 4 * cost.example_bytes == pytest.approx(whole.kept_bytes(4), rel=0.02)
     assert cost.teacher_seconds > 0
-    assert cost.untaught().step_seconds(1) < cost.step_seconds(1) < cost.step_seconds(2)
+    assert cost.without_teacher().step_seconds(1) < cost.step_seconds(1) < cost.step_seconds(2)
 
 
 def test_layers_that_run_again_are_measured_with_less_memory_for_the_same_weights(tiny_bert):
-    from toolkit.pipeline.estimate import step_cost as training_step
+    from toolkit.pipeline.estimate import step_cost
     from toolkit.recipe import DistillationTrain
 
     again = DistillationTrain(steps=1, batch_size=4, recompute=True)
-    plain, other = (training_step.measure(s, 0.1) for s in (shape(tiny_bert, 5), shape(tiny_bert, 5, train=again)))
+    plain, other = (step_cost.measure(s, 0.1) for s in (shape(tiny_bert, 5), shape(tiny_bert, 5, train=again)))
     assert other.example_bytes < 0.5 * plain.example_bytes
     assert (other.parameters, other.state_bytes) == (plain.parameters, plain.state_bytes)
 
@@ -70,7 +69,7 @@ def test_layers_that_run_again_are_measured_with_less_memory_for_the_same_weight
 def test_the_encoder_of_a_measured_step_is_compiled_and_that_of_an_evaluation_is_not(tiny_bert, monkeypatch):
     from torch import nn
 
-    from toolkit.pipeline.estimate import synthetic_step as training_job
+    from toolkit.pipeline.estimate import synthetic_step
     from toolkit.recipe import DistillationTrain
 
     calls = []
@@ -83,7 +82,7 @@ def test_the_encoder_of_a_measured_step_is_compiled_and_that_of_an_evaluation_is
         module._compiled_call_impl = call
 
     monkeypatch.setattr(nn.Module, "compile", compiled)
-    job = training_job.Job(shape(tiny_bert, 1, train=DistillationTrain(steps=1, compile=True)), 1)
+    job = synthetic_step.SyntheticStep(shape(tiny_bert, 1, train=DistillationTrain(steps=1, compile=True)), 1)
     job.step(2)
     assert calls == ["BertModel"], "the student's, not its teacher's"
     job.forward(2)
@@ -91,21 +90,21 @@ def test_the_encoder_of_a_measured_step_is_compiled_and_that_of_an_evaluation_is
 
 
 def test_quantized_steps_are_measured_with_fake_quantization(tiny_bert):
-    from toolkit.pipeline.estimate import step_cost as training_step
+    from toolkit.pipeline.estimate import step_cost
 
-    plain = training_step.measure(shape(tiny_bert, 3, kind="classification"), seconds=0.1)
-    quantized = training_step.measure(shape(tiny_bert, 3, kind="classification", quantized=True), seconds=0.1)
+    plain = step_cost.measure(shape(tiny_bert, 3, kind="classification"), seconds=0.1)
+    quantized = step_cost.measure(shape(tiny_bert, 3, kind="classification", quantized=True), seconds=0.1)
     assert quantized.parameters > plain.parameters  # the ranges are trained too
     assert quantized.example_bytes > plain.example_bytes
 
 
 def test_an_architecture_that_transformers_does_not_know_is_refused(tiny_bert):
-    from toolkit.pipeline.estimate import step_cost as training_step
+    from toolkit.pipeline.estimate import step_cost
 
     wanted = shape(tiny_bert, 2)
     unknown = json.dumps(json.loads(wanted.config) | {"model_type": "berd"})
     with pytest.raises(UserError, match="berd"):
-        training_step.measure(replace(wanted, config=unknown), seconds=0.1)
+        step_cost.measure(replace(wanted, config=unknown), seconds=0.1)
 
 
 def test_a_smaller_batch_is_carried_on_to_the_whole_one():

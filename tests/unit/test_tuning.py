@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.quantization.tuning import Trial, keep, search
+from toolkit.quantization.tuning import Trial, search, select
 from toolkit.recipe import Tuning
 
 RANKED = [f"layer{i}" for i in range(40)]
@@ -38,7 +38,7 @@ def test_a_model_that_meets_the_criterion_at_once_is_tried_once_and_nothing_is_r
 def test_the_shortest_head_of_the_ranking_that_does_it_is_found_in_few_trials(count):
     model = Model(set(RANKED[:count]))
     trials = search(model.attempt, model.rank, tuning())
-    kept = keep(trials, "performance", {t.number: float(len(t.returned)) for t in trials})
+    kept = select(trials, "performance", {t.number: float(len(t.returned)) for t in trials})
     assert kept.returned == tuple(RANKED[:count])
     assert len(trials) <= 14
     assert len({t.returned for t in trials}) == len(trials)
@@ -48,7 +48,7 @@ def test_a_model_that_nothing_helps_ends_with_all_returned_and_the_best_score_is
     model = Model({"no such layer"})
     trials = search(model.attempt, model.rank, tuning())
     assert trials[-1].returned == tuple(RANKED)
-    assert keep(trials, "performance", {}).met is False
+    assert select(trials, "performance", {}).met is False
 
 
 def test_max_trials_ends_the_search():
@@ -64,20 +64,20 @@ def test_a_timeout_ends_the_search():
 def test_time_left_is_used_to_drop_matrices_that_are_not_needed():
     model = Model({RANKED[0], RANKED[4]})
     trials = search(model.attempt, model.rank, tuning(exit_policy={"timeout": 1000}))
-    kept = keep(trials, "modelsize", {t.number: float(len(t.returned)) for t in trials})
+    kept = select(trials, "modelsize", {t.number: float(len(t.returned)) for t in trials})
     assert set(kept.returned) == {RANKED[0], RANKED[4]}
 
 
 def test_time_left_is_used_to_return_more_when_accuracy_is_the_objective():
     model = Model({RANKED[0]})
     trials = search(model.attempt, model.rank, tuning(objective="accuracy", exit_policy={"timeout": 5}))
-    kept = keep(trials, "accuracy", {})
+    kept = select(trials, "accuracy", {})
     assert len(kept.returned) == max(len(t.returned) for t in trials) > 1
 
 
 def test_the_objective_chooses_by_what_was_measured_among_those_that_meet_the_criterion():
     cheap_miss = Trial(0, (), 0.5, 0.4, False, 1.0)
     slow, fast = Trial(1, ("a", "b"), 0.9, 0.0, True, 1.0), Trial(2, ("a",), 0.89, 0.01, True, 1.0)
-    assert keep([cheap_miss, slow, fast], "performance", {1: 2.0, 2: 1.0}) == fast
-    assert keep([cheap_miss, slow, fast], "performance", {1: 1.0, 2: 2.0}) == slow
-    assert keep([cheap_miss, slow, fast], "accuracy", {}) == slow
+    assert select([cheap_miss, slow, fast], "performance", {1: 2.0, 2: 1.0}) == fast
+    assert select([cheap_miss, slow, fast], "performance", {1: 1.0, 2: 2.0}) == slow
+    assert select([cheap_miss, slow, fast], "accuracy", {}) == slow

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from toolkit import __version__
-from toolkit.cli import bench, deploy, doctor, inspect, report, run, scoreboard
+from toolkit.cli import bench, deploy, inspect, report, run, scoreboard
+from toolkit.cli.doctor import doctor
 from toolkit.cli.inc import inc_app
 from toolkit.core.errors import CheckFailed, UserError
 
@@ -24,7 +25,7 @@ app.add_typer(inc_app, name="inc")
 app.add_typer(deploy.kernels_app, name="kernels")
 # In the order in which `--help` lists them.
 for command in (
-    *(run.init, run.check, run.plan, run.run, inspect.inspect, report.report, doctor.doctor, run.schema),
+    *(run.init, run.check, run.plan, run.run, inspect.inspect, report.report, doctor, run.schema),
     *(bench.bench, deploy.pack, deploy.unpack, scoreboard.reproduce, scoreboard.scoreboard),
 ):
     app.command()(command)
@@ -49,12 +50,12 @@ def main() -> None:
     except KeyboardInterrupt:
         code = _fail("interrupted; the same command goes on where this one stopped", 130)
     except ModuleNotFoundError as error:
-        from toolkit.pipeline import requirements as libraries
+        from toolkit.pipeline.requirements import extra_of, install_command
 
         library = (error.name or "").split(".")[0]
-        if not (extra := libraries.extra_of(library)):
+        if not (extra := extra_of(library)):
             raise
-        code = _fail(f"{library} is not installed\n  Instead: {libraries.install(extra)}", 2)
+        code = _fail(f"{library} is not installed\n  Instead: {install_command(extra)}", 2)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             code = _fail("the disk is full; make room, then run the same command again: finished stages are kept", 2)

@@ -69,7 +69,7 @@ class _Candidate:
     properties: Mapping[str, str]
 
 
-def recommend(
+def recommendation(
     run: Path, section: "Performance", texts: Path | None, within: float, task: str | None = None
 ) -> "RenderableType":
     """Times a run's variants and names the fastest one, for each batch size, that keeps the accuracy.
@@ -110,10 +110,10 @@ def recommend(
 
 def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candidate]]:
     """The manifest of the export, the task's first metric, and what was exported, by name."""
-    from toolkit.core import machine as system
-    from toolkit.pipeline.graph import finished
+    from toolkit.core import machine
+    from toolkit.pipeline.graph import finished_manifests
 
-    exports = [m for m in finished(run) if m.stage == "export" and task in (None, m.task)]
+    exports = [m for m in finished_manifests(run) if m.stage == "export" and task in (None, m.task)]
     if not exports:
         raise UserError(
             "no variant was exported here" if task is None else f"no task {task!r} was exported here", where=str(run)
@@ -125,7 +125,7 @@ def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candi
     measured = manifest.metrics["variants"]
     metric = next(iter(next(iter(measured.values()))["ir"]))
     found: dict[str, _Candidate] = {}
-    amx = "amx_int8" in system.machine().get("isa", ())
+    amx = "amx_int8" in machine.describe().get("isa", ())
     for name in get_args(Variant):
         folder = (run / "tasks" / str(manifest.task) / "export" / name).resolve()
         if name not in measured or not folder.is_dir():
@@ -166,12 +166,12 @@ def _timed(
     scratch: Path,
     properties: Mapping[str, Mapping[str, str]] | None = None,
 ) -> "list[LatencyStats]":
-    from toolkit.data import files
+    from toolkit.data.files import fetch_file, raw_lines
     from toolkit.measure import latency
-    from toolkit.models import load as models
+    from toolkit.models.load import load_tokenizer
 
-    tokenizer = models.load_tokenizer(next(iter(folders.values())))
-    lines = [s.strip() for s in files.lines(files.local_file(str(texts)))] if texts else list(_SENTENCES)
+    tokenizer = load_tokenizer(next(iter(folders.values())))
+    lines = [s.strip() for s in raw_lines(fetch_file(str(texts)))] if texts else list(_SENTENCES)
     encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
     examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
     if not examples:
@@ -228,7 +228,6 @@ def bench(
     """Time IR folders with benchmark_app, interleaved in one run, on real tokenised text; or choose among a run's."""
     from rich.console import Console
 
-    from toolkit.cli import bench as benching
     from toolkit.recipe import Performance, PerformanceConfigs
 
     section = Performance(
@@ -241,7 +240,7 @@ def bench(
     if recommend and len(models) != 1:
         raise UserError("--recommend takes one run folder", instead="pruneofa bench --recommend runs/<name>")
     if recommend:
-        Console().print(benching.recommend(models[0], section, texts, within, task), highlight=False)
+        Console().print(recommendation(models[0], section, texts, within, task), highlight=False)
     else:
         # A command must stay one line to be copied.
-        Console().print(benching.bench_table(models, section, texts), soft_wrap=True)
+        Console().print(bench_table(models, section, texts), soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from toolkit.core import paths
 from toolkit.core.errors import CheckFailed
 from toolkit.ir import kernels
-from toolkit.pipeline import requirements as libraries
+from toolkit.pipeline.requirements import EXTRAS, extra_of, install_command, missing_module
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +19,7 @@ def doctor_table() -> "tuple[Table, bool]":
     """Versions against the pins, ISA, cores, memory, disk, compiler; and whether all versions are the pinned ones."""
     from rich.table import Table
 
-    from toolkit.core import machine as system
+    from toolkit.core import machine
 
     table = Table(title="doctor", show_header=True)
     for column in ("what", "found", "wanted"):
@@ -30,16 +30,16 @@ def doctor_table() -> "tuple[Table, bool]":
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             found = "not installed"
-            if extra := libraries.extra_of(name):  # this machine may be there for training alone
+            if extra := extra_of(name):  # this machine may be there for training alone
                 table.add_row(name, found, f"{wanted}, for the extra `{extra}`")
                 continue
         same = found.split("+")[0] == wanted
         sound &= same
         table.add_row(name, found if same else f"[red]{found}[/]", wanted)
-    for extra in libraries.EXTRAS:
-        module = libraries.missing(extra)
-        table.add_row(f"extra {extra}", f"{module} is missing" if module else "whole", libraries.install(extra))
-    for what, value in system.machine().items():
+    for extra in EXTRAS:
+        absent = missing_module(extra)
+        table.add_row(f"extra {extra}", f"{absent} is missing" if absent else "whole", install_command(extra))
+    for what, value in machine.describe().items():
         table.add_row(what, ", ".join(map(str, value)) if isinstance(value, list) else str(value), "")
     table.add_row("python", sys.version.split()[0], ">= 3.10")
     table.add_row("free disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GB", ">= 5 GB for the quickstart")
@@ -71,7 +71,7 @@ def doctor() -> None:
     """Compare this machine with what the toolkit needs: versions, ISA, cores, memory, disk, NNCF's extension."""
     from rich.console import Console
 
-    from toolkit.cli.doctor import doctor_table
+    pass
 
     table, sound = doctor_table()
     Console().print(table)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def describe(path: Path) -> "RenderableType":
+def inspection_tables(path: Path) -> "RenderableType":
     """Tables for a run folder, a checkpoint folder or an IR folder.
 
     Raises:
@@ -35,12 +35,12 @@ def describe(path: Path) -> "RenderableType":
 def _run_table(path: Path) -> "Table":
     from rich.table import Table
 
-    from toolkit.pipeline.graph import finished
+    from toolkit.pipeline.graph import finished_manifests
 
     table = Table(title=str(path))
     for column in ("task", "stage", "seconds", "dev", "sparsity", "checks", "made from"):
         table.add_column(column)
-    for m in finished(path):
+    for m in finished_manifests(path):
         table.add_row(
             m.task or "",
             m.stage,
@@ -119,6 +119,6 @@ def inspect(path: Annotated[Path, typer.Argument(help="checkpoint, IR or run fol
     """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
     from rich.console import Console
 
-    from toolkit.cli.inspect import describe
+    pass
 
-    Console().print(describe(path))
+    Console().print(inspection_tables(path))

@@ -16,12 +16,12 @@ def plan_table(
     run_folder: Path,
     measure: Measure | None = None,
     available: float | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> "Table":
     """One row per step; arguments and errors as of `estimate`."""
     from rich.table import Table
 
-    rows = estimate(recipe, run_folder, measure, available, say)
+    rows = estimate(recipe, run_folder, measure, available, log)
     legend = (
         "~ from a few steps on its first layers; ≤ the same, every example at its longest; = measured in this folder"
     )

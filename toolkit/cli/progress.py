@@ -57,7 +57,7 @@ class _Bar:
             self._last_line = time.monotonic()
             self._console.print(f"  {self._label}: {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self._console.print(f"  {self._label}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -91,8 +91,8 @@ class _Tracked:
         for name, value in figures.items():
             self.writer.add_scalar(name, value, step)
 
-    def say(self, text: str) -> None:
-        self._shown.say(text)
+    def message(self, text: str) -> None:
+        self._shown.message(text)
 
 
 @contextlib.contextmanager

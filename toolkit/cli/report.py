@@ -19,9 +19,9 @@ def report(
     from rich.console import Console
 
     from toolkit import reporting
-    from toolkit.pipeline.graph import finished
+    from toolkit.pipeline.graph import finished_manifests
 
-    found = [finished(folder) for folder in runs]
+    found = [finished_manifests(folder) for folder in runs]
     page = reporting.build(found, out or runs[0] / "report")
     Console().print(reporting.console(found))
     typer.echo(f"Report: {page}")
@@ -36,12 +36,12 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
     from rich.console import Console
 
     from toolkit import reporting
-    from toolkit.pipeline import requirements as libraries
+    from toolkit.pipeline.requirements import install_command, missing_module
 
     terminal = Console()
     terminal.print(reporting.console([manifests]))
-    if module := libraries.missing("report"):  # training alone asks for no page
-        found = f"No report page: {module} is not installed; {libraries.install('report')}"
+    if module := missing_module("report"):  # training alone asks for no page
+        found = f"No report page: {module} is not installed; {install_command('report')}"
     else:
         page = reporting.build([manifests], folder / "report")
         found = f"Report: {page}"

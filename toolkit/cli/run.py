@@ -88,7 +88,7 @@ def plan(
     loaded = _load(recipe, overrides)
     terminal = Console()
     with terminal.status("reading the data") as status:
-        table = plan_table(loaded, runs / loaded.name, say=status.update)
+        table = plan_table(loaded, runs / loaded.name, log=status.update)
     terminal.print(table)
 
 
@@ -129,7 +129,7 @@ def execute(
     """Checks and runs a recipe with its progress shown; the manifests of the run's finished stages."""
     from rich.console import Console
 
-    from toolkit.cli import progress as shown
+    from toolkit.cli import progress
     from toolkit.pipeline.preflight import check_recipe
     from toolkit.pipeline.requirements import missing_requirements
     from toolkit.pipeline.run import Run
@@ -143,7 +143,7 @@ def execute(
     for line in missing_requirements(loaded):
         terminal.print(line, highlight=False, markup=False, soft_wrap=True)
     log = folder / "tensorboard" if track else None
-    job = Run(loaded, folder, lambda step: shown.stage_progress(step, terminal, log))
+    job = Run(loaded, folder, lambda step: progress.stage_progress(step, terminal, log))
     manifests = job(only=only, start=start)
     (folder / "recipe.yaml").write_text(dump_recipe(loaded))
     return manifests

@@ -10,7 +10,7 @@ from toolkit.core import paths
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from toolkit.reporting.scoreboard.board import Row
+    from toolkit.reporting.scoreboard.board import PublishedResult
 
 File = Annotated[
     Path,
@@ -39,10 +39,17 @@ def reproduce(
     from toolkit.cli.run import execute
     from toolkit.pipeline.graph import plan
     from toolkit.recipe.load import load_recipe, parse_recipe
-    from toolkit.reporting.scoreboard import board as scoreboard
-    from toolkit.reporting.scoreboard import render as shown
+    from toolkit.reporting.scoreboard.board import (
+        assess,
+        load_measurements,
+        load_scoreboard,
+        measurement_of,
+        needed_recipe,
+        save_measurement,
+    )
+    from toolkit.reporting.scoreboard.render import scoreboard_table
 
-    board = scoreboard.load(file)
+    board = load_scoreboard(file)
     if row not in board.rows:
         near = difflib.get_close_matches(row, board.rows, n=5, cutoff=0.5)
         listed = "one that `pruneofa scoreboard` lists"
@@ -60,17 +67,17 @@ def reproduce(
     # Another seed gets a folder of its own: in the same one its pre-training would take the place of the first's.
     folder = runs / (recipe.name if recipe.seed == load_recipe(source).seed else f"{recipe.name}-seed{recipe.seed}")
     if not all(step.manifest for step in plan(recipe, folder, fetch=False)):  # else all of it has been measured before
-        recipe = scoreboard.needed(recipe, chosen)
+        recipe = needed_recipe(recipe, chosen)
     manifests = execute(recipe, folder)
-    found = scoreboard.measurement_of(row, chosen, manifests, recipe, written, overrides or (), published)
-    path = scoreboard.record(found, file.parent / "measured")
-    standings = scoreboard.standings(board, scoreboard.measurements(file.parent / "measured"))
-    Console().print(shown.console([s for s in standings if s.name == row]))
+    found = measurement_of(row, chosen, manifests, recipe, written, overrides or (), published)
+    path = save_measurement(found, file.parent / "measured")
+    standings = assess(board, load_measurements(file.parent / "measured"))
+    Console().print(scoreboard_table([s for s in standings if s.name == row]))
     typer.echo(f"Recorded: {path}")
     show_report(manifests, folder)
 
 
-def _recipe_file(name: str, row: "Row", published: bool, folder: Path) -> Path:
+def _recipe_file(name: str, row: "PublishedResult", published: bool, folder: Path) -> Path:
     """A row's recipe: beside the scoreboard, or one of those that come with the toolkit."""
     from toolkit.cli.run import shipped
 
@@ -91,14 +98,14 @@ def scoreboard(
     """Print every published row: claimed, measured, and whether it was reproduced."""
     from rich.console import Console
 
-    from toolkit.reporting.scoreboard import board as scoreboard
-    from toolkit.reporting.scoreboard import render as shown
+    from toolkit.reporting.scoreboard.board import assess, load_measurements, load_scoreboard
+    from toolkit.reporting.scoreboard.render import scoreboard_markdown, scoreboard_table, write_scoreboard_page
 
-    board = scoreboard.load(file)
-    standings = scoreboard.standings(board, scoreboard.measurements(file.parent / "measured"))
+    board = load_scoreboard(file)
+    standings = assess(board, load_measurements(file.parent / "measured"))
     if markdown:
         markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(shown.markdown(board, standings))
+        markdown.write_text(scoreboard_markdown(board, standings))
     if html:
-        shown.html(board, standings, html)
-    Console().print(shown.console(standings))
+        write_scoreboard_page(board, standings, html)
+    Console().print(scoreboard_table(standings))

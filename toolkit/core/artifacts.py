@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import MANIFEST, write_whole
+from toolkit.core.files import MANIFEST, write_atomic
 
 Kind = Literal["dense", "sparse", "task", "quantized", "ir", "measurement"]
 
@@ -86,15 +86,15 @@ class Progress(Protocol):
 
     def start(self, total: int) -> None: ...
     def update(self, step: int, **figures: float) -> None: ...
-    def say(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
 
 
-class Silent:
+class NullProgress:
     """A `Progress` that shows nothing (tests, libraries)."""
 
     def start(self, total: int) -> None: ...
     def update(self, step: int, **figures: float) -> None: ...
-    def say(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class Context:
     work: Path
     seed: int
     task: str | None = None
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=NullProgress)
     cache: Path = Path(".cache")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` atomically."""
-    write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1))
+    write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -143,6 +143,6 @@ def read_manifest(folder: Path) -> Manifest | None:
         ) from None
 
 
-def failed(checks: Iterable[Check]) -> list[Check]:
+def failed_checks(checks: Iterable[Check]) -> list[Check]:
     """Those that do not hold."""
     return [c for c in checks if not c.ok]

@@ -35,7 +35,7 @@ def json_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Writes a file that later runs rely on: a kill leaves the old text or the new one, never an empty file."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)

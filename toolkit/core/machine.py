@@ -40,7 +40,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """CPU model, the instruction sets that matter, usable cores, memory in GB (2^30 bytes), operating system."""
     models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     flags = isa()
@@ -86,7 +86,7 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def machine_memory() -> tuple[int, int]:
+def memory() -> tuple[int, int]:
     """Bytes in all, and free ones, of what training runs in: the GPU's memory where there is a GPU."""
     import psutil
     import torch

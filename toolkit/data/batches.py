@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 # The names under which examples carry what a model should answer: never a model's input.
-LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
+LABEL_KEYS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 KD_POSITIONS = "kd_positions"  # the name under which a batch says where student and teacher are compared, bool
-TEACHER = "teacher_logits"  # the name under which a batch carries what the teacher answers
+TEACHER_LOGITS = "teacher_logits"  # the name under which a batch carries what the teacher answers
 Batch = dict[str, Any]
 # What a batch tells the losses: where the teacher is compared, and what sums are divided by.
-_OF_LOSSES = (KD_POSITIONS, "items", "kd_items", "examples")
+_LOSS_KEYS = (KD_POSITIONS, "items", "kd_items", "examples")
 
 
-def inputs_of(batch: Batch) -> Batch:
+def model_inputs(batch: Batch) -> Batch:
     """The tensors that go into a model's forward pass: no labels, no teacher's logits, no counts."""
-    return {k: v for k, v in batch.items() if k not in (*LABELS, TEACHER, *_OF_LOSSES)}
+    return {k: v for k, v in batch.items() if k not in (*LABEL_KEYS, TEACHER_LOGITS, *_LOSS_KEYS)}
 
 
 _FILLERS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, KD_POSITIONS: False}
@@ -55,7 +55,7 @@ def pad(features: Sequence[Mapping[str, Any]], pad_id: int, to: int | None = Non
         length = to
     batch = {}
     for name in features[0]:
-        if name in LABELS:
+        if name in LABEL_KEYS:
             batch[name] = torch.tensor([f[name] for f in features])
             continue
         padded = torch.full((len(features), length), _PAD_VALUES.get(name, pad_id))

@@ -13,15 +13,15 @@ from typing_extensions import Self
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash, json_hash
-from toolkit.data import tasks
-from toolkit.data.files import local_file, paragraphs
+from toolkit.data.files import fetch_file, paragraphs
 from toolkit.data.hub import hub_split
-from toolkit.data.masking import must_know_words
+from toolkit.data.masking import require_word_marks
 from toolkit.data.segment_pairs import PairSequences, sentences, write_pairs
-from toolkit.models.checkpoint import must_fit
+from toolkit.data.tasks import train_texts
+from toolkit.models.checkpoint import require_length
 from toolkit.recipe import Corpus, Task
 from toolkit.recipe.references import is_hub
-from toolkit.recipe.task import READ_OF_A_TASK
+from toolkit.recipe.task import TEXT_FIELDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -91,7 +91,7 @@ def load_corpus(
     cache: Path,
     *,
     seed: int = 0,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> CorpusData:
     """Tokenises the corpus into a folder of `cache`, or opens what lies there for the same texts and settings.
 
@@ -110,25 +110,25 @@ def load_corpus(
         UserError: A file is missing, not text or without any, there is too little text, the vocabulary does not know
             it, or `max_seq_length` is more than the model takes.
     """
-    must_fit(section.max_seq_length, tokenizer.model_max_length, "corpus")
+    require_length(section.max_seq_length, tokenizer.model_max_length, "corpus")
     if section.whole_word_masking:
-        must_know_words(tokenizer)
+        require_word_marks(tokenizer)
     folder = cache / f"corpus-{_key(section, corpus_tasks, tokenizer, seed)[:16]}"
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)  # half the size where words allow it
     if not folder.is_dir():
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write(section, corpus_tasks, tokenizer, partial, dtype, seed, say)
+        _write(section, corpus_tasks, tokenizer, partial, dtype, seed, log)
         partial.rename(folder)  # so a folder of this name is always whole
     return CorpusData(*(_open(folder / split, section, tokenizer, dtype) for split in _SPLITS))
 
 
 def _key(section: Corpus, corpus_tasks: Mapping[str, Task], tokenizer: "PreTrainedTokenizerFast", seed: int) -> str:
     """Of all that the sequences depend on; how they are masked is not part of it."""
-    files = [hub_split(s).content if is_hub(s) else file_hash(local_file(s)) for s in section.files]
+    files = [hub_split(s).content if is_hub(s) else file_hash(fetch_file(s)) for s in section.files]
     tasks_read = {
-        name: [task.model_dump(mode="json", include=READ_OF_A_TASK), file_hash(local_file(task.train))]
+        name: [task.model_dump(mode="json", include=TEXT_FIELDS), file_hash(fetch_file(task.train))]
         for name, task in corpus_tasks.items()
     }
     settings = section.model_dump(mode="json", exclude={"files", "mlm_probability", "whole_word_masking"})
@@ -144,7 +144,7 @@ def _write(
     folder: Path,
     dtype: np.dtype,
     seed: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Reads, tokenises and writes both splits."""
     kind = _SentenceWriter if section.pairs else _SequenceWriter
@@ -163,7 +163,7 @@ def _write(
                 writer.add(encoding.ids, document)
             if train.tokens - told >= _TELL_EVERY:
                 told = train.tokens
-                say(f"reading the corpus: {told / 1e6:.0f} M tokens")
+                log(f"reading the corpus: {told / 1e6:.0f} M tokens")
     for split, written in zip(_SPLITS, (train, valid), strict=True):
         if written.unknown > _MOSTLY_UNKNOWN * written.words:
             raise UserError(
@@ -193,7 +193,7 @@ def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[
     """(document number, paragraph). Each text of a task is a document; in files, blank lines part them."""
     document = 0
     for name in section.tasks:
-        for text in tasks.train_texts(corpus_tasks[name]):
+        for text in train_texts(corpus_tasks[name]):
             yield document, text
             document += 1
     for file in section.files:
@@ -203,7 +203,7 @@ def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[
                 document += 1
             continue
         count = 0
-        for text in paragraphs(local_file(file)):
+        for text in paragraphs(fetch_file(file)):
             if count and (not text or count == _LONGEST_DOCUMENT):
                 document, count = document + 1, 0
             if text:

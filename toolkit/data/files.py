@@ -21,7 +21,7 @@ def paragraphs(path: Path) -> Iterator[str]:
         UserError: The file is damaged or not UTF-8, which says the line; or it was read to its end and has no text.
     """
     empty = True
-    for line in lines(path):
+    for line in raw_lines(path):
         text = line.strip()
         empty = empty and not text
         yield text
@@ -48,7 +48,7 @@ _OPENERS: dict[str, Callable[..., Any]] = {
 _LONGEST_LINE = 1 << 20  # characters; a longer line is handed on in pieces, so that no file has to fit in memory
 
 
-def local_file(spec: str) -> Path:
+def fetch_file(spec: str) -> Path:
     """A file given by path, as `package:…`, or as `hub:…`, which is fetched once.
 
     Raises:
@@ -62,14 +62,14 @@ def local_file(spec: str) -> Path:
     return path
 
 
-def at_hand(spec: str) -> Path | None:
+def cached_file(spec: str) -> Path | None:
     """As `local_file`; None for a split on the hub that was not fetched yet.
 
     Raises:
         UserError: A local file or package is not there.
     """
     if not is_hub(spec):
-        return local_file(spec)
+        return fetch_file(spec)
     file = hub_split(spec).file
     return file if file.is_file() else None
 
@@ -87,7 +87,7 @@ def open_text(path: Path) -> TextIO:
     return cast(TextIO, opener(path, "rt", encoding="utf-8-sig", newline=""))
 
 
-def lines(path: Path) -> Iterator[str]:
+def raw_lines(path: Path) -> Iterator[str]:
     """The lines of a text file with their line ends, one by one.
 
     Raises:

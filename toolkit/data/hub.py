@@ -12,10 +12,10 @@ from typing import Any
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import content_hash, json_hash
-from toolkit.recipe.references import _FORM, _SPEC, LOCAL, PREFIX
+from toolkit.recipe.references import HUB_FORM, HUB_PREFIX, HUB_SPLIT, LOCAL_PREFIXES
 
 _DATA = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class HubSplit:
     def name(self) -> str:
         """As recipes write it."""
         revision = f"@{self.revision}" if self.revision else ""
-        return f"{PREFIX}{self.dataset}{revision}:{self.config}:{self.split}"
+        return f"{HUB_PREFIX}{self.dataset}{revision}:{self.config}:{self.split}"
 
     @property
     def folder(self) -> Path | None:
@@ -51,8 +51,10 @@ class HubSplit:
         folder = Path(self.dataset).expanduser()
         if folder.is_dir():
             return folder.resolve()
-        if self.dataset.startswith(LOCAL):
-            raise UserError("no such folder", where=self.name, instead=f"a folder laid out like a data set, or {_FORM}")
+        if self.dataset.startswith(LOCAL_PREFIXES):
+            raise UserError(
+                "no such folder", where=self.name, instead=f"a folder laid out like a data set, or {HUB_FORM}"
+            )
         return None
 
     @property
@@ -155,7 +157,7 @@ class HubSplit:
         if not number:
             raise UserError("the split is empty", where=self.name, instead="another split")
 
-    def _guarded(self, stream: Iterable[Row]) -> Iterator[Row]:
+    def _guarded(self, stream: Iterable[Record]) -> Iterator[Record]:
         """The same rows; what ends them too early is told as what it is."""
         number = 1
         try:
@@ -192,11 +194,11 @@ def hub_split(spec: str) -> HubSplit:
     Raises:
         UserError: It has another form.
     """
-    found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
+    found = HUB_SPLIT.fullmatch(spec.removeprefix(HUB_PREFIX))
     if not found:
-        raise UserError("not a split of a data set on the hub", where=spec, instead=_FORM)
+        raise UserError("not a split of a data set on the hub", where=spec, instead=HUB_FORM)
     name, config, split = found.groups()
-    if name.startswith(LOCAL):
+    if name.startswith(LOCAL_PREFIXES):
         return HubSplit(name, config, split)
     dataset, _, revision = name.partition("@")
     return HubSplit(dataset, config, split, revision or None)

@@ -82,7 +82,7 @@ def sample_positions(labels: np.ndarray, rng: np.random.Generator, count: int) -
     return chosen
 
 
-def must_know_words(tokenizer: "PreTrainedTokenizerFast") -> None:
+def require_word_marks(tokenizer: "PreTrainedTokenizerFast") -> None:
     """Whole words need a vocabulary that marks which pieces go on with a word.
 
     Raises:

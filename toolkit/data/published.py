@@ -1,6 +1,5 @@
 """Row counts of public data sets, so that recipes can be planned offline."""
 
-from toolkit.data import published
 from toolkit.data.hub import hub_split
 from toolkit.recipe.references import is_hub
 
@@ -35,4 +34,4 @@ def published_rows(spec: str) -> int | None:
     if not is_hub(spec):
         return None
     split = hub_split(spec)
-    return published.ROWS.get(f"{split.dataset}:{split.config}:{split.split}")
+    return ROWS.get(f"{split.dataset}:{split.config}:{split.split}")

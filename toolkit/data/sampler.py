@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 _WINDOW = 16  # batches that are sorted by length together, so that a batch holds examples of like length
 
 
-class Stream(Dataset):
+class LengthGroupedDataset(Dataset):
     """A map-style dataset as long as the training run; item k is the k-th example that training sees.
 
     Every pass over the examples is a fresh permutation. Within windows of a few batches examples are put together
@@ -58,9 +58,9 @@ class Stream(Dataset):
         first = step * self._per_step
         return self._lengths[[self.index(k) for k in range(first, first + self._per_step)]]
 
-    def share(self, rank: int, processes: int) -> "Share":
+    def shard(self, rank: int, processes: int) -> "RankShard":
         """What one of several processes sees of every batch."""
-        return Share(self, rank, processes)
+        return RankShard(self, rank, processes)
 
     def _make_window(self, window: int) -> np.ndarray:
         n = len(self._lengths)
@@ -73,10 +73,10 @@ class Stream(Dataset):
         return by_length[order].reshape(-1)
 
 
-class Share(Dataset):
+class RankShard(Dataset):
     """Every n-th example of a stream, so that n processes share a batch, each with examples of every length in it."""
 
-    def __init__(self, stream: Stream, rank: int, processes: int) -> None:
+    def __init__(self, stream: LengthGroupedDataset, rank: int, processes: int) -> None:
         self._stream, self._rank, self._processes = stream, rank, processes
 
     def __len__(self) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.core.errors import UserError
-from toolkit.data import files
+from toolkit.data.files import is_compression, raw_lines
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 _LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a long document
 _FORMATS: dict[str, Literal["tsv", "csv", "json", "parquet"]] = {
     ".tsv": "tsv",
@@ -27,13 +27,13 @@ def table_format(path: Path) -> Literal["tsv", "csv", "json", "parquet"]:
     Raises:
         UserError: It is none of these.
     """
-    suffix = next((s for s in reversed(path.suffixes) if not files.is_compression(s)), "")
+    suffix = next((s for s in reversed(path.suffixes) if not is_compression(s)), "")
     if suffix not in _FORMATS:
         raise UserError("unknown table format", where=str(path), instead=f"a {', '.join(_FORMATS)} file")
     return _FORMATS[suffix]
 
 
-def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, Record]]:
     """Rows of a table as (where it stands, column -> value): texts, from JSON and Parquet numbers and lists too.
 
     `where` is `file:line`, or what comes nearest: a row number in Parquet, a question's id in SQuAD's JSON. A value
@@ -75,7 +75,7 @@ def _must_be_different(names: Sequence[str], where: str) -> None:
         raise UserError(what, where=where, instead="a name of its own for each")
 
 
-def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
     """GLUE's TSV files quote nothing: a quotation mark in them is text.
 
     In CSV a quotation mark that is not closed would swallow all rows behind it, hence `strict`.
@@ -123,7 +123,7 @@ def _must_be_parted(columns: Sequence[str], names: Sequence[str], where: str, ma
 def _lines(path: Path) -> Iterator[str]:
     """Whole lines, however long: a row has to fit in memory anyway."""
     pieces: list[str] = []
-    for piece in files.lines(path):
+    for piece in raw_lines(path):
         pieces.append(piece)
         if piece.endswith(("\n", "\r")):
             yield "".join(pieces)
@@ -132,7 +132,7 @@ def _lines(path: Path) -> Iterator[str]:
         yield "".join(pieces)
 
 
-def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
     """One object per line; or the whole file as one object with `data`, as SQuAD has it."""
     if (articles := _squad_articles(path)) is not None:
         for where, row in _squad_rows(path, articles):
@@ -158,7 +158,7 @@ class _RepeatedKey(Exception):
     """Python would keep the last of the values, silently."""
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Record:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -194,7 +194,7 @@ def _squad_articles(path: Path) -> list[Any] | None:
 def _whole_object(path: Path) -> Any:
     """The value that is the whole file; None: it is none, and by its suffix it does not claim to be."""
     try:
-        return json.loads("".join(files.lines(path)))
+        return json.loads("".join(raw_lines(path)))
     except json.JSONDecodeError as error:
         if ".jsonl" in path.suffixes:
             return None
@@ -207,7 +207,7 @@ def _whole_object(path: Path) -> Any:
         return None
 
 
-def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Row]]:
+def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Record]]:
     """Questions as rows of the columns that the hub's SQuAD has."""
     where = str(path)
     try:
@@ -237,7 +237,7 @@ def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Row]]:
         ) from None
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -259,7 +259,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row
         raise UserError(f"not a Parquet file ({str(error).splitlines()[0]})", where=str(path)) from None
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[str, Row]]]] = {
+_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[str, Record]]]] = {
     "tsv": _text_rows,
     "csv": _text_rows,
     "json": _json_rows,

@@ -14,10 +14,11 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import dump_flow
-from toolkit.data import files, tables
+from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.question_answering import read_question
-from toolkit.recipe import Task, references
-from toolkit.recipe.references import is_hub
+from toolkit.data.tables import Record, read_rows, text
+from toolkit.recipe import Task
+from toolkit.recipe.references import is_hub, task_files
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, control and format characters
 _LONGEST_NUMBER = 100  # digits of a label; Python itself reads no more than some thousands
@@ -26,7 +27,7 @@ _KINDS_OF_VALUE = {int: "number", float: "number", bool: "truth value", list: "l
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """A row that the task keeps.
 
     Attributes:
@@ -54,9 +55,9 @@ class TaskRows:
     """
 
     labels: tuple[str, ...]
-    train: list[Row]
-    tune: list[Row]
-    dev: dict[str, list[Row]]
+    train: list[TaskRow]
+    tune: list[TaskRow]
+    dev: dict[str, list[TaskRow]]
     left_out: tuple[str, ...]
 
 
@@ -81,7 +82,7 @@ def read_task(name: str, section: Task) -> TaskRows:
     return TaskRows(labels, train, tune, {"": dev} | more, tuple(left_out))
 
 
-def read_train(section: Task) -> list[Row]:
+def read_train(section: Task) -> list[TaskRow]:
     """The rows that stages train on; nothing is said of their labels.
 
     Raises:
@@ -91,14 +92,14 @@ def read_train(section: Task) -> list[Row]:
     return _set_aside(rows, section)[1]
 
 
-def check(name: str, section: Task) -> str:
+def check_rows(name: str, section: Task) -> str:
     """Reads every row of the files that are at hand as a stage would, and says how many there are, and of what classes.
 
     Raises:
         UserError: As `read_task`; or a number or an answer is not one.
     """
-    specs = references.task_specs(section)
-    here = [spec for spec in specs if files.at_hand(spec) is not None]
+    specs = task_files(section)
+    here = [spec for spec in specs if cached_file(spec) is not None]
     if len(here) == len(specs):
         found = read_task(name, section)
         measured = [row for rows in found.dev.values() for row in rows]
@@ -120,7 +121,7 @@ def check(name: str, section: Task) -> str:
     return "; ".join([f"{sum(counts):,} rows at hand", *left_out]) if counts else ""
 
 
-def targets(rows: Sequence[Row], labels: Sequence[str], section: Task) -> Any:
+def targets(rows: Sequence[TaskRow], labels: Sequence[str], section: Task) -> Any:
     """What is to be answered: class numbers [n] int64, numbers [n] float32, or a list of n questions.
 
     Raises:
@@ -141,7 +142,7 @@ def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
     return "classes " + ", ".join(f"{label} ({n:,})" for label, n in zip(labels, counts, strict=True))
 
 
-def _splits(section: Task, left_out: list[str]) -> tuple[list[Row], list[Row]]:
+def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[TaskRow]]:
     """Train and dev rows; with `hold_out`, no group of rows has a part in both."""
     train = _read(section.train, section, left_out)
     if section.dev:
@@ -160,28 +161,28 @@ def _splits(section: Task, left_out: list[str]) -> tuple[list[Row], list[Row]]:
     return train, dev
 
 
-def _set_aside(train: list[Row], section: Task) -> tuple[list[Row], list[Row]]:
+def _set_aside(train: list[TaskRow], section: Task) -> tuple[list[TaskRow], list[TaskRow]]:
     """The rows of `tune` and those that stay in train; always the same ones, whatever the recipe's seed."""
     count = min(section.tuning_examples, len(train) // 10)
     chosen = set(np.random.default_rng(0).permutation(len(train))[:count].tolist())
     return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]
 
 
-def _part(row: Row, parts: int) -> int:
+def _part(row: TaskRow, parts: int) -> int:
     """Which of the parts a row's group belongs to: the same on every machine and in every order of the rows."""
     assert row.group is not None
     return int.from_bytes(hashlib.sha256(row.group.encode()).digest()[:8], "big") % parts
 
 
-def _read(spec: str, section: Task, left_out: list[str]) -> list[Row]:
+def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     """The rows of a file that `section.rows` keeps; what `section.drop_empty` has left out is said in `left_out`."""
-    path = files.local_file(spec)
+    path = fetch_file(spec)
     group = section.hold_out.column if section.hold_out else None
     columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
     rows, empties, seen = [], list[str](), False
-    for where, row in tables.read_rows(path, columns):
+    for where, row in read_rows(path, columns):
         seen = True
-        if any(tables.text(row[column]) not in values for column, values in section.rows.items()):
+        if any(text(row[column]) not in values for column, values in section.rows.items()):
             continue
         texts = tuple(_text(row, column, where) for column in section.columns)
         empty = next((c for c, text in zip(section.columns, texts, strict=True) if _is_blank(text)), None)
@@ -193,7 +194,7 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[Row]:
                 f"the text in column {empty!r} is empty", where=where, instead="a text, or drop_empty: true"
             )
         label = _label(row, section, where)
-        rows.append(Row(where, texts, label, _whole(tables.text(row[group]), group, where) if group else None))
+        rows.append(TaskRow(where, texts, label, _whole(text(row[group]), group, where) if group else None))
     if not rows:
         what = "every row has an empty text" if empties else "no row has the values that `rows` asks for"
         raise UserError(what if seen else "no rows", where=str(path))
@@ -203,7 +204,7 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[Row]:
     return rows
 
 
-def _label(row: tables.Row, section: Task, where: str) -> Any:
+def _label(row: Record, section: Task, where: str) -> Any:
     """As the file has it."""
     label = row[section.label]
     if section.kind != "question_answering" and not isinstance(label, str | Number | None):
@@ -239,7 +240,7 @@ def _is_blank(text: str) -> bool:
     return all(unicodedata.category(character) in _INVISIBLE for character in text)
 
 
-def _text(row: tables.Row, column: str, where: str) -> str:
+def _text(row: Record, column: str, where: str) -> str:
     """A null is an empty text; of anything else Python would make a text that nobody wrote."""
     value = row[column]
     if value is None or isinstance(value, str):
@@ -267,14 +268,14 @@ def _kind_of(value: Any) -> str:
     return _KINDS_OF_VALUE.get(type(value), type(value).__name__)
 
 
-def _labels(train: Sequence[Row], section: Task) -> tuple[str, ...]:
+def _labels(train: Sequence[TaskRow], section: Task) -> tuple[str, ...]:
     """Of a task of classes: their names, said by the recipe or found in the train split."""
     if section.kind != "classification":
         return ()
     return section.labels or _labels_found(train, section)
 
 
-def _labels_found(rows: Iterable[Row], section: Task) -> tuple[str, ...]:
+def _labels_found(rows: Iterable[TaskRow], section: Task) -> tuple[str, ...]:
     """The different labels, in the order of their numbers when they are numbers, else by name."""
     labels = [row.label for row in rows]
     found, numbers = ({form(label) for label in labels} for form in (_name, _whole_number))
@@ -287,7 +288,7 @@ def _labels_found(rows: Iterable[Row], section: Task) -> tuple[str, ...]:
     return tuple(sorted(numbers, key=int) if all(map(_is_number, numbers)) else sorted(found))
 
 
-def _class_number(row: Row, labels: Sequence[str]) -> int:
+def _class_number(row: TaskRow, labels: Sequence[str]) -> int:
     """A label is a class name; or a class number, where no class has a number for a name. false is 0, and true is 1."""
     name = _name(row.label)
     number = str(int(row.label)) if isinstance(row.label, bool) else _whole_number(row.label)
@@ -320,7 +321,7 @@ def _is_number(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
 
 
-def _must_differ(name: str, split: str, rows: Sequence[Row], labels: Sequence[str]) -> None:
+def _must_differ(name: str, split: str, rows: Sequence[TaskRow], labels: Sequence[str]) -> None:
     """Rows that all have one label teach and tell nothing."""
     numbers = {_class_number(row, labels) for row in rows}
     if len(numbers) == 1:
@@ -331,7 +332,7 @@ def _must_differ(name: str, split: str, rows: Sequence[Row], labels: Sequence[st
         )
 
 
-def _must_be_measured(train: Sequence[Row], measured: Iterable[Row], labels: Sequence[str]) -> None:
+def _must_be_measured(train: Sequence[TaskRow], measured: Iterable[TaskRow], labels: Sequence[str]) -> None:
     """A slip in one label would make a class of its own, which nothing that is measured could show."""
     known = {_class_number(row, labels) for row in measured}
     strays = [(row, number) for row in train if (number := _class_number(row, labels)) not in known]
@@ -347,7 +348,7 @@ def _must_be_measured(train: Sequence[Row], measured: Iterable[Row], labels: Seq
         )
 
 
-def _number(row: Row) -> float:
+def _number(row: TaskRow) -> float:
     try:
         number = float(row.label)
     except (TypeError, ValueError):

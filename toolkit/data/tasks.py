@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.data import task_rows as rows
+from toolkit.data import task_rows
 from toolkit.data.metrics import score
 from toolkit.data.question_answering import Windows, windows_of
-from toolkit.data.task_rows import Row
-from toolkit.models.checkpoint import must_fit
+from toolkit.data.task_rows import TaskRow
+from toolkit.models.checkpoint import require_length
 from toolkit.recipe import Kind, Task
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
     Raises:
         UserError: As `rows.read_task` and `rows.targets`; or `max_seq_length` is more than the model takes.
     """
-    must_fit(section.max_seq_length, tokenizer.model_max_length, f"tasks.{name}")
-    read = rows.read_task(name, section)
+    require_length(section.max_seq_length, tokenizer.model_max_length, f"tasks.{name}")
+    read = task_rows.read_task(name, section)
     measured = [row for split in read.dev.values() for row in split]
     train_split, tune_split, dev_split = (
         _tokenise(split, read.labels, section, tokenizer) for split in (read.train, read.tune, measured)
@@ -164,14 +164,14 @@ def train_texts(section: Task) -> list[str]:
     Raises:
         UserError: The train file is missing or damaged, or has not the section's columns.
     """
-    texts = [text for row in rows.read_train(section) for text in row.texts]
+    texts = [text for row in task_rows.read_train(section) for text in row.texts]
     return list(dict.fromkeys(texts)) if section.kind == "question_answering" else texts
 
 
 def _tokenise(
-    split: Sequence[Row], labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
+    split: Sequence[TaskRow], labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
 ) -> Split:
-    wanted = rows.targets(split, labels, section)
+    wanted = task_rows.targets(split, labels, section)
     if section.kind == "question_answering":
         return windows_of(wanted, tokenizer, section.max_seq_length, section.windows)
     texts = [row.texts for row in split]

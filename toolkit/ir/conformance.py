@@ -16,7 +16,7 @@ def in_8_bits(wanted: ModelWise) -> bool:
     return wanted.weight.dtype == "int8" and wanted.activation.dtype == "int8"
 
 
-def honoured(inspection: "IRInspection", section: Quantization, returned: Collection[str] = ()) -> list[str]:
+def mismatches(inspection: "IRInspection", section: Quantization, returned: Collection[str] = ()) -> list[str]:
     """Where the IR is not what the recipe asks for, in words; empty: each request was honoured.
 
     Args:

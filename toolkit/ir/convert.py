@@ -26,7 +26,7 @@ def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor
 
     folder.mkdir(parents=True, exist_ok=True)
     model = model.cpu().eval()
-    with _traceable_masks(), torch.no_grad(), warnings.catch_warnings():
+    with traceable_masks(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of branches that the same config always takes
         converted = ov.convert_model(model, example_input=sample)
     converted.reshape({port: ov.PartialShape([-1, -1]) for port in converted.inputs})
@@ -37,7 +37,7 @@ def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor
 
 
 @contextlib.contextmanager
-def _traceable_masks() -> Iterator[None]:
+def traceable_masks() -> Iterator[None]:
     """transformers builds attention masks from Python ints, which tracing lacks: an encoder's mask is said plainly."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
 

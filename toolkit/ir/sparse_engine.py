@@ -22,12 +22,12 @@ Range = tuple[float, float]
 BREAK_EVEN = 0.7
 
 
-class TooFewZerosError(UserError):
+class NotSparseEnoughError(UserError):
     """No matrix of an IR has as many zeros as the kernel needs to pay."""
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineSummary:
     """What `to_engine` did.
 
     Attributes:
@@ -61,7 +61,7 @@ class _Product:
         return self.op.input_value(0)
 
 
-def to_engine(source: Path, target: Path) -> Engine:
+def to_sparse_engine(source: Path, target: Path) -> EngineSummary:
     """Writes the engine's form of an IR folder: everything beside the model is copied.
 
     Args:
@@ -80,7 +80,7 @@ def to_engine(source: Path, target: Path) -> Engine:
     products, ordinary = _products(model, ranges)
     if not products:
         most = max(ordinary.values(), default=0.0)
-        raise TooFewZerosError(
+        raise NotSparseEnoughError(
             f"no matrix is sparse enough for the kernel: at most {most:.0%} zeros, it pays from {BREAK_EVEN:.0%}",
             where=str(source),
         )
@@ -93,7 +93,7 @@ def to_engine(source: Path, target: Path) -> Engine:
             shutil.copy2(file, target)
     ov.save_model(model, target / MODEL, compress_to_fp16=False)
     in_8_bits = sum(p.range is not None for p in products)
-    return Engine(tuple(p.op.get_friendly_name() for p in products), operations, in_8_bits, ordinary)
+    return EngineSummary(tuple(p.op.get_friendly_name() for p in products), operations, in_8_bits, ordinary)
 
 
 def reference_ir(source: Path, target: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from toolkit.core import machine as system
+from toolkit.core import machine
 from toolkit.core.errors import UserError
 from toolkit.core.files import content_hash, json_hash
 from toolkit.data.metrics import in_order
@@ -69,7 +69,7 @@ def predict_ir(
     logits: list[np.ndarray] = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = padded([features[i] for i in chosen], names, pad_id)
+        batch = pad_inputs([features[i] for i in chosen], names, pad_id)
         answer = request.infer(batch)
         # One output of a classifier; of question answering the logits of starts, then those of ends.
         outputs = [answer[port] for port in compiled.outputs]
@@ -84,7 +84,7 @@ def predict_ir(
     return in_order(logits, order, [len(f["input_ids"]) for f in features])
 
 
-def kept_answers(
+def cached_predictions(
     folder: Path, examples: "Split", pad_id: int, cache: Path, properties: Mapping[str, str] | None = None
 ) -> "Sequence[np.ndarray]":
     """What `predict_ir` finds, asked once: several checks and measurements look at the same answers.
@@ -105,7 +105,7 @@ def kept_answers(
     from toolkit.data.tasks import fingerprint
     from toolkit.ir.runtime import is_engine
 
-    here = system.machine()
+    here = machine.describe()
     asked = {
         "way": _WAY_OF_ASKING,
         "ir": content_hash(folder),
@@ -113,7 +113,7 @@ def kept_answers(
         "examples": fingerprint(examples),
         "pad_id": pad_id,
         "properties": dict(properties or {}),
-        "openvino": system.versions()["openvino"],
+        "openvino": machine.versions()["openvino"],
         "cpu": [here["cpu"], here["isa"]],
         "environment": {k: v for k, v in os.environ.items() if k.startswith(_SHAPE_PRODUCTS)},
     }
@@ -134,7 +134,7 @@ def kept_answers(
     return [found[:, end - length : end] for end, length in zip(ends, examples.lengths, strict=True)]
 
 
-def padded(
+def pad_inputs(
     features: Sequence[Mapping[str, Sequence[int]]], names: Sequence[str], pad_id: int, length: int | None = None
 ) -> "dict[str, np.ndarray]":
     """The inputs `names` of a model as int64 arrays [examples, length].

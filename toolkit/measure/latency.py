@@ -19,7 +19,7 @@ from types import MappingProxyType
 from toolkit.core.errors import UserError
 from toolkit.core.machine import cores
 from toolkit.ir.runtime import needed_extension
-from toolkit.measure.accuracy import Examples, padded
+from toolkit.measure.accuracy import Examples, pad_inputs
 from toolkit.recipe import Performance
 
 
@@ -166,7 +166,7 @@ def _inputs(
     target = folder / "inputs"
     target.mkdir(parents=True, exist_ok=True)
     files = {}
-    for name, array in padded(chosen, names, pad_id, length).items():
+    for name, array in pad_inputs(chosen, names, pad_id, length).items():
         path = target / f"b{batch}_{name}.npy"
         np.save(path, array)
         files[name] = f"inputs/{path.name}"

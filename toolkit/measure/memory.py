@@ -24,7 +24,7 @@ print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 
 
-def peak_bytes(folder: Path, inputs: Mapping[str, Sequence[Sequence[int]]]) -> int:
+def peak_memory(folder: Path, inputs: Mapping[str, Sequence[Sequence[int]]]) -> int:
     """Peak resident memory of a fresh Python process that compiles an IR and runs it once; the interpreter included.
 
     Args:

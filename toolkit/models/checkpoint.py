@@ -10,7 +10,7 @@ from pathlib import Path
 from toolkit.core.errors import UserError
 from toolkit.models.architectures import _prefix, in_a_layer
 
-DENSE = 0.01  # a model with a smaller share of zeros was never pruned
+MIN_SPARSITY = 0.01  # a model with a smaller share of zeros was never pruned
 _BARE = ("encoder.", "transformer.", "embeddings.", "pooler.")  # names in an encoder that was saved without a head
 # Element type in safetensors -> bytes, and the bits that are clear in a zero (a sign does not count).
 _FLOATS = {"F64": (8, 0x7FFF_FFFF_FFFF_FFFF), "F32": (4, 0x7FFF_FFFF), "F16": (2, 0x7FFF), "BF16": (2, 0x7FFF)}
@@ -22,7 +22,7 @@ _QUANTIZERS = re.compile(
 
 
 @dataclass(frozen=True)
-class Tensor:
+class StoredTensor:
     """One tensor of a safetensors file: element type, shape, and where its bytes lie in the file."""
 
     file: Path
@@ -38,11 +38,11 @@ def encoder_matrices(folder: Path) -> dict[str, tuple[int, int]]:
     Raises:
         UserError: As `tensors`.
     """
-    found = tensors(folder).items()
+    found = stored_tensors(folder).items()
     return {name: (t.shape[0], t.shape[1]) for name, t in found if len(t.shape) == 2 and in_a_layer(name)}
 
 
-def tensors(folder: Path) -> dict[str, Tensor]:
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint, from the headers of its safetensors files.
 
     The names are those in training: `bert.encoder…` also where a bare encoder was saved as `encoder…`.
@@ -53,7 +53,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise _no_weights(folder)
-    found: dict[str, Tensor] = {}
+    found: dict[str, StoredTensor] = {}
     prefix = _prefix(folder)
     for path in files:
         try:
@@ -63,7 +63,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
             for name, entry in header.items():
                 if name != "__metadata__":
                     start, stop = (size + 8 + int(offset) for offset in entry["data_offsets"])
-                    found[f"{prefix}{name}" if name.startswith(_BARE) else name] = Tensor(
+                    found[f"{prefix}{name}" if name.startswith(_BARE) else name] = StoredTensor(
                         path, str(entry["dtype"]), tuple(entry["shape"]), start, stop
                     )
         except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
@@ -71,7 +71,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def must_be_plain(folder: Path) -> None:
+def require_unquantized(folder: Path) -> None:
     """Refuses a checkpoint that is not plain floating-point weights in safetensors.
 
     Raises:
@@ -85,7 +85,7 @@ def must_be_plain(folder: Path) -> None:
     if method:
         name = method.get("quant_method") or method.get("format") or "quantization_config in its config.json"
         raise _quantized(folder, f"it was quantized already ({name})")
-    found = tensors(folder)
+    found = stored_tensors(folder)
     marks = [name for name in found if _QUANTIZERS.search(name)]
     if marks:
         raise _quantized(folder, f"it was quantized already: it holds {marks[0]!r}")
@@ -94,7 +94,7 @@ def must_be_plain(folder: Path) -> None:
         raise _quantized(folder, f"it was quantized already: {coded[0]} is {found[coded[0]].dtype}")
 
 
-def must_fit(length: int, limit: int | None, where: str, key: str = "max_seq_length") -> None:
+def require_length(length: int, limit: int | None, where: str, key: str = "max_seq_length") -> None:
     """Refuses a length that is more than the positions of a model; None: they are not known.
 
     Raises:
@@ -105,7 +105,7 @@ def must_fit(length: int, limit: int | None, where: str, key: str = "max_seq_len
         raise UserError(what, where=where, instead=f"{key}: {limit}")
 
 
-def zero_shares(folder: Path, names: Iterable[str]) -> dict[str, float]:
+def sparsity_by_tensor(folder: Path, names: Iterable[str]) -> dict[str, float]:
     """Share of weights that are exactly zero in each of these tensors.
 
     Raises:
@@ -113,7 +113,7 @@ def zero_shares(folder: Path, names: Iterable[str]) -> dict[str, float]:
     """
     import numpy as np
 
-    found, shares = tensors(folder), {}
+    found, shares = stored_tensors(folder), {}
     for name in names:
         tensor = found[name]
         size, bits = _FLOATS[tensor.dtype]

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from toolkit.core.errors import UserError
 from toolkit.models.architectures import in_a_layer
-from toolkit.models.checkpoint import must_be_plain
+from toolkit.models.checkpoint import require_unquantized
 from toolkit.recipe import Kind
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def save_checkpoint(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFas
 
 def _load(auto_class: Any, folder: Path, *, whole: bool = False, **settings: Any) -> "PreTrainedModel":
     """Weights of the encoder must be there; with `whole`, those of the head too."""
-    must_be_plain(folder)
+    require_unquantized(folder)
     try:
         with _quiet():
             model, report = auto_class.from_pretrained(

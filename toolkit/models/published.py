@@ -53,7 +53,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(source: str) -> dict[str, Any] | None:
+def published_config(source: str) -> dict[str, Any] | None:
     """What is known of a model on the hub, whatever its revision; None: nothing. Old ids have no owner."""
     name = source.partition("@")[0]
     return CONFIGS.get(name) or next((c for known, c in CONFIGS.items() if known.endswith(f"/{name}")), None)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
-from toolkit.models import published as known
-from toolkit.recipe.references import LOCAL, package_path
+from toolkit.models.published import published_config
+from toolkit.recipe.references import LOCAL_PREFIXES, package_path
 
 _HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def model_folder(source: str) -> Path:
+def fetch_model(source: str) -> Path:
     """The folder of a checkpoint: a local folder, `package:…`, or a hub id (`owner/name[@revision]`), then fetched.
 
     Raises:
@@ -21,7 +21,7 @@ def model_folder(source: str) -> Path:
     return local_model(source) or _snapshot(source, fetch=True)
 
 
-def model_at_hand(source: str) -> Path | None:
+def cached_model(source: str) -> Path | None:
     """As `model_folder`; None for what may be a model on the hub that was not fetched yet.
 
     Raises:
@@ -34,20 +34,20 @@ def model_at_hand(source: str) -> Path | None:
         return _snapshot(source, fetch=False)
     except UserError:
         named = _HUB_MODEL.fullmatch(source) and not Path(source).parent.is_dir()
-        if named or known.config_of(source) is not None:
+        if named or published_config(source) is not None:
             return None
         raise
 
 
-def config_at_hand(source: str) -> dict[str, Any] | None:
+def cached_config(source: str) -> dict[str, Any] | None:
     """What a checkpoint's `config.json` says, or what is known of a model on the hub; None: nothing is.
 
     Raises:
         UserError: As `model_at_hand`; or the file is damaged.
     """
-    folder = model_at_hand(source)
+    folder = cached_model(source)
     if folder is None:
-        return known.config_of(source)
+        return published_config(source)
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -58,8 +58,8 @@ def config_at_hand(source: str) -> dict[str, Any] | None:
 
 def is_hub_model(source: str) -> bool:
     """Whether a name in a recipe is that of a model on the hub, whatever folder of that name there may be."""
-    named = _HUB_MODEL.fullmatch(source) and not source.startswith(LOCAL)
-    return bool(named) or known.config_of(source) is not None
+    named = _HUB_MODEL.fullmatch(source) and not source.startswith(LOCAL_PREFIXES)
+    return bool(named) or published_config(source) is not None
 
 
 def local_model(source: str) -> Path | None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 _NOWHERE = -1e9  # logit of a position that cannot be an answer: its probability is exactly 0
 
 
-def logits_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def task_logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """A forward pass: [n, C] of a classifier (C = 1: a number), [n, 2, length] of starts and ends of an answer.
 
     Padding cannot be an answer, so that logits do not depend on what an example shares a batch with.
@@ -24,7 +24,7 @@ def logits_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return logits.masked_fill(inputs["attention_mask"][:, None] == 0, _NOWHERE)
 
 
-def batch_of(logits: Sequence[np.ndarray]) -> Tensor:
+def pad_logits(logits: Sequence[np.ndarray]) -> Tensor:
     """Logits of single examples as `logits_of` gives them for a batch.
 
     Args:

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from toolkit.core.files import file_hash
-from toolkit.data import files
+from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.hub import hub_split
-from toolkit.recipe import OWN_STAGES, Recipe, references
-from toolkit.recipe.references import is_hub
-from toolkit.recipe.task import READ_OF_A_TASK
+from toolkit.recipe import OWN_STAGES, Recipe
+from toolkit.recipe.references import corpus_files, is_hub
+from toolkit.recipe.task import TEXT_FIELDS
 
 # Where files lie says nothing about what they hold: the key takes their content hashes instead.
 _PATH_KEYS = {
@@ -37,12 +37,12 @@ def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[
     return {name: special[name] if name in special else recipe.section(name, task) for name in names}
 
 
-def plain(name: str, value: Any) -> Any:
+def section_values(name: str, value: Any) -> Any:
     """A section as JSON values, without the paths in it."""
     if value is None:
         return None
     if name == "corpus_tasks":
-        return {t: section.model_dump(mode="json", include=READ_OF_A_TASK) for t, section in value.items()}
+        return {t: section.model_dump(mode="json", include=TEXT_FIELDS) for t, section in value.items()}
     values: dict[str, Any] = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
     return values | {"more_dev": sorted(value.more_dev)} if name == "task" else values  # their names name the metrics
 
@@ -57,7 +57,7 @@ def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], 
     streamed = {s for s in (corpus.files if corpus else ()) if is_hub(s)}
 
     def hashed(spec: str) -> str:
-        file = None if spec in streamed else files.local_file(spec) if fetch else files.at_hand(spec)
+        file = None if spec in streamed else fetch_file(spec) if fetch else cached_file(spec)
         name = str(file or spec)
         if name not in hashes:
             hashes[name] = file_hash(file) if file else hub_split(spec).content
@@ -65,7 +65,7 @@ def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], 
 
     roles: dict[str, Any] = {}
     if corpus is not None:
-        roles["corpus"] = [hashed(spec) for spec in references.corpus_specs(corpus, sections["corpus_tasks"])]
+        roles["corpus"] = [hashed(spec) for spec in corpus_files(corpus, sections["corpus_tasks"])]
     if task is not None:
         roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}

@@ -19,8 +19,8 @@ from toolkit.core.artifacts import Artifact, Kind, Manifest, read_manifest
 from toolkit.core.errors import UserError
 from toolkit.core.files import content_hash, json_hash
 from toolkit.ir import kernels
-from toolkit.models import sources
-from toolkit.pipeline.cache_keys import data_hashes, plain, sections_of
+from toolkit.models.sources import cached_model, fetch_model
+from toolkit.pipeline.cache_keys import data_hashes, section_values, sections_of
 from toolkit.recipe import Recipe
 
 
@@ -129,7 +129,7 @@ def plan(recipe: Recipe, run_folder: Path, *, fetch: bool = True) -> list[Step]:
 
 
 def _ready(kind: Kind, source: str, fetch: bool) -> Artifact:
-    folder = sources.model_folder(source) if fetch else sources.model_at_hand(source)
+    folder = fetch_model(source) if fetch else cached_model(source)
     if folder is None:
         return Artifact(kind=kind, path=Path(source), sha256=source)
     return Artifact(kind=kind, path=folder, sha256=content_hash(folder))
@@ -159,7 +159,7 @@ def _step(
     made_from = {
         "stage": stage.name,
         "seed": recipe.seed,
-        "config": {name: plain(name, value) for name, value in sections.items()},
+        "config": {name: section_values(name, value) for name, value in sections.items()},
         "data": roles,
         "inputs": {n: i.key if isinstance(i, Step) else i.sha256 for n, i in inputs.items()},
     }
@@ -168,7 +168,7 @@ def _step(
     keys = [json_hash(made_from | kernel) for kernel in _kernels(stage, sections)]
     key = next((k for k in keys if manifest is not None and manifest.key == k), keys[-1])
     there = {i.label: i.manifest for i in inputs.values() if isinstance(i, Step) and i.manifest is not None}
-    same = manifest is not None and manifest.key == key and made_of(manifest, inputs, there)
+    same = manifest is not None and manifest.key == key and inputs_unchanged(manifest, inputs, there)
     here = manifest if same else None
     return Step(stage, task, folder, key, inputs, sections, data, here)
 
@@ -181,7 +181,7 @@ def _lacking(recipe: Recipe, stage: Stage, task: str | None, name: str) -> UserE
     )
 
 
-def made_of(manifest: Manifest, inputs: "dict[str, Step | Artifact]", there: dict[str, Manifest]) -> bool:
+def inputs_unchanged(manifest: Manifest, inputs: "dict[str, Step | Artifact]", there: dict[str, Manifest]) -> bool:
     """Whether a stage's inputs still hold what they held when it was made: they may have been made anew since.
 
     Args:
@@ -220,7 +220,7 @@ def select(steps: list[Step], *, only: str | None = None, start: str | None = No
     return [s for s in steps if s.stage.name == wanted or (start and s.stage.name in later)]
 
 
-def finished(run_folder: Path) -> list[Manifest]:
+def finished_manifests(run_folder: Path) -> list[Manifest]:
     """Manifests of all finished stages in a run folder, in the order of the data flow.
 
     Raises:

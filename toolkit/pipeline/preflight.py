@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
-from toolkit.data import files
-from toolkit.data import task_rows as rows
-from toolkit.data.files import local_file, paragraphs
-from toolkit.models import architectures, sources
-from toolkit.models import checkpoint as checkpoints
-from toolkit.models import published as known
-from toolkit.models.checkpoint import DENSE
-from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train, references
-from toolkit.recipe.pruning import cannot
-from toolkit.recipe.references import is_hub
-from toolkit.sparsity import assignment as matching
-from toolkit.training.lr_schedule import must_stay_near_the_peak
+from toolkit.data import task_rows
+from toolkit.data.files import cached_file, fetch_file, paragraphs
+from toolkit.models.architectures import matrix_shapes, positions
+from toolkit.models.checkpoint import (
+    MIN_SPARSITY,
+    encoder_matrices,
+    require_length,
+    require_unquantized,
+    sparsity_by_tensor,
+)
+from toolkit.models.published import published_config
+from toolkit.models.sources import cached_config, cached_model
+from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
+from toolkit.recipe.pruning import unsupported
+from toolkit.recipe.references import corpus_files, is_hub, task_files
+from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity
+from toolkit.training.lr_schedule import require_bounded_rewinding
 
 if TYPE_CHECKING:
     pass
@@ -33,11 +38,11 @@ def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
     Raises:
         UserError: Nothing is matched, or a pattern of `model.prunable` matches nothing.
     """
-    folder = sources.model_at_hand(source)
+    folder = cached_model(source)
     if folder is not None:
-        matrices = checkpoints.encoder_matrices(folder)
-    elif config := known.config_of(source):
-        matrices = architectures.matrix_shapes(config)
+        matrices = encoder_matrices(folder)
+    elif config := published_config(source):
+        matrices = matrix_shapes(config)
     else:
         return {}
     if not matrices:
@@ -70,21 +75,21 @@ def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, s
     named = [("model", recipe.model.source), *((f"ready {name}", source) for name, source in recipe.ready.items())]
     named += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
     for what, source in named:
-        folder = sources.model_at_hand(source)
+        folder = cached_model(source)
         found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
         if folder is not None:
-            checkpoints.must_be_plain(folder)
+            require_unquantized(folder)
     _check_lengths(recipe)
     if recipe.student is not None:
         found += _pruning(recipe, "student", recipe.student.pruning, recipe.student.distillation.train)
     found += _transfers(recipe)
     if recipe.corpus is not None:
-        specs = references.corpus_specs(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
+        specs = corpus_files(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
         counted = check_corpus(recipe.corpus) if read_rows else ""
         found.append(("corpus", "; ".join(filter(None, (_data(specs), counted)))))
     for name, task in recipe.tasks.items():
-        counted = rows.check(name, task) if read_rows else ""
-        found.append((f"task {name}", "; ".join(filter(None, (_data(references.task_specs(task)), counted)))))
+        counted = task_rows.check_rows(name, task) if read_rows else ""
+        found.append((f"task {name}", "; ".join(filter(None, (_data(task_files(task)), counted)))))
     return found
 
 
@@ -102,7 +107,7 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], cache: Path) -> No
     _check_lengths(recipe)
     for name, task in recipe.tasks.items():
         if name in tasks:
-            rows.check(name, task)
+            task_rows.check_rows(name, task)
     if None in tasks and recipe.corpus is not None:
         check_corpus(recipe.corpus, cache)
 
@@ -111,7 +116,7 @@ def _check_lengths(recipe: Recipe) -> None:
     """Holds every length against the positions of the models that get it, as far as these are known."""
     first = recipe.ready.get("teacher", recipe.model.source)
     if recipe.corpus is not None and (recipe.teacher or recipe.student):
-        checkpoints.must_fit(recipe.corpus.max_seq_length, _positions([first]), "corpus")
+        require_length(recipe.corpus.max_seq_length, _positions([first]), "corpus")
     for name, task in recipe.tasks.items():
         models = {str(stage): source for stage, source in task.ready.items()}
         if recipe.section("task_teacher", name):
@@ -119,22 +124,22 @@ def _check_lengths(recipe: Recipe) -> None:
         if recipe.section("transfer", name):
             models.setdefault("transfer", recipe.ready.get("student", first))
         limit = _positions(models.values())
-        checkpoints.must_fit(task.max_seq_length, limit, f"tasks.{name}")
+        require_length(task.max_seq_length, limit, f"tasks.{name}")
         if benchmark := recipe.section("benchmark", name):
             where = f"{f'tasks.{name}.' if task.benchmark else ''}benchmark.evaluation.performance"
-            checkpoints.must_fit(benchmark.evaluation.performance.sequence_length, limit, where, "sequence_length")
+            require_length(benchmark.evaluation.performance.sequence_length, limit, where, "sequence_length")
 
 
 def _positions(models: Iterable[str]) -> int | None:
     """Of the model that has the fewest; None: nothing is known of any."""
-    configs = (sources.config_at_hand(source) for source in dict.fromkeys(models))
-    return min((count for config in configs if config and (count := architectures.positions(config))), default=None)
+    configs = (cached_config(source) for source in dict.fromkeys(models))
+    return min((count for config in configs if config and (count := positions(config))), default=None)
 
 
 def _data(specs: list[str]) -> str:
     """Names of data files; of splits on the hub all of it, and which are still to be fetched."""
-    later = [spec for spec in specs if files.at_hand(spec) is None]
-    here = [spec if is_hub(spec) else files.local_file(spec).name for spec in specs if spec not in later]
+    later = [spec for spec in specs if cached_file(spec) is None]
+    here = [spec if is_hub(spec) else fetch_file(spec).name for spec in specs if spec not in later]
     return "; ".join([", ".join(here)] * bool(here) + [f"{', '.join(later)}, {_LATER}"] * bool(later))
 
 
@@ -168,21 +173,21 @@ def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list
     where = f"{stage}.pruning.approach.weight_compression"
     # Steps that epochs amount to are known with the data; here, what can be said in epochs alone is checked.
     pruners = compression.resolve(steps_per_epoch=_EPOCH if compression.in_epochs() else 0)
-    for number, (pruner, names) in enumerate(zip(pruners, matching.assign(pruners, shapes, where), strict=True)):
+    for number, (pruner, names) in enumerate(zip(pruners, assign_matrices(pruners, shapes, where), strict=True)):
         label = f"{stage} pruner {number + 1}" if len(pruners) > 1 else f"{stage} pruner"
         if pruner.prune_type == LOCK:
-            folder = sources.model_at_hand(source)
-            shares = checkpoints.zero_shares(folder, names) if folder else {}
+            folder = cached_model(source)
+            shares = sparsity_by_tensor(folder, names) if folder else {}
             found += [(label, "pattern_lock"), *_by_layer(shapes, shares)]
             continue
-        problem = cannot(pruning.backend, pruner)
+        problem = unsupported(pruning.backend, pruner)
         if problem:
             raise UserError(f"{pruning.backend} cannot: {problem}", where=where, instead="backend: inc")
         length = _must_end(pruner, compression.in_epochs(), train, where)
         if length and pruning.learning_rate_rewinding:
             warmup = train.warmup_ratio * length
-            must_stay_near_the_peak(length, warmup, pruner.start_step, pruner.end_step, where)
-        reached = matching.reachable(pruner, {name: shapes[name] for name in names})
+            require_bounded_rewinding(length, warmup, pruner.start_step, pruner.end_step, where)
+        reached = reachable_sparsity(pruner, {name: shapes[name] for name in names})
         found += [(label, _schedule(pruner, compression.in_epochs(), pruning.backend)), *_by_layer(shapes, reached)]
     return found
 
@@ -220,14 +225,14 @@ def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:
 
 def _locked(recipe: Recipe, source: str) -> list[tuple[str, str]]:
     """The zeros of a ready sparse model, matrix by matrix."""
-    folder = sources.model_at_hand(source)
+    folder = cached_model(source)
     if folder is None:
         return [("locked", f"the zeros of {source} are checked when it was fetched")]
     shapes = prunable_shapes(recipe, source)
-    shares = checkpoints.zero_shares(folder, shapes)
+    shares = sparsity_by_tensor(folder, shapes)
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
     zeros = sum(share * weights[name] for name, share in shares.items()) / sum(weights.values())
-    if zeros < DENSE:
+    if zeros < MIN_SPARSITY:
         raise UserError(
             "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )
@@ -269,7 +274,7 @@ def check_corpus(section: Corpus, cache: Path | None = None) -> str:
     for spec in section.files:
         if is_hub(spec):
             continue
-        path = local_file(spec)
+        path = fetch_file(spec)
         good = cache / f"text-{file_hash(path)[:16]}" if cache else None
         if good is not None and good.exists():
             continue

@@ -6,7 +6,6 @@ Training needs torch, transformers, datasets and accelerate, so a GPU machine th
 import importlib.util
 
 from toolkit.core.errors import UserError
-from toolkit.pipeline import requirements as libraries
 from toolkit.recipe import Benchmark, Export, Quantize, Recipe, Student, Transfer
 
 # Extra -> what it brings: distribution, and the module that is imported of it here; None: nothing fails without it.
@@ -25,12 +24,12 @@ EXTRAS: dict[str, dict[str, str | None]] = {
 _OF_BACKEND = {"inc": "inc", "nncf": "deploy"}
 
 
-def install(extra: str) -> str:
+def install_command(extra: str) -> str:
     """The command that brings an extra."""
     return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
-def missing(extra: str) -> str:
+def missing_module(extra: str) -> str:
     """The first module of an extra that is not installed; empty where all of them are. Loads none of them."""
     modules = filter(None, EXTRAS[extra].values())
     return next((name for name in modules if importlib.util.find_spec(name) is None), "")
@@ -42,7 +41,7 @@ def extra_of(name: str) -> str:
     return next((extra for extra, brings in EXTRAS.items() if top in brings or top in brings.values()), "")
 
 
-def wanted_by(section: object) -> str:
+def extra_for(section: object) -> str:
     """The extra that a stage with this section of a recipe cannot do without; empty: none."""
     if isinstance(section, Quantize | Export | Benchmark):
         return "deploy"
@@ -53,12 +52,12 @@ def wanted_by(section: object) -> str:
 
 def missing_requirement(section: object) -> tuple[str, str] | None:
     """The module that a stage with this section needs and that is not installed, and how to install it; None: none."""
-    extra = wanted_by(section)
-    module = missing(extra) if extra else ""
-    return (module, install(extra)) if module else None
+    extra = extra_for(section)
+    module = missing_module(extra) if extra else ""
+    return (module, install_command(extra)) if module else None
 
 
-def must_be_there(stage: str, section: object) -> None:
+def require(stage: str, section: object) -> None:
     """Raises a UserError that names the extra to install, where a stage needs one that is not here."""
     if lacks := missing_requirement(section):
         raise UserError(f"this stage needs {lacks[0]}, which is not installed", where=stage, instead=lacks[1])
@@ -69,6 +68,6 @@ def missing_requirements(recipe: Recipe) -> list[str]:
     stages: dict[tuple[str, str], list[str]] = {}
     for stage in ("student", "transfer", "quantize", "export", "benchmark"):
         sections = [recipe.student] if stage == "student" else [recipe.section(stage, task) for task in recipe.tasks]
-        for lacks in {lacks for section in sections if (lacks := libraries.missing_requirement(section))}:
+        for lacks in {lacks for section in sections if (lacks := missing_requirement(section))}:
             stages.setdefault(lacks, []).append(stage)
     return [f"{', '.join(names)}: {module} is not installed; {how}" for (module, how), names in stages.items()]

@@ -12,15 +12,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-from toolkit.core import machine as system
-from toolkit.core.artifacts import Artifact, Context, Manifest, Progress, failed, read_manifest, write_manifest
+from toolkit.core import machine
+from toolkit.core.artifacts import Artifact, Context, Manifest, Progress, failed_checks, read_manifest, write_manifest
 from toolkit.core.errors import CheckFailed, UserError
 from toolkit.core.files import content_hash, json_hash
-from toolkit.pipeline import preflight as checking
-from toolkit.pipeline import requirements as libraries
-from toolkit.pipeline.cache_keys import Sections, plain
-from toolkit.pipeline.graph import Step, made_of, plan, select
-from toolkit.pipeline.run_folder import fresh_unless_same, locked, promote
+from toolkit.pipeline import preflight
+from toolkit.pipeline.cache_keys import Sections, section_values
+from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
+from toolkit.pipeline.requirements import require
+from toolkit.pipeline.run_folder import exclusive, promote, resume_or_reset
 from toolkit.recipe import Recipe
 from toolkit.training import distributed
 
@@ -47,16 +47,16 @@ class Run:
             CheckFailed: A stage's invariant does not hold; its folder stays `<stage>.partial` for a look.
             SystemExit: This process was a helper, and there is nothing left to help with.
         """
-        if distributed.connect():
+        if distributed.init():
             self._help()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):
+        with exclusive(self.folder):
             steps = plan(self.recipe, self.folder)
             again = {s.label for s in select(steps, only=only, start=start)}
             self._check_data(steps, again)
             done: dict[str, Manifest] = {}
             for step in steps:
-                stands = step.manifest if step.manifest and made_of(step.manifest, step.inputs, done) else None
+                stands = step.manifest if step.manifest and inputs_unchanged(step.manifest, step.inputs, done) else None
                 if only and step.stage.name != only:
                     done |= {step.label: stands} if stands else {}
                 elif stands and step.label not in again:
@@ -65,18 +65,18 @@ class Run:
                 else:
                     done[step.label] = self._make(step, done)
             self.manifests = list(done.values())
-        distributed.tell("")
+        distributed.broadcast_text("")
         return self.manifests
 
     def _check_data(self, steps: list[Step], again: set[str]) -> None:
         """Looks at all that unfinished steps read: a bad row must not be found days later."""
         todo = {s.task for s in steps if s.manifest is None or s.label in again}
-        checking.check_data(self.recipe, todo, self.folder / ".cache")
+        preflight.check_data(self.recipe, todo, self.folder / ".cache")
 
     def _help(self) -> NoReturn:
         """Trains along in every stage that the first process names; writes nothing."""
         steps: list[Step] = []
-        while label := distributed.told():
+        while label := distributed.receive_text():
             steps = steps or plan(self.recipe, self.folder)
             step = next(s for s in steps if s.label == label)
             done = {s.label: manifest for s in steps if (manifest := read_manifest(s.folder)) is not None}
@@ -86,7 +86,7 @@ class Run:
             try:
                 with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):  # once is enough
                     _stage_run(step)(Sections(step.sections), inputs, context)
-            except distributed.PartDone:
+            except distributed.WorkerDone:
                 continue
             except UserError:
                 time.sleep(_LET_THE_FIRST_SPEAK)
@@ -95,7 +95,7 @@ class Run:
         raise SystemExit(0)
 
     def _make(self, step: Step, done: dict[str, Manifest]) -> Manifest:
-        libraries.must_be_there(step.label, step.sections.get(step.stage.name))
+        require(step.label, step.sections.get(step.stage.name))
         partial = _partial(step)
         inputs = {name: self._input(step, made, done) for name, made in step.inputs.items()}
         contents = {name: made.sha256 for name, made in inputs.items()}
@@ -103,12 +103,12 @@ class Run:
         if whole and (whole.key, whole.inputs) == (step.key, contents):  # killed between the last write and the rename
             promote(partial, step.folder)
             return whole
-        work = fresh_unless_same(partial, json_hash([step.key, contents]))
+        work = resume_or_reset(partial, json_hash([step.key, contents]))
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with self.progress_of(step) as progress:
             context = Context(partial, work, self.recipe.seed, step.task, progress, self.folder / ".cache")
             if step.stage.trains:
-                distributed.tell(step.label)
+                distributed.broadcast_text(step.label)
             try:
                 result = _stage_run(step)(Sections(step.sections), inputs, context)
             except Exception as error:
@@ -120,7 +120,7 @@ class Run:
                         instead="make room and run the same command again: it goes on from the last checkpoint",
                     ) from error
                 raise
-        broken = failed(result.checks)
+        broken = failed_checks(result.checks)
         if broken:
             lines = "\n".join(f"  {c.name}: measured {c.measured}, limit {c.limit}" for c in broken)
             raise CheckFailed(f"{step.label}: {len(broken)} check(s) do not hold\n{lines}\n  Left in {partial}")
@@ -129,7 +129,7 @@ class Run:
             stage=step.stage.name,
             task=step.task,
             key=step.key,
-            config={n: plain(n, s) for n, s in step.sections.items()},
+            config={n: section_values(n, s) for n, s in step.sections.items()},
             inputs=contents,
             data=_by_name(step.data) | result.data,
             seed=self.recipe.seed,
@@ -142,10 +142,10 @@ class Run:
             metrics=result.metrics,
             checks=tuple(result.checks),
             history=tuple(result.history),
-            versions=system.versions(),
-            machine=system.machine(),
+            versions=machine.versions(),
+            machine=machine.describe(),
             run={"name": self.recipe.name, "description": self.recipe.description, "model": self.recipe.model.source},
-            commit=system.commit(),
+            commit=machine.commit(),
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
         )

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import write_whole
+from toolkit.core.files import write_atomic
 
 
-def fresh_unless_same(partial: Path, key: str) -> Path:
+def resume_or_reset(partial: Path, key: str) -> Path:
     """The scratch folder of an interrupted attempt with this key, or a new one."""
     work = partial / ".work"
     marker = work / "key.json"
     if not (marker.is_file() and marker.read_text() == json.dumps(key)):
         shutil.rmtree(partial, ignore_errors=True)
         work.mkdir(parents=True)
-        write_whole(marker, json.dumps(key))
+        write_atomic(marker, json.dumps(key))
     return work
 
 
@@ -34,7 +34,7 @@ def promote(partial: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Two processes in one run folder would overwrite each other."""
     with (folder / ".lock").open("w") as stream:
         try:

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toolkit.core import machine as system
+from toolkit.core import machine
 from toolkit.core.errors import UserError
 from toolkit.ir.conformance import in_8_bits
 from toolkit.quantization.operations import quantizable_ops, quantized_ops, quantizers
-from toolkit.quantization.per_operation import check_names, honour, keep_within_7_bits
+from toolkit.quantization.per_operation import apply, check_names, keep_within_7_bits
 from toolkit.recipe.quantization import Quantization
 
 _CONFIG = "nncf_config.json"
@@ -37,7 +37,7 @@ def resolve_overflow_fix(section: Quantization) -> Literal["enable", "disable"]:
         return "enable"
     if section.overflow_fix != "auto":
         return section.overflow_fix
-    return "disable" if system.isa() & _NO_SATURATION else "enable"
+    return "disable" if machine.isa() & _NO_SATURATION else "enable"
 
 
 def quantized(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Quantization) -> Any:
@@ -91,7 +91,7 @@ def dynamic(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Qua
     return made
 
 
-def settle(model: Any, sample: dict[str, Tensor], section: Quantization) -> None:
+def widen_to_7_bits(model: Any, sample: dict[str, Tensor], section: Quantization) -> None:
     """After training: weights that it moved out of the 7 bits of the overflow fix are let in again.
 
     Args:
@@ -117,7 +117,7 @@ def _quantized(
     asymmetric = any(in_8_bits(w) and w.activation.scheme == "asym" for w in wanted)
     made = _by_nncf(model, batches, section, asymmetric, smooth_quant, bias_correction)
     made.fp32_biases = _changed_biases(model, made)
-    honour(made, quantized_ops(made, batches[0]), section, resolve_overflow_fix(section) == "enable")
+    apply(made, quantized_ops(made, batches[0]), section, resolve_overflow_fix(section) == "enable")
     return made
 
 
@@ -206,7 +206,7 @@ def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
 
 def calibration_batches(collate: Callable[[list[Any]], dict[str, Tensor]], examples: Any, count: int) -> list[Any]:
     """The first `count` training examples one by one, as model inputs."""
-    from toolkit.data.batches import inputs_of
+    from toolkit.data.batches import model_inputs
 
     with torch.no_grad():
-        return [inputs_of(collate([examples[i]])) for i in range(min(count, len(examples)))]
+        return [model_inputs(collate([examples[i]])) for i in range(min(count, len(examples)))]

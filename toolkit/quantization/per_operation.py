@@ -44,7 +44,7 @@ def check_names(section: Quantization, ops: dict[str, OpType]) -> None:
             )
 
 
-def honour(model: Any, ops: Mapping[str, QuantizedOp], section: Quantization, seven_bits: bool) -> None:
+def apply(model: Any, ops: Mapping[str, QuantizedOp], section: Quantization, seven_bits: bool) -> None:
     """Edits the quantizers of single operations to what the recipe asks of them.
 
     An operation runs in 8 bits only where weight and activation are both `int8`; else it goes back to FP32.

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.models.task_heads import logits_of
-from toolkit.quantization import operations as nncf_ops
+from toolkit.models.task_heads import task_logits
+from toolkit.quantization.operations import bypassed
 
 
 @torch.inference_mode()
@@ -23,11 +23,11 @@ def measure(model: Any, batches: Sequence[Mapping[str, Tensor]], operations: Map
         operations: As from `nncf_ops.quantized_ops`.
     """
     names = set(operations)
-    with nncf_ops.bypassed(model, names, operations):
+    with bypassed(model, names, operations):
         plain = _logits(model, batches)
     found = {}
     for name in operations:
-        with nncf_ops.bypassed(model, names - {name}, operations):
+        with bypassed(model, names - {name}, operations):
             found[name] = float((_logits(model, batches) - plain).square().mean())
     return found
 
@@ -37,4 +37,4 @@ def _logits(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
     model.eval()
     device = next(model.parameters()).device
     moved = ({k: v.to(device) for k, v in batch.items()} for batch in batches)
-    return torch.cat([logits_of(model, batch).float().flatten() for batch in moved])
+    return torch.cat([task_logits(model, batch).float().flatten() for batch in moved])

@@ -70,7 +70,7 @@ def search(
     return tuple(trials)
 
 
-def keep(trials: Sequence[Trial], objective: str, costs: dict[int, float]) -> Trial:
+def select(trials: Sequence[Trial], objective: str, costs: dict[int, float]) -> Trial:
     """The trial that the objective chooses of those that meet the criterion; the best score when none does.
 
     Args:

@@ -26,7 +26,7 @@ from toolkit.recipe.distillation import Sample as Sample
 from toolkit.recipe.distillation import StudentDistillation as StudentDistillation
 from toolkit.recipe.export import Export as Export
 from toolkit.recipe.export import Variant as Variant
-from toolkit.recipe.fields import Count, Name, Number, Position, Section, laid_over, wrong
+from toolkit.recipe.fields import Count, Name, Number, Position, Section, merged, wrong
 from toolkit.recipe.pruning import LOCK as LOCK
 from toolkit.recipe.pruning import Pruning as Pruning
 from toolkit.recipe.pruning import ResolvedPruner as ResolvedPruner
@@ -101,7 +101,7 @@ class Recipe(Section):
         if not isinstance(values, dict) or not isinstance(values.get("tasks"), dict):
             return values
         tasks = {
-            name: task | {k: laid_over(values[k], task[k]) for k in OWN_STAGES if _both(values.get(k), task.get(k))}
+            name: task | {k: merged(values[k], task[k]) for k in OWN_STAGES if _both(values.get(k), task.get(k))}
             if isinstance(task, dict)
             else task
             for name, task in values["tasks"].items()

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Fraction, Number, Section, _named, wrong
+from toolkit.recipe.fields import Fraction, Number, Section, default_choice, wrong
 from toolkit.recipe.train import Precision, Train
 
 
@@ -64,7 +64,7 @@ class Criterion(Section):
     KnowledgeDistillationLoss: KDLossSettings | None = Field(None, json_schema_extra={"default": {}})
     IntermediateLayersKnowledgeDistillationLoss: IntermediateSettings | None = None
 
-    _fill = model_validator(mode="before")(_named("KnowledgeDistillationLoss"))
+    _fill = model_validator(mode="before")(default_choice("KnowledgeDistillationLoss"))
 
     @model_validator(mode="after")
     def _one(self) -> "Criterion":

@@ -44,24 +44,24 @@ def wrong(what: str, *at: str | int, instead: str = "") -> PydanticCustomError:
     return PydanticCustomError("recipe", "{what}", {"what": what, "at": at, "instead": instead})
 
 
-def replaced(section: dict[str, Any], key: str) -> None:
+def drop_excluded(section: dict[str, Any], key: str) -> None:
     """Takes out what the value of `key` stands in place of: keys that exclude it."""
     for group in EXCLUSIVE:
         for other in group - {key} if key in group else ():
             section.pop(other, None)
 
 
-def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two sections of the same kind as one: keys of `above` win, sections are joined key by key, lists replaced."""
     joined = dict(below)
     for key, value in above.items():
-        replaced(joined, key)
+        drop_excluded(joined, key)
         under = joined.get(key)
-        joined[key] = laid_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        joined[key] = merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return joined
 
 
-def _named(default: str) -> Callable[[Any], Any]:
+def default_choice(default: str) -> Callable[[Any], Any]:
     """A section that names one of several things names this one when it is empty."""
 
     def fill(values: Any) -> Any:

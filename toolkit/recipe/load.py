@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import Document, Mistake, Place, dump_yaml, parse_yaml, read_yaml
-from toolkit.recipe import Recipe, references
+from toolkit.recipe import Recipe
 from toolkit.recipe.json_schema import RECIPE, Schema
 from toolkit.recipe.messages import mistakes_in, together
-from toolkit.recipe.overrides import _override, _set
+from toolkit.recipe.overrides import apply_override, set_key
+from toolkit.recipe.references import is_hub, with_local_folder
 
 if TYPE_CHECKING:
     pass
@@ -79,12 +80,12 @@ def validated(document: Document, name: str, overrides: Sequence[str] = ()) -> R
     for number, text in enumerate(overrides):
         place = Place(_AFTER_ALL_LINES + number, f"override {text!r}")
         try:
-            said.append((*_override(document, text, place), place))
+            said.append((*apply_override(document, text, place), place))
         except UserError as error:
             document.mistakes.append(Mistake(place.order, error))
     for path, value, place in said:  # what is said of one task stays, whatever was said of all of them after it
         if path[0] == "tasks":
-            _set(document, path, value, place)
+            set_key(document, path, value, place)
     recipe = None
     try:
         recipe = Recipe.model_validate(document.data)
@@ -135,8 +136,8 @@ def _rewrite(value: Any, keys: Sequence[str], change: Callable[[str], str]) -> A
 
 def _beside(folder: Path, name: str) -> str:
     """The path of a file that lies in `folder`; any other name (hub id, package:, current directory) as it is."""
-    if references.is_hub(name):  # a local folder may stand in place of the id
-        return references.beside(name, folder)
+    if is_hub(name):  # a local folder may stand in place of the id
+        return with_local_folder(name, folder)
     if name.startswith("~/"):
         return str(Path(name).expanduser())
     if not name or name.startswith("package:") or not (folder / name).exists():

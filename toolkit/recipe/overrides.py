@@ -5,11 +5,11 @@ from typing import Any
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import Document, Mistake, Place, parse_yaml
 from toolkit.recipe import OWN_STAGES
-from toolkit.recipe.fields import replaced
+from toolkit.recipe.fields import drop_excluded
 from toolkit.recipe.json_schema import RECIPE, nearest
 
 
-def _override(document: Document, text: str, place: Place) -> tuple[tuple[str, ...], Any]:
+def apply_override(document: Document, text: str, place: Place) -> tuple[tuple[str, ...], Any]:
     """Sets what an override says; its key and value."""
     name, equals, value_text = (part.strip() for part in text.partition("="))
     if not (name and equals and value_text):
@@ -17,16 +17,17 @@ def _override(document: Document, text: str, place: Place) -> tuple[tuple[str, .
     path = _find(name, list(RECIPE.candidates(document.data)), place)
     value = parse_yaml(value_text, place.text, lines=False)
     document.mistakes += [Mistake(place.order, error) for _, error in value.mistakes]
-    _set(document, path, value.data, place)
+    set_key(document, path, value.data, place)
     if path[0] in OWN_STAGES:  # what is said of a stage holds for all tasks
         for name in document.data.get("tasks") or {}:
             old = _take_out(document, own := ("tasks", name, *path), place)
             if isinstance(old, dict) and isinstance(value.data, dict):
-                _set(document, own, {}, place)  # a section for more to be said of
+                set_key(document, own, {}, place)  # a section for more to be said of
     return path, value.data
 
 
-def _set(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:
+def set_key(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:
+    """Sets a key of a recipe that was said at `place`; sections on the way to it are made."""
     section = document.data
     for key in path[:-1]:
         section = section.setdefault(key, {})
@@ -50,7 +51,7 @@ def _take_out(document: Document, path: tuple[str, ...], place: Place) -> Any:
         section = section.get(key) if isinstance(section, dict) else None
     if not isinstance(section, dict):
         return None
-    replaced(section, path[-1])
+    drop_excluded(section, path[-1])
     for pruner in section.get("pruners") or [] if path[-2:-1] == ("weight_compression",) else []:
         if isinstance(pruner, dict):
             pruner.pop(path[-1], None)

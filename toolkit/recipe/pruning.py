@@ -286,12 +286,12 @@ _MAGNITUDE = {"magnitude", "basic_magnitude"}
 _GRADIENT = {"snip", "snip_momentum", "gradient_sensitivity"}
 
 
-def by_gradient(pruner: ResolvedPruner) -> bool:
+def needs_gradients(pruner: ResolvedPruner) -> bool:
     """Whether the scores of its weights come from gradients."""
     return pruner.prune_type in _GRADIENT
 
 
-def cannot(backend: Backend, pruner: ResolvedPruner) -> str:
+def unsupported(backend: Backend, pruner: ResolvedPruner) -> str:
     """What of a pruner a back end cannot do, in words; empty when it can do all of it."""
     if backend != "nncf":
         lasso = pruner.prune_type == "group_lasso" and pruner.tile.zeros

@@ -10,24 +10,24 @@ from toolkit.core.errors import UserError
 from toolkit.recipe.corpus import Corpus
 from toolkit.recipe.task import Task
 
-PREFIX = "hub:"
+HUB_PREFIX = "hub:"
 # A split may be a slice, train[:1000], and the path of a folder may have colons.
-_SPEC = re.compile(r"(?P<name>.+):(?P<config>[^:\[\]]*):(?P<split>[^:\[\]]+(?:\[[^\]]*\][^:\[\]]*)*)")
-LOCAL = ("/", ".", "~")  # no data set on the hub has a name that begins so
-_FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
+HUB_SPLIT = re.compile(r"(?P<name>.+):(?P<config>[^:\[\]]*):(?P<split>[^:\[\]]+(?:\[[^\]]*\][^:\[\]]*)*)")
+LOCAL_PREFIXES = ("/", ".", "~")  # no data set on the hub has a name that begins so
+HUB_FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
 
 
 def is_hub(spec: str) -> bool:
     """Whether a file of a recipe is a split on the hub."""
-    return spec.startswith(PREFIX)
+    return spec.startswith(HUB_PREFIX)
 
 
-def beside(spec: str, folder: Path) -> str:
+def with_local_folder(spec: str, folder: Path) -> str:
     """The same split, of the local folder that lies in `folder` under the data set's name, if there is one."""
-    found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
+    found = HUB_SPLIT.fullmatch(spec.removeprefix(HUB_PREFIX))
     if not found or not (folder / found["name"]).is_dir():
         return spec
-    return f"{PREFIX}{os.path.normpath(folder.resolve() / found['name'])}:{found['config']}:{found['split']}"
+    return f"{HUB_PREFIX}{os.path.normpath(folder.resolve() / found['name'])}:{found['config']}:{found['split']}"
 
 
 def package_path(spec: str) -> Path:
@@ -63,11 +63,11 @@ def package_path(spec: str) -> Path:
     return min(folders, key=lambda p: len(p.parts))
 
 
-def task_specs(task: Task) -> list[str]:
+def task_files(task: Task) -> list[str]:
     """What a recipe names as the data files of a task, the train file first."""
     return [f for f in (task.train, task.dev, *task.more_dev.values()) if f]
 
 
-def corpus_specs(corpus: Corpus, tasks: Mapping[str, Task]) -> list[str]:
+def corpus_files(corpus: Corpus, tasks: Mapping[str, Task]) -> list[str]:
     """What a recipe names as the files that pre-training text comes from."""
     return [*corpus.files, *(tasks[t].train for t in corpus.tasks)]

@@ -138,4 +138,4 @@ class Task(Section):
 
 
 # Keys of a task that its training texts depend on; how it is learnt, quantized, measured or called is none of them.
-READ_OF_A_TASK = {"kind", "columns", "label", "rows", "drop_empty", "hold_out", "tuning_examples"}
+TEXT_FIELDS = {"kind", "columns", "label", "rows", "drop_empty", "hold_out", "tuning_examples"}

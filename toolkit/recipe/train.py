@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Count, Fraction, Number, Section, _named, wrong
+from toolkit.recipe.fields import Count, Fraction, Number, Section, default_choice, wrong
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -47,7 +47,7 @@ class Optimizer(Section):
     Adam: AdamSettings | None = None
     SGD: SGDSettings | None = None
 
-    _fill = model_validator(mode="before")(_named("AdamW"))
+    _fill = model_validator(mode="before")(default_choice("AdamW"))
 
     @model_validator(mode="after")
     def _one(self) -> "Optimizer":

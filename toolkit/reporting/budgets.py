@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.core.artifacts import Manifest
-from toolkit.reporting.claims_table import SHIPPED, headline
+from toolkit.reporting.claims_table import SHIPPED, claims_table
 from toolkit.reporting.manifests import stage_of
 
 # The paper's pre-training, for the teacher and again for the student: steps * sequences per step.
@@ -91,7 +91,7 @@ class Gain:
     scores: tuple[float, float]
 
 
-def gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
+def budget_gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
     """What more student steps bought, from runs that differ in nothing else: the least against the most."""
     found: dict[tuple[str, str], list[tuple[int, Manifest]]] = {}
     for run in runs:
@@ -105,7 +105,7 @@ def gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
     result = []
     for (task, _), measured in found.items():
         (few, first), (many, last) = min(measured, key=lambda x: x[0]), max(measured, key=lambda x: x[0])
-        before, after = headline(first).variant(SHIPPED), headline(last).variant(SHIPPED)
+        before, after = claims_table(first).variant(SHIPPED), claims_table(last).variant(SHIPPED)
         if few == many or before is None or after is None or first.metrics["dev_n"] != last.metrics["dev_n"]:
             continue
         scores = (before.scores[0].value, after.scores[0].value)

@@ -31,7 +31,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Quantity:
     """A figure, its spread over rounds, and how many times better than dense FP32 it is (None: nothing to compare)."""
 
     value: float
@@ -41,34 +41,34 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantRow:
     """One row of the claims table. Sizes in bytes, latency in ms per inference, throughput in examples per second."""
 
     name: str
     scores: tuple[Score, ...]
-    file: Measured
-    gzip: Measured
-    encoder: Measured | None
-    latency: Measured | None
-    throughput: Measured | None
+    file: Quantity
+    gzip: Quantity
+    encoder: Quantity | None
+    latency: Quantity | None
+    throughput: Quantity | None
 
 
 @dataclass(frozen=True)
-class Headline:
+class ClaimsTable:
     """The claims table of one task, with the batch sizes its speed columns stand for."""
 
     task: str
     note: str
-    variants: tuple[Variant, ...]
+    variants: tuple[VariantRow, ...]
     latency_batch: int
     throughput_batch: int
 
-    def variant(self, name: str) -> Variant | None:
+    def variant(self, name: str) -> VariantRow | None:
         """The row of that name, if it was measured."""
         return next((v for v in self.variants if v.name == name), None)
 
 
-def headline(benchmark: Manifest) -> Headline:
+def claims_table(benchmark: Manifest) -> ClaimsTable:
     """The claims table from a benchmark's manifest."""
     metrics = benchmark.metrics
     found: dict[str, dict[str, Any]] = metrics["variants"]
@@ -78,7 +78,7 @@ def headline(benchmark: Manifest) -> Headline:
     n = int(metrics["dev_n"])
     counts: dict[str, int] = metrics.get("counts", {})
     variants = tuple(
-        Variant(
+        VariantRow(
             name=name,
             scores=tuple(
                 _score(m, v["accuracy"], dense if name != DENSE else None, counts.get(m, n)) for m in metrics["metrics"]
@@ -91,10 +91,10 @@ def headline(benchmark: Manifest) -> Headline:
         )
         for name, v in found.items()
     )
-    return Headline(benchmark.task or "", metrics.get("note", ""), variants, small, large)
+    return ClaimsTable(benchmark.task or "", metrics.get("note", ""), variants, small, large)
 
 
-def variants_of(heads: Sequence[Headline]) -> list[str]:
+def variants_of(heads: Sequence[ClaimsTable]) -> list[str]:
     """Names of all variants that were measured of some task, in the order in which they appear."""
     return list(dict.fromkeys(v.name for head in heads for v in head.variants))
 
@@ -114,11 +114,11 @@ def _score(metric: str, scores: dict[str, float], dense: dict[str, Any] | None, 
     return score_of(metric, scores[metric], n, None if dense is None else dense["accuracy"][metric])
 
 
-def _size(value: float, reference: float | None) -> Measured:
-    return Measured(value, ratio=reference / value if reference and value else None)
+def _size(value: float, reference: float | None) -> Quantity:
+    return Quantity(value, ratio=reference / value if reference and value else None)
 
 
-def _speed(what: str, batch: int, variant: dict[str, Any], dense: dict[str, Any] | None) -> Measured | None:
+def _speed(what: str, batch: int, variant: dict[str, Any], dense: dict[str, Any] | None) -> Quantity | None:
     """A figure of the run with that batch; sizes and times are better small, throughput large."""
     mine = _at(batch, variant)
     if mine is None:
@@ -129,8 +129,8 @@ def _speed(what: str, batch: int, variant: dict[str, Any], dense: dict[str, Any]
         ratio = mine[what] / reference[what] if what in _LARGER_IS_BETTER else reference[what] / mine[what]
     if what in _LARGER_IS_BETTER:
         rounds = [r["throughput"] for r in mine.get("rounds", ())]
-        return Measured(mine[what], min(rounds, default=None), max(rounds, default=None), ratio)
-    return Measured(mine[what], mine.get("latency_ms_low"), mine.get("latency_ms_high"), ratio)
+        return Quantity(mine[what], min(rounds, default=None), max(rounds, default=None), ratio)
+    return Quantity(mine[what], mine.get("latency_ms_low"), mine.get("latency_ms_high"), ratio)
 
 
 def _at(batch: int, variant: dict[str, Any]) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolkit.reporting.claims_table import Headline
+from toolkit.reporting.claims_table import ClaimsTable
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -28,7 +28,7 @@ def to_html(figure: "Figure", name: str) -> str:
     return text
 
 
-def against_size(head: Headline) -> "Figure":
+def against_size(head: ClaimsTable) -> "Figure":
     """First metric against bytes: the .bin as it is (filled) and after gzip (open), one line for each variant."""
     figure = _figure()
     for v in head.variants:
@@ -51,7 +51,7 @@ def against_size(head: Headline) -> "Figure":
     return figure
 
 
-def against_latency(head: Headline) -> "Figure":
+def against_latency(head: ClaimsTable) -> "Figure":
     """First metric against latency: median, with the spread over rounds."""
     figure = _figure()
     for v in head.variants:

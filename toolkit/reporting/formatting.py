@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.reporting.budgets import Budget
-from toolkit.reporting.claims_table import Headline, Score
+from toolkit.reporting.claims_table import ClaimsTable, Score
 
 _THIN = "\u202f"  # a space that never breaks between a number and its unit
 
@@ -80,7 +80,7 @@ def cell(content: object) -> str:
     return str(content).replace("|", "\\|")
 
 
-def examples(head: Headline) -> str:
+def examples(head: ClaimsTable) -> str:
     """How many dev examples are behind the scores: 872; or 9,815 (accuracy), 9,832 (accuracy (mismatched))."""
     scores = head.variants[0].scores
     if len({s.n for s in scores}) == 1:

@@ -18,7 +18,7 @@ def tasks_of(run: Sequence[Manifest]) -> list[str]:
     return list(dict.fromkeys(m.task for m in run if m.task))
 
 
-def behind(
+def provenance_groups(
     runs: Sequence[Sequence[Manifest]], what: Literal["machine", "versions"]
 ) -> list[tuple[str, dict[str, Any]]]:
     """Each machine, or set of versions, behind the figures, with whose they are: run 1 (films, sst2); run 2 (mnli).

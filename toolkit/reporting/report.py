@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.artifacts import Manifest, failed
+from toolkit.core.artifacts import Manifest, failed_checks
 from toolkit.measure.size import BUNDLE, FILE, GZIP
-from toolkit.reporting import figures, formatting
-from toolkit.reporting import sentences as text
-from toolkit.reporting.budgets import Budget, budgets, gains
-from toolkit.reporting.claims_table import DENSE, SHIPPED, Headline, headline, variants_of
-from toolkit.reporting.manifests import STAGES, StageScores, behind, stage_of, stage_scores, tasks_of
+from toolkit.reporting import figures, formatting, sentences
+from toolkit.reporting.budgets import Budget, budget_gains, budgets
+from toolkit.reporting.claims_table import DENSE, SHIPPED, ClaimsTable, claims_table, variants_of
+from toolkit.reporting.manifests import STAGES, StageScores, provenance_groups, stage_of, stage_scores, tasks_of
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
@@ -28,7 +27,7 @@ class SizeRow:
 class TaskView:
     """What the templates show of a task that was measured."""
 
-    head: Headline
+    head: ClaimsTable
     summary: str
     criterion: str
     sizes: list[SizeRow]
@@ -79,14 +78,14 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
     manifests = [m for run in runs for m in run]
     assert manifests, "a report needs a finished stage"
     views = [_run_view(run, f"Run {i} of {len(runs)}" if len(runs) > 1 else "") for i, run in enumerate(runs, 1)]
-    machines = behind(runs, "machine")
+    machines = provenance_groups(runs, "machine")
     values = {
         "runs": views,
-        "gains": gains(runs),
+        "gains": budget_gains(runs),
         "subjects": list(dict.fromkeys(_subject(m) for m in manifests if m.run)),
         "machines": machines,
         "hardware": formatting.hardware([machine for _, machine in machines]),
-        "versions": behind(runs, "versions"),
+        "versions": provenance_groups(runs, "versions"),
         "commits": list(dict.fromkeys(m.commit for m in manifests if m.commit)),
         "date": max(m.started for m in manifests)[:10],
         "seeds": sorted({m.seed for m in manifests}),
@@ -102,7 +101,7 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
             keep_trailing_newline=True,
         )
         environment.filters |= formatting.FILTERS
-        environment.globals["tuning_cost"] = text.tuning_cost
+        environment.globals["tuning_cost"] = sentences.tuning_cost
         script = {"plotly": Markup(get_plotlyjs())} if html else {}
         (folder / file).write_text(environment.get_template(template).render(**values, **script))
     return folder / PAGE
@@ -133,8 +132,8 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
         stages=tuple(stage for stage in STAGES if any(stage in row.scores for row in scores)),
         scores=scores,
         budgets=spent,
-        budget=text.budget(spent),
-        checks_failed=len(failed(c for m in run for c in m.checks)),
+        budget=sentences.budget(spent),
+        checks_failed=len(failed_checks(c for m in run for c in m.checks)),
         data=_data(run),
     )
     if pattern is not None:
@@ -157,21 +156,21 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None
     tuning = quantized.metrics.get("tuning") if quantized else None
     if benchmark is None:
         return None
-    head = headline(benchmark)
+    head = claims_table(benchmark)
     measured = benchmark.metrics["variants"]
     exported = export.metrics if export else {}
     exported_variants: dict[str, dict[str, Any]] = exported.get("variants", {})
     view = TaskView(
         head=head,
-        summary=text.summary(head, stage_of(run, "transfer", task) or quantized),
-        criterion=text.criterion(benchmark),
+        summary=sentences.summary(head, stage_of(run, "transfer", task) or quantized),
+        criterion=sentences.criterion(benchmark),
         sizes=_sizes(benchmark),
         parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],
         matmuls=exported_variants.get(SHIPPED, {}).get("matmuls", []),
-        left_out=text.left_out(export) + text.rows_left_out(run, task),
+        left_out=sentences.left_out(export) + sentences.rows_left_out(run, task),
         folder=benchmark.artifact.path.as_posix(),
         tuning=tuning,
-        tuning_text=text.tuning(tuning) if tuning else "",
+        tuning_text=sentences.tuning(tuning) if tuning else "",
         speeds=sorted(((v, p) for v, m in measured.items() for p in m["performance"]), key=lambda x: x[1]["batch"]),
     )
     metric = head.variants[0].scores[0].metric

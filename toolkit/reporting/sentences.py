@@ -5,11 +5,11 @@ from typing import Any
 
 from toolkit.core.artifacts import Manifest
 from toolkit.reporting.budgets import PAPER_BATCH, PAPER_STEPS, Budget
-from toolkit.reporting.claims_table import DENSE, ENGINE, SHIPPED, Headline, Measured, Variant, headline
+from toolkit.reporting.claims_table import DENSE, ENGINE, SHIPPED, ClaimsTable, Quantity, VariantRow, claims_table
 from toolkit.reporting.formatting import milliseconds, number, percent, points, score, storage, times
 
 
-def summary(head: Headline, sparse: Manifest | None) -> str:
+def summary(head: ClaimsTable, sparse: Manifest | None) -> str:
     """What was measured of the shipped variant, in words; of the last one where that was not exported.
 
     Args:
@@ -34,12 +34,12 @@ def summary(head: Headline, sparse: Manifest | None) -> str:
     return text
 
 
-def _time(latency: Measured) -> str:
+def _time(latency: Quantity) -> str:
     ratio = f", {times(latency.ratio)} the speed of {DENSE}" if latency.ratio else ""
     return f"{milliseconds(latency.value)}{ratio}"
 
 
-def _size_sentence(variant: Variant) -> str:
+def _size_sentence(variant: VariantRow) -> str:
     if variant.file.ratio is None:
         return f"Its .bin file has {storage(variant.file.value)}."
     text = f"Its .bin file is {times(variant.file.ratio)} smaller as it is and {times(variant.gzip.ratio)} after gzip"
@@ -96,7 +96,7 @@ def tuning_cost(found: dict[str, Any], number: int) -> str:
 def missed_criteria(manifests: Sequence[Manifest]) -> list[str]:
     """One line for each task whose accuracy criterion was not met; by tuning's figures where there are no others."""
     missed = [m for m in manifests if (m.metrics.get("accuracy_criterion") or {}).get("met") is False]
-    lines = [f"{m.task}: {criterion(m)} (n = {headline(m).variants[0].scores[0].n:,})" for m in missed]
+    lines = [f"{m.task}: {criterion(m)} (n = {claims_table(m).variants[0].scores[0].n:,})" for m in missed]
     measured = {m.task for m in manifests if m.stage == "benchmark"}
     for m in manifests:
         found = m.metrics.get("tuning")

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolkit.core.artifacts import Manifest, failed
-from toolkit.reporting import formatting
-from toolkit.reporting import sentences as text
+from toolkit.core.artifacts import Manifest, failed_checks
+from toolkit.reporting import formatting, sentences
 from toolkit.reporting.budgets import budgets
-from toolkit.reporting.claims_table import Headline, Score, Variant, headline, variants_of
+from toolkit.reporting.claims_table import ClaimsTable, Score, VariantRow, claims_table, variants_of
 from toolkit.reporting.manifests import STAGES, StageScores, stage_of, stage_scores, tasks_of
 
 if TYPE_CHECKING:
@@ -22,26 +21,26 @@ def console(runs: Sequence[Sequence[Manifest]]) -> "RenderableType":
 
     parts: list[RenderableType] = []
     for number, run in enumerate(runs, start=1):
-        heads = [headline(m) for m in run if m.stage == "benchmark"]
+        heads = [claims_table(m) for m in run if m.stage == "benchmark"]
         if len(heads) > 1:
             parts.append(_overview(heads))
         for benchmark in (m for m in run if m.stage == "benchmark"):
-            head = headline(benchmark)
+            head = claims_table(benchmark)
             parts.append(_table(head, f"run {number}, {head.task}" if len(runs) > 1 else head.task))
             quantized = stage_of(run, "quantize", head.task)
             sparse = stage_of(run, "transfer", head.task) or quantized
-            lines = [text.summary(head, sparse), text.criterion(benchmark)]
-            lines += text.left_out(stage_of(run, "export", head.task))
+            lines = [sentences.summary(head, sparse), sentences.criterion(benchmark)]
+            lines += sentences.left_out(stage_of(run, "export", head.task))
             parts += [Text(line) for line in lines if line]
             if quantized and quantized.metrics.get("tuning"):
                 parts += _tuning(quantized.metrics["tuning"])
         measured = {head.task for head in heads}
         if rows := [row for row in stage_scores(run) if row.task not in measured]:
             parts.append(_in_pytorch(rows))
-        parts += [Text(f"{task}: {line}") for task in tasks_of(run) for line in text.rows_left_out(run, task)]
-        parts += [Text(line) for line in [text.budget(budgets(run))] if line]
+        parts += [Text(f"{task}: {line}") for task in tasks_of(run) for line in sentences.rows_left_out(run, task)]
+        parts += [Text(line) for line in [sentences.budget(budgets(run))] if line]
     if checks := [c for run in runs for m in run for c in m.checks]:
-        parts.append(Text(f"{len(checks) - len(failed(checks))} of {len(checks)} checks hold."))
+        parts.append(Text(f"{len(checks) - len(failed_checks(checks))} of {len(checks)} checks hold."))
     return Group(*parts)
 
 
@@ -67,7 +66,7 @@ def _tuning(found: dict[str, Any]) -> "list[RenderableType]":
     from rich.table import Table
     from rich.text import Text
 
-    said = text.tuning(found)
+    said = sentences.tuning(found)
     if not said:
         return []
     table = Table(box=SIMPLE, padding=0, title=f"trials, on {found['examples']:,} training examples set aside")
@@ -89,13 +88,13 @@ def _tuning(found: dict[str, Any]) -> "list[RenderableType]":
             formatting.percent(trial["metric"], 2),
             formatting.percent(trial["loss"], 2),
             "met" if trial["met"] else "missed",
-            *([text.tuning_cost(found, trial["number"])] if found["costs"] else []),
+            *([sentences.tuning_cost(found, trial["number"])] if found["costs"] else []),
             style="bold" if kept else None,
         )
     return [Text(said), table]
 
 
-def _overview(heads: Sequence[Headline]) -> "Table":
+def _overview(heads: Sequence[ClaimsTable]) -> "Table":
     """Every task's first metric in every variant: what one pruning came to."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -111,7 +110,7 @@ def _overview(heads: Sequence[Headline]) -> "Table":
     return table
 
 
-def _table(head: Headline, title: str) -> "Table":
+def _table(head: ClaimsTable, title: str) -> "Table":
     """Second lines of the cells compare with dense FP32, so that the table fits 80 columns."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -139,7 +138,7 @@ def _compared(score: Score) -> str:
     return f"{formatting.score(score)}\n{formatting.points(score.change) if score.change is not None else ''}"
 
 
-def _cells(v: Variant) -> list[str]:
+def _cells(v: VariantRow) -> list[str]:
     scores = [_compared(s) for s in v.scores]
     costs = [
         (v.file, formatting.storage),

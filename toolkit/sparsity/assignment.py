@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from toolkit.core.errors import UserError
-from toolkit.recipe.pruning import ResolvedPruner, by_gradient
+from toolkit.recipe.pruning import ResolvedPruner, needs_gradients
 
 
-def assign(pruners: Sequence[ResolvedPruner], names: Iterable[str], where: str) -> list[list[str]]:
+def assign_matrices(pruners: Sequence[ResolvedPruner], names: Iterable[str], where: str) -> list[list[str]]:
     """Weight names of each pruner, in the order of `names`.
 
     A pruner gets what one of its `names` is found in, less what one of its `exclude_names` is found in; the one pruner
@@ -64,7 +64,7 @@ def _first(expressions: Iterable[str], name: str) -> str:
     return next(expression for expression in expressions if re.search(expression, name))
 
 
-def reachable(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+def reachable_sparsity(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, int]]) -> dict[str, float]:
     """Weight name -> sparsity that the pattern leads to; with prune_domain global, only the whole is held to it.
 
     Raises:
@@ -72,7 +72,7 @@ def reachable(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, int]]) -> 
     """
     # Falling back on magnitudes would prune by a rule that nobody asked for.
     at_once = pruner.initial_sparsity if pruner.end_step else pruner.target_sparsity
-    if by_gradient(pruner) and pruner.start_step == 0 and at_once > 0:
+    if needs_gradients(pruner) and pruner.start_step == 0 and at_once > 0:
         raise UserError(
             f"{pruner.prune_type} goes by gradients, and there is none before step 0",
             where="weight_compression",

@@ -8,7 +8,7 @@ from torch import nn
 from toolkit.core.artifacts import Check
 from toolkit.core.errors import UserError
 from toolkit.recipe import ResolvedPruner
-from toolkit.sparsity import assignment as matching
+from toolkit.sparsity.assignment import reachable_sparsity
 from toolkit.sparsity.mask import SparsityMask
 
 _TOLERANCE = 0.001  # a tenth of a point
@@ -29,18 +29,18 @@ def must_end_within(pruners: Iterable[ResolvedPruner], steps: int, where: str) -
             )
 
 
-def figures(mask: SparsityMask) -> dict[str, Any]:
+def sparsity_metrics(mask: SparsityMask) -> dict[str, Any]:
     """Sparsity of all matrices together and of each."""
     return {"sparsity": mask.sparsity(), "per_matrix": mask.per_matrix()}
 
 
-def locked(mask: SparsityMask, matrices: Mapping[str, nn.Linear]) -> Check:
+def check_locked(mask: SparsityMask, matrices: Mapping[str, nn.Linear]) -> Check:
     """No weight outside the pattern differs from zero."""
     outside = sum(mask.violations({name: module.weight for name, module in matrices.items()}).values())
     return Check(name="non-zero weights outside the mask", ok=outside == 0, measured=float(outside), limit=0.0)
 
 
-def on_target(pruner: ResolvedPruner, mask: SparsityMask) -> Check:
+def check_target(pruner: ResolvedPruner, mask: SparsityMask) -> Check:
     """A pruner's matrices have the sparsity that it was asked for: each of them, or all together.
 
     Args:
@@ -49,7 +49,7 @@ def on_target(pruner: ResolvedPruner, mask: SparsityMask) -> Check:
     """
     if pruner.prune_domain == "local" or pruner.tile.zeros:
         shapes = {name: (int(kept.shape[0]), int(kept.shape[1])) for name, kept in mask.tensors.items()}
-        targets = matching.reachable(pruner, shapes)
+        targets = reachable_sparsity(pruner, shapes)
         off = max(abs(share - targets[name]) for name, share in mask.per_matrix().items())
         where = "each matrix"
     else:  # matrices may differ

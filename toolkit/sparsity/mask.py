@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
-from toolkit.models.checkpoint import DENSE
+from toolkit.models.checkpoint import MIN_SPARSITY
 
 MASK_FILE = "mask.safetensors"
 _BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a float -> an integer as wide
@@ -31,7 +31,7 @@ class SparsityMask:
         """The pattern that a sparse checkpoint already has: kept where the weight is not zero."""
         return cls({name: parameter.detach() != 0 for name, parameter in parameters.items()})
 
-    def beside(self, parameters: Mapping[str, Tensor]) -> "SparsityMask":
+    def on_devices_of(self, parameters: Mapping[str, Tensor]) -> "SparsityMask":
         """The same pattern on the devices of the parameters; this very object when it is there already."""
         if all(kept.device == parameters[name].device for name, kept in self.tensors.items()):
             return self
@@ -49,7 +49,7 @@ class SparsityMask:
     def violations(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
         """Number of non-zero weights outside the pattern, for the matrices that have any."""
         counts = {}
-        for name, kept in self.beside(parameters).tensors.items():
+        for name, kept in self.on_devices_of(parameters).tensors.items():
             counts[name] = int((parameters[name].detach() != 0).logical_and_(~kept).count_nonzero())
         return {name: count for name, count in counts.items() if count}
 
@@ -107,7 +107,7 @@ class SparsityMask:
                 instead="delete it to take the pattern from the zeros of the weights, or restore it",
             ) from None
 
-    def must_fit(self, parameters: Mapping[str, Tensor], where: str) -> None:
+    def validate(self, parameters: Mapping[str, Tensor], where: str) -> None:
         """Raises a UserError unless every matrix of the pattern is there, in its shape, with its zeros."""
         for name, kept in self.tensors.items():
             if name not in parameters or parameters[name].shape != kept.shape:
@@ -148,10 +148,10 @@ def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_to
     path = folder / MASK_FILE
     if path.is_file():
         mask = SparsityMask.load(path)
-        mask.must_fit(weights, str(path))
+        mask.validate(weights, str(path))
         return mask
     mask = SparsityMask.from_zeros(weights)
-    if mask.sparsity() < DENSE and not dense_too:
+    if mask.sparsity() < MIN_SPARSITY and not dense_too:
         raise UserError(
             "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )

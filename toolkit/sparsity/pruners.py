@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
-from toolkit.models.checkpoint import DENSE
+from toolkit.models.checkpoint import MIN_SPARSITY
 from toolkit.recipe import LOCK, Pruning, ResolvedPruner, Tile
-from toolkit.recipe.pruning import by_gradient, cannot
-from toolkit.sparsity import assignment as matching
+from toolkit.recipe.pruning import needs_gradients, unsupported
+from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.schedule import PruningSchedule
 
@@ -25,6 +25,9 @@ class Sparsifier(Protocol):
     @property
     def mask(self) -> SparsityMask:
         """The pattern of all matrices that are pruned or locked."""
+
+    def rewinding_schedule(self) -> PruningSchedule | None:
+        """The schedule along which the learning rate is rewound; None: it is not."""
 
     def before_step(self, step: int) -> bool:
         """Prunes further where the schedule says so; `step` counts optimizer steps from 0. True: it has chosen anew."""
@@ -54,6 +57,9 @@ class PatternLock:
         self._parameters = {name: matrices[name].weight for name in self.mask.tensors}
         self.after_optimizer_step()
 
+    def rewinding_schedule(self) -> PruningSchedule | None:
+        return None
+
     def before_step(self, step: int) -> bool:
         """Nothing to prune: the pattern is fixed."""
         return False
@@ -62,7 +68,7 @@ class PatternLock:
         """Nothing to learn from gradients: the pattern is fixed."""
 
     def after_optimizer_step(self) -> None:
-        self.mask = self.mask.beside(self._parameters)  # training may have moved the model to a GPU
+        self.mask = self.mask.on_devices_of(self._parameters)  # training may have moved the model to a GPU
         self.mask.apply_(self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -95,8 +101,11 @@ class GradualPruner:
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
         """Takes hold of the matrices (parameter name -> layer)."""
         self._parameters = {name: module.weight for name, module in matrices.items()}
-        matching.reachable(self.section, {n: (p.shape[0], p.shape[1]) for n, p in self._parameters.items()})
+        reachable_sparsity(self.section, {n: (p.shape[0], p.shape[1]) for n, p in self._parameters.items()})
         self.mask = SparsityMask({n: torch.ones_like(p.data, dtype=torch.bool) for n, p in self._parameters.items()})
+
+    def rewinding_schedule(self) -> PruningSchedule | None:
+        return None  # one pruner of several cannot say; `PrunerGroup` does
 
     @torch.no_grad()
     def before_step(self, step: int) -> bool:
@@ -104,7 +113,7 @@ class GradualPruner:
         if not self.schedule.updates_at(step) or sparsity == 0:
             return False
         assert self._scores or not self._by_gradient(), "`attach` lets no such schedule pass"
-        self.mask = self.mask.beside(self._parameters)
+        self.mask = self.mask.on_devices_of(self._parameters)
         self._bring_scores()
         self.mask = SparsityMask(self.choose(sparsity))
         self.after_optimizer_step()
@@ -127,7 +136,7 @@ class GradualPruner:
                 parameter.grad += self.section.alpha * _towards_zero(parameter, self.section.tile)
 
     def after_optimizer_step(self) -> None:
-        self.mask = self.mask.beside(self._parameters)  # training may have moved the model to a GPU
+        self.mask = self.mask.on_devices_of(self._parameters)  # training may have moved the model to a GPU
         self.mask.apply_(self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -145,7 +154,7 @@ class GradualPruner:
         self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
 
     def _by_gradient(self) -> bool:
-        return by_gradient(self.section)
+        return needs_gradients(self.section)
 
     def _ranked(self, name: str) -> Tensor:
         """What the smallest of goes first, >= 0, in the parameter's shape: |w|, or the score by gradients."""
@@ -161,7 +170,7 @@ def _towards_zero(weight: Tensor, tile: Tile) -> Tensor:
     return (blocks / blocks.norm(dim=(1, 3), keepdim=True).clamp_min(1e-12)).view_as(weight)
 
 
-class Joined:
+class PrunerGroup:
     """Several pruners and locks, each with its own matrices, as one.
 
     Attributes:
@@ -177,17 +186,17 @@ class Joined:
         return SparsityMask({name: kept for pruner in self.pruners for name, kept in pruner.mask.tensors.items()})
 
     @property
-    def gradual(self) -> list[GradualPruner]:
+    def pruners_with_schedule(self) -> list[GradualPruner]:
         """Those that prune."""
         return [pruner for pruner in self.pruners if isinstance(pruner, GradualPruner)]
 
-    def rewound(self) -> PruningSchedule | None:
+    def rewinding_schedule(self) -> PruningSchedule | None:
         """The schedule along which the learning rate is rewound, if it is.
 
         Raises:
             UserError: The pruners prune at different steps.
         """
-        schedules = [pruner.schedule for pruner in self.gradual]
+        schedules = [pruner.schedule for pruner in self.pruners_with_schedule]
         if not self._rewinding or not schedules:
             return None
         if len({(s.start, s.end, s.frequency) for s in schedules}) > 1:
@@ -217,7 +226,7 @@ class Joined:
             pruner.load_state_dict(state)
 
 
-def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_epoch: int) -> Joined:
+def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_epoch: int) -> PrunerGroup:
     """The pruners of a recipe, each with the matrices that it names, by the back end that the recipe names.
 
     Args:
@@ -231,17 +240,17 @@ def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_
     where = "pruning.approach.weight_compression"
     sections = pruning.approach.weight_compression.resolve(steps_per_epoch)
     made: list[PatternLock | GradualPruner] = []
-    for section, names in zip(sections, matching.assign(sections, matrices, where), strict=True):
+    for section, names in zip(sections, assign_matrices(sections, matrices, where), strict=True):
         mine = {name: matrices[name] for name in names}
         pruner = _lock(mine, where) if section.prune_type == LOCK else _gradual(pruning, section, where)
         pruner.attach(mine)
         made.append(pruner)
-    return Joined(made, pruning.learning_rate_rewinding)
+    return PrunerGroup(made, pruning.learning_rate_rewinding)
 
 
 def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
     mask = SparsityMask.from_zeros({name: module.weight for name, module in matrices.items()})
-    if mask.sparsity() < DENSE:
+    if mask.sparsity() < MIN_SPARSITY:
         raise UserError(
             f"pattern_lock gets {len(matrices)} matrices without zeros, e.g. {next(iter(matrices))}",
             where=f"{where}.pruners",
@@ -251,7 +260,7 @@ def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
 
 
 def _gradual(pruning: Pruning, section: ResolvedPruner, where: str) -> GradualPruner:
-    problem = cannot(pruning.backend, section)
+    problem = unsupported(pruning.backend, section)
     if problem:
         raise UserError(f"{pruning.backend} cannot do {problem}", where=where, instead="backend: inc")
     pruner: GradualPruner = importlib.import_module(f"toolkit.sparsity.backends.{pruning.backend}").Pruner(section)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.batches import KD_POSITIONS, TEACHER, Batch, pad, pad_masked
+from toolkit.data.batches import KD_POSITIONS, TEACHER_LOGITS, Batch, pad, pad_masked
 from toolkit.data.corpus import Sequences
 from toolkit.data.masking import mask_tokens, masked_count, sample_positions, sampled_count
-from toolkit.data.sampler import Stream
+from toolkit.data.sampler import LengthGroupedDataset
 from toolkit.data.segment_pairs import PairSequences
 from toolkit.data.tasks import Split
-from toolkit.models.task_heads import batch_of
+from toolkit.models.task_heads import pad_logits
 from toolkit.recipe import Corpus, Positions, Sample, Train
 
 _NUMBER = "number"  # of an example
@@ -23,7 +23,7 @@ _NUMBER = "number"  # of an example
 class TrainingData:
     """What a training run reads: its stream, how examples become a batch, and how long it is."""
 
-    stream: Stream
+    stream: LengthGroupedDataset
     collate: Callable[[list[dict[str, Any]]], Batch]
     steps: int
 
@@ -61,7 +61,7 @@ def task_data(
     def collate(features: list[dict[str, Any]]) -> Batch:
         plain = [{k: v for k, v in f.items() if k not in ("step", _NUMBER)} for f in features]
         counts = {"items": items, "examples": items}
-        taught = {} if answers is None else {TEACHER: batch_of([answers(f[_NUMBER]) for f in features])}
+        taught = {} if answers is None else {TEACHER_LOGITS: pad_logits([answers(f[_NUMBER]) for f in features])}
         return pad(plain, pad_id) | taught | counts
 
     return TrainingData(stream, collate, steps)
@@ -106,8 +106,8 @@ def mlm_data(
     return TrainingData(stream, collate, steps)
 
 
-def _stream(lengths: np.ndarray, item: Any, section: Train, steps: int, seed: int) -> Stream:
-    return Stream(
+def _stream(lengths: np.ndarray, item: Any, section: Train, steps: int, seed: int) -> LengthGroupedDataset:
+    return LengthGroupedDataset(
         lengths,
         item,
         batch_size=section.batch_size,

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.core.errors import UserError
-from toolkit.data.batches import KD_POSITIONS, TEACHER, Batch, inputs_of
+from toolkit.data.batches import KD_POSITIONS, TEACHER_LOGITS, Batch, model_inputs
 from toolkit.models.mlm_heads import VocabularyHead
-from toolkit.models.task_heads import label_loss, logits_of
+from toolkit.models.task_heads import label_loss, task_logits
 from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings, Positions
-from toolkit.training import vocabulary_loss as chunks
+from toolkit.training import vocabulary_loss
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class MlmLoss:
         # The teacher first: what it needs on the way is gone before the student's layers keep what they make.
         where = chosen.flatten().nonzero().squeeze(1)
         theirs, their_following = self._teacher(lambda teacher: self._to_decode(teacher, batch, where))
-        decode = self._teacher(lambda teacher: chunks.decoder_of(self._head(teacher).decoder))
+        decode = self._teacher(lambda teacher: vocabulary_loss.decoder_of(self._head(teacher).decoder))
         ours, following = self._to_decode(model, batch, where)
         targets, guessed = batch["labels"].flatten()[where], masked.flatten()[where]
         some = chosen is not masked  # else all of them are guessed
@@ -153,7 +153,7 @@ class MlmLoss:
             return task, distance(words, their_words, temperature, batch["kd_items"])
 
         decoder = self._head(model).decoder
-        total, found = chunks.weighted_sum(terms, ours, decoder, weights, lambda part: decode(theirs[part]))
+        total, found = vocabulary_loss.chunked_loss(terms, ours, decoder, weights, lambda part: decode(theirs[part]))
         task, kd = found
         if following is None:
             return LossTerms(total, task, kd)
@@ -170,7 +170,7 @@ class MlmLoss:
         where = (batch["labels"] != -100).flatten().nonzero().squeeze(1)
         with torch.no_grad():
             states, following = self._to_decode(model, batch, where)
-            return chunks.decoder_of(self._head(model).decoder)(states), following
+            return vocabulary_loss.decoder_of(self._head(model).decoder)(states), following
 
     def _of_labels(self, model: Any, batch: Batch, masked: Tensor) -> LossTerms:
         where = masked.flatten().nonzero().squeeze(1)
@@ -180,7 +180,7 @@ class MlmLoss:
         def terms(words: Tensor, _: Tensor | None, part: slice) -> tuple[Tensor, ...]:
             return (F.cross_entropy(words.float(), targets[part], reduction="sum") / batch["items"],)
 
-        total, _ = chunks.weighted_sum(terms, states, self._head(model).decoder, (1.0,))
+        total, _ = vocabulary_loss.chunked_loss(terms, states, self._head(model).decoder, (1.0,))
         if following is not None:
             total = total + self._next_loss(following, batch)
         return LossTerms(total, total.detach())
@@ -194,7 +194,7 @@ class MlmLoss:
         # Where the decoder shares them, their gradient is dense already. Rows that were looked up are added to it as
         # they are, not as a second tensor of that size. (What torch.compile makes of it would be dense again.)
         embeddings.sparse = embeddings.weight is self._head(model).decoder.weight and not _is_compiled(model)
-        output = model.base_model(**inputs_of(batch))
+        output = model.base_model(**model_inputs(batch))
         states = self._head(model).transform(output[0].flatten(0, 1)[where])
         if "next_sentence_label" not in batch or self._next_head is None:
             return states, None
@@ -225,16 +225,16 @@ class TaskLoss:
         self._teacher, self._settings = teacher, settings
 
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
-        inputs = inputs_of(batch)
-        logits = logits_of(model, inputs)
+        inputs = model_inputs(batch)
+        logits = task_logits(model, inputs)
         task = label_loss(logits, batch) / batch["items"]
         if self._settings is None:
             return LossTerms(task, task.detach())
-        if TEACHER in batch:
-            theirs = batch[TEACHER]
+        if TEACHER_LOGITS in batch:
+            theirs = batch[TEACHER_LOGITS]
         else:
             assert self._teacher is not None, "a batch without the teacher's logits, and nobody to ask"
-            theirs = self._teacher(lambda teacher: logits_of(teacher, inputs))
+            theirs = self._teacher(lambda teacher: task_logits(teacher, inputs))
         distance = _DISTANCES["MSE" if logits.shape[-1] == 1 else self._settings.loss_types[1]]
         rows = 2 if logits.dim() == 3 else 1
         mine, target = (x.reshape(-1, x.shape[-1]) for x in (logits, theirs))
@@ -242,7 +242,7 @@ class TaskLoss:
         return combine(task, kd, self._settings.loss_weights)
 
 
-class LayersLoss:
+class HiddenStateLoss:
     """The teacher's hidden features, layer by layer: sum of weight * distance, over attended tokens; per example.
 
     Args:
@@ -258,7 +258,7 @@ class LayersLoss:
 
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
         pairs = self._settings.pairs()
-        inputs = inputs_of(batch)
+        inputs = model_inputs(batch)
         task = None
         with _features(model, {layer for layer, *_ in pairs}, "student") as ours:
             if self._settings.add_origin_loss:
@@ -291,7 +291,7 @@ def mlm_loss(
     """The loss of pre-training with a teacher that a recipe's `criterion` asks for."""
     settings = criterion.settings
     if isinstance(settings, IntermediateSettings):
-        return LayersLoss(teacher, settings, MlmLoss(head, next_head=next_head))
+        return HiddenStateLoss(teacher, settings, MlmLoss(head, next_head=next_head))
     return MlmLoss(head, teacher, settings, positions, next_head)
 
 
@@ -301,7 +301,7 @@ def task_loss(teacher: Teacher | None = None, criterion: Criterion | None = None
         return TaskLoss()
     settings = criterion.settings
     if isinstance(settings, IntermediateSettings):
-        return LayersLoss(teacher, settings, TaskLoss())
+        return HiddenStateLoss(teacher, settings, TaskLoss())
     return TaskLoss(teacher, settings)
 
 

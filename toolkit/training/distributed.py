@@ -33,11 +33,11 @@ _LARGE = 1 << 17  # a tensor of so many numbers is sent as it is: to copy it cos
 _beside = 1  # processes of the group on this machine, as the launcher said
 
 
-class PartDone(Exception):
+class WorkerDone(Exception):
     """A helper's part of a stage ends with its training: the rest is the first process's."""
 
 
-def connect() -> int:
+def init() -> int:
     """Joins the group that a launcher has made, once; this process's number in it, 0 where it is alone.
 
     Raises:
@@ -109,18 +109,18 @@ def rank() -> int:
     return int(group.get_rank()) if group else 0
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many there are."""
     group = _group()
     return int(group.get_world_size()) if group else 1
 
 
-def processes_here() -> int:
+def local_world_size() -> int:
     """How many of them share this machine's cores."""
     return _beside
 
 
-def tell(text: str) -> None:
+def broadcast_text(text: str) -> None:
     """From the first process to the helpers, at most 256 bytes; nothing happens where there are none."""
     if group := _group():
         import torch
@@ -130,7 +130,7 @@ def tell(text: str) -> None:
         group.broadcast(torch.frombuffer(bytearray(data), dtype=torch.uint8), src=0)
 
 
-def told() -> str:
+def receive_text() -> str:
     """What the first process tells; waits for it.
 
     Raises:
@@ -147,7 +147,7 @@ def told() -> str:
 
 
 @contextlib.contextmanager
-def first_alone() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process does what is in the `with` before the others: they find on disk what it has made."""
     import torch
 
@@ -162,14 +162,14 @@ def first_alone() -> Iterator[None]:
         wait()
 
 
-def share(tensors: "Iterable[torch.Tensor]") -> None:
+def broadcast(tensors: "Iterable[torch.Tensor]") -> None:
     """The first process's values, in place, to all."""
     if group := _group():
         for tensor in tensors:
             group.broadcast(tensor, src=0)
 
 
-def add_up(tensors: "Iterable[torch.Tensor]") -> None:
+def all_reduce_sum(tensors: "Iterable[torch.Tensor]") -> None:
     """The sum over all processes, in place, the same bits in each of them. All have tensors of the same shapes."""
     group = _group()
     if not group:
@@ -205,7 +205,7 @@ def _buckets(tensors: "Iterable[torch.Tensor]") -> "Iterator[list[torch.Tensor]]
         yield bucket
 
 
-def must_agree(digest: bytes, what: str) -> None:
+def assert_equal_across_ranks(digest: bytes, what: str) -> None:
     """Asserts that all processes have the same.
 
     Args:

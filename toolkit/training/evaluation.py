@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.data.batches import Batch, inputs_of, pad, pad_masked
+from toolkit.data.batches import Batch, model_inputs, pad, pad_masked
 from toolkit.data.corpus import Sequences
 from toolkit.data.masking import mask_tokens
 from toolkit.data.metrics import in_order
 from toolkit.data.segment_pairs import PairSequences
 from toolkit.data.tasks import Split, TaskData
-from toolkit.models.task_heads import logits_of
+from toolkit.models.task_heads import task_logits
 from toolkit.training.datasets import TrainingData
 from toolkit.training.distillation import LossTerms, MlmLoss
 from toolkit.training.hardware import device
 
 
 @torch.inference_mode()
-def answers(
+def iter_logits(
     model: Any, examples: Split, pad_id: int, batch_size: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batch after batch, those of like length together: numbers of the examples [b], and their logits, padded.
@@ -36,8 +36,8 @@ def answers(
     for start in range(first * batch_size, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = pad([examples[int(i)] for i in chosen], pad_id)
-        inputs = inputs_of({name: tensor.to(device()) for name, tensor in batch.items()})
-        yield chosen, logits_of(model, inputs).float().cpu().numpy()
+        inputs = model_inputs({name: tensor.to(device()) for name, tensor in batch.items()})
+        yield chosen, task_logits(model, inputs).float().cpu().numpy()
 
 
 def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> Sequence[np.ndarray]:
@@ -48,7 +48,7 @@ def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> S
     """
     order: list[int] = []
     logits: list[np.ndarray] = []
-    for chosen, found in answers(model, examples, pad_id, batch_size):
+    for chosen, found in iter_logits(model, examples, pad_id, batch_size):
         order += chosen.tolist()
         logits += list(found)
     return in_order(logits, order, examples.lengths)

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from toolkit.core.artifacts import Context
-from toolkit.core.files import write_whole
+from toolkit.core.files import write_atomic
 from toolkit.sparsity.pruners import Sparsifier
 from toolkit.training import distributed
 from toolkit.training.distillation import LossTerms
 
-_WHOLE = "whole.json"  # written last into a checkpoint: one without it was cut off
+_COMPLETE = "whole.json"  # written last into a checkpoint: one without it was cut off
 _SPARSIFIER = "sparsifier.safetensors"
 
 
@@ -47,12 +47,12 @@ class Hooks(TrainerCallback):
         self._began = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if distributed.processes() > 1:
+        if distributed.world_size() > 1:
             # Dropout is another one in each process, and the same again when the step is made again after a kill.
             torch.manual_seed(hash((self._context.seed, distributed.rank(), state.global_step)))
         chosen = self._sparsifier is not None and self._sparsifier.before_step(state.global_step)
-        if chosen and self._sparsifier is not None and distributed.processes() > 1:
-            distributed.must_agree(self._sparsifier.mask.digest(), "masks")
+        if chosen and self._sparsifier is not None and distributed.world_size() > 1:
+            distributed.assert_equal_across_ranks(self._sparsifier.mask.digest(), "masks")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._sparsifier is not None:
@@ -63,7 +63,7 @@ class Hooks(TrainerCallback):
             self._sparsifier.after_optimizer_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
-        distributed.add_up(self._own.values())
+        distributed.all_reduce_sum(self._own.values())
         for name, term in self._own.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(term)) + term
         self._own = {}
@@ -88,11 +88,11 @@ class Hooks(TrainerCallback):
         sums = {name: float(total) for name, total in self._sums.items()}
         whole = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
         whole |= {"bf16": self.bf16, "seconds": self.seconds()}
-        write_whole(folder / _WHOLE, json.dumps(whole))
+        write_atomic(folder / _COMPLETE, json.dumps(whole))
 
     def load(self, folder: Path) -> None:
         """Takes up where `on_save` wrote."""
-        whole = json.loads((folder / _WHOLE).read_text())
+        whole = json.loads((folder / _COMPLETE).read_text())
         self.history, self._steps_summed = whole["history"], whole["summed"]
         self.bf16, self._before = whole["bf16"], whole["seconds"]
         self._sums = {name: torch.tensor(total) for name, total in whole["sums"].items()}
@@ -100,13 +100,13 @@ class Hooks(TrainerCallback):
             self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))
 
 
-def last_whole(checkpoints: Path, context: Context) -> Path | None:
+def last_complete_checkpoint(checkpoints: Path, context: Context) -> Path | None:
     """The newest checkpoint that was written to its end; those that were cut off are thrown away."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
     for folder in found:
-        if (folder / _WHOLE).is_file():
-            context.progress.say(f"goes on from step {folder.name.split('-')[1]}")
+        if (folder / _COMPLETE).is_file():
+            context.progress.message(f"goes on from step {folder.name.split('-')[1]}")
             return folder
-        context.progress.say(f"{folder.name} was cut off; going back to the one before it")
+        context.progress.message(f"{folder.name} was cut off; going back to the one before it")
         shutil.rmtree(folder)
     return None

@@ -15,14 +15,12 @@ from toolkit.core.errors import UserError
 from toolkit.data.batches import Batch
 from toolkit.recipe import Train
 from toolkit.sparsity.pruners import Sparsifier
-from toolkit.sparsity.schedule import PruningSchedule
-from toolkit.training import distributed
-from toolkit.training import lr_schedule as learning_rate
+from toolkit.training import distributed, lr_schedule
 from toolkit.training.datasets import TrainingData
 from toolkit.training.distillation import LossTerms
 from toolkit.training.hardware import bf16, keep_freed_memory
-from toolkit.training.hooks import Hooks, last_whole
-from toolkit.training.trainer import CompressionTrainer, _arguments, optimizer_class
+from toolkit.training.hooks import Hooks, last_complete_checkpoint
+from toolkit.training.trainer import CompressionTrainer, optimizer_class, training_arguments
 
 
 def seed_everything(seed: int) -> None:
@@ -33,7 +31,7 @@ def seed_everything(seed: int) -> None:
 
 
 @dataclass
-class Fitted:
+class TrainingResult:
     """What a training run leaves behind besides the weights.
 
     Attributes:
@@ -70,8 +68,7 @@ def fit(
     context: Context,
     *,
     sparsifier: Sparsifier | None = None,
-    rewound: PruningSchedule | None = None,
-) -> Fitted:
+) -> TrainingResult:
     """Trains in place, from the last whole checkpoint in `context.work` where there is one.
 
     An interrupted run that is started again ends with the same weights, bit for bit (same machine and threads):
@@ -84,15 +81,15 @@ def fit(
         section: Steps, batch, optimizer, checkpoints.
         loss: (model, batch) -> terms; `terms.total` is differentiated.
         context: Where checkpoints and progress go.
-        sparsifier: Attached already; prunes before steps, and puts zeros back after them.
-        rewound: The pruning schedule along which the learning rate is rewound; None: plain linear decay.
+        sparsifier: Attached already; prunes before steps, puts zeros back after them, and says whether the learning
+            rate is rewound along its schedule. None: nothing is pruned.
 
     Raises:
         UserError: The batch cannot be divided among the processes; or the rate would be rewound far above its peak.
         PartDone: This is not the first process.
     """
     keep_freed_memory()
-    rank, processes = distributed.rank(), distributed.processes()
+    rank, processes = distributed.rank(), distributed.world_size()
     stage = context.folder.name.removesuffix(".partial")
     if section.batch_size % processes:
         raise UserError(
@@ -102,20 +99,20 @@ def fit(
         )
     checkpoints = context.work / "checkpoints"
     hooks = Hooks(sparsifier, context, section.log_every, bf16(section))
-    with distributed.first_alone():
-        resume = last_whole(checkpoints, context)
+    with distributed.main_process_first():
+        resume = last_complete_checkpoint(checkpoints, context)
     if resume is not None:
         hooks.load(resume)
-    distributed.share(value for value in model.state_dict().values() if isinstance(value, Tensor))
+    distributed.broadcast(value for value in model.state_dict().values() if isinstance(value, Tensor))
     trainer = CompressionTrainer(
         model=model,
-        args=_arguments(section, data.steps, checkpoints, context.seed),
-        train_dataset=data.stream if processes == 1 else data.stream.share(rank, processes),
+        args=training_arguments(section, data.steps, checkpoints, context.seed),
+        train_dataset=data.stream if processes == 1 else data.stream.shard(rank, processes),
         data_collator=data.collate,
         hooks=hooks,
         # Normalised by the whole optimizer step: given like this, the Trainer does not divide it by the passes again.
         compute_loss_func=loss,
-        multiplier=_multiplier(section, data.steps, rewound, stage),
+        multiplier=_multiplier(section, data.steps, sparsifier, stage),
         autocast=hooks.bf16,  # as the run began, wherever it goes on
         optimizer_cls_and_kwargs=optimizer_class(section),
     )
@@ -123,8 +120,8 @@ def fit(
     with compiled(model if section.compile else None), recomputed(model if section.recompute else None):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if rank:
-        raise distributed.PartDone
-    return Fitted(hooks.history, data.steps, hooks.seconds() / data.steps, processes, hooks.bf16)
+        raise distributed.WorkerDone
+    return TrainingResult(hooks.history, data.steps, hooks.seconds() / data.steps, processes, hooks.bf16)
 
 
 @contextlib.contextmanager
@@ -153,9 +150,10 @@ def recomputed(model: Any) -> Iterator[None]:
         model.gradient_checkpointing_disable()
 
 
-def _multiplier(section: Train, steps: int, rewound: PruningSchedule | None, stage: str) -> Callable[[int], float]:
+def _multiplier(section: Train, steps: int, sparsifier: Sparsifier | None, stage: str) -> Callable[[int], float]:
     warmup = round(section.warmup_ratio * steps)
+    rewound = sparsifier.rewinding_schedule() if sparsifier else None
     if rewound is None:
-        return lambda step: learning_rate.linear(step, steps, warmup)
-    learning_rate.must_stay_near_the_peak(steps, warmup, rewound.start, rewound.end, f"{stage}.pruning")
-    return lambda step: learning_rate.rewinding(step, steps, warmup, rewound.start, rewound.end, rewound.frequency)
+        return lambda step: lr_schedule.linear(step, steps, warmup)
+    lr_schedule.require_bounded_rewinding(steps, warmup, rewound.start, rewound.end, f"{stage}.pruning")
+    return lambda step: lr_schedule.rewinding(step, steps, warmup, rewound.start, rewound.end, rewound.frequency)

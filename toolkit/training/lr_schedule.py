@@ -39,7 +39,7 @@ def rewinding(step: int, total: int, warmup: int, start: int, end: int, frequenc
     return max(0.0, (decay - spent) / max(1, decay - warmup))
 
 
-def must_stay_near_the_peak(total: float, warmup: float, start: float, end: float, where: str) -> None:
+def require_bounded_rewinding(total: float, warmup: float, start: float, end: float, where: str) -> None:
     """A ramp that starts within the warm-up rewinds to at most twice the peak rate; 1.02 times in the paper's recipes.
 
     Args:

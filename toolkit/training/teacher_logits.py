@@ -15,14 +15,16 @@ import torch
 from numpy.lib.format import open_memmap
 
 from toolkit.core.artifacts import Artifact, Context
-from toolkit.core.files import json_hash, write_whole
+from toolkit.core.files import json_hash, write_atomic
 from toolkit.data.batches import Batch
 from toolkit.data.tasks import Split, TaskData, fingerprint
-from toolkit.models import load as models
+from toolkit.models.load import load_task_model
 from toolkit.recipe import Distillation, IntermediateSettings
-from toolkit.training import datasets, distributed, evaluation, hardware
+from toolkit.training import distributed
+from toolkit.training.datasets import steps_of
 from toolkit.training.distillation import LossTerms, TaskLoss, Teacher, task_loss
-from toolkit.training.hardware import bf16, teacher_bf16
+from toolkit.training.evaluation import iter_logits
+from toolkit.training.hardware import bf16, device, teacher_bf16
 
 Loss = Callable[[Any, Batch], LossTerms]
 
@@ -66,7 +68,7 @@ class TeacherLogits:
         return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
 
-def task_lesson(
+def task_distillation(
     distillation: Distillation | None, teacher: Artifact | None, task: TaskData, tokenizer: Any, context: Context
 ) -> tuple[Loss, Callable[[int], np.ndarray] | None]:
     """The loss of a task, and the teacher's logits of each example where the loss needs no more of it than those.
@@ -91,10 +93,10 @@ def task_lesson(
     path, train = teacher.path, distillation.train
 
     def load() -> Any:
-        return models.load_task_model(path, task.kind, task.labels, fitted=True)
+        return load_task_model(path, task.kind, task.labels, fitted=True)
 
     settings = train.criterion.settings
-    steps = datasets.steps_of(train, len(task.train))
+    steps = steps_of(train, len(task.train))
     seen = steps * train.batch_size * train.gradient_accumulation_steps
     asked = teacher_bf16(train)
     reduced = bf16(train) if asked is None else asked
@@ -105,9 +107,9 @@ def task_lesson(
     }
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
     if isinstance(settings, IntermediateSettings) or (seen < len(task.train) and not folder.is_dir()):
-        return task_loss(Teacher(load(), hardware.device(), asked), train.criterion), None
-    say = context.progress.say
-    logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, say)
+        return task_loss(Teacher(load(), device(), asked), train.criterion), None
+    log = context.progress.message
+    logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, log)
     return TaskLoss(settings=settings), logits.of
 
 
@@ -117,7 +119,7 @@ def teacher_logits(
     task: TaskData,
     pad_id: int,
     bf16: bool,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> TeacherLogits:
     """Asks the teacher about every training example, or opens what lies in `folder`.
 
@@ -133,10 +135,10 @@ def teacher_logits(
     """
     lengths = task.train.lengths
     ends = np.cumsum(lengths) if task.kind == "question_answering" else None
-    with distributed.first_alone():
+    with distributed.main_process_first():
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
-            say(f"the teacher answers the {len(lengths)} training examples, once")
+            log(f"the teacher answers the {len(lengths)} training examples, once")
             _ask(partial, load(), task.train, ends, len(task.labels) or 1, pad_id, bf16)
             partial.rename(folder)  # so a folder of this name is always whole
     return TeacherLogits(np.load(folder / _LOGITS, mmap_mode="r"), ends)
@@ -154,11 +156,11 @@ def _ask(
         open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
     rows = open_memmap(path, mode="r+")
     kept = TeacherLogits(rows, ends)
-    with torch.autocast(hardware.device().type, torch.bfloat16, enabled=bf16):
-        for number, (indices, logits) in enumerate(evaluation.answers(model, examples, pad_id, _BATCH, done), done + 1):
+    with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
+        for number, (indices, logits) in enumerate(iter_logits(model, examples, pad_id, _BATCH, done), done + 1):
             for index, row in zip(indices, logits, strict=True):
                 kept.put(int(index), row)
             if number % _FLUSH_EVERY == 0:
                 rows.flush()
-                write_whole(record, str(number))
+                write_atomic(record, str(number))
     rows.flush()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from toolkit.core import machine as system
+from toolkit.core import machine
 from toolkit.data.batches import Batch
 from toolkit.recipe import AdamSettings, SGDSettings, Train
 from toolkit.training import distributed
@@ -67,7 +67,7 @@ class CompressionTrainer(Trainer):
         """Forward and backward; after the last pass of an optimizer step the gradients are those of all processes."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
-            distributed.add_up(p.grad for p in self._plain_model().parameters() if p.grad is not None)
+            distributed.all_reduce_sum(p.grad for p in self._plain_model().parameters() if p.grad is not None)
         return loss
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Tensor:
@@ -79,12 +79,13 @@ class CompressionTrainer(Trainer):
         return terms.total
 
 
-def _arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:
+def training_arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:
+    """Arguments of the Trainer for a recipe's section; checkpoints go to `folder`."""
     optimizer = section.optimizer.settings
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=section.batch_size // distributed.processes(),
+        per_device_train_batch_size=section.batch_size // distributed.world_size(),
         gradient_accumulation_steps=section.gradient_accumulation_steps,
         learning_rate=optimizer.learning_rate,
         weight_decay=optimizer.weight_decay,
@@ -117,7 +118,7 @@ def _loaders() -> int:
     """
     if device().type != "cuda":
         return 0
-    share = system.cores() // distributed.processes_here()
+    share = machine.cores() // distributed.local_world_size()
     return max(1, min(_MOST_LOADERS, share - 1))
 
 

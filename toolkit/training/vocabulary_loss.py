@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, ...]]
-Taught = Callable[[slice], Tensor]  # some rows -> the teacher's logits of them
+TeacherLogitsFn = Callable[[slice], Tensor]  # some rows -> the teacher's logits of them
 
 # Numbers in a chunk of logits. Chunks must not be small: each reads all weights and adds to the gradient of all.
 _NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 27}
@@ -27,18 +27,18 @@ _WORDS_OF_A_PRODUCT = 512
 _NUMBERS_OF_A_LOSS = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
-def rows_of(width: int, kind: str) -> int:
+def rows_per_chunk(width: int, kind: str) -> int:
     """Rows of a chunk at most, when each becomes `width` logits on a device of this kind."""
     return max(1, _NUMBERS.get(kind, _NUMBERS["cpu"]) // width)
 
 
-def rows_of_a_loss(width: int, kind: str) -> int:
+def rows_per_loss(width: int, kind: str) -> int:
     """Rows of which a loss is taken at once at most."""
     return max(1, _NUMBERS_OF_A_LOSS.get(kind, _NUMBERS_OF_A_LOSS["cpu"]) // width)
 
 
-def weighted_sum(
-    terms: Terms, rows: Tensor, decoder: nn.Linear, weights: tuple[float, ...], taught: Taught | None = None
+def chunked_loss(
+    terms: Terms, rows: Tensor, decoder: nn.Linear, weights: tuple[float, ...], taught: TeacherLogitsFn | None = None
 ) -> tuple[Tensor, Tensor]:
     """The terms of a loss of logits, each a sum over rows.
 
@@ -53,11 +53,11 @@ def weighted_sum(
         The weighted sum over all rows, with its gradient; and the terms, detached, [k].
     """
     if torch.is_grad_enabled():
-        total, found = _WeightedSum.apply(terms, weights, taught, rows, decoder.weight, decoder.bias)
+        total, found = _ChunkedLoss.apply(terms, weights, taught, rows, decoder.weight, decoder.bias)
         return total, found
     found = torch.zeros(len(weights), device=rows.device)
     decode = decoder_of(decoder)
-    for part in _parts(len(rows), rows_of(len(decoder.weight), rows.device.type)):
+    for part in _parts(len(rows), rows_per_chunk(len(decoder.weight), rows.device.type)):
         found += torch.stack(terms(decode(rows[part]), None if taught is None else taught(part), part))
     return _weighted(found.unbind(), weights), found
 
@@ -110,7 +110,7 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits
 
 
-class _WeightedSum(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     """Takes the gradients in the forward pass: the sum is linear in what comes from above, whatever that will be."""
 
     @staticmethod
@@ -118,7 +118,7 @@ class _WeightedSum(torch.autograd.Function):
         ctx: Any,
         terms: Terms,
         weights: tuple[float, ...],
-        taught: Taught | None,
+        taught: TeacherLogitsFn | None,
         rows: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -129,7 +129,7 @@ class _WeightedSum(torch.autograd.Function):
         of_bias = None if bias is None or not bias.requires_grad else torch.zeros_like(bias)
         reduced = _reduced(weight)
         low_rows, low_weight = rows.to(reduced), weight.to(reduced)  # once, not in every chunk
-        for part in _parts(len(rows), rows_of(len(weight), rows.device.type)):
+        for part in _parts(len(rows), rows_per_chunk(len(weight), rows.device.type)):
             logits = _product(low_rows[part], low_weight, bias)
             found += _to_gradient(terms, weights, logits, None if taught is None else taught(part), part)
             of_rows[part] = logits @ low_weight
@@ -154,7 +154,7 @@ def _to_gradient(
 ) -> Tensor:
     """The terms of a chunk, [k]; in place of its logits, the gradient of their weighted sum."""
     found = torch.zeros(len(weights), device=logits.device)
-    for some in _parts(len(logits), rows_of_a_loss(logits.shape[1], logits.device.type)):
+    for some in _parts(len(logits), rows_per_loss(logits.shape[1], logits.device.type)):
         own = logits[some].detach().requires_grad_()
         with torch.enable_grad():
             among_all = slice(part.start + some.start, part.start + some.stop)

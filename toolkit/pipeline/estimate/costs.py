@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Manifest, read_manifest
-from toolkit.core.machine import machine, machine_memory
+from toolkit.core.machine import describe, memory
 from toolkit.measure import latency
 from toolkit.models.architectures import positions
-from toolkit.models.checkpoint import must_fit
-from toolkit.pipeline import requirements as libraries
-from toolkit.pipeline.estimate import data_volume as amounts
-from toolkit.pipeline.estimate.data_volume import Amount
+from toolkit.models.checkpoint import require_length
+from toolkit.pipeline.estimate import data_volume
+from toolkit.pipeline.estimate.data_volume import DataVolume
 from toolkit.pipeline.estimate.step_facts import (
     config_of,
     criterion_of,
@@ -31,6 +30,7 @@ from toolkit.pipeline.estimate.step_facts import (
     train_of,
 )
 from toolkit.pipeline.graph import Step, plan
+from toolkit.pipeline.requirements import missing_requirement
 from toolkit.recipe import Criterion, DistillationTrain, IntermediateSettings, KDLossSettings, Optimizer, Recipe, Train
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def estimate(
     run_folder: Path,
     measure: Measure | None = None,
     available: float | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> list[Estimate]:
     """What each step of the plan costs.
 
@@ -99,7 +99,7 @@ def estimate(
         UserError: As `pipeline.plan`.
     """
     steps = plan(recipe, run_folder, fetch=False)
-    costs = _Costs(recipe, steps, measure, available, say)
+    costs = _Costs(recipe, steps, measure, available, log)
     return [_finished(step, step.manifest) if step.manifest else costs.of(step) for step in steps]
 
 
@@ -116,9 +116,9 @@ class _Costs:
     steps: list[Step]
     measure: Measure | None
     available: float | None
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     found: "dict[StepShape, StepCost]" = field(default_factory=dict)
-    read: dict[tuple[Any, ...], Amount] = field(default_factory=dict)
+    read: dict[tuple[Any, ...], DataVolume] = field(default_factory=dict)
 
     def of(self, step: Step) -> Estimate:
         shape, train = self._shape(step), train_of(step)
@@ -135,9 +135,9 @@ class _Costs:
             return Estimate(step, count, exact, None, "", None, None, remark)
         cost, asking = self._cost(shape), 0.0
         if teacher_of(step) is None:
-            cost = cost.untaught()
+            cost = cost.without_teacher()
         elif self._keeps_answers(step):  # the teacher is gone when training begins
-            cost, asking = cost.untaught(), self._asking(step, cost)
+            cost, asking = cost.without_teacher(), self._asking(step, cost)
         if train is None:
             return Estimate(
                 step, 0, True, self._aside(step, cost), _sign(self._amount(step)), None, self._disk(step, cost)
@@ -170,7 +170,7 @@ class _Costs:
         amount = self._amount(step)
         task, corpus = step.sections.get("task"), step.sections.get("corpus")
         longest = (task or corpus).max_seq_length  # type: ignore[union-attr]
-        must_fit(longest, positions(json.loads(config)), f"tasks.{step.task}" if task else "corpus")
+        require_length(longest, positions(json.loads(config)), f"tasks.{step.task}" if task else "corpus")
         settings = self._batches(step)
         return StepShape(
             config=config,
@@ -194,7 +194,7 @@ class _Costs:
         if shape not in self.found:
             if self.measure is None:
                 self.measure = _here(self.recipe.threads)
-            self.say(f"measuring training steps on this machine: {len(self.found) + 1} of {len(self._shapes)}")
+            self.log(f"measuring training steps on this machine: {len(self.found) + 1} of {len(self._shapes)}")
             self.found[shape] = self.measure(shape, min(_ONE_SHAPE, _SECONDS / len(self._shapes)))
         return self.found[shape]
 
@@ -204,7 +204,7 @@ class _Costs:
         shapes = (self._shape(step) for step in self.steps if step.manifest is None and not _lacks(step))
         return {shape for shape in shapes if shape is not None}
 
-    def _amount(self, step: Step) -> Amount:
+    def _amount(self, step: Step) -> DataVolume:
         """What the step reads; each task and corpus is read once."""
         root, train = root_of(step), train_of(step)
         task = step.sections.get("task")
@@ -213,10 +213,10 @@ class _Costs:
         if key not in self.read:
             tokenizer = tokenizer_of(root)
             if task is not None:
-                self.read[key] = amounts.of_task(task, tokenizer)
+                self.read[key] = data_volume.task_volume(task, tokenizer)
             else:
                 tasks = step.sections["corpus_tasks"]
-                self.read[key] = amounts.of_corpus(step.sections["corpus"], tasks, tokenizer, count=count)
+                self.read[key] = data_volume.corpus_volume(step.sections["corpus"], tasks, tokenizer, count=count)
         return self.read[key]
 
     def _count(self, step: Step, train: Train | None) -> tuple[int | None, bool]:
@@ -279,7 +279,7 @@ class _Costs:
     def _asked_here(self, export: Step | Artifact) -> bool:
         """Whether the IRs will have been asked about the dev split on this CPU, by their export."""
         done = export.manifest if isinstance(export, Step) else None
-        return done is None or done.machine.get("cpu") == machine()["cpu"]
+        return done is None or done.machine.get("cpu") == describe()["cpu"]
 
     def _variants(self, export: Step | Artifact) -> int:
         """IR folders that an export leaves: those that there are models for."""
@@ -297,7 +297,7 @@ class _Costs:
     def _too_much(self, step: Step, train: Train, cost: "StepCost", need: float) -> str:
         """What to write where a stage needs more memory than there is; empty where it does not."""
         if self.available is None:
-            self.available = float(machine_memory()[0])
+            self.available = float(memory()[0])
         if need <= self.available:
             return ""
         state = need - train.batch_size * cost.example_bytes
@@ -317,7 +317,7 @@ def _roots(step: Step) -> list[Artifact]:
 
 
 def _lacks(step: Step) -> tuple[str, str] | None:
-    return libraries.missing_requirement(step.sections.get(step.stage.name))
+    return missing_requirement(step.sections.get(step.stage.name))
 
 
 def _here(threads: int | None) -> Measure:
@@ -345,7 +345,7 @@ def _what_costs(train: Train, task: bool) -> DistillationTrain:
     )
 
 
-def _sign(amount: Amount) -> str:
+def _sign(amount: DataVolume) -> str:
     return "~" if amount.lengths else "≤"
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data import tables
-from toolkit.data.files import at_hand, lines, local_file
+from toolkit.data.files import cached_file, fetch_file, raw_lines
 from toolkit.data.published import published_rows
-from toolkit.recipe import Corpus, Task, references
+from toolkit.data.tables import read_rows, text
+from toolkit.recipe import Corpus, Task
+from toolkit.recipe.references import corpus_files
 
 _SAMPLE = 512  # texts that are tokenised
 _DOCUMENTS = 128  # of many texts each
@@ -26,7 +27,7 @@ _LONGEST_DOCUMENT = 100
 
 
 @dataclass(frozen=True)
-class Amount:
+class DataVolume:
     """What a stage trains on and what it is measured on.
 
     Attributes:
@@ -47,19 +48,21 @@ class Amount:
 
     def batch_length(self, batch: int) -> int:
         """Tokens that the batches of a run are padded to, on average; rounded up to a multiple of 8."""
-        from toolkit.data.sampler import Stream
+        from toolkit.data.sampler import LengthGroupedDataset
 
         if not self.lengths:
             return self.longest
         import numpy as np
 
         steps = max(16, -(-len(self.lengths) // batch))
-        stream = Stream(np.array(self.lengths), lambda *_: {}, batch_size=batch, steps=steps, accumulation=1, seed=0)
+        stream = LengthGroupedDataset(
+            np.array(self.lengths), lambda *_: {}, batch_size=batch, steps=steps, accumulation=1, seed=0
+        )
         padded = float(np.mean([stream.step_lengths(step).max() for step in range(steps)]))
         return min(self.longest, -(-int(padded + 0.999) // 8) * 8)
 
 
-def of_task(section: Task, tokenizer: Any = None) -> Amount:
+def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
     """The examples of a task.
 
     Args:
@@ -86,7 +89,7 @@ def of_task(section: Task, tokenizer: Any = None) -> Amount:
         sample = _sampled(texts)
         lengths = tuple(n for row in sample for n in _row_lengths(row, section, tokenizer))
         windows = len(lengths) / max(1, len(sample))
-    return Amount(
+    return DataVolume(
         examples=None if rows is None else round((rows - tune) * windows),
         exact=texts is not None and not held and not question,
         lengths=lengths,
@@ -96,7 +99,9 @@ def of_task(section: Task, tokenizer: Any = None) -> Amount:
     )
 
 
-def of_corpus(section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any = None, *, count: bool = True) -> Amount:
+def corpus_volume(
+    section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any = None, *, count: bool = True
+) -> DataVolume:
     """The sequences of a corpus.
 
     Args:
@@ -109,11 +114,11 @@ def of_corpus(section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any = N
         UserError: A local file is missing or damaged.
     """
     longest, limit = section.max_seq_length, section.limit
-    files = [at_hand(spec) for spec in references.corpus_specs(section, corpus_tasks)]
+    files = [cached_file(spec) for spec in corpus_files(section, corpus_tasks)]
     if None in files:  # on the hub: the text is as long as nobody knows
-        return Amount(limit, limit is not None, (longest,) if section.pack else (), longest)
+        return DataVolume(limit, limit is not None, (longest,) if section.pack else (), longest)
     if section.pack and not count:
-        return Amount(None, False, (longest,), longest)
+        return DataVolume(None, False, (longest,), longest)
     total, characters = 0, 0
     sample: list[list[str]] = []
     size, chance = _DOCUMENTS if section.pairs else _SAMPLE, random.Random(0)
@@ -133,7 +138,7 @@ def of_corpus(section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any = N
     else:
         sequences = round(total * _TRAIN)
         lengths = tuple(min(longest, n + 2) for n in _token_counts(texts, tokenizer))
-    return Amount(min(sequences, limit or sequences), False, lengths, longest)
+    return DataVolume(min(sequences, limit or sequences), False, lengths, longest)
 
 
 def _pairs(documents: list[list[str]], section: Corpus, tokenizer: Any) -> int:
@@ -155,7 +160,7 @@ def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[
     longest = _LONGEST_DOCUMENT if section.pairs else 1
     for spec in section.files:
         document: list[str] = []
-        for line in lines(local_file(spec)):
+        for line in raw_lines(fetch_file(spec)):
             text = line.strip()
             if document and (not text or len(document) == longest):
                 yield document
@@ -168,13 +173,13 @@ def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[
 
 def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
     """The texts of the rows that a task keeps; None: the file is on the hub."""
-    file = at_hand(spec)
+    file = cached_file(spec)
     if file is None:
         return None
     kept = []
-    for _, row in tables.read_rows(file):
-        texts = tuple(tables.text(row.get(column)) for column in section.columns)
-        if all(texts) and not any(tables.text(row.get(c)) not in values for c, values in section.rows.items()):
+    for _, row in read_rows(file):
+        texts = tuple(text(row.get(column)) for column in section.columns)
+        if all(texts) and not any(text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)
     return kept
 

@@ -13,8 +13,8 @@ from dataclasses import astuple, dataclass, replace
 
 import torch
 
-from toolkit.core.machine import machine_memory
-from toolkit.pipeline.estimate.synthetic_step import FLOAT, Job, Seconds, StepShape, now
+from toolkit.core.machine import memory
+from toolkit.pipeline.estimate.synthetic_step import FLOAT, Seconds, StepShape, SyntheticStep, now
 from toolkit.recipe import SGDSettings, Train
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 2, 9
@@ -58,7 +58,7 @@ class StepCost:
         """Highest need of a step with batches of this size; what other libraries and the data take is not in it."""
         return self.state_bytes + self.teacher_bytes + self.fixed_bytes + batch * self.example_bytes
 
-    def untaught(self) -> "StepCost":
+    def without_teacher(self) -> "StepCost":
         """Of the same step without its teacher, where its loss costs next to nothing."""
         return replace(self, teacher_seconds=0.0, teacher_bytes=0.0)
 
@@ -78,11 +78,11 @@ def measure(shape: StepShape, seconds: float, threads: int | None = None) -> Ste
     examples = shape.train.batch_size
     with _threads(threads), torch.random.fork_rng():
         torch.manual_seed(0)
-        jobs = {layers: Job(shape, layers) for layers in (1, 2)}
+        jobs = {layers: SyntheticStep(shape, layers) for layers in (1, 2)}
         kept = {(layers, n): float(job.kept_bytes(n)) for layers, job in jobs.items() for n in (1, 2)}
         if shape.train.recompute:  # of all layers but one only what goes into them is kept
             kept |= {(2, n): kept[1, n] + FLOAT * n * shape.longest * _width(shape.config) for n in (1, 2)}
-        fits = int(machine_memory()[1] / 4 / max(1.0, kept[2, 2] - kept[2, 1]))
+        fits = int(memory()[1] / 4 / max(1.0, kept[2, 2] - kept[2, 1]))
         batch = _affordable(jobs[2], 1 + shape.quantized, min(examples, max(2, fits)), seconds / 2)
         # Quantizing the weights takes the same time whatever the batch: a second size tells it apart.
         sizes = (batch // 2, batch) if shape.quantized and 1 < batch < examples else (batch,)
@@ -136,7 +136,7 @@ def _line(one: float, two: float, where: float) -> float:
     return one + (where - 1) * max(0.0, two - one)
 
 
-def _affordable(job: Job, least: int, most: int, seconds: float) -> int:
+def _affordable(job: SyntheticStep, least: int, most: int, seconds: float) -> int:
     """The largest batch from `least` to `most`, by doubling, whose rounds take no more than `seconds`.
 
     In batches of very few tokens the time is not the tokens': none is smaller than it takes to have `_FEWEST`.

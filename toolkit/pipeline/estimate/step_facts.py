@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from toolkit.core import machine as system
+from toolkit.core import machine
 from toolkit.core.artifacts import Artifact, Manifest
-from toolkit.models import sources
-from toolkit.pipeline.cache_keys import plain
+from toolkit.models.sources import cached_config, cached_model
+from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step
 from toolkit.recipe import Criterion, DistillationTrain, Student, Train
 
@@ -49,17 +49,17 @@ def root_of(made: Step | Artifact) -> Artifact:
 
 def config_of(artifact: Artifact) -> str | None:
     """Its `config.json`, or what is known of a model on the hub."""
-    config = sources.config_at_hand(str(artifact.path))
+    config = cached_config(str(artifact.path))
     return json.dumps(config) if config else None
 
 
 def tokenizer_of(artifact: Artifact) -> Any:
     """None where the checkpoint is not at hand."""
-    if sources.model_at_hand(str(artifact.path)) is None:
+    if cached_model(str(artifact.path)) is None:
         return None
-    from toolkit.models import load as models
+    from toolkit.models.load import load_tokenizer
 
-    return models.load_tokenizer(artifact.path)
+    return load_tokenizer(artifact.path)
 
 
 # What a step of training does not take longer for, or hardly: its schedules, and which weights are zero.
@@ -75,7 +75,7 @@ def steps_alike(before: Manifest, step: Step, train: Train) -> bool:
     """
     from toolkit.training.hardware import bf16
 
-    here = before.machine.get("cpu") == system.machine()["cpu"]
+    here = before.machine.get("cpu") == machine.describe()["cpu"]
     if not before.metrics.get("seconds_per_step") or not here or before.metrics.get("bf16", False) != bf16(train):
         return False
     made, now = step.folder / "config.json", config_of(root_of(step))
@@ -84,7 +84,7 @@ def steps_alike(before: Manifest, step: Step, train: Train) -> bool:
     reads = "task" if step.sections.get("task") else "corpus"
     length = (before.config.get(reads) or {}).get("max_seq_length")
     name = step.stage.name
-    same = _what_takes_time(before.config.get(name)) == _what_takes_time(plain(name, step.sections[name]))
+    same = _what_takes_time(before.config.get(name)) == _what_takes_time(section_values(name, step.sections[name]))
     return same and length == step.sections[reads].max_seq_length
 
 

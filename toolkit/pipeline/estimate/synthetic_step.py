@@ -18,19 +18,19 @@ from transformers import (
 )
 
 from toolkit.core.errors import UserError
-from toolkit.data.batches import KD_POSITIONS, Batch, inputs_of
+from toolkit.data.batches import KD_POSITIONS, Batch, model_inputs
 from toolkit.data.masking import masked_count, sampled_count
-from toolkit.models import load as models
-from toolkit.models import mlm_heads
-from toolkit.models.task_heads import logits_of
+from toolkit.models.load import prunable_matrices
+from toolkit.models.mlm_heads import mlm_head
+from toolkit.models.task_heads import task_logits
 from toolkit.recipe import Criterion, IntermediateSettings, Kind, Positions, Quantization, Sample, Train
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.pruners import PatternLock
-from toolkit.training import hardware, trainer
-from toolkit.training import loop as training
-from toolkit.training import vocabulary_loss as chunks
+from toolkit.training import vocabulary_loss
 from toolkit.training.distillation import MlmLoss, Teacher, mlm_loss, task_loss
-from toolkit.training.hardware import bf16, teacher_bf16
+from toolkit.training.hardware import bf16, device, teacher_bf16
+from toolkit.training.loop import compiled, recomputed
+from toolkit.training.trainer import optimizer_class
 
 FLOAT = 4  # bytes; weights, gradients and the optimizer's state stay in FP32, also under bf16 autocast
 _CHUNKS_OF_LOGITS = 2  # the model's and its teacher's
@@ -87,12 +87,12 @@ class _TimedTeacher(Teacher):
         return answer
 
 
-class Job:
+class SyntheticStep:
     """A model of `layers` layers, with all that a stage trains it with."""
 
     def __init__(self, shape: StepShape, layers: int) -> None:
         self._shape, self.length = shape, shape.length
-        self._device = hardware.device()
+        self._device = device()
         self._words = int(json.loads(shape.config)["vocab_size"])
         model: Any = _built(shape.config, shape, layers)
         self._teacher = None
@@ -100,13 +100,13 @@ class Job:
             teacher = _built(shape.teacher, shape, layers)
             self._teacher = _TimedTeacher(teacher, self._device, teacher_bf16(shape.train))
         if shape.quantized:
-            model = _quantized(model, inputs_of(self._batch(1, shape.length, "cpu")))
+            model = _quantized(model, model_inputs(self._batch(1, shape.length, "cpu")))
         self._model = model.to(self._device).train()
         self._loss = self._loss_of()
-        kind, settings = trainer.optimizer_class(shape.train)
+        kind, settings = optimizer_class(shape.train)
         self._optimizer = kind(self._model.parameters(), **settings)
         # Dense models train without it; it is a hundredth of a step.
-        matrices = models.prunable_matrices(self._model)
+        matrices = prunable_matrices(self._model)
         self._lock = PatternLock(SparsityMask.from_zeros({name: m.weight for name, m in matrices.items()}))
         self._lock.attach(matrices)
         self.parameters = _size(self._model)
@@ -120,8 +120,8 @@ class Job:
         train, model = self._shape.train, self._model
         start = now()
         with (
-            training.compiled(model if train.compile else None),
-            training.recomputed(model if train.recompute else None),
+            compiled(model if train.compile else None),
+            recomputed(model if train.recompute else None),
         ):
             self._forward(batch).backward()
         passed = now()
@@ -134,11 +134,11 @@ class Job:
 
     def forward(self, count: int) -> float:
         """Seconds of a forward pass in evaluation, in FP32."""
-        inputs = inputs_of(self._batch(count, self._shape.length, self._device))
+        inputs = model_inputs(self._batch(count, self._shape.length, self._device))
         self._model.eval()
         with torch.inference_mode():
             start = now()
-            self._model.base_model(**inputs) if self._shape.kind is None else logits_of(self._model, inputs)
+            self._model.base_model(**inputs) if self._shape.kind is None else task_logits(self._model, inputs)
             seconds = now() - start
         self._model.train()
         return seconds
@@ -162,8 +162,8 @@ class Job:
         if self._shape.kind or (isinstance(settings, IntermediateSettings) and not settings.add_origin_loss):
             return sum(kept.values())
         rows, kind = count * self._compared(self._shape.longest), self._device.type
-        in_chunks = _CHUNKS_OF_LOGITS * min(rows, chunks.rows_of(self._words, kind))
-        in_losses = _TENSORS_OF_A_LOSS * min(rows, chunks.rows_of_a_loss(self._words, kind))
+        in_chunks = _CHUNKS_OF_LOGITS * min(rows, vocabulary_loss.rows_per_chunk(self._words, kind))
+        in_losses = _TENSORS_OF_A_LOSS * min(rows, vocabulary_loss.rows_per_loss(self._words, kind))
         return sum(kept.values()) + FLOAT * self._words * (in_chunks + in_losses)
 
     def _compared(self, length: int) -> int:
@@ -182,13 +182,13 @@ class Job:
         shape = self._shape
         criterion: Criterion | None = getattr(shape.train, "criterion", None)
         if self._teacher is None or criterion is None:
-            return MlmLoss(mlm_heads.mlm_head) if shape.kind is None else task_loss()
+            return MlmLoss(mlm_head) if shape.kind is None else task_loss()
         if isinstance(criterion.settings, IntermediateSettings):
             pairs = zip(_layer_names(self._model), _layer_names(self._teacher.model), strict=True)
             cut = IntermediateSettings(layer_mappings=tuple(pairs), add_origin_loss=criterion.settings.add_origin_loss)
             criterion = Criterion(IntermediateLayersKnowledgeDistillationLoss=cut)
         if shape.kind is None:
-            return mlm_loss(mlm_heads.mlm_head, self._teacher, criterion, shape.positions)
+            return mlm_loss(mlm_head, self._teacher, criterion, shape.positions)
         return task_loss(self._teacher, criterion)
 
     def _batch(self, count: int, length: int, device: Any) -> Batch:

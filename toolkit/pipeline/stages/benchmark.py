@@ -19,17 +19,17 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     Raises:
         UserError: There is no IR folder, or benchmark_app fails.
     """
-    from toolkit.data import tasks
+    from toolkit.data.tasks import load_task
     from toolkit.ir.inspect import inspect_ir
     from toolkit.measure import accuracy, latency, size
-    from toolkit.models import load as models
+    from toolkit.models.load import load_tokenizer
 
     export = inputs["export"].path
     folders = {v: export / v for v in get_args(Variant) if (export / v / "openvino_model.xml").is_file()}
     if not folders:
         raise UserError("no IR folder here", where=str(export), instead="run `export` with at least one variant")
-    tokenizer = models.load_tokenizer(next(iter(folders.values())))
-    task = tasks.load_task(context.task or "", sections.task, tokenizer)
+    tokenizer = load_tokenizer(next(iter(folders.values())))
+    task = load_task(context.task or "", sections.task, tokenizer)
     section = sections.benchmark.evaluation.performance
 
     done = 0
@@ -42,7 +42,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     context.progress.start(len(folders) + latency.runs(len(folders), section))
     scores, answered = {}, []
     for variant, folder in folders.items():
-        logits = accuracy.kept_answers(folder, task.dev, tokenizer.pad_token_id, context.cache)
+        logits = accuracy.cached_predictions(folder, task.dev, tokenizer.pad_token_id, context.cache)
         scores[variant] = task.scores(logits)
         answered.append(len(logits))
         advance()

@@ -10,14 +10,14 @@ from typing import Any
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
 from toolkit.core.errors import UserError
 from toolkit.pipeline.stages.export_checks import (
-    _ENGINE_8_BIT_TOLERANCE,
-    _ENGINE_TOLERANCE,
-    _FP32_TOLERANCE,
-    _ONE_EXAMPLE,
-    _check,
-    _requests,
-    _weights_hash,
-    _zeros,
+    ENGINE_INT8_TOLERANCE,
+    ENGINE_TOLERANCE,
+    FP32_TOLERANCE,
+    SINGLE_LOGIT_FACTOR,
+    check_at_most,
+    check_quantization,
+    check_zeros,
+    weights_hash,
 )
 from toolkit.quantization.tuning import TUNING_FILE
 from toolkit.recipe import Quantization
@@ -25,16 +25,16 @@ from toolkit.recipe import Quantization
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Exports, opens again, compares."""
-    from toolkit.data import tasks
+    from toolkit.data.tasks import load_task
     from toolkit.ir.kernels.library import KernelMissingError
-    from toolkit.ir.sparse_engine import TooFewZerosError
-    from toolkit.models import load as models
+    from toolkit.ir.sparse_engine import NotSparseEnoughError
+    from toolkit.models.load import load_tokenizer
     from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
     section = sections.quantize.quantization if sections.quantize else Quantization()
     source = next(iter(inputs.values())).path
-    tokenizer = models.load_tokenizer(source)
-    task = tasks.load_task(context.task or "", sections.task, tokenizer)
+    tokenizer = load_tokenizer(source)
+    task = load_task(context.task or "", sections.task, tokenizer)
     makers = _makers(sections, inputs, task, tokenizer)
     if not any(variant.replace("-engine", "") in makers for variant in sections.export.variants):
         raise UserError(
@@ -59,7 +59,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         elif variant != plain:
             try:
                 figures, found = _engine(variant, plain, makers[plain], task, tokenizer, sections.export, mask, context)
-            except (KernelMissingError, TooFewZerosError) as error:  # the plain IR is what there is
+            except (KernelMissingError, NotSparseEnoughError) as error:  # the plain IR is what there is
                 metrics["left_out"][variant] = error.what
             else:
                 metrics["variants"][variant] = figures
@@ -72,7 +72,7 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
             checks += found
             if int8:
                 returned = _returned(inputs) if variant == "sparse-int8" else ()
-                checks.append(_requests(variant, inspection, section, returned))
+                checks.append(check_quantization(variant, inspection, section, returned))
         context.progress.update(done)
     return StageResult(kind="ir", metrics=metrics, checks=checks, data={"note": sections.task.note})
 
@@ -80,13 +80,13 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
 def _makers(sections: Any, inputs: dict[str, Artifact], task: Any, tokenizer: Any) -> dict[str, Callable[[], Any]]:
     """Variant -> how to load or make its torch model."""
     from toolkit.data.batches import pad
-    from toolkit.models import load as models
+    from toolkit.models.load import load_task_model
     from toolkit.quantization import nncf
 
     section = sections.quantize.quantization if sections.quantize else Quantization()
 
     def plain(name: str) -> Any:
-        return models.load_task_model(inputs[name].path, task.kind, task.labels, fitted=True).eval()
+        return load_task_model(inputs[name].path, task.kind, task.labels, fitted=True).eval()
 
     def dense_int8() -> Any:
         batches = nncf.calibration_batches(
@@ -113,16 +113,16 @@ def _export(
     import numpy as np
 
     from toolkit.ir.inspect import inspect_ir
-    from toolkit.measure.accuracy import kept_answers
-    from toolkit.training import evaluation
+    from toolkit.measure.accuracy import cached_predictions
+    from toolkit.training.evaluation import predict
 
     folder = context.folder / variant
-    torch_logits = evaluation.predict(model, task.dev, tokenizer.pad_token_id)
-    before = _weights_hash(model)
+    torch_logits = predict(model, task.dev, tokenizer.pad_token_id)
+    before = weights_hash(model)
     _export_plain(model, task, tokenizer, folder)
-    untouched = _weights_hash(model) == before
+    untouched = weights_hash(model) == before
 
-    answers = partial(kept_answers, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
+    answers = partial(cached_predictions, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
     ir_logits = answers(folder)
     # torch knows nothing of activations that OpenVINO quantizes at run time: the logits are compared without that.
     plain = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -136,13 +136,17 @@ def _export(
     # range, its mean 1 % (benchmarks/). What is wrong, a lost scale or matrix, shows in the mean.
     largest, mean = float(differences.max()) / extent, float(differences.mean()) / extent
     int8 = variant.endswith("int8")
-    limit = _ONE_EXAMPLE * section.tolerance if int8 else _FP32_TOLERANCE
+    limit = SINGLE_LOGIT_FACTOR * section.tolerance if int8 else FP32_TOLERANCE
     inspection = inspect_ir(folder)
     checks = [
-        _check(variant, "largest |IR - torch| logit, share of their range", largest, limit),
-        *([_check(variant, "mean |IR - torch| logit, share of their range", mean, section.tolerance)] if int8 else []),
+        check_at_most(variant, "largest |IR - torch| logit, share of their range", largest, limit),
         *(
-            _check(
+            [check_at_most(variant, "mean |IR - torch| logit, share of their range", mean, section.tolerance)]
+            if int8
+            else []
+        ),
+        *(
+            check_at_most(
                 variant,
                 f"|IR - torch| {m.name} on all {m.n} dev examples",
                 abs(scores["torch"][m.name] - scores["ir"][m.name]),
@@ -158,7 +162,7 @@ def _export(
             limit=float(len(task.dev)),
         ),
     ]
-    checks += [] if mask is None else _zeros(variant, inspection, mask)
+    checks += [] if mask is None else check_zeros(variant, inspection, mask)
     return (
         {
             "matmuls": [asdict(m) for m in inspection.matmuls],
@@ -195,19 +199,19 @@ def _engine(
 
     from toolkit.ir import kernels
     from toolkit.ir.inspect import inspect_ir
-    from toolkit.ir.sparse_engine import reference_ir, to_engine
-    from toolkit.measure.accuracy import kept_answers, predict_ir
+    from toolkit.ir.sparse_engine import reference_ir, to_sparse_engine
+    from toolkit.measure.accuracy import cached_predictions, predict_ir
 
     kernels.build()
     folder = context.folder / variant
-    answers = partial(kept_answers, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
+    answers = partial(cached_predictions, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
     context.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=context.work) as scratch:  # what a kill leaves of it goes with the work
         source = context.folder / plain
         if not source.is_dir():
             source = Path(scratch) / plain
             _export_plain(make(), task, tokenizer, source)
-        made = to_engine(source, folder)
+        made = to_sparse_engine(source, folder)
         reference_ir(source, Path(scratch))
         wanted = predict_ir(Path(scratch), task.dev, tokenizer.pad_token_id)
         plain_logits = answers(source)
@@ -221,11 +225,11 @@ def _engine(
     mean = float(differences.mean())
     same_products = "|engine - dense products of the same numbers| logit, share of their range"
     checks = [
-        _check(variant, f"mean {same_products}", mean / extent, _ENGINE_8_BIT_TOLERANCE)
+        check_at_most(variant, f"mean {same_products}", mean / extent, ENGINE_INT8_TOLERANCE)
         if made.in_8_bits
-        else _check(variant, f"largest {same_products}", largest / extent, _ENGINE_TOLERANCE),
+        else check_at_most(variant, f"largest {same_products}", largest / extent, ENGINE_TOLERANCE),
         *(
-            _check(
+            check_at_most(
                 variant,
                 f"|engine - {plain}| {m.name} on all {m.n} dev examples",
                 abs(scores["plain"][m.name] - scores["ir"][m.name]),
@@ -233,7 +237,7 @@ def _engine(
             )
             for m in task.measures
         ),
-        *([] if mask is None else _zeros(variant, inspection, mask)),
+        *([] if mask is None else check_zeros(variant, inspection, mask)),
     ]
     figures = {
         "matmuls": [asdict(m) for m in inspection.matmuls],
@@ -251,11 +255,10 @@ def _engine(
 
 
 def _export_plain(model: Any, task: Any, tokenizer: Any, folder: Path) -> None:
-    from toolkit.data import batches
-    from toolkit.data.batches import inputs_of
+    from toolkit.data.batches import model_inputs, pad
     from toolkit.ir.convert import export_ir
 
-    export_ir(model, tokenizer, folder, inputs_of(batches.pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id)))
+    export_ir(model, tokenizer, folder, model_inputs(pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id)))
 
 
 def _returned(inputs: dict[str, Artifact]) -> tuple[str, ...]:

@@ -9,41 +9,41 @@ from typing import Any
 
 from toolkit.core.artifacts import Artifact, Context, StageResult
 from toolkit.core.errors import UserError
-from toolkit.pipeline.stages.quantize_trials import _Trials
-from toolkit.quantization import tuning
+from toolkit.pipeline.stages.quantize_trials import Trials
+from toolkit.quantization.tuning import TUNING_FILE, search, select
 
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Quantization with pattern lock and distillation (paper, section 3.3), and the search that keeps the promise."""
     from toolkit.quantization import nncf
-    from toolkit.sparsity import checks as outcome
+    from toolkit.sparsity.checks import check_locked, sparsity_metrics
     from toolkit.training import distributed
 
     section = sections.quantize
-    if distributed.processes() > 1 and section.tuning.retrain_steps:
+    if distributed.world_size() > 1 and section.tuning.retrain_steps:
         raise UserError(
             "trials are trained again by one process alone",
             where="quantize.tuning.retrain_steps",
             instead="retrain_steps: 0, or the same command without torchrun: finished stages are kept",
         )
-    job = _Trials(sections, inputs, context)
+    job = Trials(sections, inputs, context)
     if distributed.rank():  # helps to train the first trial; the search is not its own
         if section.train is not None:
             job.make(0, ())
-        raise distributed.PartDone
+        raise distributed.WorkerDone
     if len(job.task.tune):
-        trials = tuning.search(job.attempt, job.ranked, section.tuning)
+        trials = search(job.attempt, job.ranked, section.tuning)
         costs = job.costs(trials)
-        kept = tuning.keep(trials, section.tuning.objective, costs)
+        kept = select(trials, section.tuning.objective, costs)
         chosen, found = kept.number, job.summary(trials, kept, costs)
     else:
-        context.progress.say("no training examples were set aside to tune by: quantized as the recipe says")
+        context.progress.message("no training examples were set aside to tune by: quantized as the recipe says")
         chosen, found = job.make(0, ()), None
     shutil.copytree(job.folder(chosen) / "model", context.folder, dirs_exist_ok=True)
     job.plain.config.save_pretrained(context.folder)
     job.tokenizer.save_pretrained(context.folder)
     job.mask.save(context.folder / "mask.safetensors")
-    (context.folder / tuning.TUNING_FILE).write_text(json.dumps(found or {"returned": []}, indent=1))
+    (context.folder / TUNING_FILE).write_text(json.dumps(found or {"returned": []}, indent=1))
 
     model = nncf.load(context.folder, job.fresh)
     fitted = json.loads((job.folder(chosen) / "fitted.json").read_text())
@@ -51,9 +51,9 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         kind="quantized",
         metrics=fitted["metrics"]
         | job.dev_metrics(model)
-        | outcome.figures(job.mask)
+        | sparsity_metrics(job.mask)
         | {"tuning": found, "overflow_fix": nncf.resolve_overflow_fix(section.quantization)},
-        checks=[outcome.locked(job.mask, job.matrices(model))],
+        checks=[check_locked(job.mask, job.matrices(model))],
         data={"note": sections.task.note},
         history=fitted["history"],
     )

@@ -8,65 +8,65 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.artifacts import Artifact, Context
-from toolkit.core.files import write_whole
-from toolkit.quantization import tuning
+from toolkit.core.files import write_atomic
+from toolkit.quantization.tuning import Trial
 from toolkit.recipe import Performance
 
 _RECORD = "trial.json"  # written last into a trial's folder: one without it was cut off
 _SENSITIVITY_EXAMPLES = 128
 
 
-class _Trials:
+class Trials:
     """Makes quantized models, each in a folder of its own that outlives an interruption."""
 
     def __init__(self, sections: Any, inputs: dict[str, Artifact], context: Context) -> None:
-        from toolkit.data import tasks
-        from toolkit.models import load as models
-        from toolkit.sparsity import mask
-        from toolkit.training import datasets
+        from toolkit.data.tasks import load_task
+        from toolkit.models.load import load_tokenizer
+        from toolkit.sparsity.mask import checkpoint_mask
+        from toolkit.training.datasets import task_data
 
         self._sections, self._inputs, self._context = sections, inputs, context
         self._source = inputs["transfer"].path
-        self.tokenizer = models.load_tokenizer(self._source)
-        self.task = tasks.load_task(context.task or "", sections.task, self.tokenizer)
+        self.tokenizer = load_tokenizer(self._source)
+        self.task = load_task(context.task or "", sections.task, self.tokenizer)
         self.plain = self.fresh()
-        self.mask = mask.checkpoint_mask(self._source, self.matrices(self.plain), dense_too=True)
+        self.mask = checkpoint_mask(self._source, self.matrices(self.plain), dense_too=True)
         train = sections.quantize.train
         pad_id = self.tokenizer.pad_token_id
-        self._data = None if train is None else datasets.task_data(self.task.train, pad_id, train, context.seed)
+        self._data = None if train is None else task_data(self.task.train, pad_id, train, context.seed)
         self._reference = self._score(self.plain) if len(self.task.tune) else 0.0
 
     def fresh(self) -> Any:
         """The FP32 model that is quantized."""
-        from toolkit.models import load as models
+        from toolkit.models.load import load_task_model
 
-        return models.load_task_model(self._source, self.task.kind, self.task.labels, fitted=True)
+        return load_task_model(self._source, self.task.kind, self.task.labels, fitted=True)
 
     def matrices(self, model: Any) -> dict[str, Any]:
         """The prunable matrices of a model, quantized or not."""
-        from toolkit.models import load as models
+        from toolkit.models.load import prunable_matrices
 
-        return models.prunable_matrices(model, self._sections.model.prunable)
+        return prunable_matrices(model, self._sections.model.prunable)
 
     def folder(self, number: int) -> Path:
         """Where a trial lies."""
         return self._context.work / "trials" / str(number)
 
-    def attempt(self, number: int, returned: tuple[str, ...]) -> tuning.Trial:
+    def attempt(self, number: int, returned: tuple[str, ...]) -> Trial:
         """Makes and judges a model, or reads what an interrupted run found of it."""
         from toolkit.quantization import nncf
 
         record = self.folder(number) / _RECORD
         if record.is_file():
             values = json.loads(record.read_text())
-            return tuning.Trial(**values | {"returned": tuple(values["returned"])})
+            return Trial(**values | {"returned": tuple(values["returned"])})
         started = time.monotonic()
         self.make(number, returned)
         if number == 0:  # it is made with or without a search: the search's time begins here
             started = time.monotonic()
         score = self._score(nncf.load(self.folder(number) / "model", self.fresh))
         promise = self._sections.quantize.tuning.accuracy_criterion
-        trial = tuning.Trial(
+        trial = Trial(
             number=number,
             returned=returned,
             metric=score,
@@ -74,16 +74,16 @@ class _Trials:
             met=promise.met(self._reference, score),
             seconds=round(time.monotonic() - started, 3),
         )
-        write_whole(record, json.dumps(trial.as_dict()))
+        write_atomic(record, json.dumps(trial.as_dict()))
         where = "8 bits everywhere" if not returned else f"{len(returned)} in FP32"
         verdict = "met" if trial.met else "missed"
-        self._context.progress.say(f"trial {number}, {where}: {self.task.metrics[0]} {score:.4f}, {verdict}")
+        self._context.progress.message(f"trial {number}, {where}: {self.task.metrics[0]} {score:.4f}, {verdict}")
         return trial
 
     def make(self, number: int, returned: tuple[str, ...]) -> int:
         """Writes the model of a trial, and how it was fitted; returns its number."""
         from toolkit.quantization import nncf
-        from toolkit.quantization import operations as nncf_ops
+        from toolkit.quantization.operations import return_to_fp32
 
         target = self.folder(number) / "model"
         if (self.folder(number) / "fitted.json").is_file():
@@ -93,21 +93,21 @@ class _Trials:
             fitted = self._fit(model, self._context, None)
         else:
             model = nncf.load(self.folder(0) / "model", self.fresh)
-            nncf_ops.return_to_fp32(model, returned, self._operations(model))
+            return_to_fp32(model, returned, self._operations(model))
             fitted = self._retrained(model, number)
         model = model.cpu()  # training may have moved it to a GPU
-        nncf.settle(model, self._sample(), self._sections.quantize.quantization)
+        nncf.widen_to_7_bits(model, self._sample(), self._sections.quantize.quantization)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         nncf.save(model, target)
-        write_whole(self.folder(number) / "fitted.json", json.dumps(fitted))
+        write_atomic(self.folder(number) / "fitted.json", json.dumps(fitted))
         return number
 
     def _quantized(self) -> Any:
         from toolkit.quantization import nncf
-        from toolkit.training import loop as training
+        from toolkit.training.loop import seed_everything
 
-        training.seed_everything(self._context.seed)
+        seed_everything(self._context.seed)
         section = self._sections.quantize.quantization
         batches = nncf.calibration_batches(self._collate, self.task.train, section.calibration.sampling_size)
         return nncf.quantized(self.plain.cpu(), batches, section)  # scoring it may have moved it to a GPU
@@ -115,9 +115,9 @@ class _Trials:
     def _fit(self, model: Any, context: Context, steps: int | None) -> dict[str, Any]:
         """Trains with the pattern locked; nothing where the approach does not train."""
         from toolkit.sparsity.pruners import PatternLock
-        from toolkit.training import datasets
-        from toolkit.training import loop as training
-        from toolkit.training import teacher_logits as lessons
+        from toolkit.training.datasets import task_data
+        from toolkit.training.loop import fit
+        from toolkit.training.teacher_logits import task_distillation
 
         train = self._sections.quantize.train
         if train is None or self._data is None:
@@ -125,11 +125,11 @@ class _Trials:
         lock = PatternLock(self.mask)
         lock.attach(self.matrices(model))
         distillation, teacher = self._sections.quantize.distillation, self._inputs.get("task_teacher")
-        loss, answers = lessons.task_lesson(distillation, teacher, self.task, self.tokenizer, context)
+        loss, answers = task_distillation(distillation, teacher, self.task, self.tokenizer, context)
         if steps is not None:
             train = train.model_copy(update={"steps": steps, "epoch": None})
-        data = datasets.task_data(self.task.train, self.tokenizer.pad_token_id, train, context.seed, answers)
-        fitted = training.fit(model, data, train, loss, context, sparsifier=lock)
+        data = task_data(self.task.train, self.tokenizer.pad_token_id, train, context.seed, answers)
+        fitted = fit(model, data, train, loss, context, sparsifier=lock)
         return {"metrics": fitted.metrics(), "history": fitted.history}
 
     def _retrained(self, model: Any, number: int) -> dict[str, Any]:
@@ -149,14 +149,14 @@ class _Trials:
 
         record = self._context.work / "sensitivity.json"
         if not record.is_file():
-            self._context.progress.say("measuring how sensitive each operation is")
+            self._context.progress.message("measuring how sensitive each operation is")
             model = nncf.load(self.folder(0) / "model", self.fresh)
             batches = self._batches(self.task.tune, _SENSITIVITY_EXAMPLES, 32)
-            write_whole(record, json.dumps(sensitivity.measure(model, batches, self._operations(model))))
+            write_atomic(record, json.dumps(sensitivity.measure(model, batches, self._operations(model))))
         found: dict[str, float] = json.loads(record.read_text())
         return sorted(found, key=lambda name: -found[name])
 
-    def costs(self, trials: tuple[tuning.Trial, ...]) -> dict[int, float]:
+    def costs(self, trials: tuple[Trial, ...]) -> dict[int, float]:
         """What the objective wants small, measured on the IRs of the trials that meet the criterion."""
         from toolkit.ir.convert import export_ir
         from toolkit.measure import latency, memory, size
@@ -166,7 +166,7 @@ class _Trials:
         objective = self._sections.quantize.tuning.objective
         if len(fits) < 2 or objective == "accuracy":
             return {}
-        self._context.progress.say(f"measuring the {objective} of {len(fits)} models that meet the criterion")
+        self._context.progress.message(f"measuring the {objective} of {len(fits)} models that meet the criterion")
         folders = {str(n): self.folder(n) / "ir" for n in fits}
         for number in fits:
             model = nncf.load(self.folder(number) / "model", self.fresh)
@@ -174,13 +174,13 @@ class _Trials:
         if objective == "modelsize":
             return {int(n): float(size.file_sizes(f)[size.FILE]) for n, f in folders.items()}
         if objective == "footprint":
-            return {int(n): float(memory.peak_bytes(f, self._sample())) for n, f in folders.items()}
+            return {int(n): float(memory.peak_memory(f, self._sample())) for n, f in folders.items()}
         section = Performance(batch_sizes=(1,), seconds=1, sequence_length=self._sections.task.max_seq_length)
         pad_id = self.tokenizer.pad_token_id
         timed = latency.measure(folders, self.task.tune, pad_id, section, self._context.work / "timing")
         return {int(t.model): float(t.as_metrics()["latency_ms_median"]) for t in timed}  # type: ignore[arg-type]
 
-    def summary(self, trials: tuple[tuning.Trial, ...], kept: tuning.Trial, costs: dict[int, float]) -> dict[str, Any]:
+    def summary(self, trials: tuple[Trial, ...], kept: Trial, costs: dict[int, float]) -> dict[str, Any]:
         """The search, for the manifest and for those who open the checkpoint."""
         promise, record = self._sections.quantize.tuning, self._context.work / "sensitivity.json"
         return {
@@ -200,27 +200,27 @@ class _Trials:
 
     def dev_metrics(self, model: Any) -> dict[str, Any]:
         """The kept model on the dev split, which nothing was chosen by."""
-        from toolkit.training import evaluation
+        from toolkit.training.evaluation import task_metrics
 
-        return evaluation.task_metrics(model, self.task, self.tokenizer, self._data)
+        return task_metrics(model, self.task, self.tokenizer, self._data)
 
     def _operations(self, model: Any) -> Any:
-        from toolkit.quantization import operations as nncf_ops
+        from toolkit.quantization.operations import quantized_ops
 
-        return nncf_ops.quantized_ops(model, self._sample())
+        return quantized_ops(model, self._sample())
 
     def _score(self, model: Any) -> float:
-        from toolkit.training import evaluation
+        from toolkit.training.evaluation import predict
 
-        return self.task.tuning_score(evaluation.predict(model, self.task.tune, self.tokenizer.pad_token_id))
+        return self.task.tuning_score(predict(model, self.task.tune, self.tokenizer.pad_token_id))
 
     def _batches(self, examples: Any, count: int, size: int) -> list[Any]:
         """Model inputs of the first `count` examples, those of like length together."""
-        from toolkit.data.batches import inputs_of
+        from toolkit.data.batches import model_inputs
 
         order = sorted(range(min(count, len(examples))), key=lambda i: len(examples[i]["input_ids"]))
         groups = [order[first : first + size] for first in range(0, len(order), size)]
-        return [inputs_of(self._collate([examples[i] for i in group])) for group in groups]
+        return [model_inputs(self._collate([examples[i] for i in group])) for group in groups]
 
     def _collate(self, features: list[Any]) -> Any:
         from toolkit.data.batches import pad
@@ -228,6 +228,6 @@ class _Trials:
         return pad(features, self.tokenizer.pad_token_id)
 
     def _sample(self) -> Any:
-        from toolkit.data.batches import inputs_of
+        from toolkit.data.batches import model_inputs
 
-        return inputs_of(self._collate([self.task.train[0], self.task.train[1]]))
+        return model_inputs(self._collate([self.task.train[0], self.task.train[1]]))

@@ -8,55 +8,57 @@ from toolkit.core.artifacts import Artifact, Check, Context, StageResult
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Gradual pruning with distillation and a rewound learning rate (paper, section 3)."""
-    from toolkit.data import corpus
-    from toolkit.models import load as models
-    from toolkit.models import mlm_heads
+    from toolkit.data.corpus import load_corpus
+    from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
+    from toolkit.models.mlm_heads import mlm_head, next_sentence_head
     from toolkit.recipe import KDLossSettings
-    from toolkit.sparsity import checks as outcome
+    from toolkit.sparsity.checks import check_locked, check_target, must_end_within, sparsity_metrics
     from toolkit.sparsity.mask import MASK_FILE
     from toolkit.sparsity.pruners import make_sparsifier
-    from toolkit.training import datasets, distributed, evaluation, hardware
-    from toolkit.training import loop as training
-    from toolkit.training.distillation import LayersLoss, MlmLoss, Teacher, mlm_loss
-    from toolkit.training.hardware import teacher_bf16
+    from toolkit.training import distributed
+    from toolkit.training.datasets import mlm_data, steps_per_epoch
+    from toolkit.training.distillation import HiddenStateLoss, MlmLoss, Teacher, mlm_loss
+    from toolkit.training.evaluation import layers_metrics, mlm_metrics
+    from toolkit.training.hardware import device, teacher_bf16
+    from toolkit.training.loop import fit, seed_everything
 
-    training.seed_everything(context.seed)
+    seed_everything(context.seed)
     pruning, distillation = sections.student.pruning, sections.student.distillation
     train = distillation.train
     section, source = sections.corpus, inputs["teacher"].path
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     words_taught = isinstance(train.criterion.settings, KDLossSettings) and train.criterion.settings.loss_weights[1] > 0
-    model = models.load_masked_lm(source, pairs=section.pairs is not None, fitted=words_taught)
+    model = load_masked_lm(source, pairs=section.pairs is not None, fitted=words_taught)
     teacher = copy.deepcopy(model)
-    matrices = models.prunable_matrices(model, sections.model.prunable)
-    with distributed.first_alone():
-        text = corpus.load_corpus(
-            section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, say=context.progress.say
+    matrices = prunable_matrices(model, sections.model.prunable)
+    with distributed.main_process_first():
+        text = load_corpus(
+            section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, log=context.progress.message
         )
-    sparsifier = make_sparsifier(pruning, matrices, datasets.steps_per_epoch(train, len(text.train)))
+    sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)))
 
-    frozen = Teacher(teacher, hardware.device(), teacher_bf16(train))
-    loss = mlm_loss(mlm_heads.mlm_head, frozen, train.criterion, distillation.positions, mlm_heads.next_sentence_head)
+    frozen = Teacher(teacher, device(), teacher_bf16(train))
+    loss = mlm_loss(mlm_head, frozen, train.criterion, distillation.positions, next_sentence_head)
 
     def held_out() -> dict[str, float]:
         # Where words play no part in the loss, the word head stays as it was: its own loss would tell nothing.
-        if isinstance(loss, LayersLoss):
-            return evaluation.layers_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
-        labels_only = MlmLoss(mlm_heads.mlm_head, next_head=mlm_heads.next_sentence_head)
-        return evaluation.mlm_metrics(model, labels_only, text.valid, tokenizer, section.mlm_probability)
+        if isinstance(loss, HiddenStateLoss):
+            return layers_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
+        labels_only = MlmLoss(mlm_head, next_head=next_sentence_head)
+        return mlm_metrics(model, labels_only, text.valid, tokenizer, section.mlm_probability)
 
     before = held_out()
-    data = datasets.mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
-    outcome.must_end_within((p.section for p in sparsifier.gradual), data.steps, "student.pruning")
-    fitted = training.fit(model, data, train, loss, context, sparsifier=sparsifier, rewound=sparsifier.rewound())
-    models.save_checkpoint(model, tokenizer, context.folder)
+    data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
+    must_end_within((p.section for p in sparsifier.pruners_with_schedule), data.steps, "student.pruning")
+    fitted = fit(model, data, train, loss, context, sparsifier=sparsifier)
+    save_checkpoint(model, tokenizer, context.folder)
     sparsifier.mask.save(context.folder / MASK_FILE)
-    targets = {p.section.target_sparsity for p in sparsifier.gradual}
+    targets = {p.section.target_sparsity for p in sparsifier.pruners_with_schedule}
     return StageResult(
         kind="sparse",
         metrics=fitted.metrics()
         | fitted.tokens(data)
-        | outcome.figures(sparsifier.mask)
+        | sparsity_metrics(sparsifier.mask)
         | {
             "prunable_weights": sum(module.weight.numel() for module in matrices.values()),
             "backend": pruning.backend,
@@ -66,8 +68,8 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         | ({"target_sparsity": targets.pop()} if len(targets) == 1 else {}),
         checks=[
             Check(name="matrices matched", ok=bool(matrices), measured=float(len(matrices)), limit=">= 1"),
-            *(outcome.on_target(p.section, p.mask) for p in sparsifier.gradual),
-            outcome.locked(sparsifier.mask, matrices),
+            *(check_target(p.section, p.mask) for p in sparsifier.pruners_with_schedule),
+            check_locked(sparsifier.mask, matrices),
         ],
         data={"corpus": text.summary()},
         history=fitted.history,

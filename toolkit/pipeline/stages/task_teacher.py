@@ -7,24 +7,25 @@ from toolkit.core.artifacts import Artifact, Context, StageResult
 
 def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
     """Ordinary fine-tuning."""
-    from toolkit.data import tasks
-    from toolkit.models import load as models
-    from toolkit.training import datasets, evaluation
-    from toolkit.training import loop as training
+    from toolkit.data.tasks import load_task
+    from toolkit.models.load import load_task_model, load_tokenizer, save_checkpoint
+    from toolkit.training.datasets import task_data
     from toolkit.training.distillation import TaskLoss
+    from toolkit.training.evaluation import task_metrics
+    from toolkit.training.loop import fit, seed_everything
 
-    training.seed_everything(context.seed)
+    seed_everything(context.seed)
     train = sections.task_teacher.train
     source = inputs["teacher"].path
-    tokenizer = models.load_tokenizer(source)
-    task = tasks.load_task(context.task or "", sections.task, tokenizer)
-    model = models.load_task_model(source, task.kind, task.labels, fitted=False)
-    data = datasets.task_data(task.train, tokenizer.pad_token_id, train, context.seed)
-    fitted = training.fit(model, data, train, TaskLoss(), context)
-    models.save_checkpoint(model, tokenizer, context.folder)
+    tokenizer = load_tokenizer(source)
+    task = load_task(context.task or "", sections.task, tokenizer)
+    model = load_task_model(source, task.kind, task.labels, fitted=False)
+    data = task_data(task.train, tokenizer.pad_token_id, train, context.seed)
+    fitted = fit(model, data, train, TaskLoss(), context)
+    save_checkpoint(model, tokenizer, context.folder)
     return StageResult(
         kind="task",
-        metrics=fitted.metrics() | evaluation.task_metrics(model, task, tokenizer, data),
+        metrics=fitted.metrics() | task_metrics(model, task, tokenizer, data),
         data={"note": sections.task.note},
         history=fitted.history,
     )

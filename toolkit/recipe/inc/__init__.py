@@ -13,7 +13,7 @@ from toolkit.core.yaml_document import KeyPath
 from toolkit.recipe import Recipe
 from toolkit.recipe.inc.explain import explain as explain
 from toolkit.recipe.inc.inc_file import IncFlags as IncFlags
-from toolkit.recipe.inc.inc_file import IncPlan, Source, read_source
+from toolkit.recipe.inc.inc_file import IncPlan, IncSource, read_source
 from toolkit.recipe.inc.translate import translate
 from toolkit.recipe.json_schema import RECIPE
 from toolkit.recipe.messages import dotted, mistakes_in, together
@@ -85,7 +85,7 @@ def _check(plan: IncPlan, name: str) -> None:
         raise together(mistakes_in(error, document, RECIPE), name) from None
 
 
-def _account_for(plan: IncPlan, source: Source, path: KeyPath) -> None:
+def _account_for(plan: IncPlan, source: IncSource, path: KeyPath) -> None:
     """A key that the translation did not use: a line that says why, or an error."""
     key = dotted(path)
     for pattern, why in _HARMLESS:

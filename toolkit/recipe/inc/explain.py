@@ -4,7 +4,7 @@ from typing import Any
 
 from toolkit.core.yaml_document import KeyPath, dump_flow
 from toolkit.recipe.inc.inc_file import IncPlan
-from toolkit.recipe.pruning import WeightCompression, cannot
+from toolkit.recipe.pruning import WeightCompression, unsupported
 
 _WIDTH = 44  # where comments start
 
@@ -109,6 +109,6 @@ def _backends(plan: IncPlan, path: KeyPath, pruner: dict[str, Any]) -> list[str]
         return ["kept by the toolkit itself: weights that are zero stay exactly zero, whatever the back end"]
     said = []
     for backend in ("inc", "nncf", "magnitude"):
-        problem = cannot(backend, resolved)
+        problem = unsupported(backend, resolved)
         said.append(f"{backend}: cannot do {problem}" if problem else f"{backend}: can do it")
     return ["; ".join(said)]

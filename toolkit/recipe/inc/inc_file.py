@@ -86,7 +86,7 @@ class IncPlan:
             self.notes.append(line)
 
 
-class Source:
+class IncSource:
     """One file of INC's, and which of its keys have been used."""
 
     def __init__(self, path: Path, document: Document, file: IncFile) -> None:
@@ -133,7 +133,7 @@ class Source:
         return value
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> IncSource:
     """Reads and checks one file.
 
     Raises:
@@ -152,4 +152,4 @@ def read_source(path: Path) -> Source:
     if document.mistakes:
         raise together(document.mistakes, str(path))
     assert file is not None
-    return Source(path, document, file)
+    return IncSource(path, document, file)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from toolkit.core.yaml_document import KeyPath
-from toolkit.recipe.inc.inc_file import IncPlan, Source
+from toolkit.recipe.inc.inc_file import IncPlan, IncSource
 from toolkit.recipe.pruning import Tile
 
 _STEPS = ("start_step", "end_step", "update_frequency_on_step")
@@ -11,7 +11,7 @@ _EPOCHS = ("start_epoch", "end_epoch", "update_frequency")
 _SHAPE = ("initial_sparsity", "target_sparsity", "prune_domain", "sparsity_decay_type", "pattern")
 
 
-def pruning(plan: IncPlan, source: Source) -> bool:
+def pruning(plan: IncPlan, source: IncSource) -> bool:
     """`weight_compression` (epochs) or `weight_compression_pytorch` (steps). Returns whether it only locks."""
     in_steps = source.peek("pruning", "approach", "weight_compression_pytorch") is not None
     kind = "weight_compression_pytorch" if in_steps else "weight_compression"
@@ -43,7 +43,7 @@ def pruning(plan: IncPlan, source: Source) -> bool:
     return locks
 
 
-def _unused_ramp(plan: IncPlan, source: Source, at: KeyPath) -> None:
+def _unused_ramp(plan: IncPlan, source: IncSource, at: KeyPath) -> None:
     """A lock has no ramp; INC's own file says `start_epoch: 0` all the same."""
     for path in source.left_over():
         if path[: len(at)] == at and path[-1] != "pruners" and "names" not in str(path[-1]):
@@ -51,7 +51,7 @@ def _unused_ramp(plan: IncPlan, source: Source, at: KeyPath) -> None:
             plan.note(source.where(*path), str(path[-1]), "a locked pattern does not change")
 
 
-def _layer_types(source: Source, at: KeyPath) -> None:
+def _layer_types(source: IncSource, at: KeyPath) -> None:
     types = source.take(*at, "prune_layer_type")
     if types and "Linear" not in types:
         raise source.refuse((*at, "prune_layer_type"), "only linear layers of the encoder are pruned", "[Linear]")
@@ -65,7 +65,7 @@ def _n_of_m(plan: IncPlan, pattern: str, target: KeyPath) -> None:
 
 
 def _pruner(
-    plan: IncPlan, source: Source, at: KeyPath, target: KeyPath, kind: str, section: Any, in_steps: bool
+    plan: IncPlan, source: IncSource, at: KeyPath, target: KeyPath, kind: str, section: Any, in_steps: bool
 ) -> None:
     pruner = source.peek(*at)
     typed = (*at, "prune_type") if source.written(*at, "prune_type") else (*at[:-2], "prune_type")
@@ -95,7 +95,7 @@ def _pruner(
         _n_of_m(plan, pruner.pattern, target)
 
 
-def _own(plan: IncPlan, source: Source, at: KeyPath, target: KeyPath, key: str, kind: str) -> None:
+def _own(plan: IncPlan, source: IncSource, at: KeyPath, target: KeyPath, key: str, kind: str) -> None:
     """A value that a pruner has of its own; a lock has only names."""
     value = source.peek(*at, key)
     if value in (None, ()):
@@ -107,7 +107,7 @@ def _own(plan: IncPlan, source: Source, at: KeyPath, target: KeyPath, key: str, 
     plan.put((*target, key), list(value) if isinstance(value, tuple) else value, source.where(*at, key))
 
 
-def _parameters(plan: IncPlan, source: Source, at: KeyPath, target: KeyPath, kind: str) -> None:
+def _parameters(plan: IncPlan, source: IncSource, at: KeyPath, target: KeyPath, kind: str) -> None:
     parameters = source.peek(*at, "parameters")
     if kind == "group_lasso":
         plan.put(

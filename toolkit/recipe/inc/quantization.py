@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolkit.core.yaml_document import KeyPath
-from toolkit.recipe.inc.inc_file import IncPlan, Source
+from toolkit.recipe.inc.inc_file import IncPlan, IncSource
 
 # INC's names of operations -> ours.
 _TYPES = {
@@ -36,7 +36,7 @@ _WHY = {
 }
 
 
-def quantization(plan: IncPlan, source: Source) -> None:
+def quantization(plan: IncPlan, source: IncSource) -> None:
     """Puts the section into the plan; its training is put by the caller.
 
     Raises:
@@ -61,7 +61,7 @@ def quantization(plan: IncPlan, source: Source) -> None:
     _recipes(plan, source, at, approach)
 
 
-def _type(source: Source, path: KeyPath) -> str:
+def _type(source: IncSource, path: KeyPath) -> str:
     found = _TYPES.get(str(path[-1]).lower())
     if found is None:
         raise source.refuse(
@@ -70,7 +70,7 @@ def _type(source: Source, path: KeyPath) -> str:
     return found
 
 
-def _formats(plan: IncPlan, source: Source, path: KeyPath, at: KeyPath, approach: str) -> None:
+def _formats(plan: IncPlan, source: IncSource, path: KeyPath, at: KeyPath, approach: str) -> None:
     """Weight and activation of the model or of some operations."""
     for half, known in (("weight", _WEIGHT), ("activation", _ACTIVATION)):
         for key, can in known.items():
@@ -92,7 +92,7 @@ def _formats(plan: IncPlan, source: Source, path: KeyPath, at: KeyPath, approach
         plan.recipe["quantize"]["quantization"].setdefault(at[-2], {}).setdefault(at[-1], {})
 
 
-def _chosen(plan: IncPlan, source: Source, path: KeyPath, can: Mapping[Any, Any], why: str) -> Any:
+def _chosen(plan: IncPlan, source: IncSource, path: KeyPath, can: Mapping[Any, Any], why: str) -> Any:
     """Of INC's candidates the first that can be done; the others are told."""
     candidates = source.take(*path)
     possible = [c for c in candidates if c in can]
@@ -111,7 +111,7 @@ def _chosen(plan: IncPlan, source: Source, path: KeyPath, can: Mapping[Any, Any]
     return can[chosen]
 
 
-def _recipes(plan: IncPlan, source: Source, at: KeyPath, approach: str) -> None:
+def _recipes(plan: IncPlan, source: IncSource, at: KeyPath, approach: str) -> None:
     path = ("quantization", "recipes")
     if not source.peek(*path, "first_conv_or_matmul_quantization"):
         raise source.refuse(

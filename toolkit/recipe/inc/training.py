@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from toolkit.core.yaml_document import KeyPath
-from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, Source
+from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, IncSource
 
 # Epochs and learning rate of INC's published commands for Prune-OFA: they were flags, not in the files.
 _PUBLISHED = {"transfer": (9, 1e-4), "quantize": (3, 1e-5)}
@@ -13,7 +13,7 @@ TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "per_device_train_batch_s
 
 
 def training(
-    plan: IncPlan, stage: str, stages: list[str], owners: dict[str, Source | None], flags: IncFlags, taught: bool
+    plan: IncPlan, stage: str, stages: list[str], owners: dict[str, IncSource | None], flags: IncFlags, taught: bool
 ) -> None:
     """How long, with which optimizer and which loss a stage trains."""
     own = "pruning" if stage == "transfer" else "quantization"
@@ -50,14 +50,14 @@ def training(
         plan.note("--temperature, --loss-weights", stage, "nobody teaches: there is no --teacher")
 
 
-def _sources(owners: dict[str, Source | None], sections: list[str]) -> list[tuple[Source, KeyPath]]:
+def _sources(owners: dict[str, IncSource | None], sections: list[str]) -> list[tuple[IncSource, KeyPath]]:
     """The `train` sections of these sections, then INC's one for all."""
-    paths: list[tuple[Source | None, KeyPath]] = [(owners[s], (s, "train")) for s in sections]
+    paths: list[tuple[IncSource | None, KeyPath]] = [(owners[s], (s, "train")) for s in sections]
     paths.append((owners["train"], ("train",)))
     return [(source, path) for source, path in paths if source is not None and source.peek(*path) is not None]
 
 
-def _length(sources: list[tuple[Source, KeyPath]], at: KeyPath, published: int) -> tuple[KeyPath, int, str]:
+def _length(sources: list[tuple[IncSource, KeyPath]], at: KeyPath, published: int) -> tuple[KeyPath, int, str]:
     """Key, steps or epochs, and who says so."""
     for source, path in sources:
         keys = [k for k in ("epoch", "end_epoch", "iteration") if source.written(*path, k)]
@@ -71,7 +71,7 @@ def _length(sources: list[tuple[Source, KeyPath]], at: KeyPath, published: int) 
     return (*at, "epoch"), published, SCRIPT
 
 
-def _optimizer(plan: IncPlan, at: KeyPath, sources: list[tuple[Source, KeyPath]], rate: float) -> None:
+def _optimizer(plan: IncPlan, at: KeyPath, sources: list[tuple[IncSource, KeyPath]], rate: float) -> None:
     for source, path in sources:
         optimizer = source.peek(*path, "optimizer")
         if optimizer is None:
@@ -91,7 +91,7 @@ def _optimizer(plan: IncPlan, at: KeyPath, sources: list[tuple[Source, KeyPath]]
     plan.put((*at, "AdamW", "learning_rate"), rate, SCRIPT)
 
 
-def _batch(plan: IncPlan, at: KeyPath, sources: list[tuple[Source, KeyPath]], flags: IncFlags) -> None:
+def _batch(plan: IncPlan, at: KeyPath, sources: list[tuple[IncSource, KeyPath]], flags: IncFlags) -> None:
     written = [(s, (*p, "dataloader", "batch_size")) for s, p in sources if s.written(*p, "dataloader", "batch_size")]
     if written:
         source, path = written[0]
@@ -118,7 +118,7 @@ def _drop(plan: IncPlan, path: KeyPath) -> None:
         plan.note(plan.origin.pop(path), str(path[-1]), "--num-train-epochs counts")
 
 
-def _criterion(plan: IncPlan, at: KeyPath, source: Source, path: KeyPath, taught: bool) -> None:
+def _criterion(plan: IncPlan, at: KeyPath, source: IncSource, path: KeyPath, taught: bool) -> None:
     criterion = source.peek(*path, "criterion")
     if criterion is None or "criterion" in _at(plan, at):
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import KeyPath
-from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, Source
+from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, IncSource
 from toolkit.recipe.inc.pruning import pruning
 from toolkit.recipe.inc.quantization import quantization
 from toolkit.recipe.inc.training import SCRIPT, TRAINING_FLAGS, training
@@ -15,7 +15,7 @@ from toolkit.recipe.presets import PRESETS
 _SECTIONS = ("pruning", "quantization", "distillation", "train", "evaluation")
 
 
-def translate(sources: Sequence[Source], flags: IncFlags, placeholders: bool) -> IncPlan:
+def translate(sources: Sequence[IncSource], flags: IncFlags, placeholders: bool) -> IncPlan:
     """The recipe that INC's files and flags amount to.
 
     Raises:
@@ -63,7 +63,7 @@ def translate(sources: Sequence[Source], flags: IncFlags, placeholders: bool) ->
     return plan
 
 
-def _name(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
+def _name(plan: IncPlan, sources: Sequence[IncSource], flags: IncFlags) -> None:
     """What the run is called, and where INC's workspace puts it."""
     for source in sources:
         if not source.take("model", "framework").startswith(("pytorch", "NA")):
@@ -76,7 +76,7 @@ def _name(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
     plan.put(("description",), "from " + ", ".join(s.path.name for s in sources), "the files")
 
 
-def _owner(sources: Sequence[Source], section: str) -> Source | None:
+def _owner(sources: Sequence[IncSource], section: str) -> IncSource | None:
     """The file that has a section; two may have it only if they say the same."""
     found = [s for s in sources if s.peek(section) is not None]
     for other in found[1:]:
@@ -96,7 +96,7 @@ def _flag(value: str | None, flag: str, placeholder: str, placeholders: bool) ->
     return value or placeholder
 
 
-def _seed(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
+def _seed(plan: IncPlan, sources: Sequence[IncSource], flags: IncFlags) -> None:
     """The flag's, else the first that is written; a file that says the same agrees with it."""
     written = [s for s in sources if s.written("tuning", "random_seed")]
     if flags.seed is not None:
@@ -112,7 +112,7 @@ def _seed(plan: IncPlan, sources: Sequence[Source], flags: IncFlags) -> None:
             source.take("tuning", "random_seed")
 
 
-def _task(plan: IncPlan, evaluation: Source | None, flags: IncFlags, placeholders: bool) -> str:
+def _task(plan: IncPlan, evaluation: IncSource | None, flags: IncFlags, placeholders: bool) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", _flag(flags.task, "--task", "task", placeholders))
     known = _public(name)
     public: dict[str, Any] = PRESETS.get(known, {})
@@ -148,7 +148,7 @@ def _public(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "").removesuffix("mm")
 
 
-def _metrics(evaluation: Source | None, public: dict[str, Any]) -> tuple[list[str], str]:
+def _metrics(evaluation: IncSource | None, public: dict[str, Any]) -> tuple[list[str], str]:
     """INC's metric in the recipe's words; none where the public task's own are meant."""
     at = ("evaluation", "accuracy", "metric")
     metric = evaluation.peek(*at) if evaluation else None
@@ -170,7 +170,7 @@ def _metrics(evaluation: Source | None, public: dict[str, Any]) -> tuple[list[st
     )
 
 
-def _tuning(plan: IncPlan, source: Source) -> None:
+def _tuning(plan: IncPlan, source: IncSource) -> None:
     """The promise and the search, from the file that quantizes."""
     at: KeyPath = ("quantize", "tuning")
     criterion = source.peek("tuning", "accuracy_criterion")
@@ -219,7 +219,7 @@ def _tuning(plan: IncPlan, source: Source) -> None:
         plan.put((*at, "exit_policy", "max_trials"), 1, source.where("tuning", "exit_policy", "performance_only"))
 
 
-def _speed(plan: IncPlan, source: Source | None) -> None:
+def _speed(plan: IncPlan, source: IncSource | None) -> None:
     """Threads, streams and batch of the benchmark."""
     if source is None:
         return

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from toolkit.core.artifacts import Manifest
 from toolkit.core.errors import UserError
-from toolkit.core.files import json_hash, write_whole
+from toolkit.core.files import json_hash, write_atomic
 from toolkit.core.yaml_document import read_yaml
 from toolkit.recipe import Recipe, Variant
 from toolkit.recipe.fields import Fraction, Number, Section
@@ -31,7 +31,7 @@ class Source(Section):
     seen: Literal["yes", "second-hand"] = Field(description="read at the source, or in somebody's copy")
 
 
-class Row(Section):
+class PublishedResult(Section):
     """A published result: one model, sparsity, precision and task.
 
     Attributes:
@@ -67,7 +67,7 @@ class Scoreboard(Section):
 
     tolerance: Number
     sources: dict[str, Source]
-    rows: dict[str, Row]
+    rows: dict[str, PublishedResult]
 
 
 class Measurement(Section):
@@ -138,7 +138,7 @@ class Standing:
     """
 
     name: str
-    row: Row
+    row: PublishedResult
     status: Status
     measured: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
@@ -147,7 +147,7 @@ class Standing:
     note: str = ""
 
 
-def load(path: Path) -> Scoreboard:
+def load_scoreboard(path: Path) -> Scoreboard:
     """Reads the rows.
 
     Raises:
@@ -169,7 +169,7 @@ def load(path: Path) -> Scoreboard:
     return board
 
 
-def needed(recipe: Recipe, row: Row) -> Recipe:
+def needed_recipe(recipe: Recipe, row: PublishedResult) -> Recipe:
     """The recipe without what the row does not need: other variants, and for FP32 the stages behind its model.
 
     An INT8 model that fails its checks must not keep an FP32 one from being recorded.
@@ -186,7 +186,7 @@ def needed(recipe: Recipe, row: Row) -> Recipe:
 
 def measurement_of(
     name: str,
-    row: Row,
+    row: PublishedResult,
     manifests: Sequence[Manifest],
     recipe: Recipe,
     written: Recipe,
@@ -236,17 +236,17 @@ def measurement_of(
     )
 
 
-def record(measurement: Measurement, folder: Path) -> Path:
+def save_measurement(measurement: Measurement, folder: Path) -> Path:
     """Writes a measurement beside the others of its row; the same seed, setting and commit again take its place."""
     other = "" if measurement.as_published else "-" + json_hash(measurement.setting)[:8]
     name = f"{measurement.start}-seed{measurement.seed}-{measurement.commit or 'unknown'}{other}.json"
     path = folder / measurement.row / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(measurement.model_dump(mode="json"), indent=1) + "\n")
+    write_atomic(path, json.dumps(measurement.model_dump(mode="json"), indent=1) + "\n")
     return path
 
 
-def measurements(folder: Path) -> list[Measurement]:
+def load_measurements(folder: Path) -> list[Measurement]:
     """All records, in the order of their files.
 
     Raises:
@@ -263,7 +263,7 @@ def measurements(folder: Path) -> list[Measurement]:
     return found
 
 
-def standings(board: Scoreboard, found: Sequence[Measurement]) -> list[Standing]:
+def assess(board: Scoreboard, found: Sequence[Measurement]) -> list[Standing]:
     """Every row with its status; records that lack a metric which the row claims, as older ones may, do not count."""
     by_row: dict[str, list[Measurement]] = {}
     for measurement in found:
@@ -273,7 +273,7 @@ def standings(board: Scoreboard, found: Sequence[Measurement]) -> list[Standing]
     return [_standing(name, row, by_row.get(name, []), board.tolerance) for name, row in board.rows.items()]
 
 
-def _standing(name: str, row: Row, runs: list[Measurement], tolerance: float) -> Standing:
+def _standing(name: str, row: PublishedResult, runs: list[Measurement], tolerance: float) -> Standing:
     if not runs:
         return Standing(name=name, row=row, status="unverified")
     counted = _counted(runs)

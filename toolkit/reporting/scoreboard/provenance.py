@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.core.files import content_hash, file_hash
-from toolkit.data import files
+from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.hub import hub_split
 from toolkit.data.published import published_rows
-from toolkit.models import sources
+from toolkit.models.sources import cached_model, is_hub_model, local_model
 from toolkit.recipe import Recipe, Task
-from toolkit.recipe.references import LOCAL, PREFIX, is_hub
+from toolkit.recipe.references import HUB_PREFIX, LOCAL_PREFIXES, is_hub
 
 _EMPTY = 0.001  # share of a public split that `drop_empty` may leave out: all that is empty there, and no sample of it
 
@@ -75,21 +75,21 @@ def _data(recipe: Recipe, task: str) -> dict[str, str]:
 
 
 def _of_model(used: str, written: str) -> Origin:
-    folder = sources.local_model(used)
+    folder = local_model(used)
     if folder is None:
-        snapshot = sources.model_at_hand(used)  # a folder that is called by its commit
+        snapshot = cached_model(used)  # a folder that is called by its commit
         return Origin(f"{used.partition('@')[0]}@{snapshot.name}" if snapshot else used)
-    return _local(folder, written if sources.is_hub_model(written) else "")
+    return _local(folder, written if is_hub_model(written) else "")
 
 
 def _of_data(used: str, written: str) -> Origin:
-    meant = written.removeprefix(PREFIX)
+    meant = written.removeprefix(HUB_PREFIX)
     if not is_hub(used):
-        return _local(files.local_file(used), "")
+        return _local(fetch_file(used), "")
     split = hub_split(used)
     if folder := split.folder:
-        return _local(folder, "" if meant.startswith(LOCAL) else hub_split(written).dataset)
-    file = files.at_hand(used)  # of a stream there is none, and no hash
+        return _local(folder, "" if meant.startswith(LOCAL_PREFIXES) else hub_split(written).dataset)
+    file = cached_file(used)  # of a stream there is none, and no hash
     return Origin(f"{split.name}, sha256:{file_hash(file)}" if file else split.name)
 
 

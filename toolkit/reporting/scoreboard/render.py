@@ -13,7 +13,7 @@ _COLOURS = {"reproduced": "green", "below": "red", "other setting": "yellow", "u
 _HEAD = ("row", "claimed", "measured", "n", "seeds", "status")
 
 
-def console(standings: Sequence[Standing]) -> "Table":
+def scoreboard_table(standings: Sequence[Standing]) -> "Table":
     """For the terminal."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -26,7 +26,7 @@ def console(standings: Sequence[Standing]) -> "Table":
     return table
 
 
-def markdown(board: Scoreboard, standings: Sequence[Standing]) -> str:
+def scoreboard_markdown(board: Scoreboard, standings: Sequence[Standing]) -> str:
     """For the repository."""
     head = ("model", "sparsity", "precision", "task", *_HEAD[1:], "source")
     lines = [" | ".join(head), "|".join(["---"] * len(head))]
@@ -40,7 +40,7 @@ def markdown(board: Scoreboard, standings: Sequence[Standing]) -> str:
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
-def html(board: Scoreboard, standings: Sequence[Standing], path: Path) -> None:
+def write_scoreboard_page(board: Scoreboard, standings: Sequence[Standing], path: Path) -> None:
     """Writes one page that opens offline."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -20,7 +20,7 @@ from toolkit.sparsity.pruners import GradualPruner
 _CRITERIA = {"basic_magnitude": "magnitude", "group_lasso": "magnitude", "gradient_sensitivity": "gradient"}
 
 
-class Pruner(GradualPruner):
+class INCPruner(GradualPruner):
     """Asks an INC pruner over the same layers for its masks.
 
     By gradient_sensitivity a pruned weight may come back, at zero: its gradient counts like any other.

@@ -7,7 +7,7 @@ from toolkit.recipe import Tile
 from toolkit.sparsity.pruners import GradualPruner
 
 
-class Pruner(GradualPruner):
+class MagnitudePruner(GradualPruner):
     """Keeps the units with the largest scores, of each matrix (`local`) or of all together (`global`).
 
     A unit is a weight, a block (its score: the mean), or M neighbours of a row, of which the N smallest go (its score:

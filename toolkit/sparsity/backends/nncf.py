@@ -14,7 +14,7 @@ from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.pruners import GradualPruner
 
 
-class Pruner(GradualPruner):
+class NNCFPruner(GradualPruner):
     """`local`: a stand-in for each matrix. `global`: one for all, each scaled by its norm, as NNCF does it."""
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
@@ -53,7 +53,7 @@ class Pruner(GradualPruner):
             masks = get_pruned_modules(wrapped)
             found = {n: masks[f"weights.{i}"].binary_mask.bool() for i, n in enumerate(names)}
             # NNCF's masks stay where the weights were when it wrapped them; the model may be on a GPU since.
-            kept |= self._exactly(count, dict(SparsityMask(found).beside(self._parameters).tensors))
+            kept |= self._exactly(count, dict(SparsityMask(found).on_devices_of(self._parameters).tensors))
         return kept
 
     def _exactly(self, count: int, kept: dict[str, Tensor]) -> dict[str, Tensor]:
