@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from toolkit.data.tasks import load_task
 from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.pipeline import preflight
 from toolkit.pipeline.run import Run
-from toolkit.recipe import LOCK, Variant
+from toolkit.recipe import LOCK, VARIANTS
 from toolkit.recipe.inc import IncFlags, explain, read_inc
 from toolkit.recipe.load import parse_recipe
 from toolkit.sparsity.mask import SparsityMask
@@ -168,7 +167,7 @@ def test_incs_own_files_for_prune_ofa_run_unchanged_and_keep_exactly_the_zeros(s
     assert [p.prune_type for p in recipe.transfer.pruning.approach.weight_compression.pruners] == [LOCK]
     manifests = run(recipe, tmp_path / "run")
     assert [m.stage for m in manifests.values()] == ["transfer", "quantize", "export"]
-    assert set(manifests["export"].metrics["variants"]) == set(get_args(Variant))
+    assert set(manifests["export"].metrics["variants"]) == set(VARIANTS)
 
     tokenizer = load_tokenizer(sources / "sparse")
     assert load_task("toy", recipe.tasks["toy"], tokenizer).labels == ("0", "1")

@@ -137,14 +137,14 @@ def test_an_interrupted_search_goes_on_without_repeating_a_trial(
 def test_the_objective_is_measured_on_every_model_that_meets_the_criterion(
     hostile, tiny_task_files, tmp_path, objective, monkeypatch
 ):
-    from toolkit.quantization import tuning
+    from toolkit.pipeline.stages import quantize as stage
 
     def three(attempt, rank, section):
         everywhere = attempt(0, ())
         first, second = rank()[:2]
         return everywhere, attempt(1, (first, second)), attempt(2, (first,))
 
-    monkeypatch.setattr(tuning, "search", three)
+    monkeypatch.setattr(stage, "search", three)
     wanted = {"accuracy_criterion": {"absolute": 0.99}, "objective": objective}
     chosen = recipe(hostile, tiny_task_files, tuning=wanted)
     found = run(chosen.model_copy(update={"export": None}), tmp_path / "run")["quantize"].metrics["tuning"]
@@ -156,10 +156,10 @@ def test_the_objective_is_measured_on_every_model_that_meets_the_criterion(
 
 
 def test_retraining_gives_each_trial_its_own_budget(hostile, tiny_task_files, tmp_path, monkeypatch):
-    from toolkit.quantization import tuning
+    from toolkit.pipeline.stages import quantize as stage
 
-    monkeypatch.setattr(tuning, "search", lambda attempt, rank, _: (attempt(0, ()), attempt(1, tuple(rank()[:1]))))
-    monkeypatch.setattr(tuning, "select", lambda trials, *_: trials[1])
+    monkeypatch.setattr(stage, "search", lambda attempt, rank, _: (attempt(0, ()), attempt(1, tuple(rank()[:1]))))
+    monkeypatch.setattr(stage, "select", lambda trials, *_: trials[1])
     quantize = {
         "quantization": {"train": {"steps": 4, "batch_size": 8, "log_every": 2}, "calibration": {"sampling_size": 8}},
         "tuning": {"retrain_steps": 3},

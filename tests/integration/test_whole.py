@@ -14,7 +14,7 @@ from toolkit.core.errors import UserError
 from toolkit.measure import size
 from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer, save_checkpoint
 from toolkit.pipeline import graph
-from toolkit.pipeline.cache_keys import Sections, sections_of
+from toolkit.pipeline.cache_keys import sections_of
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import benchmark
 from toolkit.recipe import Recipe
@@ -199,17 +199,17 @@ def test_a_teacher_of_another_size_gets_no_encoder_figures_of_the_sparse_model(f
     save_checkpoint(wide, load_tokenizer(tiny_bert), tmp_path / "teacher")
     for variant in ("dense-fp32", "sparse-fp32"):
         shutil.copytree(folder / f"tasks/toy/export/{variant}", tmp_path / "export" / variant)
-    inputs = {
-        name: Artifact(kind="task", path=path, sha256=name)
-        for name, path in {
-            "export": tmp_path / "export",
-            "task_teacher": tmp_path / "teacher",
-            "transfer": folder / "tasks/toy/transfer",
-        }.items()
+    paths = {
+        "export_artifact": tmp_path / "export",
+        "task_teacher_artifact": tmp_path / "teacher",
+        "transfer_artifact": folder / "tasks/toy/transfer",
     }
-    seen = sections_of(recipe, ("task", "quantize", "benchmark"), "toy")
+    inputs = benchmark.Inputs(
+        **sections_of(recipe, ("task", "quantize", "benchmark"), "toy"),
+        **{name: Artifact(kind="task", path=path, sha256=name) for name, path in paths.items()},
+    )
     (tmp_path / "made").mkdir()
-    made = benchmark.run(Sections(seen), inputs, Context(tmp_path / "made", tmp_path, 0, "toy", cache=tmp_path))
+    made = benchmark.run(inputs, Context(tmp_path / "made", tmp_path, 0, "toy", cache=tmp_path))
     sizes = {variant: found["sizes"] for variant, found in made.metrics["variants"].items()}
     assert size.VALUES in sizes["sparse-fp32"]
     assert sizes["dense-fp32"].keys() == {size.FILE, size.GZIP, size.BUNDLE}
@@ -332,7 +332,7 @@ def test_plan_inspect_and_bench_show_what_is_there(finished, tmp_path, monkeypat
     assert "1.00x" in shown
     assert shown.count("benchmark_app -m") == 2
     assert "batch 2, 8 tokens: deploy" in rendered(recommendation(folder, section, None, within=1.0))
-    assert "none keeps the accuracy. Closest: " in rendered(recommendation(folder, section, None, within=-10.0))
+    assert "no variant is accurate enough. Closest: " in rendered(recommendation(folder, section, None, within=-10.0))
 
 
 def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp_path):

@@ -1,16 +1,16 @@
-"""What `pruneofa bench` shows: IR folders timed side by side on this machine, and which of a run's to deploy."""
+"""`pruneofa bench`: latency comparison of IR folders on this machine, and a recommendation of the variant to deploy."""
 
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toolkit.core.errors import UserError
-from toolkit.recipe import Variant
+from toolkit.recipe import DENSE, VARIANTS, Variant
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from toolkit.measure.latency import LatencyStats
     from toolkit.recipe import Performance
 
-# What `bench` feeds the models with when no text is given: ordinary prose of ordinary lengths.
+# Default inputs without --texts: sentences of typical lengths.
 _SENTENCES = (
     "The film is slow to begin with, but its last hour is as good as anything that its director has made.",
     "How long does the battery of this phone last when the screen is on all day?",
@@ -32,38 +32,44 @@ _SENTENCES = (
     "A charming, funny and finally rather sad story about people who talk past each other.",
 )
 _IR = "<run>/tasks/<task>/export/<variant>"
-# Memory traffic is saved by storing 8-bit weights without their zeros, where AMX unpacks them. A rate of 0 tries it on
-# every layer.
+# OpenVINO property for CPUs with AMX: 8-bit weights are stored without their zeros, to save memory traffic, and
+# decompressed in the kernel. A rate of 0 enables it for every layer.
 _AMX = {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": "0"}
 
 
 def bench_table(folders: list[Path], section: "Performance", texts: Path | None) -> "RenderableType":
-    """Times IR folders side by side; ratios are to the first.
+    """Times IR folders, interleaved, and returns a table with speed-ups over the first one.
 
-    The inputs stay in a folder of their own, so that the commands shown can be run again.
+    The inputs are kept in a temporary folder, so that the printed commands can be repeated.
+
+    Args:
+        folders: IR folders; the first one is the reference.
+        section: Benchmark settings.
+        texts: File whose lines are the inputs; None: built-in sentences.
 
     Raises:
-        UserError: A folder holds no IR, two have the same name, or benchmark_app fails.
+        UserError: A folder contains no IR, two folders have the same name, or benchmark_app fails.
     """
     from rich.console import Group
     from rich.text import Text
 
     for folder in folders:
         if not (folder / "openvino_model.xml").is_file():
-            raise UserError("no openvino_model.xml here", where=str(folder), instead=_IR)
+            raise UserError("no openvino_model.xml in this folder", where=str(folder), instead=_IR)
     unique = len({f.name for f in folders}) == len(folders)
     named = {f.name if unique else str(f).replace("/", "_"): f.resolve() for f in folders}
     scratch = Path(tempfile.mkdtemp(prefix="pruneofa-bench-")).resolve()
     timed = _timed(named, section, texts, scratch)
-    lines = [f"To run one again: cd {shlex.quote(str(scratch))}"]
+    lines = [f"To repeat a measurement: cd {shlex.quote(str(scratch))}"]
     lines += [f"{t.model}, batch {t.batch}: {t.command}" for t in timed]
     return Group(_table(timed, section, {}), *map(Text, lines))
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A variant that could be deployed: its folder, its score on the whole dev split, properties it is run with."""
+    """A variant to consider: its folder, its score on the dev split, and the OpenVINO properties it runs with."""
 
+    variant: Variant
     folder: Path
     score: float
     properties: Mapping[str, str]
@@ -72,22 +78,22 @@ class _Candidate:
 def recommendation(
     run: Path, section: "Performance", texts: Path | None, within: float, task: str | None = None
 ) -> "RenderableType":
-    """Times a run's variants and names the fastest one, for each batch size, that keeps the accuracy.
+    """Times a run's variants and recommends, per batch size, the fastest one that meets the accuracy limit.
 
     Args:
         run: Folder of a run whose `export` has finished.
-        section: How to time.
-        texts: File whose lines are the inputs; None: ordinary sentences.
-        within: What a variant may lose of the best dense score, as a share of it; of dense-fp32, if that was exported.
-        task: Which of several.
+        section: Benchmark settings.
+        texts: File whose lines are the inputs; None: built-in sentences.
+        within: Maximum loss as a fraction of the reference score: dense-fp32's if it was exported, else the best one.
+        task: Name of the task; None if the run exported only one.
 
     Raises:
-        UserError: Nothing was exported there, several tasks were, or benchmark_app fails.
+        UserError: The run has no export, `task` is ambiguous, or benchmark_app fails.
     """
     from rich.console import Group
 
     manifest, metric, candidates = _candidates(run, task)
-    reference = "dense-fp32" if "dense-fp32" in candidates else max(candidates, key=lambda n: candidates[n].score)
+    reference = DENSE if DENSE in candidates else max(candidates, key=lambda n: candidates[n].score)
     floor = candidates[reference].score * (1 - within)
     with tempfile.TemporaryDirectory() as scratch:
         timed = _timed(
@@ -99,8 +105,8 @@ def recommendation(
         )
     table = _table(timed, section, {n: f"{c.score:.4f}" for n, c in candidates.items()}, metric)
     lines = [
-        f"{manifest.task}: {metric} of at least {floor:.4f} is wanted, {within:.2%} below {reference} on "
-        f"{manifest.metrics['variants'][reference.partition(' ')[0]]['dev_n']:,} dev examples."
+        f"{manifest.task}: required {metric} is at least {floor:.4f}, {within:.2%} below {reference} on "
+        f"{manifest.metrics['variants'][candidates[reference].variant.name]['dev_n']:,} dev examples."
     ]
     for batch in section.batch_sizes:
         ranked = sorted((t for t in timed if t.batch == batch), key=lambda t: t.as_metrics()["latency_ms_median"])  # type: ignore[arg-type,return-value]
@@ -109,53 +115,54 @@ def recommendation(
 
 
 def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candidate]]:
-    """The manifest of the export, the task's first metric, and what was exported, by name."""
+    """Returns the export's manifest, the task's first metric, and the exported variants by name."""
     from toolkit.core import machine
     from toolkit.pipeline.graph import finished_manifests
 
     exports = [m for m in finished_manifests(run) if m.stage == "export" and task in (None, m.task)]
     if not exports:
         raise UserError(
-            "no variant was exported here" if task is None else f"no task {task!r} was exported here", where=str(run)
+            "this run has no export" if task is None else f"this run has no export for task {task!r}", where=str(run)
         )
     if len(exports) > 1:
         names = ", ".join(str(m.task) for m in exports)
-        raise UserError("several tasks were exported here", where=str(run), instead=f"--task, one of: {names}")
+        raise UserError("this run has exports for several tasks", where=str(run), instead=f"--task, one of: {names}")
     manifest = exports[0]
     measured = manifest.metrics["variants"]
     metric = next(iter(next(iter(measured.values()))["ir"]))
     found: dict[str, _Candidate] = {}
     amx = "amx_int8" in machine.describe().get("isa", ())
-    for name in get_args(Variant):
+    for name, variant in VARIANTS.items():
         folder = (run / "tasks" / str(manifest.task) / "export" / name).resolve()
         if name not in measured or not folder.is_dir():
             continue
-        found[name] = _Candidate(folder, measured[name]["ir"][metric], {})
-        if name == "sparse-int8" and amx:
-            found[f"{name}, AMX unpacks"] = _Candidate(folder, measured[name]["ir"][metric], _AMX)
+        found[name] = _Candidate(variant, folder, measured[name]["ir"][metric], {})
+        if variant.sparse and variant.int8 and not variant.engine and amx:
+            found[f"{name}, AMX decompression"] = _Candidate(variant, folder, measured[name]["ir"][metric], _AMX)
     return manifest, metric, found
 
 
 def _sentence(ranked: "Sequence[LatencyStats]", candidates: Mapping[str, _Candidate], floor: float, length: int) -> str:
-    """Which to deploy at one batch size, and how sure that is."""
+    """Describes the variant to deploy at one batch size, and the variants within measurement noise of it."""
     good = [t for t in ranked if candidates[t.model].score >= floor]
     where = f"batch {ranked[0].batch}, {length} tokens"
     if not good:
         best = max(ranked, key=lambda t: candidates[t.model].score)
-        return f"{where}: none keeps the accuracy. Closest: {best.model} ({candidates[best.model].score:.4f})."
+        return f"{where}: no variant is accurate enough. Closest: {best.model} ({candidates[best.model].score:.4f})."
     chosen = good[0]
     settings = "".join(f", {k}={v}" for k, v in candidates[chosen.model].properties.items())
     text = f"{where}: deploy {chosen.model}{settings} ({_median(chosen):.2f} ms)."
     ties = [t.model for t in good[1:] if min(t.as_metrics()["samples_ms"]) <= max(chosen.as_metrics()["samples_ms"])]  # type: ignore[call-overload]
     if ties:
-        text += f" Not to be told apart from it: {', '.join(ties)}."
-    engine = next((t for t in ranked if "engine" in t.model), None)
-    if engine is not None and "engine" not in chosen.model and "int8" in chosen.model:
+        text += f" Within measurement noise: {', '.join(ties)}."
+    engine = next((t for t in ranked if candidates[t.model].variant.engine), None)
+    best_variant = candidates[chosen.model].variant
+    if engine is not None and best_variant.int8 and not best_variant.engine:
         text += (
-            f" INT8 products are faster than the sparse kernel on this CPU ({engine.model}: {_median(engine):.2f} ms)."
+            f" INT8 MatMuls are faster than the sparse kernel on this CPU ({engine.model}: {_median(engine):.2f} ms)."
         )
     if ranked[0] is not chosen:
-        text += f" {ranked[0].model} is faster ({_median(ranked[0]):.2f} ms) but loses too much."
+        text += f" {ranked[0].model} is faster ({_median(ranked[0]):.2f} ms) but not accurate enough."
     return text
 
 
@@ -175,7 +182,7 @@ def _timed(
     encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
     examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
     if not examples:
-        raise UserError("there is no text in this file", where=str(texts))
+        raise UserError("this file contains no text", where=str(texts))
     return latency.measure(folders, examples, tokenizer.pad_token_id, section, scratch, properties=properties or {})
 
 
@@ -210,22 +217,24 @@ def _median(timed: "LatencyStats") -> float:
 
 def bench(
     models: Annotated[
-        list[Path], typer.Argument(help="IR folders, timed side by side, the first is the reference; or a run folder")
+        list[Path], typer.Argument(help="IR folders to compare, the first is the reference; or a run folder")
     ],
     batch: Annotated[list[int] | None, typer.Option(min=1, help="batch sizes")] = None,
     length: Annotated[int, typer.Option(min=1, help="tokens per example")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds over all models")] = 5,
-    seconds: Annotated[int, typer.Option(min=1, help="length of one benchmark_app run")] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, help="cores per stream; default: all, shared")] = None,
-    streams: Annotated[int, typer.Option(min=1, help="-nstreams")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="number of rounds over all models")] = 5,
+    seconds: Annotated[int, typer.Option(min=1, help="duration of one benchmark_app run in seconds")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads per stream; default: all cores, shared")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="number of inference streams (-nstreams)")] = 1,
     texts: Annotated[Path | None, typer.Option(help="text file whose lines are the inputs")] = None,
-    recommend: Annotated[bool, typer.Option("--recommend", help="of a run: name the variant to deploy here")] = False,
+    recommend: Annotated[
+        bool, typer.Option("--recommend", help="recommend which variant of a run to deploy on this machine")
+    ] = False,
     within: Annotated[
-        float, typer.Option(help="with --recommend: share of dense-fp32's score that may be lost")
+        float, typer.Option(help="with --recommend: maximum loss, as a fraction of dense-fp32's score")
     ] = 0.01,
-    task: Annotated[str | None, typer.Option(help="with --recommend: which task of the run")] = None,
+    task: Annotated[str | None, typer.Option(help="with --recommend: task of the run")] = None,
 ) -> None:
-    """Time IR folders with benchmark_app, interleaved in one run, on real tokenised text; or choose among a run's."""
+    """Compare the latency of IR folders with benchmark_app on tokenised text; or recommend the variant to deploy."""
     from rich.console import Console
 
     from toolkit.recipe import Performance, PerformanceConfigs
@@ -242,5 +251,5 @@ def bench(
     if recommend:
         Console().print(recommendation(models[0], section, texts, within, task), highlight=False)
     else:
-        # A command must stay one line to be copied.
+        # Commands must stay on one line, so that they can be copied.
         Console().print(bench_table(models, section, texts), soft_wrap=True)

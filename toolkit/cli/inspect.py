@@ -1,4 +1,4 @@
-"""What `pruneofa inspect` shows: opens what lies at a path, says what it is, counts."""
+"""`pruneofa inspect`: tables of sparsity, types and sizes for a run, checkpoint or IR folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def inspection_tables(path: Path) -> "RenderableType":
-    """Tables for a run folder, a checkpoint folder or an IR folder.
+    """Returns tables for a run folder, a checkpoint folder or an IR folder.
 
     Raises:
-        UserError: The path is none of these.
+        UserError: The path is not such a folder, or a checkpoint cannot be read.
     """
     from rich.console import Group
 
@@ -29,7 +29,8 @@ def inspection_tables(path: Path) -> "RenderableType":
         return Group(*(_ir_table(p) for p in irs))
     if path.is_dir():
         return _run_table(path)
-    raise UserError("nothing to inspect", where=str(path), instead="a run folder, a checkpoint folder or an IR folder")
+    what = "not a run, checkpoint or IR folder"
+    raise UserError(what, where=str(path), instead="a run folder, a checkpoint folder or an IR folder")
 
 
 def _run_table(path: Path) -> "Table":
@@ -57,7 +58,7 @@ def _checkpoint_table(path: Path) -> "Table":
     from rich.table import Table
     from safetensors import SafetensorError, safe_open
 
-    table = Table(title=str(path), caption="matrices only; sparsity is the share of weights that are exactly zero")
+    table = Table(title=str(path), caption="matrices only; sparsity is the fraction of weights that are exactly zero")
     for column in ("tensor", "shape", "type", "sparsity"):
         table.add_column(column, justify="left" if column == "tensor" else "right")
     zeros = weights = 0
@@ -68,15 +69,16 @@ def _checkpoint_table(path: Path) -> "Table":
                     value = tensors.get_tensor(name)
                     if value.ndim != 2:
                         continue
-                    share = float((value == 0).mean())
-                    table.add_row(name, "x".join(map(str, value.shape)), str(value.dtype), f"{share:.2%}")
-                    if share > 0.01:
+                    sparsity = float((value == 0).mean())
+                    table.add_row(name, "x".join(map(str, value.shape)), str(value.dtype), f"{sparsity:.2%}")
+                    if sparsity > 0.01:
                         zeros, weights = zeros + int((value == 0).sum()), weights + value.size
         except SafetensorError as error:
-            raise UserError(f"cannot be read ({error})", where=str(file), instead="a whole safetensors file") from None
+            what = f"the file cannot be read ({error})"
+            raise UserError(what, where=str(file), instead="a complete safetensors file") from None
     if weights:
         table.add_section()
-        table.add_row("pruned matrices together", f"{weights:,}", "", f"{zeros / weights:.2%}")
+        table.add_row("all pruned matrices", f"{weights:,}", "", f"{zeros / weights:.2%}")
     return table
 
 
@@ -118,7 +120,5 @@ def _ir_table(path: Path) -> "Table":
 def inspect(path: Annotated[Path, typer.Argument(help="checkpoint, IR or run folder")]) -> None:
     """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
     from rich.console import Console
-
-    pass
 
     Console().print(inspection_tables(path))

@@ -18,16 +18,6 @@ _PATH_KEYS = {
 }
 
 
-class Sections:
-    """The recipe sections that a stage declared, as attributes; any other is an AttributeError."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"this stage did not declare the recipe section {name!r} (pipeline.STAGES)")
-
-
 def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:
     """The values behind the names; `task` and `corpus_tasks` are picked out of `recipe.tasks`."""
     special: dict[str, Any] = {

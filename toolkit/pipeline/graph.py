@@ -21,12 +21,12 @@ from toolkit.core.files import content_hash, json_hash
 from toolkit.ir import kernels
 from toolkit.models.sources import cached_model, fetch_model
 from toolkit.pipeline.cache_keys import data_hashes, section_values, sections_of
-from toolkit.recipe import Recipe
+from toolkit.recipe import VARIANTS, Recipe
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of stage. `toolkit/pipeline/stages/<name>.py` holds its `run(sections, inputs, context)`.
+    """One kind of stage. `toolkit/pipeline/stages/<name>.py` holds its `Inputs` and `run(Inputs, Context)`.
 
     Attributes:
         sections: What `run` may see of the recipe, and so what its cache key depends on.
@@ -198,7 +198,7 @@ def _kernels(stage: Stage, sections: dict[str, Any]) -> list[dict[str, Any]]:
 
     A machine without a compiler takes what another one exported; one that has it makes what was left out.
     """
-    if stage.name != "export" or not any("engine" in variant for variant in sections["export"].variants):
+    if stage.name != "export" or not any(VARIANTS[name].engine for name in sections["export"].variants):
         return [{}]
     with_it = {"kernel": kernels.FORMAT_VERSION}
     return [with_it] if kernels.available() else [with_it, {"kernel": None}]

@@ -9,7 +9,7 @@ from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
 from toolkit.data import task_rows
 from toolkit.data.files import cached_file, fetch_file, paragraphs
-from toolkit.models.architectures import matrix_shapes, positions
+from toolkit.models.architectures import matrix_shapes, split_layer, usable_positions
 from toolkit.models.checkpoint import (
     MIN_SPARSITY,
     encoder_matrices,
@@ -22,13 +22,12 @@ from toolkit.models.sources import cached_config, cached_model
 from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
 from toolkit.recipe.references import corpus_files, is_hub, task_files
-from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity
+from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity, require_end_within
 from toolkit.training.lr_schedule import require_bounded_rewinding
 
 if TYPE_CHECKING:
     pass
 
-_LAYER_NUMBER = re.compile(r"layers?\.(\d+)\.")
 _LATER = "from the hub when it runs"
 
 
@@ -133,7 +132,7 @@ def _check_lengths(recipe: Recipe) -> None:
 def _positions(models: Iterable[str]) -> int | None:
     """Of the model that has the fewest; None: nothing is known of any."""
     configs = (cached_config(source) for source in dict.fromkeys(models))
-    return min((count for config in configs if config and (count := positions(config))), default=None)
+    return min((count for config in configs if config and (count := usable_positions(config))), default=None)
 
 
 def _data(specs: list[str]) -> str:
@@ -183,7 +182,7 @@ def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list
         problem = unsupported(pruning.backend, pruner)
         if problem:
             raise UserError(f"{pruning.backend} cannot: {problem}", where=where, instead="backend: inc")
-        length = _must_end(pruner, compression.in_epochs(), train, where)
+        length = _length_of_training(pruner, compression.in_epochs(), train, where)
         if length and pruning.learning_rate_rewinding:
             warmup = train.warmup_ratio * length
             require_bounded_rewinding(length, warmup, pruner.start_step, pruner.end_step, where)
@@ -195,22 +194,18 @@ def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list
 _EPOCH = 1000  # a stand-in for the steps of an epoch, where only the ratio of epochs to training matters
 
 
-def _must_end(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str) -> int | None:
+def _length_of_training(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str) -> int | None:
     """The ramp has steps, and its last one lies within the training, whose length it returns where it is known."""
     if pruner.end_step < pruner.start_step or (pruner.end_step == pruner.start_step and pruner.initial_sparsity == 0):
         what = "end_epoch" if in_epochs else "end_step"
         raise UserError("the ramp has no steps", where=where, instead=f"an {what} after the start")
-    length = train.epoch and train.epoch * _EPOCH if in_epochs else train.steps
-    if length and pruner.end_step >= length:
-        unit, end = ("epoch", pruner.end_step / _EPOCH) if in_epochs else ("step", pruner.end_step)
-        count = train.epoch if in_epochs else train.steps
-        raise UserError(
-            f"the last pruning is at the beginning of {unit} {end:g}, but the training has {count} {unit}s, "
-            "counted from 0",
-            where=where,
-            instead=f"a smaller end_{unit}, or a longer training",
-        )
-    return length
+    if in_epochs:
+        if train.epoch:
+            require_end_within(pruner.end_step / _EPOCH, train.epoch, where, "epoch")
+        return train.epoch and train.epoch * _EPOCH
+    if train.steps:
+        require_end_within(pruner.end_step, train.steps, where)
+    return train.steps
 
 
 def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:
@@ -246,11 +241,10 @@ def _by_layer(shapes: dict[str, tuple[int, int]], shares: dict[str, float]) -> l
     """Matrices that are alike in all but the number of their layer share a line."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for name, zeros in shares.items():
-        match = _LAYER_NUMBER.search(name)
-        assert match is not None, name
-        pattern = f"{name[: match.start(1)]}*{name[match.end(1) :]}"
+        before, layer, after = split_layer(name)
+        pattern = f"{before}*{after}"
         shape = "x".join(map(str, shapes[name]))
-        groups.setdefault((pattern, shape, f"{zeros:.1%}"), []).append(int(match[1]))
+        groups.setdefault((pattern, shape, f"{zeros:.1%}"), []).append(layer)
     lines = []
     for (pattern, shape, share), layers in groups.items():
         whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))

@@ -10,14 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from toolkit.core import machine
-from toolkit.core.artifacts import Artifact, Context, Manifest, Progress, failed_checks, read_manifest, write_manifest
+from toolkit.core.artifacts import (
+    Artifact,
+    Context,
+    Manifest,
+    Progress,
+    StageResult,
+    failed_checks,
+    read_manifest,
+    write_manifest,
+)
 from toolkit.core.errors import CheckFailed, UserError
 from toolkit.core.files import content_hash, json_hash
 from toolkit.pipeline import preflight
-from toolkit.pipeline.cache_keys import Sections, section_values
+from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
 from toolkit.pipeline.requirements import require
 from toolkit.pipeline.run_folder import exclusive, promote, resume_or_reset
@@ -85,7 +94,7 @@ class Run:
             context = Context(partial, partial / ".work", self.recipe.seed, step.task, cache=self.folder / ".cache")
             try:
                 with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):  # once is enough
-                    _stage_run(step)(Sections(step.sections), inputs, context)
+                    _run_stage(step, inputs, context)
             except distributed.WorkerDone:
                 continue
             except UserError:
@@ -110,7 +119,7 @@ class Run:
             if step.stage.trains:
                 distributed.broadcast_text(step.label)
             try:
-                result = _stage_run(step)(Sections(step.sections), inputs, context)
+                result = _run_stage(step, inputs, context)
             except Exception as error:
                 # Each library has an error of its own for a full disk; the disk itself says it for all of them.
                 if shutil.disk_usage(partial).free < _DISK_FULL:
@@ -178,9 +187,12 @@ def _partial(step: Step) -> Path:
     return step.folder.with_name(step.folder.name + ".partial")
 
 
-def _stage_run(step: Step) -> Callable[[Sections, dict[str, Artifact], Context], Any]:
-    run: Callable[..., Any] = importlib.import_module(f"toolkit.pipeline.stages.{step.stage.name}").run
-    return run
+def _run_stage(step: Step, inputs: dict[str, Artifact], context: Context) -> StageResult:
+    """Runs a stage on the sections and artifacts that it declares."""
+    stage = importlib.import_module(f"toolkit.pipeline.stages.{step.stage.name}")
+    artifacts = {f"{name}_artifact": artifact for name, artifact in inputs.items()}
+    result: StageResult = stage.run(stage.Inputs(**step.sections, **artifacts), context)
+    return result
 
 
 def _verify(step: Step) -> None:

@@ -1,9 +1,9 @@
-"""The typed recipe: one section per stage, in Intel Neural Compressor's vocabulary where INC has a word for it.
+"""Recipe types: one pydantic section per stage, with Intel Neural Compressor's key names where INC has the key.
 
-Pure data: no torch, no files read. `load.py` reads these types from YAML. A section that is absent is a
-stage that does not run. Keys that INC 1.x knows keep INC's names and places (`pruning.approach.weight_compression`,
+Pure data: no torch, no file access. `load.py` reads these types from YAML. A stage without a section does not run.
+Keys that exist in INC 1.x keep INC's names and nesting (`pruning.approach.weight_compression`,
 `distillation.train.criterion.KnowledgeDistillationLoss`, `quantization.approach`, `tuning.accuracy_criterion`,
-`evaluation.performance.configs`); the rest are ours.
+`evaluation.performance.configs`); all others are this toolkit's own.
 """
 
 import re
@@ -24,8 +24,14 @@ from toolkit.recipe.distillation import KDLossSettings as KDLossSettings
 from toolkit.recipe.distillation import Positions as Positions
 from toolkit.recipe.distillation import Sample as Sample
 from toolkit.recipe.distillation import StudentDistillation as StudentDistillation
+from toolkit.recipe.export import DENSE as DENSE
+from toolkit.recipe.export import SHIPPED as SHIPPED
+from toolkit.recipe.export import SHIPPED_FP32 as SHIPPED_FP32
+from toolkit.recipe.export import VARIANTS as VARIANTS
 from toolkit.recipe.export import Export as Export
 from toolkit.recipe.export import Variant as Variant
+from toolkit.recipe.export import VariantName as VariantName
+from toolkit.recipe.export import engine_variant as engine_variant
 from toolkit.recipe.fields import Count, Name, Number, Position, Section, merged, wrong
 from toolkit.recipe.pruning import LOCK as LOCK
 from toolkit.recipe.pruning import Pruning as Pruning
@@ -53,15 +59,16 @@ from toolkit.recipe.train import Train as Train
 
 
 class Model(Section):
-    """The dense pre-trained model that everything starts from."""
+    """The dense pre-trained model that all stages start from."""
 
     source: str = Field(
         min_length=1,
-        description="folder, Hugging Face id (owner/name[@revision]), or package:<distribution>[/<folder in it>]",
+        description="folder, Hugging Face id (owner/name[@revision]), or package:<distribution>[/<folder inside>]",
     )
-    framework: Literal["pytorch"] = Field("pytorch", description="INC's key; pytorch is the only one")
+    framework: Literal["pytorch"] = Field("pytorch", description="INC's key; only pytorch is supported")
     prunable: tuple[str, ...] = Field(
-        (), description="regular expressions on module names; empty: the encoder's linear layers, found by themselves"
+        (),
+        description="regular expressions on module names; empty: the encoder's linear layers, detected from the model",
     )
 
     @model_validator(mode="after")
@@ -75,16 +82,16 @@ class Model(Section):
 
 
 class Recipe(Section):
-    """One pre-training and any number of tasks; no task repeats the pruning."""
+    """One sparse pre-training and any number of tasks that reuse its sparse model."""
 
-    version: Number = Field(1.0, ge=1, lt=2, description="version of this format")
-    name: Name = Field(description="what the results are called: they go to runs/<name>")
+    version: Number = Field(1.0, ge=1, lt=2, description="version of the recipe format")
+    name: Name = Field(description="run name; results are written to runs/<name>")
     description: str = Field("", description="one line, shown when the recipe runs")
     seed: Position = Field(42, description="seed of all randomness")
-    threads: Count | None = Field(None, description="torch's threads; default: all cores")
+    threads: Count | None = Field(None, description="number of torch threads; default: all cores")
     model: Model
     corpus: Corpus | None = None
-    tasks: dict[Name, Task] = Field({}, description="name -> task; all share the one student")
+    tasks: dict[Name, Task] = Field({}, description="name -> task; all tasks start from the same student")
     teacher: TrainOnly | None = None
     student: Student | None = None
     task_teacher: TrainOnly | None = None
@@ -92,12 +99,14 @@ class Recipe(Section):
     quantize: Quantize | None = None
     export: Export | None = None
     benchmark: Benchmark | None = None
-    ready: dict[Literal["teacher", "student"], str] = Field({}, description="checkpoints used in place of stages")
+    ready: dict[Literal["teacher", "student"], str] = Field(
+        {}, description="checkpoints used instead of running a stage"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _lay_over(cls, values: Any) -> Any:
-        """A task's own sections say only what is different: the rest is the recipe's section of that name."""
+    def _merge_task_sections(cls, values: Any) -> Any:
+        """Merges each task's stage sections over the recipe's sections of the same name, key by key."""
         if not isinstance(values, dict) or not isinstance(values.get("tasks"), dict):
             return values
         tasks = {
@@ -109,7 +118,12 @@ class Recipe(Section):
         return values | {"tasks": tasks}
 
     def section(self, stage: str, task: str | None = None) -> Any:
-        """The section of a stage: the task's own where it has one, else the recipe's; None: it does not run."""
+        """Returns a stage's section: the task's own if it has one, else the recipe's; None if the stage does not run.
+
+        Args:
+            stage: Name of the stage.
+            task: Name of the task; None for stages that are not run per task.
+        """
         own = getattr(self.tasks[task], stage, None) if task else None
         return own or getattr(self, stage)
 
@@ -117,16 +131,16 @@ class Recipe(Section):
     def _stages_have_what_they_need(self) -> "Recipe":
         for stage in ("teacher", "student"):
             if getattr(self, stage) and self.corpus is None:
-                raise wrong("needs text: there is no `corpus` section", stage, instead="corpus: {files: [text.txt]}")
+                raise wrong("needs text, but there is no `corpus`", stage, instead="corpus: {files: [text.txt]}")
         for task in self.corpus.tasks if self.corpus else ():
             if task not in self.tasks:
                 raise wrong(f"{task!r} is not under `tasks`", "corpus", "tasks", instead=", ".join(self.tasks))
         for stage in ("task_teacher", "transfer", "quantize", "export", "benchmark"):
             if getattr(self, stage) and not self.tasks:
-                raise wrong("needs a task: there is none under `tasks`", stage, instead="tasks: {<name>: {…}}")
+                raise wrong("needs a task, but `tasks` is empty", stage, instead="tasks: {<name>: {…}}")
         sparse = self.student is not None or "student" in self.ready
         for name in self.tasks:
-            _distances_fit(self, name)
+            _check_distance(self, name)
         for own in (None, *self.tasks):
             transfer = self.section("transfer", own)
             if transfer and transfer.pruning.only_locks and not sparse:
@@ -139,8 +153,8 @@ def _both(below: Any, above: Any) -> bool:
     return isinstance(below, dict) and isinstance(above, dict)
 
 
-def _distances_fit(recipe: Recipe, name: str) -> None:
-    """Logits of answers are as many as a text has tokens: only distributions over them can be compared."""
+def _check_distance(recipe: Recipe, name: str) -> None:
+    """Rejects MSE for question answering: it has one logit per token, so only distributions can be compared."""
     task = recipe.tasks[name]
     for stage in ("transfer", "quantize"):
         section = recipe.section(stage, name)
@@ -151,7 +165,7 @@ def _distances_fit(recipe: Recipe, name: str) -> None:
             at = ("tasks", name, stage) if getattr(task, stage) is not None else (stage,)
             keys = ("distillation", "train", "criterion", "KnowledgeDistillationLoss", "loss_types")
             raise wrong(
-                f"MSE compares logits one by one, and those of {name!r} are as many as a text has tokens",
+                f"MSE compares logits one by one, but the number of logits of {name!r} varies with the text length",
                 *at,
                 *keys,
                 instead="[CE, KL]",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.core.artifacts import Manifest
-from toolkit.reporting.claims_table import SHIPPED, claims_table
+from toolkit.recipe import SHIPPED
+from toolkit.reporting.claims_table import claims_table
 from toolkit.reporting.manifests import stage_of
 
 # The paper's pre-training, for the teacher and again for the student: steps * sequences per step.

@@ -7,8 +7,8 @@ from typing import Any
 
 from toolkit.core.artifacts import Manifest
 from toolkit.measure.size import FILE, GZIP, VALUES
+from toolkit.recipe import DENSE
 
-DENSE, SHIPPED, ENGINE = "dense-fp32", "sparse-int8", "sparse-engine-int8"
 _LARGER_IS_BETTER = ("throughput_median",)
 _SHARES = ("accuracy", "exact_match")  # metrics that are a share of examples
 

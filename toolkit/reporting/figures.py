@@ -4,15 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from toolkit.recipe import VARIANTS
 from toolkit.reporting.claims_table import ClaimsTable
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLOURS = {
-    **{"dense-fp32": "#64748b", "dense-int8": "#d97706", "sparse-fp32": "#0d9488", "sparse-int8": "#1d4ed8"},
-    **{"sparse-engine-fp32": "#65a30d", "sparse-engine-int8": "#be185d"},
-}
 _GRID, _INK = "#e5e9f0", "#334155"
 _BLUES = [[0, "#f8fafc"], [0.5, "#93c5fd"], [1, "#1e3a8a"]]
 _CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
@@ -33,7 +30,7 @@ def against_size(head: ClaimsTable) -> "Figure":
     figure = _figure()
     for v in head.variants:
         value, error = 100 * v.scores[0].value, v.scores[0].error
-        edge = {"width": 2, "color": COLOURS[v.name]}
+        edge = {"width": 2, "color": VARIANTS[v.name].colour}
         bars = {"type": "data", "array": [100 * error] * 2, "thickness": 1, "width": 3} if error is not None else None
         figure.add_scatter(
             x=[v.file.value / 1e6, v.gzip.value / 1e6],
@@ -41,8 +38,8 @@ def against_size(head: ClaimsTable) -> "Figure":
             error_y=bars,
             mode="lines+markers",
             name=v.name,
-            line={"width": 1, "dash": "dot", "color": COLOURS[v.name]},
-            marker={"size": 11, "symbol": ["circle", "circle-open"], "color": COLOURS[v.name], "line": edge},
+            line={"width": 1, "dash": "dot", "color": VARIANTS[v.name].colour},
+            marker={"size": 11, "symbol": ["circle", "circle-open"], "color": VARIANTS[v.name].colour, "line": edge},
             text=["as it is", "gzip"],
             hovertemplate="%{x:.1f} MB (%{text}), %{y:.1f} %",
         )
@@ -67,7 +64,7 @@ def against_latency(head: ClaimsTable) -> "Figure":
             error_y={"type": "data", "array": [100 * error], **bars} if error is not None else None,
             mode="markers",
             name=v.name,
-            marker={"size": 11, "color": COLOURS[v.name]},
+            marker={"size": 11, "color": VARIANTS[v.name].colour},
             hovertemplate="%{x:.2f} ms, %{y:.1f} %",
         )
     figure.update_xaxes(title=f"ms per inference, batch {head.latency_batch}", rangemode="tozero")

@@ -7,9 +7,10 @@ from typing import Any
 
 from toolkit.core.artifacts import Manifest, failed_checks
 from toolkit.measure.size import BUNDLE, FILE, GZIP
+from toolkit.recipe import DENSE, SHIPPED
 from toolkit.reporting import figures, formatting, sentences
 from toolkit.reporting.budgets import Budget, budget_gains, budgets
-from toolkit.reporting.claims_table import DENSE, SHIPPED, ClaimsTable, claims_table, variants_of
+from toolkit.reporting.claims_table import ClaimsTable, claims_table, variants_of
 from toolkit.reporting.manifests import STAGES, StageScores, provenance_groups, stage_of, stage_scores, tasks_of
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -101,7 +102,7 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
             keep_trailing_newline=True,
         )
         environment.filters |= formatting.FILTERS
-        environment.globals["tuning_cost"] = sentences.tuning_cost
+        environment.globals |= {"tuning_cost": sentences.tuning_cost, "shipped": SHIPPED}
         script = {"plotly": Markup(get_plotlyjs())} if html else {}
         (folder / file).write_text(environment.get_template(template).render(**values, **script))
     return folder / PAGE

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolkit.core.artifacts import Manifest
+from toolkit.recipe import DENSE, SHIPPED, VARIANTS, engine_variant
 from toolkit.reporting.budgets import PAPER_BATCH, PAPER_STEPS, Budget
-from toolkit.reporting.claims_table import DENSE, ENGINE, SHIPPED, ClaimsTable, Quantity, VariantRow, claims_table
+from toolkit.reporting.claims_table import ClaimsTable, Quantity, VariantRow, claims_table
 from toolkit.reporting.formatting import milliseconds, number, percent, points, score, storage, times
 
 
@@ -19,7 +20,7 @@ def summary(head: ClaimsTable, sparse: Manifest | None) -> str:
     variant = head.variant(SHIPPED) or head.variants[-1]
     first = variant.scores[0]
     zeros = ""
-    if variant.name.startswith("sparse") and sparse is not None:
+    if VARIANTS[variant.name].sparse and sparse is not None:
         zeros = f" ({percent(sparse.metrics['sparsity'])} of the encoder's weights are zero)"
     text = f"{variant.name}{zeros} scores {score(first)} {first.metric} on {first.n:,} dev examples"
     if first.change is not None:
@@ -27,9 +28,10 @@ def summary(head: ClaimsTable, sparse: Manifest | None) -> str:
     text += f". {_size_sentence(variant)}"
     if variant.latency is not None:
         text += f" One inference at batch {head.latency_batch} takes {_time(variant.latency)}"
-        engine = head.variant(ENGINE) if variant.name == SHIPPED else None
+        name = engine_variant(variant.name)
+        engine = head.variant(name) if name else None
         if engine is not None and engine.latency is not None:
-            text += f"; on the sparse kernel, as {ENGINE}, {_time(engine.latency)}"
+            text += f"; on the sparse kernel, as {engine.name}, {_time(engine.latency)}"
         text += "."
     return text
 

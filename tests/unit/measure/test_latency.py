@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import openvino as ov
@@ -180,15 +179,16 @@ def test_stage_measures_every_exported_variant_on_the_whole_dev_split(exported, 
     answer = latency.Round(2.0, 2.0, 1.0, 3.0, 500.0, 10)
     monkeypatch.setattr(latency, "_run", lambda *_, **__: answer)
     performance = Performance(warmup=0, iteration=1, batch_sizes=(1,), sequence_length=8)
-    sections = SimpleNamespace(
+    inputs = benchmark.Inputs(
         task=Task(train=str(tmp_path / "train.tsv"), dev=str(tmp_path / "dev.tsv"), labels=("0", "1", "2")),
         benchmark=Benchmark(evaluation=Evaluation(performance=performance)),
         quantize=None,
+        export_artifact=Artifact(kind="ir", path=exported, sha256="0"),
     )
     progress = Recorded()
     (tmp_path / "benchmark").mkdir()
     context = Context(tmp_path / "benchmark", tmp_path / "work", 0, "films", progress, tmp_path / "cache")
-    result = benchmark.run(sections, {"export": Artifact(kind="ir", path=exported, sha256="0")}, context)
+    result = benchmark.run(inputs, context)
 
     expected = [TABLE[[2, *ids, 3]].sum(axis=0).argmax() for ids in ([6, 7], [5, 7], [7])]
     share = float(np.mean([e == label for e, label in zip(expected, (0, 1, 2), strict=True)]))
@@ -201,17 +201,15 @@ def test_stage_measures_every_exported_variant_on_the_whole_dev_split(exported, 
     assert [c.ok for c in result.checks] == [True]
     assert progress.steps == list(range(1, progress.total + 1))
     monkeypatch.setattr(accuracy, "predict_ir", lambda *_, **__: pytest.fail("the answers are there"))
-    again = benchmark.run(sections, {"export": Artifact(kind="ir", path=exported, sha256="0")}, context)
+    again = benchmark.run(inputs, context)
     assert again.metrics["variants"].keys() == result.metrics["variants"].keys()
     assert json.loads((tmp_path / "benchmark" / "benchmark.json").read_text()) == result.metrics["variants"]
 
 
 def test_stage_without_an_exported_variant_says_so(tmp_path):
-    sections = SimpleNamespace(task=None, benchmark=None, quantize=None)
+    inputs = benchmark.Inputs(None, None, None, Artifact(kind="ir", path=tmp_path, sha256="0"))
     with pytest.raises(UserError, match="no IR folder here"):
-        benchmark.run(
-            sections, {"export": Artifact(kind="ir", path=tmp_path, sha256="0")}, Context(tmp_path, tmp_path, 0)
-        )
+        benchmark.run(inputs, Context(tmp_path, tmp_path, 0))
 
 
 def test_several_streams_run_asynchronously_with_a_request_each(ir, examples, tmp_path):

@@ -75,7 +75,7 @@ def test_without_a_compiler_plain_irs_are_exported_and_the_reason_is_kept(recipe
     metrics = export(recipe, tmp_path / "run")
     assert set(metrics["variants"]) == {"sparse-fp32"}
     assert metrics["left_out"] == {
-        "sparse-engine-fp32": "the sparse kernel cannot be built: a C++ compiler (g++ or clang++) is missing"
+        "sparse-engine-fp32": "the sparse kernels cannot be built: a C++ compiler (g++ or clang++) is missing"
     }
     assert is_there(recipe, tmp_path / "run")
 
@@ -84,7 +84,7 @@ def test_doctor_says_without_a_compiler_that_plain_irs_are_exported(no_compiler)
     table, _ = doctor_table()
     rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
     assert rows["sparse kernel"] == (
-        "cannot be built: a C++ compiler (g++ or clang++) is missing; the plain IRs are exported"
+        "cannot be built: a C++ compiler (g++ or clang++) is missing; only IRs without the sparse engine are exported"
     )
 
 

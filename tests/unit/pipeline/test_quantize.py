@@ -28,7 +28,7 @@ def test_a_model_that_was_scored_on_a_gpu_is_quantized_beside_its_batches(monkey
     trials.plain = Placed(2, 2)
     trials.tokenizer = SimpleNamespace(pad_token_id=0)
     trials.task = SimpleNamespace(tune=None, train=None, tuning_score=lambda logits: 0.5)
-    trials._sections = SimpleNamespace(quantize=SimpleNamespace(quantization=Quantization()))
+    trials._inputs = SimpleNamespace(quantize=SimpleNamespace(quantization=Quantization()))
     trials._context = SimpleNamespace(seed=0)
     monkeypatch.setattr(evaluation, "predict", lambda model, *_: model.to("cuda"))
     monkeypatch.setattr(nncf, "calibration_batches", lambda *_: [])

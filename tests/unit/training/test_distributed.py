@@ -68,9 +68,9 @@ def test_a_batch_that_cannot_be_divided_is_the_user_s_error(monkeypatch, tmp_pat
 
 def test_trials_that_are_trained_again_want_one_process(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    sections = SimpleNamespace(quantize=SimpleNamespace(tuning=SimpleNamespace(retrain_steps=3)))
+    inputs = SimpleNamespace(quantize=SimpleNamespace(tuning=SimpleNamespace(retrain_steps=3)))
     with pytest.raises(UserError, match="by one process alone"):
-        quantize.run(sections, {}, None)
+        quantize.run(inputs, None)
 
 
 def test_buckets_hold_every_tensor_once_in_order_and_one_type_each(monkeypatch):

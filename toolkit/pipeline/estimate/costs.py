@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.artifacts import Artifact, Manifest, read_manifest
 from toolkit.core.machine import describe, memory
 from toolkit.measure import latency
-from toolkit.models.architectures import positions
+from toolkit.models.architectures import usable_positions
 from toolkit.models.checkpoint import require_length
 from toolkit.pipeline.estimate import data_volume
 from toolkit.pipeline.estimate.data_volume import DataVolume
@@ -31,7 +31,16 @@ from toolkit.pipeline.estimate.step_facts import (
 )
 from toolkit.pipeline.graph import Step, plan
 from toolkit.pipeline.requirements import missing_requirement
-from toolkit.recipe import Criterion, DistillationTrain, IntermediateSettings, KDLossSettings, Optimizer, Recipe, Train
+from toolkit.recipe import (
+    VARIANTS,
+    Criterion,
+    DistillationTrain,
+    IntermediateSettings,
+    KDLossSettings,
+    Optimizer,
+    Recipe,
+    Train,
+)
 
 if TYPE_CHECKING:
     from toolkit.pipeline.estimate.step_cost import StepCost
@@ -47,11 +56,6 @@ _START = 5.0  # model, data, first step
 _QUANTIZE = 20.0  # NNCF, calibration
 _EXPORT = 10.0  # of one variant
 _BENCHMARK_APP = 0.6  # start of one run
-_DENSE = "task_teacher"
-_INPUT_OF_VARIANT = {
-    **{"dense-fp32": _DENSE, "dense-int8": _DENSE, "sparse-fp32": "transfer", "sparse-int8": "quantize"},
-    **{"sparse-engine-fp32": "transfer", "sparse-engine-int8": "quantize"},
-}
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class _Costs:
         amount = self._amount(step)
         task, corpus = step.sections.get("task"), step.sections.get("corpus")
         longest = (task or corpus).max_seq_length  # type: ignore[union-attr]
-        require_length(longest, positions(json.loads(config)), f"tasks.{step.task}" if task else "corpus")
+        require_length(longest, usable_positions(json.loads(config)), f"tasks.{step.task}" if task else "corpus")
         settings = self._batches(step)
         return StepShape(
             config=config,
@@ -284,14 +288,14 @@ class _Costs:
     def _variants(self, export: Step | Artifact) -> int:
         """IR folders that an export leaves: those that there are models for."""
         assert isinstance(export, Step), "nothing else makes IR folders"
-        return sum(_INPUT_OF_VARIANT[variant] in export.inputs for variant in export.sections["export"].variants)
+        return sum(VARIANTS[name].source_stage in export.inputs for name in export.sections["export"].variants)
 
     def _disk(self, step: Step, cost: "StepCost") -> float:
         if step.stage.name == "benchmark":
             return 0.0
         if step.stage.name == "export":
-            wanted = [v for v in step.sections["export"].variants if _INPUT_OF_VARIANT[v] in step.inputs]
-            return float(cost.parameters * sum(1 if v.endswith("int8") else 4 for v in wanted))
+            variants = [VARIANTS[name] for name in step.sections["export"].variants]
+            return float(cost.parameters * sum(1 if v.int8 else 4 for v in variants if v.source_stage in step.inputs))
         return float(cost.parameters * 4)
 
     def _too_much(self, step: Step, train: Train, cost: "StepCost", need: float) -> str:

@@ -14,6 +14,7 @@ from dataclasses import astuple, dataclass, replace
 import torch
 
 from toolkit.core.machine import memory
+from toolkit.models.architectures import hidden_size, layer_count
 from toolkit.pipeline.estimate.synthetic_step import FLOAT, Seconds, StepShape, SyntheticStep, now
 from toolkit.recipe import SGDSettings, Train
 
@@ -81,7 +82,8 @@ def measure(shape: StepShape, seconds: float, threads: int | None = None) -> Ste
         jobs = {layers: SyntheticStep(shape, layers) for layers in (1, 2)}
         kept = {(layers, n): float(job.kept_bytes(n)) for layers, job in jobs.items() for n in (1, 2)}
         if shape.train.recompute:  # of all layers but one only what goes into them is kept
-            kept |= {(2, n): kept[1, n] + FLOAT * n * shape.longest * _width(shape.config) for n in (1, 2)}
+            width = hidden_size(json.loads(shape.config))
+            kept |= {(2, n): kept[1, n] + FLOAT * n * shape.longest * width for n in (1, 2)}
         fits = int(memory()[1] / 4 / max(1.0, kept[2, 2] - kept[2, 1]))
         batch = _affordable(jobs[2], 1 + shape.quantized, min(examples, max(2, fits)), seconds / 2)
         # Quantizing the weights takes the same time whatever the batch: a second size tells it apart.
@@ -97,7 +99,7 @@ def measure(shape: StepShape, seconds: float, threads: int | None = None) -> Ste
     def median(part: str) -> dict[_Point, float]:
         return {point: statistics.median(getattr(step[point], part) for step in steps) for point in points}
 
-    layers, taught = _depth(shape.config), _depth(shape.teacher) if shape.teacher else 1
+    layers, taught = layer_count(json.loads(shape.config)), layer_count(json.loads(shape.teacher)) if shape.teacher else 1
     parameters = round(_line(jobs[1].parameters, jobs[2].parameters, layers))
     of_teacher = _line(jobs[1].of_teacher, jobs[2].of_teacher, taught)
     update = median("update")
@@ -151,16 +153,6 @@ def _affordable(job: SyntheticStep, least: int, most: int, seconds: float) -> in
             break
         batch = min(most, 2 * batch)
     return batch
-
-
-def _depth(config: str) -> int:
-    values = json.loads(config)
-    return int(values.get("num_hidden_layers") or values["n_layers"])  # DistilBERT has names of its own
-
-
-def _width(config: str) -> int:
-    values = json.loads(config)
-    return int(values.get("hidden_size") or values["dim"])
 
 
 def _optimizer_values(train: Train) -> int:

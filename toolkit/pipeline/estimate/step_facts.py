@@ -5,6 +5,7 @@ from typing import Any
 
 from toolkit.core import machine
 from toolkit.core.artifacts import Artifact, Manifest
+from toolkit.models.architectures import shape_of
 from toolkit.models.sources import cached_config, cached_model
 from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step
@@ -65,8 +66,6 @@ def tokenizer_of(artifact: Artifact) -> Any:
 # What a step of training does not take longer for, or hardly: its schedules, and which weights are zero.
 _FREE = {"steps", "epoch", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "log_every"}
 _FREE |= {"checkpoint_every", "approach", "learning_rate_rewinding", "temperature"}
-_SIZES = ("model_type", "vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size")
-_DISTILBERT_SIZES = ("n_layers", "dim", "hidden_dim")
 
 
 def steps_alike(before: Manifest, step: Step, train: Train) -> bool:
@@ -79,18 +78,13 @@ def steps_alike(before: Manifest, step: Step, train: Train) -> bool:
     if not before.metrics.get("seconds_per_step") or not here or before.metrics.get("bf16", False) != bf16(train):
         return False
     made, now = step.folder / "config.json", config_of(root_of(step))
-    if not made.is_file() or now is None or _sizes(made.read_text()) != _sizes(now):
+    if not made.is_file() or now is None or shape_of(json.loads(made.read_text())) != shape_of(json.loads(now)):
         return False
     reads = "task" if step.sections.get("task") else "corpus"
     length = (before.config.get(reads) or {}).get("max_seq_length")
     name = step.stage.name
     same = _what_takes_time(before.config.get(name)) == _what_takes_time(section_values(name, step.sections[name]))
     return same and length == step.sections[reads].max_seq_length
-
-
-def _sizes(config: str) -> list[Any]:
-    known = json.loads(config)
-    return [known.get(key) for key in (*_SIZES, *_DISTILBERT_SIZES)]
 
 
 def _what_takes_time(section: Any) -> Any:

@@ -1,1 +1,1 @@
-"""The stages, in the order of the data flow; each is `run(sections, inputs, context) -> StageResult`."""
+"""The stages, in the order of the data flow; each is `run(Inputs, Context) -> StageResult`."""

@@ -1,19 +1,36 @@
-"""`benchmark`: accuracy of each IR itself on the whole dev split, sizes, latency and throughput.
+"""`benchmark`: accuracy of each IR itself on the complete dev split, sizes, latency and throughput.
 
-The export has asked the IRs for their answers; on another CPU they are asked again.
+The predictions that the export made are used again on the same CPU; on another one they are computed again.
 """
 
 import json
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
 from toolkit.core.errors import UserError
 from toolkit.models.checkpoint import encoder_matrices
-from toolkit.recipe import AccuracyCriterion, Variant
+from toolkit.recipe import SHIPPED, SHIPPED_FP32, VARIANTS, AccuracyCriterion, Benchmark, Quantize, Task
+
+if TYPE_CHECKING:
+    from toolkit.measure.size import Footprint
 
 
-def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
+@dataclass(frozen=True)
+class Inputs:
+    """Recipe sections and artifacts that the stage reads; sizes of the encoder need the sparse model's checkpoint."""
+
+    task: Task
+    quantize: Quantize | None
+    benchmark: Benchmark
+    export_artifact: Artifact
+    task_teacher_artifact: Artifact | None = None
+    transfer_artifact: Artifact | None = None
+    quantize_artifact: Artifact | None = None
+
+
+def run(inputs: Inputs, context: Context) -> StageResult:
     """Measures every variant that was exported.
 
     Raises:
@@ -24,13 +41,13 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     from toolkit.measure import accuracy, latency, size
     from toolkit.models.load import load_tokenizer
 
-    export = inputs["export"].path
-    folders = {v: export / v for v in get_args(Variant) if (export / v / "openvino_model.xml").is_file()}
+    export = inputs.export_artifact.path
+    folders = {name: export / name for name in VARIANTS if (export / name / "openvino_model.xml").is_file()}
     if not folders:
         raise UserError("no IR folder here", where=str(export), instead="run `export` with at least one variant")
     tokenizer = load_tokenizer(next(iter(folders.values())))
-    task = load_task(context.task or "", sections.task, tokenizer)
-    section = sections.benchmark.evaluation.performance
+    task = load_task(context.task or "", inputs.task, tokenizer)
+    section = inputs.benchmark.evaluation.performance
 
     done = 0
 
@@ -49,16 +66,16 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
 
     footprint = _footprint(inputs)
     # The dense variants are the teacher: where that is another model, its encoder is not the one that was pruned.
-    encoders = [encoder_matrices(inputs[name].path) for name in ("task_teacher", "transfer") if name in inputs]
-    another = len(encoders) == 2 and encoders[0] != encoders[1]
+    dense, sparse = inputs.task_teacher_artifact, inputs.transfer_artifact
+    another = dense and sparse and encoder_matrices(dense.path) != encoder_matrices(sparse.path)
     sizes = {}
     for variant, folder in folders.items():
         sizes[variant] = size.file_sizes(folder)
-        if footprint is not None and not (another and variant.startswith("dense")):
+        if footprint is not None and not (another and not VARIANTS[variant].sparse):
             inspection = inspect_ir(folder)  # what is in 8 bits is read off the IR: tuning may have returned some
             sizes[variant] |= footprint.sizes(
-                value_bytes=size.INT8_BYTES if variant.endswith("int8") else size.FP32_BYTES,
-                sparse=variant.startswith("sparse"),
+                value_bytes=size.INT8_BYTES if VARIANTS[variant].int8 else size.FP32_BYTES,
+                sparse=VARIANTS[variant].sparse,
                 fp32={f"{m.module}.weight" for m in inspection.matmuls if m.stored_type == "f32"},
                 int8_embeddings=all(table.stored_type == "i8" for table in inspection.embeddings),
             )
@@ -73,14 +90,14 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         for variant in folders
     }
     (context.folder / "benchmark.json").write_text(json.dumps(variants, indent=1))
-    quantize = sections.quantize
+    quantize = inputs.quantize
     return StageResult(
         kind="measurement",
         metrics={
             "dev_n": task.dev_n,
             "metrics": list(task.metrics),
             "counts": {m.name: m.n for m in task.measures},
-            "note": sections.task.note,
+            "note": inputs.task.note,
             "rows_left_out": list(task.left_out),
             "variants": variants,
             "sizes_reference": footprint.reference() if footprint else {},
@@ -96,33 +113,37 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
                 limit=f"the whole dev split: {len(task.dev)}",
             )
         ],
-        data={"note": sections.task.note},
+        data={"note": inputs.task.note},
     )
 
 
-def _footprint(inputs: dict[str, Artifact]) -> Any:
-    """What the encoder's sizes are computed from; None where nothing was pruned, and so no matrix is marked."""
+def _footprint(inputs: Inputs) -> "Footprint | None":
+    """What the encoder's sizes are computed from; None if nothing was pruned, so that no mask names the matrices."""
     from toolkit.measure import size
     from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
-    checkpoint: Path | None = inputs["transfer"].path if "transfer" in inputs else None
-    masks = [a.path / MASK_FILE for n, a in inputs.items() if n in ("transfer", "quantize")]
-    found = next((m for m in masks if m.is_file()), None)
-    if checkpoint is None or found is None:
+    if inputs.transfer_artifact is None:
+        return None
+    checkpoints = [a for a in (inputs.transfer_artifact, inputs.quantize_artifact) if a]
+    found = next((file for a in checkpoints if (file := a.path / MASK_FILE).is_file()), None)
+    if found is None:
         return None
     mask = SparsityMask.load(found)
-    return size.count_weights(checkpoint, {name: int(kept.sum()) for name, kept in mask.tensors.items()})
+    kept = {name: int(pattern.sum()) for name, pattern in mask.tensors.items()}
+    return size.count_weights(inputs.transfer_artifact.path, kept)
 
 
-def criterion(promise: AccuracyCriterion, metric: str, scores: dict[Any, dict[str, float]]) -> dict[str, Any] | None:
+def criterion(
+    promise: AccuracyCriterion, metric: str, scores: Mapping[Any, Mapping[str, float]]
+) -> dict[str, Any] | None:
     """The recipe's promise: what 8 bits may cost the sparse model. None unless both of its variants were measured.
 
     Returns:
         `promised` and `measured` loss, in the unit of `kind`: `relative` (share of the FP32 score) or `absolute`.
     """
-    if not {"sparse-fp32", "sparse-int8"} <= scores.keys():
+    if not {SHIPPED_FP32, SHIPPED} <= scores.keys():
         return None
-    before, after = scores["sparse-fp32"][metric], scores["sparse-int8"][metric]
+    before, after = scores[SHIPPED_FP32][metric], scores[SHIPPED][metric]
     return {
         "kind": "absolute" if promise.relative is None else "relative",
         "metric": metric,

@@ -1,11 +1,11 @@
-"""`export`: every variant as an OpenVINO IR folder, held against its torch model on the whole dev split."""
+"""`export`: every variant as an OpenVINO IR folder, compared with its torch model on the complete dev split."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+import tempfile
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
 from toolkit.core.errors import UserError
@@ -14,254 +14,266 @@ from toolkit.pipeline.stages.export_checks import (
     ENGINE_TOLERANCE,
     FP32_TOLERANCE,
     SINGLE_LOGIT_FACTOR,
+    LogitDifferences,
     check_at_most,
+    check_metrics,
     check_quantization,
     check_zeros,
     weights_hash,
 )
 from toolkit.quantization.tuning import TUNING_FILE
-from toolkit.recipe import Quantization
+from toolkit.recipe import VARIANTS, Export, Model, Quantization, Quantize, Task, Variant
+
+if TYPE_CHECKING:
+    from toolkit.data.tasks import TaskData
+    from toolkit.sparsity.mask import SparsityMask
 
 
-def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
-    """Exports, opens again, compares."""
-    from toolkit.data.tasks import load_task
-    from toolkit.ir.kernels.library import KernelMissingError
-    from toolkit.ir.sparse_engine import NotSparseEnoughError
-    from toolkit.models.load import load_tokenizer
-    from toolkit.sparsity.mask import MASK_FILE, SparsityMask
+@dataclass(frozen=True)
+class Inputs:
+    """Recipe sections and artifacts that the stage reads; a variant whose checkpoint is missing is left out."""
 
-    section = sections.quantize.quantization if sections.quantize else Quantization()
-    source = next(iter(inputs.values())).path
-    tokenizer = load_tokenizer(source)
-    task = load_task(context.task or "", sections.task, tokenizer)
-    makers = _makers(sections, inputs, task, tokenizer)
-    if not any(variant.replace("-engine", "") in makers for variant in sections.export.variants):
-        raise UserError(
-            f"none of {', '.join(sections.export.variants)} has a model in this run",
-            where=f"export.variants of task {context.task!r}",
-            instead=f"variants: [{', '.join(makers)}], or the stages that make the others",
-        )
-    sparse = inputs.get("transfer")
-    mask = SparsityMask.load(sparse.path / MASK_FILE) if sparse and (sparse.path / MASK_FILE).is_file() else None
+    model: Model
+    task: Task
+    quantize: Quantize | None
+    export: Export
+    task_teacher_artifact: Artifact | None = None
+    transfer_artifact: Artifact | None = None
+    quantize_artifact: Artifact | None = None
 
-    metrics: dict[str, Any] = {"variants": {}, "left_out": {}}
-    checks: list[Check] = []
-    context.progress.start(len(sections.export.variants))
-    # Engine variants are made from plain ones, which therefore come first.
-    for done, variant in enumerate(sorted(sections.export.variants, key=lambda v: "engine" in v), start=1):
-        plain = variant.replace("-engine", "")
-        pattern = mask if variant.startswith("sparse") else None
-        int8 = variant.endswith("int8")
-        dynamic = int8 and section.approach == "post_training_dynamic_quant"
-        if plain not in makers:
-            metrics["left_out"][variant] = "the run has no model for it"
-        elif variant != plain:
-            try:
-                figures, found = _engine(variant, plain, makers[plain], task, tokenizer, sections.export, mask, context)
-            except (KernelMissingError, NotSparseEnoughError) as error:  # the plain IR is what there is
-                metrics["left_out"][variant] = error.what
-            else:
-                metrics["variants"][variant] = figures
-                checks += found
-        else:
-            figures, found, inspection = _export(
-                variant, makers[variant](), task, tokenizer, sections.export, pattern, dynamic, context
-            )
-            metrics["variants"][variant] = figures
-            checks += found
-            if int8:
-                returned = _returned(inputs) if variant == "sparse-int8" else ()
-                checks.append(check_quantization(variant, inspection, section, returned))
-        context.progress.update(done)
-    return StageResult(kind="ir", metrics=metrics, checks=checks, data={"note": sections.task.note})
+    def source_of(self, variant: Variant) -> Artifact | None:
+        """The checkpoint that a variant is made from; None if the run has none."""
+        return {
+            "task_teacher": self.task_teacher_artifact,
+            "transfer": self.transfer_artifact,
+            "quantize": self.quantize_artifact,
+        }[variant.source_stage]
 
 
-def _makers(sections: Any, inputs: dict[str, Artifact], task: Any, tokenizer: Any) -> dict[str, Callable[[], Any]]:
-    """Variant -> how to load or make its torch model."""
-    from toolkit.data.batches import pad
-    from toolkit.models.load import load_task_model
-    from toolkit.quantization import nncf
-
-    section = sections.quantize.quantization if sections.quantize else Quantization()
-
-    def plain(name: str) -> Any:
-        return load_task_model(inputs[name].path, task.kind, task.labels, fitted=True).eval()
-
-    def dense_int8() -> Any:
-        batches = nncf.calibration_batches(
-            lambda features: pad(features, tokenizer.pad_token_id), task.train, section.calibration.sampling_size
-        )
-        make = nncf.dynamic if section.approach == "post_training_dynamic_quant" else nncf.post_training
-        return make(plain("task_teacher"), batches, section)
-
-    makers: dict[str, Callable[[], Any]] = {}
-    if "task_teacher" in inputs:
-        makers |= {"dense-fp32": lambda: plain("task_teacher"), "dense-int8": dense_int8}
-    if "transfer" in inputs:
-        makers["sparse-fp32"] = lambda: plain("transfer")
-    if "quantize" in inputs:
-        makers["sparse-int8"] = lambda: nncf.load(inputs["quantize"].path, lambda: plain("quantize_base"))
-        inputs["quantize_base"] = inputs["transfer"] if "transfer" in inputs else inputs["quantize"]
-    return makers
-
-
-def _export(
-    variant: str, model: Any, task: Any, tokenizer: Any, section: Any, mask: Any, dynamic: bool, context: Context
-) -> tuple[dict[str, Any], list[Check], Any]:
-    """One variant: its figures, its checks (design: invariants 2, 3 and 4), and what was found in the IR."""
-    import numpy as np
-
-    from toolkit.ir.inspect import inspect_ir
-    from toolkit.measure.accuracy import cached_predictions
-    from toolkit.training.evaluation import predict
-
-    folder = context.folder / variant
-    torch_logits = predict(model, task.dev, tokenizer.pad_token_id)
-    before = weights_hash(model)
-    _export_plain(model, task, tokenizer, folder)
-    untouched = weights_hash(model) == before
-
-    answers = partial(cached_predictions, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
-    ir_logits = answers(folder)
-    # torch knows nothing of activations that OpenVINO quantizes at run time: the logits are compared without that.
-    plain = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    exact = answers(folder, properties=plain) if dynamic else ir_logits
-    wanted, got = (np.concatenate([row.ravel() for row in logits]) for logits in (torch_logits, exact))
-    differences = np.abs(got - wanted)
-    extent = float(wanted.max() - wanted.min())
-    scores = {"torch": task.scores(torch_logits), "ir": task.scores(ir_logits)}
-    # In FP32 every logit must agree. In 8 bits a difference in the last digit can become a whole quantization step, and
-    # each layer makes more of them: a sound model's largest difference over a dev split was seen to reach 9 % of the
-    # range, its mean 1 % (benchmarks/). What is wrong, a lost scale or matrix, shows in the mean.
-    largest, mean = float(differences.max()) / extent, float(differences.mean()) / extent
-    int8 = variant.endswith("int8")
-    limit = SINGLE_LOGIT_FACTOR * section.tolerance if int8 else FP32_TOLERANCE
-    inspection = inspect_ir(folder)
-    checks = [
-        check_at_most(variant, "largest |IR - torch| logit, share of their range", largest, limit),
-        *(
-            [check_at_most(variant, "mean |IR - torch| logit, share of their range", mean, section.tolerance)]
-            if int8
-            else []
-        ),
-        *(
-            check_at_most(
-                variant,
-                f"|IR - torch| {m.name} on all {m.n} dev examples",
-                abs(scores["torch"][m.name] - scores["ir"][m.name]),
-                section.metric_tolerance,
-            )
-            for m in task.measures
-        ),
-        Check(name=f"{variant}: torch weights untouched", ok=untouched, measured=str(untouched), limit="True"),
-        Check(
-            name=f"{variant}: examples answered",
-            ok=len(ir_logits) == len(task.dev),
-            measured=float(len(ir_logits)),
-            limit=float(len(task.dev)),
-        ),
-    ]
-    checks += [] if mask is None else check_zeros(variant, inspection, mask)
-    return (
-        {
-            "matmuls": [asdict(m) for m in inspection.matmuls],
-            "max_abs_diff": float(differences.max()),
-            "mean_abs_diff": float(differences.mean()),
-            "logit_range": extent,
-            "dev_n": task.dev_n,
-            **scores,
-        },
-        checks,
-        inspection,
-    )
-
-
-def _engine(
-    variant: str,
-    plain: str,
-    make: Callable[[], Any],
-    task: Any,
-    tokenizer: Any,
-    section: Any,
-    mask: Any,
-    context: Context,
-) -> tuple[dict[str, Any], list[Check]]:
-    """The plain IR on the sparse kernel, held against the same weights as dense FP32 products on all dev examples.
+def run(inputs: Inputs, context: Context) -> StageResult:
+    """Exports each variant, opens the IR again and compares it.
 
     Raises:
-        KernelMissingError: The kernel cannot be built.
-        TooFewZerosError: Nothing is sparse enough for it.
+        UserError: The run has a model for none of the variants.
     """
-    import tempfile
+    from toolkit.ir.kernels import KernelMissingError
+    from toolkit.ir.sparse_engine import NotSparseEnoughError
 
-    import numpy as np
-
-    from toolkit.ir import kernels
-    from toolkit.ir.inspect import inspect_ir
-    from toolkit.ir.sparse_engine import reference_ir, to_sparse_engine
-    from toolkit.measure.accuracy import cached_predictions, predict_ir
-
-    kernels.build()
-    folder = context.folder / variant
-    answers = partial(cached_predictions, examples=task.dev, pad_id=tokenizer.pad_token_id, cache=context.cache)
-    context.work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=context.work) as scratch:  # what a kill leaves of it goes with the work
-        source = context.folder / plain
-        if not source.is_dir():
-            source = Path(scratch) / plain
-            _export_plain(make(), task, tokenizer, source)
-        made = to_sparse_engine(source, folder)
-        reference_ir(source, Path(scratch))
-        wanted = predict_ir(Path(scratch), task.dev, tokenizer.pad_token_id)
-        plain_logits = answers(source)
-    logits = answers(folder)
-    expected, got = (np.concatenate([row.ravel() for row in rows]) for rows in (wanted, logits))
-    extent = float(expected.max() - expected.min())
-    differences = np.abs(got - expected)
-    scores = {"plain": task.scores(plain_logits), "ir": task.scores(logits)}
-    inspection = inspect_ir(folder)
-    largest = float(differences.max())
-    mean = float(differences.mean())
-    same_products = "|engine - dense products of the same numbers| logit, share of their range"
-    checks = [
-        check_at_most(variant, f"mean {same_products}", mean / extent, ENGINE_INT8_TOLERANCE)
-        if made.in_8_bits
-        else check_at_most(variant, f"largest {same_products}", largest / extent, ENGINE_TOLERANCE),
-        *(
-            check_at_most(
-                variant,
-                f"|engine - {plain}| {m.name} on all {m.n} dev examples",
-                abs(scores["plain"][m.name] - scores["ir"][m.name]),
-                section.metric_tolerance,
-            )
-            for m in task.measures
-        ),
-        *([] if mask is None else check_zeros(variant, inspection, mask)),
-    ]
-    figures = {
-        "matmuls": [asdict(m) for m in inspection.matmuls],
-        "on_the_kernel": list(made.matrices),
-        "ordinary": made.ordinary,
-        "operations": made.operations,
-        "in_8_bits": made.in_8_bits,
-        "max_abs_diff": largest,
-        "mean_abs_diff": mean,
-        "logit_range": extent,
-        "dev_n": task.dev_n,
-        **scores,
-    }
-    return figures, checks
+    wanted = [VARIANTS[name] for name in inputs.export.variants]
+    if not any(inputs.source_of(variant) for variant in wanted):
+        possible = [v.name for v in VARIANTS.values() if not v.engine and inputs.source_of(v)]
+        raise UserError(
+            f"none of {', '.join(inputs.export.variants)} has a model in this run",
+            where=f"export.variants of task {context.task!r}",
+            instead=f"variants: [{', '.join(possible)}], or the stages that make the others",
+        )
+    job = _ExportJob.prepare(inputs, context)
+    metrics: dict[str, Any] = {"variants": {}, "left_out": {}}
+    checks: list[Check] = []
+    context.progress.start(len(wanted))
+    # Variants on the sparse engine are converted from plain ones, which therefore come first.
+    for done, variant in enumerate(sorted(wanted, key=lambda v: v.engine), start=1):
+        if inputs.source_of(variant) is None:
+            metrics["left_out"][variant.name] = "the run has no model for it"
+        else:
+            try:
+                figures, found = job.engine(variant) if variant.engine else job.plain(variant)
+            except (KernelMissingError, NotSparseEnoughError) as error:  # the plain IR is exported all the same
+                metrics["left_out"][variant.name] = error.what
+            else:
+                metrics["variants"][variant.name] = figures
+                checks += found
+        context.progress.update(done)
+    return StageResult(kind="ir", metrics=metrics, checks=checks, data={"note": inputs.task.note})
 
 
-def _export_plain(model: Any, task: Any, tokenizer: Any, folder: Path) -> None:
-    from toolkit.data.batches import model_inputs, pad
-    from toolkit.ir.convert import export_ir
+@dataclass(frozen=True)
+class _ExportJob:
+    """What all variants of a task share.
 
-    export_ir(model, tokenizer, folder, model_inputs(pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id)))
+    Attributes:
+        mask: Pattern of the sparse model; None if the run has no sparse model, or its checkpoint no mask.
+    """
 
+    inputs: Inputs
+    context: Context
+    tokenizer: Any
+    task: "TaskData"
+    mask: "SparsityMask | None"
 
-def _returned(inputs: dict[str, Artifact]) -> tuple[str, ...]:
-    """Operations that tuning gave back to FP32."""
-    found = json.loads((inputs["quantize"].path / TUNING_FILE).read_text())
-    return tuple(found["returned"])
+    @classmethod
+    def prepare(cls, inputs: Inputs, context: Context) -> "_ExportJob":
+        from toolkit.data.tasks import load_task
+        from toolkit.models.load import load_tokenizer
+        from toolkit.sparsity.mask import MASK_FILE, SparsityMask
+
+        source = inputs.task_teacher_artifact or inputs.transfer_artifact or inputs.quantize_artifact
+        assert source is not None, "a variant has a model"
+        tokenizer = load_tokenizer(source.path)
+        sparse = inputs.transfer_artifact
+        has_mask = sparse is not None and (sparse.path / MASK_FILE).is_file()
+        return cls(
+            inputs,
+            context,
+            tokenizer,
+            load_task(context.task or "", inputs.task, tokenizer),
+            SparsityMask.load(sparse.path / MASK_FILE) if sparse and has_mask else None,
+        )
+
+    @property
+    def quantization(self) -> Quantization:
+        """How INT8 variants are quantized."""
+        return self.inputs.quantize.quantization if self.inputs.quantize else Quantization()
+
+    def plain(self, variant: Variant) -> tuple[dict[str, Any], list[Check]]:
+        """A plain IR: its figures, and its checks (design: invariants 2, 3 and 4)."""
+        from toolkit.ir.inspect import inspect_ir
+        from toolkit.training.evaluation import predict
+
+        name, task, section = variant.name, self.task, self.inputs.export
+        folder = self.context.folder / name
+        model = self._torch_model(variant)
+        torch_logits = predict(model, task.dev, self.tokenizer.pad_token_id)
+        before = weights_hash(model)
+        self._write(model, folder)
+        untouched = weights_hash(model) == before
+
+        ir_logits = self._predictions(folder)
+        exact = ir_logits
+        if variant.int8 and self.quantization.approach == "post_training_dynamic_quant":
+            # torch does not quantize activations at run time, so the logits are compared without that.
+            exact = self._predictions(folder, properties={"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
+        differences = LogitDifferences.between(torch_logits, exact)
+        scores = {"torch": task.scores(torch_logits), "ir": task.scores(ir_logits)}
+        inspection = inspect_ir(folder)
+        # In FP32 every logit must agree. In 8 bits a difference in the last digit can become a whole quantization step,
+        # and each layer makes more of them: a sound model's largest difference over a dev split was seen to reach 9 %
+        # of the range, its mean 1 % (benchmarks/). An error, such as a lost scale or matrix, shows in the mean.
+        largest, mean = differences.largest / differences.extent, differences.mean / differences.extent
+        limit = SINGLE_LOGIT_FACTOR * section.tolerance if variant.int8 else FP32_TOLERANCE
+        checks = [check_at_most(name, "largest |IR - torch| logit, share of their range", largest, limit)]
+        if variant.int8:
+            checks.append(check_at_most(name, "mean |IR - torch| logit, share of their range", mean, section.tolerance))
+        checks += check_metrics(
+            name, "IR - torch", scores["torch"], scores["ir"], task.measures, section.metric_tolerance
+        )
+        checks += [
+            Check(name=f"{name}: torch weights untouched", ok=untouched, measured=str(untouched), limit="True"),
+            Check(
+                name=f"{name}: examples answered",
+                ok=len(ir_logits) == len(task.dev),
+                measured=float(len(ir_logits)),
+                limit=float(len(task.dev)),
+            ),
+        ]
+        if self.mask is not None and variant.sparse:
+            checks += check_zeros(name, inspection, self.mask)
+        if variant.int8:
+            checks.append(check_quantization(name, inspection, self.quantization, self._in_fp32(variant)))
+        figures = {
+            "matmuls": [asdict(m) for m in inspection.matmuls],
+            **differences.figures(),
+            "dev_n": task.dev_n,
+            **scores,
+        }
+        return figures, checks
+
+    def engine(self, variant: Variant) -> tuple[dict[str, Any], list[Check]]:
+        """The plain IR on the sparse engine, compared with the same weights as dense FP32 MatMuls on all dev examples.
+
+        Raises:
+            KernelMissingError: The kernels cannot be built.
+            NotSparseEnoughError: No matrix is sparse enough for them.
+        """
+        from toolkit.ir import kernels
+        from toolkit.ir.inspect import inspect_ir
+        from toolkit.ir.sparse_engine import reference_ir, to_sparse_engine
+        from toolkit.measure.accuracy import predict_ir
+
+        kernels.build()
+        name, task, section = variant.name, self.task, self.inputs.export
+        folder = self.context.folder / name
+        self.context.work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.context.work) as scratch:  # a killed run's is deleted with the work
+            source = self.context.folder / variant.plain
+            if not source.is_dir():  # the plain variant is not exported
+                source = Path(scratch) / variant.plain
+                self._write(self._torch_model(VARIANTS[variant.plain]), source)
+            made = to_sparse_engine(source, folder)
+            reference_ir(source, Path(scratch))
+            reference = predict_ir(Path(scratch), task.dev, self.tokenizer.pad_token_id)
+            plain_logits = self._predictions(source)
+        logits = self._predictions(folder)
+        differences = LogitDifferences.between(reference, logits)
+        scores = {"plain": task.scores(plain_logits), "ir": task.scores(logits)}
+        inspection = inspect_ir(folder)
+        largest, mean = differences.largest / differences.extent, differences.mean / differences.extent
+        same_products = "|engine - dense products of the same numbers| logit, share of their range"
+        checks = [
+            check_at_most(name, f"mean {same_products}", mean, ENGINE_INT8_TOLERANCE)
+            if made.in_8_bits
+            else check_at_most(name, f"largest {same_products}", largest, ENGINE_TOLERANCE)
+        ]
+        compared = f"engine - {variant.plain}"
+        checks += check_metrics(name, compared, scores["plain"], scores["ir"], task.measures, section.metric_tolerance)
+        checks += [] if self.mask is None else check_zeros(name, inspection, self.mask)
+        figures = {
+            "matmuls": [asdict(m) for m in inspection.matmuls],
+            "on_the_kernel": list(made.matrices),
+            "ordinary": made.ordinary,
+            "operations": made.operations,
+            "in_8_bits": made.in_8_bits,
+            **differences.figures(),
+            "dev_n": task.dev_n,
+            **scores,
+        }
+        return figures, checks
+
+    def _torch_model(self, variant: Variant) -> Any:
+        """The torch model of a plain variant: loaded, or quantized after training where its stage made it in FP32."""
+        from toolkit.data.batches import pad
+        from toolkit.quantization import nncf
+
+        source = self.inputs.source_of(variant)
+        assert source is not None, "a variant without a model is left out"
+        if variant.source_stage == "quantize":
+            base = self.inputs.transfer_artifact or source
+            return nncf.load(source.path, lambda: self._fp32_model(base))
+        if not variant.int8:
+            return self._fp32_model(source)
+        section = self.quantization
+        batches = nncf.calibration_batches(
+            lambda features: pad(features, self.tokenizer.pad_token_id),
+            self.task.train,
+            section.calibration.sampling_size,
+        )
+        dynamic = section.approach == "post_training_dynamic_quant"
+        quantize = nncf.dynamic if dynamic else nncf.post_training
+        return quantize(self._fp32_model(source), batches, section)
+
+    def _fp32_model(self, source: Artifact) -> Any:
+        from toolkit.models.load import load_task_model
+
+        return load_task_model(source.path, self.task.kind, self.task.labels, fitted=True).eval()
+
+    def _write(self, model: Any, folder: Path) -> None:
+        """Writes the plain IR of a torch model."""
+        from toolkit.data.batches import model_inputs, pad
+        from toolkit.ir.convert import export_ir
+
+        sample = pad([self.task.dev[0], self.task.dev[1]], self.tokenizer.pad_token_id)
+        export_ir(model, self.tokenizer, folder, model_inputs(sample))
+
+    def _predictions(self, folder: Path, properties: dict[str, str] | None = None) -> Any:
+        """Logits of an IR on the dev split, computed once and cached."""
+        from toolkit.measure.accuracy import cached_predictions
+
+        predict = partial(cached_predictions, examples=self.task.dev, pad_id=self.tokenizer.pad_token_id)
+        return predict(folder, cache=self.context.cache, properties=properties)
+
+    def _in_fp32(self, variant: Variant) -> tuple[str, ...]:
+        """Operations of a variant that tuning returned to FP32."""
+        if variant.source_stage != "quantize" or self.inputs.quantize_artifact is None:
+            return ()
+        found = json.loads((self.inputs.quantize_artifact.path / TUNING_FILE).read_text())
+        return tuple(found["returned"])

@@ -1,18 +1,58 @@
 """Tolerances of an exported IR, and the checks that hold it to them."""
 
 import hashlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Check
 from toolkit.ir.conformance import mismatches
 from toolkit.recipe import Quantization
 
-FP32_TOLERANCE = 1e-3  # share of the logits' range
+if TYPE_CHECKING:
+    import numpy as np
+
+    from toolkit.data.tasks import Measure
+    from toolkit.ir.inspect import IRInspection
+    from toolkit.sparsity.mask import SparsityMask
+
+FP32_TOLERANCE = 1e-3  # fraction of the logits' range
 ENGINE_TOLERANCE = 1e-4
-# Of the mean, where activations are in 8 bits: the last bit of a float may decide which of two levels is nearer, and
-# one layer's level many of the next's. A trained MiniLM differed by 1e-3, its plain INT8 IR by 8e-3.
+# Limit of the mean difference where activations are in 8 bits: the last bit of a float may decide which of two levels
+# is nearer, and one level of a layer shifts many of the next. A trained MiniLM differed by 1e-3, its plain INT8 IR by
+# 8e-3.
 ENGINE_INT8_TOLERANCE = 5e-3
-SINGLE_LOGIT_FACTOR = 10  # times the tolerance of INT8: what the mean would hide, a single answer that is lost
+SINGLE_LOGIT_FACTOR = 10  # times INT8's tolerance of the mean, which would hide a single wrong prediction
+
+
+@dataclass(frozen=True)
+class LogitDifferences:
+    """Differences between two sets of logits of the same examples.
+
+    Attributes:
+        largest: Largest absolute difference.
+        mean: Mean absolute difference.
+        extent: Range of the reference logits, which both are compared with.
+    """
+
+    largest: float
+    mean: float
+    extent: float
+
+    @classmethod
+    def between(
+        cls, reference: "Sequence[np.ndarray] | np.ndarray", logits: "Sequence[np.ndarray] | np.ndarray"
+    ) -> "LogitDifferences":
+        """Compares the logits of every example, whatever the examples' lengths."""
+        import numpy as np
+
+        expected, found = (np.concatenate([row.ravel() for row in rows]) for rows in (reference, logits))
+        differences = np.abs(found - expected)
+        return cls(float(differences.max()), float(differences.mean()), float(expected.max() - expected.min()))
+
+    def figures(self) -> dict[str, float]:
+        """The differences under their keys in the manifest."""
+        return {"max_abs_diff": self.largest, "mean_abs_diff": self.mean, "logit_range": self.extent}
 
 
 def check_at_most(variant: str, name: str, measured: float, limit: float) -> Check:
@@ -20,11 +60,40 @@ def check_at_most(variant: str, name: str, measured: float, limit: float) -> Che
     return Check(name=f"{variant}: {name}", ok=measured <= limit, measured=measured, limit=limit)
 
 
-def check_zeros(variant: str, inspection: Any, mask: Any) -> list[Check]:
+def check_metrics(
+    variant: str,
+    compared: str,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    measures: "Sequence[Measure]",
+    tolerance: float,
+) -> list[Check]:
+    """Every metric on the complete dev split changes by `tolerance` at most.
+
+    Args:
+        variant: Name of the variant.
+        compared: The two models compared, as the check's name shows them.
+        before: Metric name to score of the reference.
+        after: Metric name to score of the variant.
+        measures: The task's metrics, with the number of examples of each.
+        tolerance: Largest absolute difference.
+    """
+    return [
+        check_at_most(
+            variant,
+            f"|{compared}| {m.name} on all {m.n} dev examples",
+            abs(before[m.name] - after[m.name]),
+            tolerance,
+        )
+        for m in measures
+    ]
+
+
+def check_zeros(variant: str, inspection: "IRInspection", mask: "SparsityMask") -> list[Check]:
     """Every pruned matrix is in the IR with at least its zeros."""
     found = {f"{m.module}.weight": m.zero_fraction for m in inspection.matmuls if m.module}
     present = [name for name in mask.tensors if name in found]
-    missing = max((share - found[name] for name, share in mask.per_matrix().items() if name in found), default=0.0)
+    missing = max((zeros - found[name] for name, zeros in mask.per_matrix().items() if name in found), default=0.0)
     return [
         Check(
             name=f"{variant}: pruned matrices found in the IR",
@@ -36,8 +105,10 @@ def check_zeros(variant: str, inspection: Any, mask: Any) -> list[Check]:
     ]
 
 
-def check_quantization(variant: str, inspection: Any, section: Quantization, returned: tuple[str, ...]) -> Check:
-    """Every operation of the IR is quantized as the recipe asks, or in FP32 where tuning returned it."""
+def check_quantization(
+    variant: str, inspection: "IRInspection", section: Quantization, returned: tuple[str, ...]
+) -> Check:
+    """Every operation of the IR is quantized as the recipe asks, or in FP32 where tuning returned it to FP32."""
     broken = mismatches(inspection, section, returned)
     return Check(
         name=f"{variant}: operations that are not quantized as asked for",

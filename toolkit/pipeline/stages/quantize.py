@@ -5,28 +5,27 @@ Every trial is a folder under the stage's scratch, so an interrupted search goes
 
 import json
 import shutil
-from typing import Any
 
-from toolkit.core.artifacts import Artifact, Context, StageResult
+from toolkit.core.artifacts import Context, StageResult
 from toolkit.core.errors import UserError
-from toolkit.pipeline.stages.quantize_trials import Trials
+from toolkit.pipeline.stages.quantize_trials import Inputs, Trials
 from toolkit.quantization.tuning import TUNING_FILE, search, select
 
 
-def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
+def run(inputs: Inputs, context: Context) -> StageResult:
     """Quantization with pattern lock and distillation (paper, section 3.3), and the search that keeps the promise."""
     from toolkit.quantization import nncf
     from toolkit.sparsity.checks import check_locked, sparsity_metrics
     from toolkit.training import distributed
 
-    section = sections.quantize
+    section = inputs.quantize
     if distributed.world_size() > 1 and section.tuning.retrain_steps:
         raise UserError(
             "trials are trained again by one process alone",
             where="quantize.tuning.retrain_steps",
             instead="retrain_steps: 0, or the same command without torchrun: finished stages are kept",
         )
-    job = Trials(sections, inputs, context)
+    job = Trials(inputs, context)
     if distributed.rank():  # helps to train the first trial; the search is not its own
         if section.train is not None:
             job.make(0, ())
@@ -54,6 +53,6 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
         | sparsity_metrics(job.mask)
         | {"tuning": found, "overflow_fix": nncf.resolve_overflow_fix(section.quantization)},
         checks=[check_locked(job.mask, job.matrices(model))],
-        data={"note": sections.task.note},
+        data={"note": inputs.task.note},
         history=fitted["history"],
     )

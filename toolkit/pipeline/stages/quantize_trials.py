@@ -3,35 +3,46 @@
 import json
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.artifacts import Artifact, Context
 from toolkit.core.files import write_atomic
 from toolkit.quantization.tuning import Trial
-from toolkit.recipe import Performance
+from toolkit.recipe import Model, Performance, Quantize, Task
 
 _RECORD = "trial.json"  # written last into a trial's folder: one without it was cut off
 _SENSITIVITY_EXAMPLES = 128
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Recipe sections and artifacts that the stage reads; without distillation there is no task teacher."""
+
+    model: Model
+    task: Task
+    quantize: Quantize
+    transfer_artifact: Artifact
+    task_teacher_artifact: Artifact | None = None
+
+
 class Trials:
     """Makes quantized models, each in a folder of its own that outlives an interruption."""
 
-    def __init__(self, sections: Any, inputs: dict[str, Artifact], context: Context) -> None:
+    def __init__(self, inputs: Inputs, context: Context) -> None:
         from toolkit.data.tasks import load_task
         from toolkit.models.load import load_tokenizer
         from toolkit.sparsity.mask import checkpoint_mask
         from toolkit.training.datasets import task_data
 
-        self._sections, self._inputs, self._context = sections, inputs, context
-        self._source = inputs["transfer"].path
+        self._inputs, self._context = inputs, context
+        self._source = inputs.transfer_artifact.path
         self.tokenizer = load_tokenizer(self._source)
-        self.task = load_task(context.task or "", sections.task, self.tokenizer)
+        self.task = load_task(context.task or "", inputs.task, self.tokenizer)
         self.plain = self.fresh()
         self.mask = checkpoint_mask(self._source, self.matrices(self.plain), dense_too=True)
-        train = sections.quantize.train
+        train = inputs.quantize.train
         pad_id = self.tokenizer.pad_token_id
         self._data = None if train is None else task_data(self.task.train, pad_id, train, context.seed)
         self._reference = self._score(self.plain) if len(self.task.tune) else 0.0
@@ -46,7 +57,7 @@ class Trials:
         """The prunable matrices of a model, quantized or not."""
         from toolkit.models.load import prunable_matrices
 
-        return prunable_matrices(model, self._sections.model.prunable)
+        return prunable_matrices(model, self._inputs.model.prunable)
 
     def folder(self, number: int) -> Path:
         """Where a trial lies."""
@@ -65,7 +76,7 @@ class Trials:
         if number == 0:  # it is made with or without a search: the search's time begins here
             started = time.monotonic()
         score = self._score(nncf.load(self.folder(number) / "model", self.fresh))
-        promise = self._sections.quantize.tuning.accuracy_criterion
+        promise = self._inputs.quantize.tuning.accuracy_criterion
         trial = Trial(
             number=number,
             returned=returned,
@@ -96,7 +107,7 @@ class Trials:
             return_to_fp32(model, returned, self._operations(model))
             fitted = self._retrained(model, number)
         model = model.cpu()  # training may have moved it to a GPU
-        nncf.widen_to_7_bits(model, self._sample(), self._sections.quantize.quantization)
+        nncf.widen_to_7_bits(model, self._sample(), self._inputs.quantize.quantization)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         nncf.save(model, target)
@@ -108,7 +119,7 @@ class Trials:
         from toolkit.training.loop import seed_everything
 
         seed_everything(self._context.seed)
-        section = self._sections.quantize.quantization
+        section = self._inputs.quantize.quantization
         batches = nncf.calibration_batches(self._collate, self.task.train, section.calibration.sampling_size)
         return nncf.quantized(self.plain.cpu(), batches, section)  # scoring it may have moved it to a GPU
 
@@ -119,12 +130,12 @@ class Trials:
         from toolkit.training.loop import fit
         from toolkit.training.teacher_logits import task_distillation
 
-        train = self._sections.quantize.train
+        train = self._inputs.quantize.train
         if train is None or self._data is None:
             return {"metrics": {}, "history": []}
         lock = PatternLock(self.mask)
         lock.attach(self.matrices(model))
-        distillation, teacher = self._sections.quantize.distillation, self._inputs.get("task_teacher")
+        distillation, teacher = self._inputs.quantize.distillation, self._inputs.task_teacher_artifact
         loss, answers = task_distillation(distillation, teacher, self.task, self.tokenizer, context)
         if steps is not None:
             train = train.model_copy(update={"steps": steps, "epoch": None})
@@ -135,7 +146,7 @@ class Trials:
     def _retrained(self, model: Any, number: int) -> dict[str, Any]:
         """The first trial's training, and the trial's own budget on top of it."""
         first: dict[str, Any] = json.loads((self.folder(0) / "fitted.json").read_text())
-        steps = self._sections.quantize.tuning.retrain_steps
+        steps = self._inputs.quantize.tuning.retrain_steps
         if not steps:
             return first
         more = self._fit(model, replace(self._context, work=self.folder(number)), steps)
@@ -163,7 +174,7 @@ class Trials:
         from toolkit.quantization import nncf
 
         fits = [t.number for t in trials if t.met]
-        objective = self._sections.quantize.tuning.objective
+        objective = self._inputs.quantize.tuning.objective
         if len(fits) < 2 or objective == "accuracy":
             return {}
         self._context.progress.message(f"measuring the {objective} of {len(fits)} models that meet the criterion")
@@ -175,14 +186,14 @@ class Trials:
             return {int(n): float(size.file_sizes(f)[size.FILE]) for n, f in folders.items()}
         if objective == "footprint":
             return {int(n): float(memory.peak_memory(f, self._sample())) for n, f in folders.items()}
-        section = Performance(batch_sizes=(1,), seconds=1, sequence_length=self._sections.task.max_seq_length)
+        section = Performance(batch_sizes=(1,), seconds=1, sequence_length=self._inputs.task.max_seq_length)
         pad_id = self.tokenizer.pad_token_id
         timed = latency.measure(folders, self.task.tune, pad_id, section, self._context.work / "timing")
         return {int(t.model): float(t.as_metrics()["latency_ms_median"]) for t in timed}  # type: ignore[arg-type]
 
     def summary(self, trials: tuple[Trial, ...], kept: Trial, costs: dict[int, float]) -> dict[str, Any]:
         """The search, for the manifest and for those who open the checkpoint."""
-        promise, record = self._sections.quantize.tuning, self._context.work / "sensitivity.json"
+        promise, record = self._inputs.quantize.tuning, self._context.work / "sensitivity.json"
         return {
             "examples": len(self.task.tune.truth),
             "metric": self.task.metrics[0],

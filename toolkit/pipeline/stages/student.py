@@ -1,18 +1,30 @@
 """`student`: a copy of the teacher pruned gradually while it learns from it. Made once, used by every task."""
 
 import copy
-from typing import Any
+from dataclasses import dataclass
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
+from toolkit.recipe import Corpus, KDLossSettings, Model, Student, Task
 
 
-def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
+@dataclass(frozen=True)
+class Inputs:
+    """Recipe sections and artifacts that the stage reads."""
+
+    model: Model
+    corpus: Corpus
+    corpus_tasks: dict[str, Task]
+    student: Student
+    teacher_artifact: Artifact
+
+
+def run(inputs: Inputs, context: Context) -> StageResult:
     """Gradual pruning with distillation and a rewound learning rate (paper, section 3)."""
     from toolkit.data.corpus import load_corpus
     from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.models.mlm_heads import mlm_head, next_sentence_head
-    from toolkit.recipe import KDLossSettings
-    from toolkit.sparsity.checks import check_locked, check_target, must_end_within, sparsity_metrics
+    from toolkit.sparsity.assignment import require_end_within
+    from toolkit.sparsity.checks import check_locked, check_target, sparsity_metrics
     from toolkit.sparsity.mask import MASK_FILE
     from toolkit.sparsity.pruners import make_sparsifier
     from toolkit.training import distributed
@@ -23,17 +35,17 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     from toolkit.training.loop import fit, seed_everything
 
     seed_everything(context.seed)
-    pruning, distillation = sections.student.pruning, sections.student.distillation
+    pruning, distillation = inputs.student.pruning, inputs.student.distillation
     train = distillation.train
-    section, source = sections.corpus, inputs["teacher"].path
+    section, source = inputs.corpus, inputs.teacher_artifact.path
     tokenizer = load_tokenizer(source)
     words_taught = isinstance(train.criterion.settings, KDLossSettings) and train.criterion.settings.loss_weights[1] > 0
     model = load_masked_lm(source, pairs=section.pairs is not None, fitted=words_taught)
     teacher = copy.deepcopy(model)
-    matrices = prunable_matrices(model, sections.model.prunable)
+    matrices = prunable_matrices(model, inputs.model.prunable)
     with distributed.main_process_first():
         text = load_corpus(
-            section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, log=context.progress.message
+            section, inputs.corpus_tasks, tokenizer, context.cache, seed=context.seed, log=context.progress.message
         )
     sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)))
 
@@ -49,7 +61,8 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
 
     before = held_out()
     data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
-    must_end_within((p.section for p in sparsifier.pruners_with_schedule), data.steps, "student.pruning")
+    for pruner in sparsifier.pruners_with_schedule:
+        require_end_within(pruner.section.end_step, data.steps, "student.pruning")
     fitted = fit(model, data, train, loss, context, sparsifier=sparsifier)
     save_checkpoint(model, tokenizer, context.folder)
     sparsifier.mask.save(context.folder / MASK_FILE)

@@ -1,11 +1,22 @@
 """`task_teacher`: the dense model fitted to the task: reference of all results, teacher of the sparse model."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from toolkit.core.artifacts import Artifact, Context, StageResult
+from toolkit.recipe import Model, Task, TrainOnly
 
 
-def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
+@dataclass(frozen=True)
+class Inputs:
+    """Recipe sections and artifacts that the stage reads."""
+
+    model: Model
+    task: Task
+    task_teacher: TrainOnly
+    teacher_artifact: Artifact
+
+
+def run(inputs: Inputs, context: Context) -> StageResult:
     """Ordinary fine-tuning."""
     from toolkit.data.tasks import load_task
     from toolkit.models.load import load_task_model, load_tokenizer, save_checkpoint
@@ -15,10 +26,10 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     from toolkit.training.loop import fit, seed_everything
 
     seed_everything(context.seed)
-    train = sections.task_teacher.train
-    source = inputs["teacher"].path
+    train = inputs.task_teacher.train
+    source = inputs.teacher_artifact.path
     tokenizer = load_tokenizer(source)
-    task = load_task(context.task or "", sections.task, tokenizer)
+    task = load_task(context.task or "", inputs.task, tokenizer)
     model = load_task_model(source, task.kind, task.labels, fitted=False)
     data = task_data(task.train, tokenizer.pad_token_id, train, context.seed)
     fitted = fit(model, data, train, TaskLoss(), context)
@@ -26,6 +37,6 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     return StageResult(
         kind="task",
         metrics=fitted.metrics() | task_metrics(model, task, tokenizer, data),
-        data={"note": sections.task.note},
+        data={"note": inputs.task.note},
         history=fitted.history,
     )

@@ -1,11 +1,23 @@
 """`teacher`: the dense model fitted to the pre-training text. It teaches the student, which starts as its copy."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from toolkit.core.artifacts import Artifact, Context, StageResult
+from toolkit.recipe import Corpus, Model, Task, TrainOnly
 
 
-def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageResult:
+@dataclass(frozen=True)
+class Inputs:
+    """Recipe sections and artifacts that the stage reads."""
+
+    model: Model
+    corpus: Corpus
+    corpus_tasks: dict[str, Task]
+    teacher: TrainOnly
+    base_artifact: Artifact
+
+
+def run(inputs: Inputs, context: Context) -> StageResult:
     """Masked-language-model training of the base model; with next-sentence prediction where the corpus has pairs."""
     from toolkit.data.corpus import load_corpus
     from toolkit.models.load import load_masked_lm, load_tokenizer, save_checkpoint
@@ -17,12 +29,12 @@ def run(sections: Any, inputs: dict[str, Artifact], context: Context) -> StageRe
     from toolkit.training.loop import fit, seed_everything
 
     seed_everything(context.seed)
-    train, section = sections.teacher.train, sections.corpus
-    tokenizer = load_tokenizer(inputs["base"].path)
-    model = load_masked_lm(inputs["base"].path, pairs=section.pairs is not None)
+    train, section, source = inputs.teacher.train, inputs.corpus, inputs.base_artifact.path
+    tokenizer = load_tokenizer(source)
+    model = load_masked_lm(source, pairs=section.pairs is not None)
     with distributed.main_process_first():
         text = load_corpus(
-            section, sections.corpus_tasks, tokenizer, context.cache, seed=context.seed, log=context.progress.message
+            section, inputs.corpus_tasks, tokenizer, context.cache, seed=context.seed, log=context.progress.message
         )
     loss = MlmLoss(mlm_head, next_head=next_sentence_head)
     before = mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)

@@ -13,7 +13,7 @@ from toolkit.core.artifacts import Manifest
 from toolkit.core.errors import UserError
 from toolkit.core.files import json_hash, write_atomic
 from toolkit.core.yaml_document import read_yaml
-from toolkit.recipe import Recipe, Variant
+from toolkit.recipe import Recipe, VariantName
 from toolkit.recipe.fields import Fraction, Number, Section
 from toolkit.reporting.scoreboard.provenance import origins, reduced
 
@@ -53,7 +53,7 @@ class PublishedResult(Section):
     claimed: dict[str, Number]
 
     @property
-    def variant(self) -> Variant:
+    def variant(self) -> VariantName:
         """The IR that it is measured on."""
         return f"{'sparse' if self.sparsity else 'dense'}-{self.precision}"  # type: ignore[return-value]
 
