@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import _prefix, in_a_layer
+from toolkit.models.architectures import encoder_prefix, is_in_layer
 
 MIN_SPARSITY = 0.01  # a model with a smaller share of zeros was never pruned
 _BARE = ("encoder.", "transformer.", "embeddings.", "pooler.")  # names in an encoder that was saved without a head
@@ -39,7 +39,7 @@ def encoder_matrices(folder: Path) -> dict[str, tuple[int, int]]:
         UserError: As `tensors`.
     """
     found = stored_tensors(folder).items()
-    return {name: (t.shape[0], t.shape[1]) for name, t in found if len(t.shape) == 2 and in_a_layer(name)}
+    return {name: (t.shape[0], t.shape[1]) for name, t in found if len(t.shape) == 2 and is_in_layer(name)}
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -54,7 +54,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if not files:
         raise _no_weights(folder)
     found: dict[str, StoredTensor] = {}
-    prefix = _prefix(folder)
+    prefix = encoder_prefix(folder)
     for path in files:
         try:
             with path.open("rb") as stream:

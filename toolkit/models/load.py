@@ -21,16 +21,13 @@ from transformers import (
 from transformers.utils import logging
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import in_a_layer
+from toolkit.models.architectures import is_in_layer, usable_positions
 from toolkit.models.checkpoint import require_unquantized
 from toolkit.recipe import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-
-# Models whose positions are counted from behind the padding id, as fairseq did.
-_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 
 _OR_TEACHER = ", or a `teacher` section, whose stage fits one to the words"
 _VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
@@ -79,9 +76,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
             where=str(folder),
             instead="the tokenizer that belongs to the model",
         )
-    positions = config.get("max_position_embeddings", tokenizer.model_max_length)
-    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
-        positions -= config.get("pad_token_id", 1) + 1
+    positions = usable_positions(config) or tokenizer.model_max_length
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     _forget_lengths(tokenizer)
     return tokenizer
@@ -162,7 +157,7 @@ def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) ->
     Raises:
         UserError: The model has no stack of encoder layers, or a pattern finds nothing in it.
     """
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and in_a_layer(n)}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and is_in_layer(n)}
     if not found:
         raise UserError(
             f"no linear layers in a stack of encoder layers: nothing of this {type(model).__name__} can be pruned",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.core.errors import UserError
+from toolkit.models.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,8 +32,8 @@ class VocabularyHead:
         return logits
 
 
-# Attribute that a masked-LM model has -> its head.
-_MLM_HEADS: dict[str, Callable[[Any], VocabularyHead]] = {
+# Attribute of a masked language model (`Architecture.mlm_head`) -> its head.
+MLM_HEADS: dict[str, Callable[[Any], VocabularyHead]] = {
     "cls": lambda model: VocabularyHead(model.cls.predictions.transform, model.cls.predictions.decoder),  # BERT
     "lm_head": lambda model: VocabularyHead(
         lambda hidden: model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden))), model.lm_head.decoder
@@ -54,9 +55,11 @@ def mlm_head(model: "PreTrainedModel") -> VocabularyHead:
     Raises:
         UserError: The architecture's head is not known.
     """
-    for attribute, head in _MLM_HEADS.items():
+    known = ARCHITECTURES.get(model.config.model_type)
+    # A type that is not in the table may have one of the known heads all the same.
+    for attribute in [known.mlm_head] if known else MLM_HEADS:
         if hasattr(model, attribute):
-            return head(model)
+            return MLM_HEADS[attribute](model)
     raise UserError(
         f"the masked-LM head of {type(model).__name__} is not known",
         where="model.source",

@@ -1,4 +1,4 @@
-"""The recipe's sections on pruning: which weights go, when, how far, in which pattern, and what stays locked."""
+"""Recipe sections for pruning: criterion, schedule, target sparsity, pattern, and pattern lock."""
 
 import re
 from typing import Any, Literal
@@ -13,13 +13,15 @@ Domain = Literal["local", "global"]
 PruneType = Literal[
     "magnitude", "basic_magnitude", "pattern_lock", "snip", "snip_momentum", "gradient_sensitivity", "group_lasso"
 ]
+# Prune types whose importance score needs gradients; the scores themselves are in sparsity/scores.py.
+GRADIENT_SCORES: frozenset[PruneType] = frozenset({"snip", "snip_momentum", "gradient_sensitivity"})
 PATTERN = re.compile(r"tile_pattern_([1-9]\d*)x([1-9]\d*)|([1-9]\d*):([1-9]\d*)")
 
 LOCK: PruneType = "pattern_lock"
 
 
 class Tile(Section):
-    """A pattern taken apart: weights go in blocks of `rows` x `columns`, or `zeros` in every `columns` of a row."""
+    """A parsed pattern: blocks of `rows` x `columns` weights, or `zeros` zeros in every `columns` weights of a row."""
 
     rows: int
     columns: int
@@ -27,7 +29,7 @@ class Tile(Section):
 
     @classmethod
     def of(cls, pattern: str) -> "Tile":
-        """From `tile_pattern_4x1` or `2:4`; the recipe has checked that it is one."""
+        """Parses `tile_pattern_4x1` or `2:4`; the recipe has already validated the pattern."""
         found = PATTERN.fullmatch(pattern)
         assert found is not None, pattern
         if found[3]:
@@ -35,50 +37,50 @@ class Tile(Section):
         return cls(rows=int(found[1]), columns=int(found[2]))
 
     def divides(self, shape: tuple[int, ...]) -> bool:
-        """Whether a matrix of this shape is made of whole blocks."""
+        """Returns whether a matrix of this shape divides evenly into blocks."""
         return not (shape[0] % self.rows or shape[1] % self.columns)
 
 
 class PrunerParameters(Section):
-    """What only some prune types need."""
+    """Parameters of individual prune types."""
 
     alpha: Number = Field(1e-4, ge=0, description="group_lasso: weight of the group-lasso term in the gradient")
 
 
 class Pruner(Section):
-    """INC's `!Pruner`; what it leaves out is taken from `weight_compression`."""
+    """INC's `!Pruner`; missing keys are taken from `weight_compression`."""
 
     prune_type: PruneType = Field(
         "magnitude",
-        description="magnitude (basic_magnitude is the same): the smallest weights go; pattern_lock: zeros stay zeros; "
-        "snip, snip_momentum: smallest |weight x gradient|; gradient_sensitivity: smallest |gradient|; "
-        "group_lasso: magnitude, with a penalty that drives whole blocks to zero",
+        description="criterion for the weights to remove: magnitude, basic_magnitude: smallest |weight|; snip, "
+        "snip_momentum: smallest |weight x gradient|; gradient_sensitivity: smallest |gradient|; group_lasso: "
+        "magnitude, with a penalty that drives entire blocks to zero; pattern_lock: none, existing zeros are kept",
     )
     names: tuple[str, ...] = Field(
-        (), description="regular expressions on weight names; empty: every matrix that no other pruner names"
+        (), description="regular expressions on weight names; empty: all matrices not selected by another pruner"
     )
-    exclude_names: tuple[str, ...] = Field((), description="regular expressions: what of `names` is left alone")
-    start_step: Position | None = Field(None, description="in place of weight_compression's")
-    end_step: Position | None = Field(None, description="in place of weight_compression's")
-    update_frequency_on_step: Count | None = Field(None, description="in place of weight_compression's")
-    start_epoch: Number | None = Field(None, ge=0, description="in place of weight_compression's")
-    end_epoch: Number | None = Field(None, ge=0, description="in place of weight_compression's")
-    update_frequency: Number | None = Field(None, gt=0, description="in place of weight_compression's")
-    initial_sparsity: Fraction | None = Field(None, description="in place of weight_compression's")
-    target_sparsity: Fraction | None = Field(None, description="in place of weight_compression's")
-    max_sparsity_ratio_per_layer: Fraction | None = Field(None, description="in place of weight_compression's")
-    sparsity_decay_type: Decay | None = Field(None, description="in place of weight_compression's")
-    prune_domain: Domain | None = Field(None, description="in place of weight_compression's")
-    pattern: str | None = Field(None, description="in place of weight_compression's")
+    exclude_names: tuple[str, ...] = Field((), description="regular expressions on weight names excluded from `names`")
+    start_step: Position | None = Field(None, description="overrides weight_compression's value")
+    end_step: Position | None = Field(None, description="overrides weight_compression's value")
+    update_frequency_on_step: Count | None = Field(None, description="overrides weight_compression's value")
+    start_epoch: Number | None = Field(None, ge=0, description="overrides weight_compression's value")
+    end_epoch: Number | None = Field(None, ge=0, description="overrides weight_compression's value")
+    update_frequency: Number | None = Field(None, gt=0, description="overrides weight_compression's value")
+    initial_sparsity: Fraction | None = Field(None, description="overrides weight_compression's value")
+    target_sparsity: Fraction | None = Field(None, description="overrides weight_compression's value")
+    max_sparsity_ratio_per_layer: Fraction | None = Field(None, description="overrides weight_compression's value")
+    sparsity_decay_type: Decay | None = Field(None, description="overrides weight_compression's value")
+    prune_domain: Domain | None = Field(None, description="overrides weight_compression's value")
+    pattern: str | None = Field(None, description="overrides weight_compression's value")
     parameters: PrunerParameters = PrunerParameters()
 
     def own(self) -> dict[str, Any]:
-        """What this pruner says itself over `weight_compression`."""
+        """Returns the keys of this pruner that override `weight_compression`."""
         return self.model_dump(exclude={"prune_type", "names", "parameters"}, exclude_none=True, exclude_defaults=True)
 
 
 class ResolvedPruner(Section):
-    """One pruner with everything filled in; steps are optimizer steps."""
+    """A pruner with all values resolved; steps are optimizer steps."""
 
     prune_type: PruneType
     names: tuple[str, ...]
@@ -96,34 +98,38 @@ class ResolvedPruner(Section):
 
     @property
     def tile(self) -> Tile:
-        """The pattern taken apart."""
+        """The parsed pattern."""
         return Tile.of(self.pattern)
 
 
 class WeightCompression(Section):
-    """When, how far and in which pattern weights go. Steps are optimizer steps; epochs may be said in their place."""
+    """Schedule, target sparsity and pattern. Steps are optimizer steps; epochs can be given instead."""
 
-    initial_sparsity: Fraction = Field(0.0, description="share of zeros at start_step")
-    target_sparsity: Fraction = Field(0.9, description="share of zeros from end_step on, in each prunable matrix")
+    initial_sparsity: Fraction = Field(0.0, description="fraction of zeros at start_step")
+    target_sparsity: Fraction = Field(0.9, description="fraction of zeros from end_step on, in each prunable matrix")
     max_sparsity_ratio_per_layer: Fraction = Field(
-        0.999, description="no matrix gets a larger share of zeros; matters where prune_domain is global"
+        0.999, description="upper limit of the sparsity of any one matrix; relevant for prune_domain global"
     )
     start_step: Position = Field(0, description="first pruning step")
-    end_step: Position = Field(0, description="last pruning step; the mask stays fixed afterwards")
-    update_frequency_on_step: Count = Field(1, description="steps between two prunings")
-    start_epoch: Number | None = Field(None, ge=0, description="in place of start_step")
-    end_epoch: Number | None = Field(None, ge=0, description="in place of end_step")
-    update_frequency: Number | None = Field(None, gt=0, description="epochs; in place of update_frequency_on_step")
-    sparsity_decay_type: Decay = Field(
-        "cubic", description="cubic is Zhu-Gupta's; exp, cos, linear and cube mean what INC means by them"
+    end_step: Position = Field(0, description="last pruning step; the mask is fixed afterwards")
+    update_frequency_on_step: Count = Field(1, description="steps between mask updates")
+    start_epoch: Number | None = Field(None, ge=0, description="alternative to start_step, in epochs")
+    end_epoch: Number | None = Field(None, ge=0, description="alternative to end_step, in epochs")
+    update_frequency: Number | None = Field(
+        None, gt=0, description="alternative to update_frequency_on_step, in epochs"
     )
-    prune_domain: Domain = Field("local", description="local: same sparsity in each matrix")
+    sparsity_decay_type: Decay = Field(
+        "cubic", description="sparsity schedule; cubic: Zhu and Gupta; exp, cos, linear, cube: as defined by INC"
+    )
+    prune_domain: Domain = Field(
+        "local", description="local: same sparsity in each matrix; global: one sparsity over all matrices together"
+    )
     pattern: str = Field(
         "tile_pattern_1x1", description="tile_pattern_1x1, tile_pattern_4x1 (blocks), or N:M such as 2:4"
     )
     exclude_names: tuple[str, ...] = Field((), description="regular expressions on weight names that stay dense")
     pruners: tuple[Pruner, ...] = Field(
-        (Pruner(),), min_length=1, description="INC's list; a matrix belongs to the one pruner that names it"
+        (Pruner(),), min_length=1, description="INC's list of pruners; each matrix belongs to exactly one of them"
     )
 
     @model_validator(mode="after")
@@ -136,19 +142,20 @@ class WeightCompression(Section):
         _check_expressions(self.exclude_names, ("exclude_names",))
         unnamed = [n for n, p in enumerate(self.pruners) if not p.names]
         if len(unnamed) > 1:
-            raise wrong("only one pruner may go without `names`: it gets what the others leave", "pruners", unnamed[1])
+            what = "only one pruner may omit `names`: it gets the matrices that no other pruner selects"
+            raise wrong(what, "pruners", unnamed[1])
         return self
 
     def resolve(self, steps_per_epoch: int = 0) -> tuple[ResolvedPruner, ...]:
-        """Each pruner with everything filled in.
+        """Returns each pruner with all values resolved.
 
         Args:
-            steps_per_epoch: What an epoch of the training amounts to; needed where epochs are said.
+            steps_per_epoch: Optimizer steps per epoch; required if the schedule is given in epochs.
         """
         return tuple(_resolved(self, pruner, steps_per_epoch) for pruner in self.pruners)
 
     def in_epochs(self) -> bool:
-        """Whether something is said in epochs, so that steps are known only with the data."""
+        """Returns whether any value is given in epochs, so that steps depend on the size of the data."""
         return any(
             getattr(section, key) is not None
             for section in (self, *self.pruners)
@@ -156,7 +163,7 @@ class WeightCompression(Section):
         )
 
 
-# Key in steps -> the same in epochs. A pruner's own value, in either unit, wins over its section's.
+# Key in steps -> key in epochs. A pruner's value, in either unit, takes precedence over its section's.
 _EPOCHS = {"start_step": "start_epoch", "end_step": "end_epoch", "update_frequency_on_step": "update_frequency"}
 
 
@@ -164,11 +171,11 @@ def _resolved(section: WeightCompression, pruner: Pruner, steps_per_epoch: int) 
     values = section.model_copy(update=pruner.own()).model_dump(include=set(ResolvedPruner.model_fields))
     own = pruner.own()
     for step, epoch in _EPOCHS.items():
-        said = own.get(epoch) if step not in own else None
-        said = getattr(section, epoch) if said is None and step not in own else said
-        if said is not None:
-            assert steps_per_epoch, "epochs need steps_per_epoch"
-            values[step] = round(said * steps_per_epoch)
+        epochs = own.get(epoch) if step not in own else None
+        epochs = getattr(section, epoch) if epochs is None and step not in own else epochs
+        if epochs is not None:
+            assert steps_per_epoch, "a schedule in epochs needs steps_per_epoch"
+            values[step] = round(epochs * steps_per_epoch)
     values["update_frequency_on_step"] = max(1, values["update_frequency_on_step"])
     excluded = (*section.exclude_names, *pruner.exclude_names)
     return ResolvedPruner.model_validate(
@@ -179,7 +186,7 @@ def _resolved(section: WeightCompression, pruner: Pruner, steps_per_epoch: int) 
 
 
 def _check(resolved: WeightCompression, at: tuple[str | int, ...], locks: bool) -> None:
-    """What holds for a pruner with its section's values filled in."""
+    """Validates the values of a pruner merged with its section's."""
     pattern = PATTERN.fullmatch(resolved.pattern)
     if not pattern:
         raise wrong(
@@ -200,7 +207,7 @@ def _check(resolved: WeightCompression, at: tuple[str | int, ...], locks: bool) 
         return
     n, m = int(pattern[3]), int(pattern[4])
     if n >= m:
-        raise wrong(f"{n}:{m} leaves nothing", *at, "pattern", instead="2:4")
+        raise wrong(f"{n}:{m} would remove all weights", *at, "pattern", instead="2:4")
     if abs(resolved.target_sparsity - n / m) > 1e-9:
         raise wrong(
             f"{resolved.pattern} means a sparsity of {n}/{m}",
@@ -219,7 +226,7 @@ def _check_expressions(patterns: tuple[str, ...], at: tuple[str | int, ...]) -> 
 
 
 class PruningApproach(Section):
-    """INC's form."""
+    """INC's nesting."""
 
     weight_compression: WeightCompression = WeightCompression()
 
@@ -228,75 +235,73 @@ Backend = Literal["inc", "nncf", "magnitude"]
 
 
 class Pruning(Section):
-    """Gradual pruning; `backend` says who picks the weights, the mask is always ours."""
+    """Gradual pruning; the back end selects the weights, the toolkit applies the mask."""
 
     backend: Backend = Field(
         "inc",
-        description="inc: neural-compressor (all prune types and patterns); nncf; magnitude: plain torch alone",
+        description="inc: neural-compressor (all prune types and patterns); nncf: NNCF; magnitude: torch only",
     )
     approach: PruningApproach = PruningApproach()
-    learning_rate_rewinding: bool = Field(True, description="rewind the rate at each pruning step (paper, section 3)")
+    learning_rate_rewinding: bool = Field(True, description="rewind the learning rate at mask updates (paper, sec. 3)")
 
     @model_validator(mode="after")
     def _can_be_done(self) -> "Pruning":
         gradual = [p for p in self.approach.weight_compression.pruners if p.prune_type != LOCK]
         if not gradual and type(self) is Pruning:
             at = ("approach", "weight_compression", "pruners")
-            raise wrong("pattern_lock keeps zeros and makes none", *at, instead="prune_type: magnitude")
+            raise wrong("pattern_lock alone does not prune anything", *at, instead="prune_type: magnitude")
         return self
 
 
 class TaskWeightCompression(WeightCompression):
-    """The same for a task, where the pattern is locked unless something else is said."""
+    """`WeightCompression` for a task, where the default is to lock the pattern."""
 
     pruners: tuple[Pruner, ...] = Field(
         (Pruner(prune_type=LOCK),),
         min_length=1,
-        description="INC's list; default: [!Pruner {prune_type: pattern_lock}]",
+        description="INC's list of pruners; default: [!Pruner {prune_type: pattern_lock}]",
     )
 
 
 class TaskPruningApproach(Section):
-    """INC's form."""
+    """INC's nesting."""
 
     weight_compression: TaskWeightCompression = TaskWeightCompression()
 
 
 class TaskPruning(Pruning):
-    """Pruning while a task is learnt: the pattern of a sparse model locked (the paper), or a dense model pruned."""
+    """Pruning during fine-tuning: the pattern of a sparse model is locked (the paper), or a dense model is pruned."""
 
-    train: Train | None = Field(None, description="training without a teacher; or use `distillation`")
+    train: Train | None = Field(None, description="training without a teacher; alternative to `distillation`")
     approach: TaskPruningApproach = TaskPruningApproach()  # type: ignore[assignment]
-    learning_rate_rewinding: bool = Field(False, description="rewind the rate at each pruning step (paper, section 3)")
+    learning_rate_rewinding: bool = Field(False, description="rewind the learning rate at mask updates (paper, sec. 3)")
 
     @property
     def only_locks(self) -> bool:
-        """Whether the model must be sparse already."""
+        """Whether nothing is pruned, so that the model must already be sparse."""
         return all(p.prune_type == LOCK for p in self.approach.weight_compression.pruners)
 
     @property
     def locks_all(self) -> bool:
-        """Whether every matrix keeps the pattern that it has: the paper's transfer."""
+        """Whether the pattern of every matrix is locked, as in the paper's transfer."""
         compression = self.approach.weight_compression
         named = any(p.names or p.exclude_names for p in compression.pruners) or compression.exclude_names
         return self.only_locks and not named
 
 
-_MAGNITUDE = {"magnitude", "basic_magnitude"}
-_GRADIENT = {"snip", "snip_momentum", "gradient_sensitivity"}
 
 
 def needs_gradients(pruner: ResolvedPruner) -> bool:
-    """Whether the scores of its weights come from gradients."""
-    return pruner.prune_type in _GRADIENT
+    """Returns whether the pruner's scores are computed from gradients."""
+    return pruner.prune_type in GRADIENT_SCORES
 
 
 def unsupported(backend: Backend, pruner: ResolvedPruner) -> str:
-    """What of a pruner a back end cannot do, in words; empty when it can do all of it."""
+    """Returns the setting of a pruner that a back end does not support; empty if it supports all of them."""
     if backend != "nncf":
         lasso = pruner.prune_type == "group_lasso" and pruner.tile.zeros
-        return f"group_lasso in pattern {pruner.pattern!r}: it needs blocks" if lasso else ""
-    if pruner.prune_type not in _MAGNITUDE:
+        return f"group_lasso in pattern {pruner.pattern!r}, which has no blocks" if lasso else ""
+    if pruner.prune_type not in ("magnitude", "basic_magnitude"):
         return f"prune_type {pruner.prune_type}"
     if pruner.pattern != "tile_pattern_1x1":
         return f"pattern {pruner.pattern!r}"

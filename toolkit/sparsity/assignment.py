@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from toolkit.core.errors import UserError
 from toolkit.recipe.pruning import ResolvedPruner, needs_gradients
@@ -95,3 +96,24 @@ def reachable_sparsity(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, i
             blocks = math.prod(shape) // (tile.rows * tile.columns)
             found[name] = int(pruner.target_sparsity * blocks) / blocks
     return found
+
+
+def require_end_within(end: float, length: float, where: str, unit: Literal["step", "epoch"] = "step") -> None:
+    """Refuses a ramp whose last pruning comes after the training; before hours are spent on it.
+
+    Args:
+        end: Step or epoch at whose beginning the last pruning takes place.
+        length: Steps or epochs of the training.
+        where: The recipe's key, for messages.
+        unit: What both are counted in.
+
+    Raises:
+        UserError: The training ends first.
+    """
+    if end >= length:
+        raise UserError(
+            f"the last pruning is at the beginning of {unit} {end:g}, but the training has {length:g} {unit}s, "
+            "counted from 0",
+            where=where,
+            instead=f"end_{unit}: {length // 2:g}, or a longer training",
+        )

@@ -1,32 +1,16 @@
 """What pruning comes to: figures for the manifest, and the checks that hold a stage to its recipe."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from toolkit.core.artifacts import Check
-from toolkit.core.errors import UserError
 from toolkit.recipe import ResolvedPruner
 from toolkit.sparsity.assignment import reachable_sparsity
 from toolkit.sparsity.mask import SparsityMask
 
 _TOLERANCE = 0.001  # a tenth of a point
-
-
-def must_end_within(pruners: Iterable[ResolvedPruner], steps: int, where: str) -> None:
-    """The last pruning is before the end of the training; said before hours are spent.
-
-    Raises:
-        UserError: It is not.
-    """
-    for pruner in pruners:
-        if pruner.end_step >= steps:
-            raise UserError(
-                f"the last pruning is at step {pruner.end_step}, but the training has {steps} steps, counted from 0",
-                where=where,
-                instead=f"end_step: {steps // 2}, or a longer training",
-            )
 
 
 def sparsity_metrics(mask: SparsityMask) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What training knows of pruning: one Protocol. Back ends choose the weights; the mask and its zeros are ours."""
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -9,14 +8,14 @@ from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
 from toolkit.models.checkpoint import MIN_SPARSITY
-from toolkit.recipe import LOCK, Pruning, ResolvedPruner, Tile
-from toolkit.recipe.pruning import needs_gradients, unsupported
+from toolkit.recipe import LOCK, Pruning, ResolvedPruner
+from toolkit.recipe.pruning import Backend, needs_gradients, unsupported
 from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.schedule import PruningSchedule
+from toolkit.sparsity.scores import SCORES, group_lasso_gradient
 
 _SCORE = "score/"  # before a weight's name: its score in a state dict
-_MOMENTUM = 0.9  # share of the old score that snip_momentum keeps, as in INC
 
 
 class Sparsifier(Protocol):
@@ -112,28 +111,24 @@ class GradualPruner:
         sparsity = self.schedule.sparsity(step)
         if not self.schedule.updates_at(step) or sparsity == 0:
             return False
-        assert self._scores or not self._by_gradient(), "`attach` lets no such schedule pass"
+        assert self._scores or not needs_gradients(self.section), "`attach` lets no such schedule pass"
         self.mask = self.mask.on_devices_of(self._parameters)
-        self._bring_scores()
+        self._move_scores_to_weights()
         self.mask = SparsityMask(self.choose(sparsity))
         self.after_optimizer_step()
         return True
 
     @torch.no_grad()
     def before_optimizer_step(self) -> None:
-        """Scores: |g|, |w g| (Lee et al., 2019, SNIP) or a running sum of the latter; or group lasso's penalty."""
+        """Updates the scores that need gradients; for group lasso, adds the penalty's gradient."""
         kind = self.section.prune_type
-        self._bring_scores()
+        self._move_scores_to_weights()
         for name, parameter in self._parameters.items():
-            if self._by_gradient():
-                assert parameter.grad is not None, name
-                score = parameter.grad.abs() if kind == "gradient_sensitivity" else (parameter * parameter.grad).abs()
-                if kind == "snip_momentum" and name in self._scores:
-                    score += _MOMENTUM * self._scores[name]
-                self._scores[name] = score
+            if needs_gradients(self.section):
+                self._scores[name] = SCORES[kind](parameter, parameter.grad, self._scores.get(name))
             elif kind == "group_lasso":
                 assert parameter.grad is not None, name
-                parameter.grad += self.section.alpha * _towards_zero(parameter, self.section.tile)
+                parameter.grad += self.section.alpha * group_lasso_gradient(parameter, self.section.tile)
 
     def after_optimizer_step(self) -> None:
         self.mask = self.mask.on_devices_of(self._parameters)  # training may have moved the model to a GPU
@@ -149,25 +144,15 @@ class GradualPruner:
         self._scores = {n: state[f"{_SCORE}{n}"] for n in self._parameters if f"{_SCORE}{n}" in state}
         self.after_optimizer_step()
 
-    def _bring_scores(self) -> None:
+    def _move_scores_to_weights(self) -> None:
         """To where the weights are: those of a checkpoint come on the CPU, before the model is on its GPU."""
         self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
 
-    def _by_gradient(self) -> bool:
-        return needs_gradients(self.section)
-
-    def _ranked(self, name: str) -> Tensor:
-        """What the smallest of goes first, >= 0, in the parameter's shape: |w|, or the score by gradients."""
-        if not self._by_gradient():
-            return self._parameters[name].detach().abs()
-        return self._scores[name]
-
-
-def _towards_zero(weight: Tensor, tile: Tile) -> Tensor:
-    """Gradient of the sum of the norms of all blocks: each block divided by its L2 norm (Yuan and Lin, 2006)."""
-    rows, columns = weight.shape
-    blocks = weight.view(rows // tile.rows, tile.rows, columns // tile.columns, tile.columns)
-    return (blocks / blocks.norm(dim=(1, 3), keepdim=True).clamp_min(1e-12)).view_as(weight)
+    def _score(self, name: str) -> Tensor:
+        """The importance score of a matrix, >= 0, in its shape; the smallest are pruned first."""
+        if needs_gradients(self.section):
+            return self._scores[name]
+        return SCORES[self.section.prune_type](self._parameters[name].detach(), None, None)
 
 
 class PrunerGroup:
@@ -226,6 +211,28 @@ class PrunerGroup:
             pruner.load_state_dict(state)
 
 
+def _magnitude() -> type[GradualPruner]:
+    from toolkit.sparsity.backends.magnitude import MagnitudePruner
+
+    return MagnitudePruner
+
+
+def _inc() -> type[GradualPruner]:
+    from toolkit.sparsity.backends.inc import INCPruner
+
+    return INCPruner
+
+
+def _nncf() -> type[GradualPruner]:
+    from toolkit.sparsity.backends.nncf import NNCFPruner
+
+    return NNCFPruner
+
+
+# Back end -> its pruner; its library is loaded only when it is used.
+_BACKENDS: dict[Backend, Callable[[], type[GradualPruner]]] = {"magnitude": _magnitude, "inc": _inc, "nncf": _nncf}
+
+
 def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_epoch: int) -> PrunerGroup:
     """The pruners of a recipe, each with the matrices that it names, by the back end that the recipe names.
 
@@ -263,5 +270,4 @@ def _gradual(pruning: Pruning, section: ResolvedPruner, where: str) -> GradualPr
     problem = unsupported(pruning.backend, section)
     if problem:
         raise UserError(f"{pruning.backend} cannot do {problem}", where=where, instead="backend: inc")
-    pruner: GradualPruner = importlib.import_module(f"toolkit.sparsity.backends.{pruning.backend}").Pruner(section)
-    return pruner
+    return _BACKENDS[pruning.backend]()(section)

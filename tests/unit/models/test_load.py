@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import in_a_layer
+from toolkit.models.architectures import is_in_layer
 from toolkit.models.load import (
     load_classifier,
     load_masked_lm,
@@ -96,7 +96,7 @@ def test_check_finds_the_same_matrices_in_the_files_as_pruning_finds_in_the_mode
     ],
 )
 def test_part_of_an_encoder_layer_is_told_by_its_name(name, part):
-    assert in_a_layer(name) == part
+    assert is_in_layer(name) == part
 
 
 def test_prunable_names_are_the_same_under_every_head(tiny_bert):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from toolkit.recipe import ResolvedPruner
+from toolkit.recipe.pruning import needs_gradients
 from toolkit.sparsity.pruners import GradualPruner
 
 # The recipe's words -> INC's criteria. Group lasso prunes by magnitude what its penalty has made small.
@@ -38,7 +39,7 @@ class INCPruner(GradualPruner):
         inc = self._inc
         inc.pattern.keep_mask_layers = {}  # the layers INC found full at earlier updates: lost when a run is resumed
         inc.criterion.on_step_begin()
-        if self._by_gradient():
+        if needs_gradients(self.section):
             inc.criterion.scores = {_key(name): self._reduced(score, name) for name, score in self._scores.items()}
         if self.section.tile.zeros:
             sparsity += 1e-9  # a recipe's 0.333333333 means all groups of 1:3
@@ -46,7 +47,7 @@ class INCPruner(GradualPruner):
         groups = [names] if self.section.prune_domain == "global" else [[name] for name in names]
         kept: dict[str, Tensor] = {}
         for group in groups:  # as INC does it; one at a time needs less memory
-            scores = {_key(n): _told_apart(inc.criterion.scores[_key(n)], self.mask.tensors[n]) for n in group}
+            scores = {_key(n): _break_ties(inc.criterion.scores[_key(n)], self.mask.tensors[n]) for n in group}
             before = {_key(n): self.mask.tensors[n].float() for n in group}
             masks = inc.pattern.get_masks(scores, sparsity, before)
             kept |= {n: masks[_key(n)].bool().view_as(self._parameters[n]) for n in group}
@@ -56,10 +57,10 @@ class INCPruner(GradualPruner):
     @torch.no_grad()
     def before_optimizer_step(self) -> None:
         """Scores by INC's criterion."""
-        if not self._by_gradient():
+        if not needs_gradients(self.section):
             super().before_optimizer_step()
             return
-        self._bring_scores()
+        self._move_scores_to_weights()
         criterion = self._inc.criterion
         # Of single weights: INC keeps those of blocks, which are the means of their weights'.
         pattern, criterion.pattern = criterion.pattern, None
@@ -75,7 +76,7 @@ class INCPruner(GradualPruner):
         return pattern.reduce_score(score, _key(name)) if hasattr(pattern, "reduce_score") else score
 
 
-def _told_apart(score: Tensor, kept: Tensor) -> Tensor:
+def _break_ties(score: Tensor, kept: Tensor) -> Tensor:
     """Scores without ties, float64, in the order of `score` and among equals in the order in which they lie.
 
     INC prunes every weight that ties with the last one to go; gradients in bfloat16 have few values, and many ties.

@@ -22,7 +22,7 @@ class MagnitudePruner(GradualPruner):
         scores = {}
         for name in self._parameters:
             # -1: what is pruned goes first, before any other weight whose score happens to be 0.
-            scores[name] = self._ranked(name).masked_fill(~self.mask.tensors[name], -1.0)
+            scores[name] = self._score(name).masked_fill(~self.mask.tensors[name], -1.0)
         units = {name: _units(score, tile) for name, score in scores.items()}
         if self.section.prune_domain == "local":
             kept = {name: _largest(unit, _count(share, unit.numel())) for name, unit in units.items()}
