@@ -209,7 +209,7 @@ class Bench:
         from toolkit.training.distillation import TaskLoss
 
         model = self.classifier()
-        batch, loss = self.examples(model), TaskLoss()
+        batch, loss = self.examples(model), TaskLoss("classification")
         return self.step(model, lambda: loss(model, batch).total)
 
     def transfer(self, cached: bool, quantized: bool = False) -> Callable[[], None]:
@@ -236,16 +236,15 @@ class Bench:
             model = nncf.quantized(model.cpu(), [sample], Quantization()).to(self.device).train()
         lock = PatternLock(mask)
         lock.attach(prunable_matrices(model))
-        loss = TaskLoss(
-            None if cached else Teacher(self.classifier(), self.device), KDLossSettings(loss_weights=(0.0, 1.0))
-        )
+        teacher = None if cached else Teacher(self.classifier(), self.device)
+        loss = TaskLoss("classification", teacher, KDLossSettings(loss_weights=(0.0, 1.0)))
         if not cached:
             return self.step(model, lambda: loss(model, batch).total, lock)
         answers = self.kept_logits()
 
         def of_batch() -> Any:
             some = [answers.of(int(i)) for i in torch.randint(len(answers.rows), (self.batch,))]
-            return loss(model, batch | {TEACHER_LOGITS: pad_logits(some).to(self.device)}).total
+            return loss(model, batch | {TEACHER_LOGITS: pad_logits(some, per_token=False).to(self.device)}).total
 
         return self.step(model, of_batch, lock)
 

@@ -33,7 +33,7 @@ def hostile(tiny_bert, tiny_task_files, tmp_path_factory):
     settings = {"steps": 150, "batch_size": 16, "optimizer": {"AdamW": {"learning_rate": 3e-3}}}
     train = Train.model_validate(settings)
     data = task_data(task.train, tokenizer.pad_token_id, train, 0)
-    fit(model, data, train, TaskLoss(), Context(folder, folder / "work", 0))
+    fit(model, data, train, TaskLoss("classification"), Context(folder, folder / "work", 0))
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
             layer.attention.self.value.bias[0] = 1e5

@@ -1,4 +1,4 @@
-"""Metrics in [0, 1] (correlations in [-1, 1]) of what was predicted against what is true, by a task's kind."""
+"""Metrics in [0, 1] (correlations in [-1, 1]) of predictions against the correct answers."""
 
 import math
 import re
@@ -9,32 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.recipe import Kind
-
 Answers = Sequence[Any] | np.ndarray
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def score(kind: Kind, metrics: Sequence[str], truth: Answers, predicted: Answers, classes: int = 2) -> dict[str, float]:
-    """The metrics of all examples; both sequences have one entry for each.
-
-    Args:
-        kind: classification (class numbers), regression (numbers) or question_answering (predicted: a text; truth:
-            all texts that are right).
-        metrics: Those that `recipe.task.METRICS` names for the kind.
-        truth: [n].
-        predicted: [n].
-        classes: Of the task, whether or not all of them occur here. F1 is that of class 1 where there are two (as GLUE
-            has it), else the mean over the classes that occur.
-    """
-    assert len(truth) == len(predicted) > 0
-    measures = _METRICS[kind] | ({"f1": _mean_f1} if kind == "classification" and classes > 2 else {})
-    return {name: float(measures[name](truth, predicted)) for name in metrics}
-
-
-def in_order(logits: Sequence[np.ndarray], order: Answers, lengths: Answers) -> Sequence[np.ndarray]:
+def in_order(logits: Sequence[np.ndarray], order: Answers, lengths: Answers, per_token: bool) -> Sequence[np.ndarray]:
     """Logits of examples that were answered in another order, without their padding.
 
     Args:
@@ -47,43 +28,48 @@ def in_order(logits: Sequence[np.ndarray], order: Answers, lengths: Answers) -> 
     """
     found: list[Any] = [None] * len(order)
     for row, index in zip(logits, order, strict=True):
-        found[index] = row if row.ndim == 1 else row[:, : lengths[index]]
-    return np.stack(found) if found[0].ndim == 1 else found
+        found[index] = row[:, : lengths[index]] if per_token else row
+    return found if per_token else np.stack(found)
 
 
-def _f1(truth: Any, predicted: Any, average: str = "binary") -> float:
+def f1(truth: Any, predicted: Any, average: str = "binary") -> float:
+    """F1 of class 1, as in GLUE."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(truth, predicted, average=average, zero_division=0.0))
 
 
-def _mean_f1(truth: Any, predicted: Any) -> float:
-    return _f1(truth, predicted, average="macro")
+def mean_f1(truth: Any, predicted: Any) -> float:
+    """Mean over the classes of their F1."""
+    return f1(truth, predicted, average="macro")
 
 
-def _accuracy(truth: Any, predicted: Any) -> float:
+def accuracy(truth: Any, predicted: Any) -> float:
+    """Fraction of correct predictions."""
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(truth, predicted))
 
 
-def _matthews(truth: Any, predicted: Any) -> float:
+def matthews(truth: Any, predicted: Any) -> float:
+    """Matthews correlation coefficient."""
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(truth, predicted))
 
 
-def _pearson(truth: Any, predicted: Any) -> float:
+def pearson(truth: Any, predicted: Any) -> float:
     """0 where one side does not vary: there is no correlation then."""
     if np.std(truth) == 0 or np.std(predicted) == 0:
         return 0.0
     return float(np.corrcoef(truth, predicted)[0, 1])
 
 
-def _spearman(truth: Any, predicted: Any) -> float:
+def spearman(truth: Any, predicted: Any) -> float:
+    """Pearson correlation of the ranks."""
     from scipy.stats import rankdata
 
-    return _pearson(rankdata(truth), rankdata(predicted))
+    return pearson(rankdata(truth), rankdata(predicted))
 
 
 def plain_answer(text: str) -> str:
@@ -109,12 +95,6 @@ def _overlap(right: list[str], predicted: list[str]) -> float:
     return 2 * common / (len(right) + len(predicted)) if common else 0.0
 
 
-def _mean(measure: Callable[[Sequence[str], str], float]) -> Callable[[Any, Any], float]:
+def mean_over_examples(measure: Callable[[Sequence[str], str], float]) -> Callable[[Any, Any], float]:
+    """A metric: the mean over all examples of a measure of single ones."""
     return lambda truth, predicted: math.fsum(map(measure, truth, predicted)) / len(predicted)
-
-
-_METRICS: dict[str, dict[str, Callable[[Any, Any], float]]] = {
-    "classification": {"accuracy": _accuracy, "f1": _f1, "matthews_correlation": _matthews},
-    "regression": {"pearson": _pearson, "spearman": _spearman},
-    "question_answering": {"f1": _mean(answer_overlap), "exact_match": _mean(answer_matches)},
-}

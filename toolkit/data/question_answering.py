@@ -1,16 +1,19 @@
 """Question answering by cutting answers out of a text: windows over long contexts, and answers from their logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from toolkit.core.errors import UserError
-from toolkit.recipe import AnswerWindows
+from toolkit.data.metrics import answer_matches, answer_overlap, mean_over_examples
+from toolkit.recipe import AnswerWindows, Kind, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from toolkit.data.task_rows import TaskRow
 
 _BATCH = 500  # questions tokenised at a time: their character offsets are large
 
@@ -54,6 +57,14 @@ class Windows:
     question_of: np.ndarray
     offsets: list[np.ndarray]
     settings: AnswerWindows
+    kind: ClassVar[Kind] = "question_answering"
+    per_token: ClassVar[bool] = True
+    texts_repeat: ClassVar[bool] = True
+    examples_per_row: ClassVar[float] = 1.05
+    metrics: ClassVar[dict[str, Callable[[Any, Any], float]]] = {
+        "f1": mean_over_examples(answer_overlap),
+        "exact_match": mean_over_examples(answer_matches),
+    }
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -71,6 +82,39 @@ class Windows:
     def truth(self) -> list[tuple[str, ...]]:
         """The right answers to each question."""
         return [question.answers for question in self.questions]
+
+    @classmethod
+    def targets(cls, rows: "Sequence[TaskRow]", labels: Sequence[str]) -> list[Question]:
+        """The questions of rows.
+
+        Raises:
+            UserError: The answers of a row are malformed; the message names the row.
+        """
+        return [read_question(row.where, row.texts, row.label) for row in rows]
+
+    @classmethod
+    def encode(
+        cls, rows: "Sequence[TaskRow]", labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
+    ) -> "Windows":
+        """Tokenises rows; contexts longer than the section's `max_seq_length` are cut into windows."""
+        return windows_of(cls.targets(rows, labels), tokenizer, section.max_seq_length, section.windows)
+
+    @staticmethod
+    def token_counts(counts: Sequence[int], section: Task) -> list[int]:
+        """Lengths of the windows that a question becomes.
+
+        Args:
+            counts: Tokens of question and context, without special tokens.
+            section: The task's section.
+        """
+        question = min(counts[0], section.windows.max_question_length) + 3
+        width = section.max_seq_length - question  # of a window's piece of the context
+        lengths = [question + min(counts[1], width)]
+        rest = counts[1] - width
+        while rest > 0:
+            lengths.append(question + min(width, rest + section.windows.stride))
+            rest -= width - section.windows.stride
+        return lengths
 
     def predicted(self, logits: Sequence[np.ndarray]) -> list[str]:
         """The best answer to each question: the largest start + end logit over all of its windows.

@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import math
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +12,11 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import dump_flow
+from toolkit.data.examples import EXAMPLES
 from toolkit.data.files import cached_file, fetch_file
-from toolkit.data.question_answering import read_question
+from toolkit.data.labels import class_number, is_number, label_name, label_number
 from toolkit.data.tables import Record, read_rows, text
-from toolkit.recipe import Task
+from toolkit.recipe import KINDS, Task
 from toolkit.recipe.references import is_hub, task_files
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, control and format characters
@@ -74,7 +73,7 @@ def read_task(name: str, section: Task) -> TaskRows:
     more = {split: _read(spec, section, left_out) for split, spec in section.more_dev.items()}
     labels = _labels(all_train, section)
     tune, train = _set_aside(all_train, section)
-    if section.kind == "classification":
+    if KINDS[section.kind].has_classes:
         for split, rows in (("train", train), ("dev", dev), *more.items()):
             _must_differ(name, split, rows, labels)
         if not section.labels:
@@ -106,7 +105,7 @@ def check_rows(name: str, section: Task) -> str:
         train = found.train + found.tune
         numbers, _ = (targets(rows, found.labels, section) for rows in (train, measured))
         said = [f"{len(train):,} rows to train on, {len(measured):,} measured"]
-        if section.kind == "classification":
+        if KINDS[section.kind].has_classes:
             said.append(_classes(found.labels, numbers))
         return "; ".join([*said, *found.left_out])
     # What is still on the hub: its labels may be all that there are.
@@ -115,7 +114,7 @@ def check_rows(name: str, section: Task) -> str:
         rows = _read(spec, section, left_out)
         if spec == section.train:
             labels = _labels(rows, section)
-        if labels or section.kind != "classification":
+        if labels or not KINDS[section.kind].has_classes:
             targets(rows, labels, section)
         counts.append(len(rows))
     return "; ".join([f"{sum(counts):,} rows at hand", *left_out]) if counts else ""
@@ -127,11 +126,7 @@ def targets(rows: Sequence[TaskRow], labels: Sequence[str], section: Task) -> An
     Raises:
         UserError: A label is not one of the task's; says the row.
     """
-    if section.kind == "question_answering":
-        return [read_question(row.where, row.texts, row.label) for row in rows]
-    if section.kind == "regression":
-        return np.array([_number(row) for row in rows], dtype=np.float32)
-    return np.array([_class_number(row, labels) for row in rows], dtype=np.int64)
+    return EXAMPLES[section.kind].targets(rows, labels)
 
 
 def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
@@ -207,14 +202,14 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
 def _label(row: Record, section: Task, where: str) -> Any:
     """As the file has it."""
     label = row[section.label]
-    if section.kind != "question_answering" and not isinstance(label, str | Number | None):
+    if KINDS[section.kind].scalar_label and not isinstance(label, str | Number | None):
         raise UserError(
             f"the label in column {section.label!r} is a {_kind_of(label)}",
             where=where,
             instead="another column: a label is a text or a number",
         )
     missing = label is None or (isinstance(label, str) and _is_blank(label))
-    if missing or (section.kind == "classification" and label != label):  # NaN, a hole in a column of numbers
+    if missing or (KINDS[section.kind].has_classes and label != label):  # NaN, a hole in a column of numbers
         raise UserError(
             f"the label in column {section.label!r} is missing",
             where=where,
@@ -222,15 +217,11 @@ def _label(row: Record, section: Task, where: str) -> Any:
         )
     if isinstance(label, str):
         _whole(label, section.label, where)
-    if (
-        isinstance(label, str | int)
-        and len(str(label)) > _LONGEST_NUMBER
-        and _is_number(number := _whole_number(label))
-    ):
+    if isinstance(label, str | int) and len(str(label)) > _LONGEST_NUMBER and is_number(number := label_number(label)):
         raise UserError(
             f"the label in column {section.label!r} is a number of {len(number):,} digits",
             where=where,
-            instead="the name or number of a class" if section.kind == "classification" else "e.g. 3.8",
+            instead="the name or number of a class" if KINDS[section.kind].has_classes else "e.g. 3.8",
         )
     return label
 
@@ -270,7 +261,7 @@ def _kind_of(value: Any) -> str:
 
 def _labels(train: Sequence[TaskRow], section: Task) -> tuple[str, ...]:
     """Of a task of classes: their names, said by the recipe or found in the train split."""
-    if section.kind != "classification":
+    if not KINDS[section.kind].has_classes:
         return ()
     return section.labels or _labels_found(train, section)
 
@@ -278,52 +269,19 @@ def _labels(train: Sequence[TaskRow], section: Task) -> tuple[str, ...]:
 def _labels_found(rows: Iterable[TaskRow], section: Task) -> tuple[str, ...]:
     """The different labels, in the order of their numbers when they are numbers, else by name."""
     labels = [row.label for row in rows]
-    found, numbers = ({form(label) for label in labels} for form in (_name, _whole_number))
+    found, numbers = ({form(label) for label in labels} for form in (label_name, label_number))
     if len(found) > max(2, len(labels) // 2):
         raise UserError(
             f"{len(found)} different values in {len(labels)} rows: these are no classes",
             where=f"{section.train}, column {section.label!r}",
             instead="a column with the name or number of a class",
         )
-    return tuple(sorted(numbers, key=int) if all(map(_is_number, numbers)) else sorted(found))
-
-
-def _class_number(row: TaskRow, labels: Sequence[str]) -> int:
-    """A label is a class name; or a class number, where no class has a number for a name. false is 0, and true is 1."""
-    name = _name(row.label)
-    number = str(int(row.label)) if isinstance(row.label, bool) else _whole_number(row.label)
-    for known in (name, number):
-        if known in labels:
-            return labels.index(known)
-    numbered = not any(map(_is_number, labels))
-    if numbered and number.isdecimal() and int(number) < len(labels):
-        return int(number)
-    range_ = f", or 0 to {len(labels) - 1}" if numbered else ""
-    raise UserError(
-        f"the label {name!r} is not one of the task's",
-        where=row.where,
-        instead=f"one of {', '.join(labels)}{range_} (`rows` leaves rows out)",
-    )
-
-
-def _name(label: Any) -> str:
-    """A label as the name of a class; white space around it is nobody's intention."""
-    return str(label).strip()
-
-
-def _whole_number(label: Any) -> str:
-    """The same; but 1 for 1.0, which tools write for a column of whole numbers as soon as one of them is missing."""
-    name = _name(label)
-    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else name
-
-
-def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return tuple(sorted(numbers, key=int) if all(map(is_number, numbers)) else sorted(found))
 
 
 def _must_differ(name: str, split: str, rows: Sequence[TaskRow], labels: Sequence[str]) -> None:
     """Rows that all have one label teach and tell nothing."""
-    numbers = {_class_number(row, labels) for row in rows}
+    numbers = {class_number(row.label, row.where, labels) for row in rows}
     if len(numbers) == 1:
         raise UserError(
             f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
@@ -334,8 +292,8 @@ def _must_differ(name: str, split: str, rows: Sequence[TaskRow], labels: Sequenc
 
 def _must_be_measured(train: Sequence[TaskRow], measured: Iterable[TaskRow], labels: Sequence[str]) -> None:
     """A slip in one label would make a class of its own, which nothing that is measured could show."""
-    known = {_class_number(row, labels) for row in measured}
-    strays = [(row, number) for row in train if (number := _class_number(row, labels)) not in known]
+    known = {class_number(row.label, row.where, labels) for row in measured}
+    strays = [(row, number) for row in train if (number := class_number(row.label, row.where, labels)) not in known]
     if strays:
         row, number = strays[0]
         count = sum(other == number for _, other in strays)
@@ -346,13 +304,3 @@ def _must_be_measured(train: Sequence[TaskRow], measured: Iterable[TaskRow], lab
             where=row.where,
             instead=f"one of the other classes; or, if it is meant, `labels: {named}`",
         )
-
-
-def _number(row: TaskRow) -> float:
-    try:
-        number = float(row.label)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not abs(number) <= np.finfo(np.float32).max:  # NaN is not either
-        raise UserError(f"the label {row.label!r} is not a number", where=row.where, instead="e.g. 3.8")
-    return number

@@ -1,1 +1,1 @@
-"""Accuracy, size, speed and machine, measured."""
+"""Measurement of accuracy, model size, latency and memory."""

@@ -1,4 +1,4 @@
-"""What an exported IR itself answers, by OpenVINO alone."""
+"""Predictions of an exported IR, computed with OpenVINO alone, and their cache."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
     from toolkit.data.tasks import Split
 
-_SHAPE_PRODUCTS = ("ONEDNN_", "DNNL_", "OV_", "PRUNEOFA_")  # environment variables that change how an IR is computed
-_WAY_OF_ASKING = 1  # one more when `predict_ir` asks otherwise than before
+# Prefixes of environment variables that change how an IR is computed.
+_RUNTIME_VARIABLES = ("ONEDNN_", "DNNL_", "OV_", "PRUNEOFA_")
+_PREDICTION_VERSION = 1  # increased whenever a change of `predict_ir` can change the logits
 
-# The features that a tokenizer makes, and what each is padded with (None: the tokenizer's own padding id).
+# Tokenizer features and their padding values (None: the tokenizer's padding id).
 FEATURES: dict[str, int | None] = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0}
 
 
 class Examples(Protocol):
-    """What is read of a split: tokenised examples by index, each a dict of lists of ids."""
+    """Tokenised examples by index, each a dict of lists of ids."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Mapping[str, Sequence[int]]: ...
@@ -36,21 +37,23 @@ def predict_ir(
     pad_id: int,
     batch_size: int = 32,
     properties: Mapping[str, str] | None = None,
+    per_token: bool = False,
 ) -> "Sequence[np.ndarray]":
-    """Logits of ALL examples, in their order: [n, C]; or [2, length] for each window of question answering.
+    """Returns the logits of ALL examples, in their order: [n, C], or [2, length] per window of question answering.
 
-    Examples of like length share a batch, which is padded to its longest one. Products are computed in FP32 where
-    the model is FP32, also on CPUs that would pick bfloat16 by themselves: formats are compared, not CPU defaults.
+    Examples are batched by length and padded to the longest of the batch. FP32 models run in FP32 even on CPUs that
+    default to bfloat16, so that model formats are compared rather than CPU defaults.
 
     Args:
-        folder: Holds `openvino_model.xml` with dynamic batch and length.
-        examples: At least one.
-        pad_id: Id that fills up `input_ids`.
+        folder: IR folder with `openvino_model.xml` of dynamic batch size and length.
+        examples: Tokenised examples, at least one.
+        pad_id: The tokenizer's padding id.
         batch_size: Examples per inference.
-        properties: Of the compiled model, besides its precision.
+        properties: OpenVINO properties of the compiled model, in addition to its precision.
+        per_token: The logits of one example are [C, length], not [C].
 
     Raises:
-        UserError: OpenVINO answers fewer examples than it was asked.
+        UserError: OpenVINO returns fewer rows than the batch has.
     """
     import numpy as np
 
@@ -70,44 +73,48 @@ def predict_ir(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = pad_inputs([features[i] for i in chosen], names, pad_id)
-        answer = request.infer(batch)
-        # One output of a classifier; of question answering the logits of starts, then those of ends.
-        outputs = [answer[port] for port in compiled.outputs]
+        results = request.infer(batch)
+        # A classifier has one output; question answering has start logits, then end logits.
+        outputs = [results[port] for port in compiled.outputs]
         rows = outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=1)
-        if len(rows) != len(chosen):  # seen with activations quantized at run time on a CPU held to AVX2
+        if len(rows) != len(chosen):  # seen with dynamic quantization on a CPU limited to AVX2
             raise UserError(
-                f"OpenVINO answered {len(rows)} of {len(chosen)} examples",
+                f"OpenVINO returned {len(rows)} rows for a batch of {len(chosen)}",
                 where=str(folder),
-                instead="another quantization.approach than post_training_dynamic_quant on this CPU",
+                instead="a quantization.approach other than post_training_dynamic_quant on this CPU",
             )
         logits += list(rows.copy())
-    return in_order(logits, order, [len(f["input_ids"]) for f in features])
+    return in_order(logits, order, [len(f["input_ids"]) for f in features], per_token)
 
 
 def cached_predictions(
     folder: Path, examples: "Split", pad_id: int, cache: Path, properties: Mapping[str, str] | None = None
 ) -> "Sequence[np.ndarray]":
-    """What `predict_ir` finds, asked once: several checks and measurements look at the same answers.
+    """Returns the logits of `predict_ir`, cached on disk because several checks and measurements need them.
 
-    They are of the same IR, to the same inputs, by the same OpenVINO on a CPU like this one, or they are asked anew.
+    A cached result is used only for the same IR and inputs, the same OpenVINO and kernels, and the same kind of CPU.
 
     Args:
-        folder: As of `predict_ir`.
-        examples: As of `predict_ir`.
-        pad_id: As of `predict_ir`.
-        cache: Where answers lie, each in a file of its own.
-        properties: As of `predict_ir`.
+        folder: IR folder with `openvino_model.xml` of dynamic batch size and length.
+        examples: Tokenised split with at least one example.
+        pad_id: The tokenizer's padding id.
+        cache: Cache folder with one file per result.
+        properties: OpenVINO properties of the compiled model, in addition to its precision.
+        per_token: The logits of one example are [C, length], not [C].
+
+    Raises:
+        UserError: OpenVINO returns fewer rows than a batch has.
     """
     import numpy as np
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save_file
 
-    from toolkit.data.tasks import fingerprint
+    from toolkit.data.examples import fingerprint
     from toolkit.ir.runtime import is_engine
 
     here = machine.describe()
-    asked = {
-        "way": _WAY_OF_ASKING,
+    key = {
+        "way": _PREDICTION_VERSION,
         "ir": content_hash(folder),
         "kernel": kernels.folder().name if is_engine(folder) else None,
         "examples": fingerprint(examples),
@@ -115,14 +122,14 @@ def cached_predictions(
         "properties": dict(properties or {}),
         "openvino": machine.versions()["openvino"],
         "cpu": [here["cpu"], here["isa"]],
-        "environment": {k: v for k, v in os.environ.items() if k.startswith(_SHAPE_PRODUCTS)},
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(_RUNTIME_VARIABLES)},
     }
-    file = cache / f"answers-{json_hash(asked)[:16]}.safetensors"
+    file = cache / f"answers-{json_hash(key)[:16]}.safetensors"
     try:
         ((kind, found),) = load_file(file).items()
-    except (FileNotFoundError, SafetensorError):  # not asked yet, or a damaged disk
-        logits = predict_ir(folder, examples, pad_id, properties=properties)
-        kind = "examples" if isinstance(logits, np.ndarray) else "windows"
+    except (FileNotFoundError, SafetensorError):  # not cached yet, or the file is corrupt
+        logits = predict_ir(folder, examples, pad_id, properties=properties, per_token=examples.per_token)
+        kind = "windows" if examples.per_token else "examples"
         found = np.ascontiguousarray(logits if kind == "examples" else np.concatenate(logits, axis=1))
         cache.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
@@ -137,13 +144,13 @@ def cached_predictions(
 def pad_inputs(
     features: Sequence[Mapping[str, Sequence[int]]], names: Sequence[str], pad_id: int, length: int | None = None
 ) -> "dict[str, np.ndarray]":
-    """The inputs `names` of a model as int64 arrays [examples, length].
+    """Returns padded model inputs, by name, as int64 arrays [examples, length].
 
     Args:
-        features: Tokenised examples; a feature that an example lacks is all padding (`token_type_ids`).
-        names: Inputs of the model, all of them in `FEATURES`.
-        pad_id: Id that fills up `input_ids`.
-        length: Tokens per example, longer ones are cut; None: those of the longest.
+        features: Tokenised examples; a missing feature (`token_type_ids`) is filled with padding.
+        names: Names of the model's inputs, all of them in `FEATURES`.
+        pad_id: The tokenizer's padding id.
+        length: Tokens per example, longer examples are truncated; None: the longest example's length.
     """
     import numpy as np
 

@@ -1,8 +1,7 @@
-"""Latency and throughput by OpenVINO's own `benchmark_app`, on real inputs, the models interleaved.
+"""Latency and throughput measurement with OpenVINO's `benchmark_app`, on real inputs, with interleaved models.
 
-Machines drift (clock, neighbours). So every round measures every model once, one short run after another, and a
-model's figure is the median over rounds: drift hits all models alike, and the spread over rounds shows how much of it
-there was.
+Machine speed drifts (clock frequency, other tenants). Every round therefore runs each model once, briefly, and a
+model's result is the median over rounds: drift affects all models alike, and the spread over rounds shows its size.
 """
 
 import json
@@ -25,7 +24,7 @@ from toolkit.recipe import Performance
 
 @dataclass(frozen=True)
 class Round:
-    """One run of benchmark_app: milliseconds per inference of a whole batch, and examples per second."""
+    """Result of one benchmark_app run: milliseconds per inference of a batch, and examples per second."""
 
     median_ms: float
     average_ms: float
@@ -37,10 +36,16 @@ class Round:
 
 @dataclass
 class LatencyStats:
-    """One model at one batch size. `rounds` are the raw samples; the rest is derived from them.
+    """Latency statistics of one model at one batch size.
 
     Attributes:
-        command: What was run, in the folder of the measurement, less the options that save its figures.
+        model: Name of the model.
+        batch: Examples per inference.
+        sequence_length: Tokens per example.
+        threads: Inference threads of all streams together.
+        streams: Inferences that run in parallel.
+        command: benchmark_app command, relative to the measurement folder, without the report options.
+        rounds: Raw samples, one per counted round.
     """
 
     model: str
@@ -52,7 +57,7 @@ class LatencyStats:
     rounds: list[Round] = field(default_factory=list)
 
     def as_metrics(self) -> dict[str, object]:
-        """The raw samples and what is derived from them, as JSON values."""
+        """Returns the raw samples and the statistics derived from them, as JSON values."""
         medians = [r.median_ms for r in self.rounds]
         return {
             "batch": self.batch,
@@ -78,22 +83,22 @@ def measure(
     each: Callable[[str, int], None] = lambda model, batch: None,
     properties: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> list[LatencyStats]:
-    """Times IR folders side by side; nothing else should run meanwhile.
+    """Measures the latency of several IRs, interleaved. The machine should be otherwise idle.
 
     Args:
-        models: Name -> folder with `openvino_model.xml`.
-        examples: Tokenised texts; inputs are spread evenly over them, cut or padded to the section's length.
-        pad_id: Id that fills up `input_ids`.
+        models: IR folders with `openvino_model.xml`, by model name.
+        examples: Tokenised examples; a batch samples them evenly, truncated or padded to the section's length.
+        pad_id: The tokenizer's padding id.
         section: Batch sizes, rounds, seconds, threads and streams.
-        folder: Gets the inputs (`inputs/*.npy`) and benchmark_app's reports of the rounds that count
-            (`reports/`); the commands run there.
-        each: Called before each run with the model's name and the batch size.
-        properties: Name -> what the CPU plugin is told of that model (benchmark_app's -load_config).
+        folder: Working directory of the commands; receives the inputs (`inputs/*.npy`) and benchmark_app's reports
+            of the counted rounds (`reports/`).
+        each: Callback before each run, with the model's name and the batch size.
+        properties: CPU plugin properties by model name (benchmark_app's -load_config).
 
     Raises:
         UserError: benchmark_app is missing or fails.
     """
-    assert len(examples), "there is nothing to feed the models with"
+    assert len(examples), "at least one example is needed as input"
     stats: dict[tuple[str, int], LatencyStats] = {}
     arguments: dict[tuple[str, int], list[str]] = {}
     streams = section.configs.num_of_instance
@@ -101,7 +106,7 @@ def measure(
     for name, model in models.items():
         for batch in section.batch_sizes:
             words = _arguments(model, examples, pad_id, batch, threads, section, folder)
-            words += _configured(properties.get(name, {}), folder)
+            words += _load_config(properties.get(name, {}), folder)
             arguments[name, batch] = words
             command = shlex.join(["benchmark_app", *words])
             stats[name, batch] = LatencyStats(name, batch, section.sequence_length, threads, streams, command)
@@ -118,18 +123,18 @@ def measure(
 
 
 def runs(models: int, section: Performance) -> int:
-    """How often `measure` starts benchmark_app."""
+    """Returns the number of benchmark_app runs of `measure`."""
     return models * len(section.batch_sizes) * (section.warmup + section.iteration)
 
 
 def _arguments(
     model: Path, examples: Examples, pad_id: int, batch: int, threads: int, section: Performance, folder: Path
 ) -> list[str]:
-    """benchmark_app's options. Paths are relative to `folder`, so the command outlives a move of the run folder."""
+    """Returns benchmark_app's options. Paths are relative to `folder`, so that run folders can be moved."""
     names = _input_names(model)
     files = _inputs(names, examples, pad_id, batch, section.sequence_length, folder)
     streams = section.configs.num_of_instance
-    # -hint none: with a hint, -nstreams and -nthreads are errors. Async needs a request per stream to keep all busy.
+    # -hint none: a hint makes -nstreams and -nthreads errors. Async needs one request per stream to use all streams.
     api = ["-api", "sync", "-nireq", "1"] if streams == 1 else ["-api", "async", "-nireq", str(streams)]
     extension = needed_extension(model)
     return [
@@ -142,7 +147,8 @@ def _arguments(
     ]
 
 
-def _configured(properties: Mapping[str, str], folder: Path) -> list[str]:
+def _load_config(properties: Mapping[str, str], folder: Path) -> list[str]:
+    """Writes the properties to a JSON file and returns benchmark_app's option for it."""
     if not properties:
         return []
     path = folder / f"{'-'.join(f'{k}={v}' for k, v in properties.items())}.json"
@@ -159,7 +165,7 @@ def _input_names(model: Path) -> list[str]:
 def _inputs(
     names: Sequence[str], examples: Examples, pad_id: int, batch: int, length: int, folder: Path
 ) -> dict[str, str]:
-    """Writes one batch of real examples as int64 .npy (benchmark_app's random fill leaves the valid id ranges)."""
+    """Writes one batch of real examples as int64 .npy: benchmark_app's random inputs exceed the valid id ranges."""
     import numpy as np
 
     chosen = [examples[i * len(examples) // batch] for i in range(batch)]
@@ -174,7 +180,7 @@ def _inputs(
 
 
 def _run(arguments: Sequence[str], batch: int, folder: Path, label: str, *, keep: bool) -> Round:
-    """One run. Its report file has a fixed name, hence a folder for each."""
+    """Runs benchmark_app once, with a report folder per run because the report's file name is fixed."""
     program = Path(sys.executable).with_name("benchmark_app")
     if not program.is_file():
         raise UserError("benchmark_app is not installed", where=str(program), instead="pip install openvino")
@@ -184,7 +190,7 @@ def _run(arguments: Sequence[str], batch: int, folder: Path, label: str, *, keep
     result = subprocess.run(
         [str(program), *arguments, *options],
         cwd=folder,
-        # OpenVINO's telemetry asks the network on import, except under CI.
+        # OpenVINO's telemetry accesses the network on import unless CI is set.
         env=os.environ | {"CI": "true"},
         capture_output=True,
         text=True,
@@ -204,7 +210,7 @@ def _run(arguments: Sequence[str], batch: int, folder: Path, label: str, *, keep
         average_ms=float(values["avg latency"]),
         min_ms=float(values["min latency"]),
         max_ms=float(values["max latency"]),
-        # benchmark_app finds no batch in these inputs, and so its own figure counts inferences, not examples.
+        # benchmark_app detects no batch dimension in these inputs, so its throughput counts inferences, not examples.
         throughput=batch * iterations / (float(values["total execution time (ms)"]) / 1000),
         iterations=iterations,
     )

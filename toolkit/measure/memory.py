@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a process needs to load an IR and run it."""
+"""Peak memory of a process that loads an IR and runs it."""
 
 import json
 import os
@@ -25,25 +25,27 @@ print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def peak_memory(folder: Path, inputs: Mapping[str, Sequence[Sequence[int]]]) -> int:
-    """Peak resident memory of a fresh Python process that compiles an IR and runs it once; the interpreter included.
+    """Returns the peak resident memory, in bytes, of a new Python process that compiles an IR and runs it once.
+
+    Includes the interpreter.
 
     Args:
-        folder: Holds `openvino_model.xml`.
+        folder: IR folder with `openvino_model.xml`.
         inputs: Model inputs, [n, length] ids each.
 
     Raises:
-        UserError: OpenVINO cannot run it.
+        UserError: OpenVINO cannot load or run the IR.
     """
     extension = needed_extension(folder)
     result = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(folder / "openvino_model.xml"), *([str(extension)] if extension else [])],
         input=json.dumps({name: [list(map(int, row)) for row in rows] for name, rows in inputs.items()}),
-        env=os.environ | {"CI": "true"},  # no telemetry
+        env=os.environ | {"CI": "true"},  # disables telemetry
         capture_output=True,
         text=True,
     )
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"OpenVINO cannot run it ({reason})", where=str(folder))
-    # In kB. Not rusage's maximum: a process inherits that from the one that starts it.
+        raise UserError(f"OpenVINO cannot run the IR ({reason})", where=str(folder))
+    # VmHWM is in kB. ru_maxrss cannot be used: a child process inherits it from its parent.
     return int(result.stdout.split()[-1]) * 1024

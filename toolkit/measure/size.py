@@ -1,6 +1,6 @@
-"""Size of a model under every definition in use; a bare "40x" means nothing without one.
+"""Model size under every definition in use; a ratio such as "40x" is meaningless without its definition.
 
-Scales of 8-bit weights (4 bytes for each row, or one for a matrix) are left out everywhere but in the files.
+Scales of 8-bit weights (4 bytes per row, or per matrix) are counted in file sizes only.
 """
 
 import math
@@ -28,26 +28,32 @@ PLAIN = "whole model: encoder with its zeros, rest FP32"
 
 @dataclass(frozen=True)
 class Matrix:
-    """A prunable matrix: number of weights, how many of them the pattern keeps, and the weight's name."""
+    """A prunable matrix.
+
+    Attributes:
+        weights: Number of weights.
+        kept: Number of weights that the pattern keeps.
+        name: Parameter name.
+    """
 
     weights: int
     kept: int
     name: str = ""
 
     def mask_entropy(self) -> float:
-        """Bits that an ideal coder needs for the positions: weights * H(kept / weights)."""
-        shares = (self.kept / self.weights, 1 - self.kept / self.weights)
-        return -self.weights * sum(p * math.log2(p) for p in shares if p > 0)
+        """Returns the entropy of the mask in bits, weights * H(kept / weights): a lower bound for coding it."""
+        fractions = (self.kept / self.weights, 1 - self.kept / self.weights)
+        return -self.weights * sum(p * math.log2(p) for p in fractions if p > 0)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model's sizes are computed from.
+    """Parameter counts from which a model's sizes are computed.
 
     Attributes:
         matrices: The encoder's prunable matrices.
-        embeddings: Weights in embedding tables.
-        other: All remaining parameters: biases, LayerNorm, pooler, head.
+        embeddings: Number of weights in embedding tables.
+        other: Number of all remaining parameters: biases, LayerNorm, pooler, head.
     """
 
     matrices: tuple[Matrix, ...]
@@ -56,24 +62,24 @@ class Footprint:
 
     @property
     def encoder(self) -> int:
-        """Weights in the prunable matrices, zeros included."""
+        """Number of weights in the prunable matrices, including zeros."""
         return sum(m.weights for m in self.matrices)
 
     def reference(self) -> dict[str, int]:
-        """Bytes of the dense FP32 model: what compression is a ratio to."""
+        """Returns the bytes of the dense FP32 model, the reference for compression ratios."""
         whole = self.encoder + self.embeddings + self.other
         return {"encoder": FP32_BYTES * self.encoder, "whole model": FP32_BYTES * whole}
 
     def sizes(
         self, *, value_bytes: int, sparse: bool, fp32: Collection[str] = (), int8_embeddings: bool = True
     ) -> dict[str, int]:
-        """Bytes under each definition; a dense model has no mask and keeps all.
+        """Returns the bytes under each definition. A dense model has no mask and keeps all values.
 
         Args:
             value_bytes: Bytes of one encoder weight, `FP32_BYTES` or `INT8_BYTES`.
-            sparse: Whether the pattern applies.
-            fp32: Names of matrices that are in FP32 all the same.
-            int8_embeddings: Whether an 8-bit model has its embeddings in 8 bits too.
+            sparse: Whether the sparsity pattern applies.
+            fp32: Names of matrices stored in FP32 regardless of `value_bytes`.
+            int8_embeddings: Whether an 8-bit model has 8-bit embeddings.
         """
         bytes_ = [FP32_BYTES if m.name in fp32 else value_bytes for m in self.matrices]
         kept = sum(m.kept for m in self.matrices) if sparse else self.encoder
@@ -93,11 +99,11 @@ class Footprint:
 
 
 def count_weights(checkpoint: Path, kept: Mapping[str, int]) -> Footprint:
-    """Reads the shapes, not the values, of a Hugging Face checkpoint folder.
+    """Counts the parameters of a Hugging Face checkpoint from its tensor shapes, without reading values.
 
     Args:
-        checkpoint: Holds `model*.safetensors`.
-        kept: Name of each prunable matrix -> weights that its pattern keeps; all are in the checkpoint.
+        checkpoint: Folder with `model*.safetensors`.
+        kept: Number of weights that the pattern keeps, by name of the prunable matrix; all must be in the checkpoint.
     """
     from safetensors import safe_open
 
@@ -111,14 +117,14 @@ def count_weights(checkpoint: Path, kept: Mapping[str, int]) -> Footprint:
                     matrices.append(Matrix(size, kept[name], name))
                 elif name.endswith("embeddings.weight"):
                     embeddings += size
-                elif "F" in view.get_dtype():  # index buffers (position_ids) are no parameters
+                elif "F" in view.get_dtype():  # integer buffers (position_ids) are not parameters
                     other += size
     assert len(matrices) == len(kept), f"{checkpoint}: {len(kept)} matrices in the mask, {len(matrices)} found"
     return Footprint(tuple(matrices), embeddings, other)
 
 
 def file_sizes(ir: Path) -> dict[str, int]:
-    """Bytes of an IR folder's weights file: as it is, and through gzip; and of the whole folder, really packed."""
+    """Returns the bytes of an IR folder's weights file, uncompressed and gzipped, and of the folder as a bundle."""
     path = ir / "openvino_model.bin"
     coder, compressed = zlib.compressobj(level=6, wbits=31), 0
     with path.open("rb") as stream:

@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints: where they come from, what they hold, how they are loaded and saved."""
+"""Hugging Face models: sources, checkpoint files, loading and saving."""

@@ -1,6 +1,6 @@
-"""Everything in which BERT-like architectures differ, one entry per `model_type`. Loads no torch.
+"""Table of the differences between BERT-like architectures, one entry per `model_type`. Does not import torch.
 
-The head for masked language modelling of an entry is built in `mlm_heads.py`, under the name that the entry gives.
+`mlm_heads.py` builds the masked-LM head that an entry names.
 """
 
 import json
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# A parameter of an encoder layer, in every BERT-like naming: bert.encoder.layer.3…, distilbert.transformer.layer.3…,
-# encoder.albert_layer_groups.0.albert_layers.0….
+# Encoder layer in a parameter name, in all BERT-like naming schemes: bert.encoder.layer.3…,
+# distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
 _LAYER = re.compile(r"(?:^|[._])layers?\.(\d+)\.(?!.*embedding)")
 _BERT_MATRICES = {
     "attention.self.query": "hh",
@@ -25,19 +25,19 @@ _BERT_MATRICES = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the toolkit needs to know about one `model_type`.
+    """Parameter names and config keys of one `model_type`.
 
     Attributes:
-        prefix: Name of the encoder in a model with a head; transformers' `base_model_prefix`.
-        mlm_head: Attribute of a masked language model that holds its head; a key of `mlm_heads.MLM_HEADS`.
-        layer: Name of a layer in the encoder; `{}` is its number.
-        matrices: Name of each prunable matrix of a layer to its shape [rows, columns] in letters: h is the hidden size,
-            f the feed-forward size.
-        layers: Key of `config.json` with the number of layers.
-        hidden: Key with the hidden size.
-        feed_forward: Key with the size of the feed-forward layer.
-        positions_after_padding: Positions are numbered from the padding token's id + 1, as in fairseq, so that the
-            first entries of the position table cannot be used.
+        prefix: Name of the encoder within a model that has a head (`base_model_prefix` in transformers).
+        mlm_head: Attribute that holds the head of a masked language model; a key of `mlm_heads.MLM_HEADS`.
+        layer: Name of an encoder layer; `{}` stands for its number.
+        matrices: Name of each prunable matrix of a layer -> its shape [rows, columns] as two letters: h is the hidden
+            size, f the feed-forward size.
+        layers: Key of the number of layers in `config.json`.
+        hidden: Key of the hidden size.
+        feed_forward: Key of the feed-forward size.
+        positions_after_padding: Whether position ids start at the padding id + 1, as in fairseq, so that the first
+            position embeddings are unused.
     """
 
     prefix: str
@@ -73,7 +73,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         hidden="dim",
         feed_forward="hidden_dim",
     ),
-    "albert": Architecture(  # all layers of a group share their weights
+    "albert": Architecture(  # the layers of a group share their weights
         "albert",
         "predictions",
         layer="encoder.albert_layer_groups.{}.albert_layers.0",
@@ -85,25 +85,25 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The entry of a `config.json`; an unknown type is taken to have BERT's layout under its own name."""
+    """Returns the entry for a `config.json`. An unknown type gets BERT's layout under its own prefix."""
     kind = str(config.get("model_type", ""))
     return ARCHITECTURES.get(kind) or Architecture(kind.partition("-")[0], "cls")
 
 
 def is_in_layer(name: str) -> bool:
-    """Whether a module or parameter of this name is part of an encoder layer, whose linear layers can be pruned."""
+    """Returns whether a module or parameter of this name is in an encoder layer, whose linear layers can be pruned."""
     return _LAYER.search(name) is not None
 
 
 def split_layer(name: str) -> tuple[str, int, str]:
-    """A parameter's name before the number of its layer, the number, and the name after it."""
+    """Splits a parameter name at its layer number into (prefix, number, suffix)."""
     match = _LAYER.search(name)
-    assert match is not None, f"{name} is in no layer"
+    assert match is not None, f"{name} is not in an encoder layer"
     return name[: match.start(1)], int(match[1]), name[match.end(1) :]
 
 
 def matrix_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Parameter name to (rows, columns) of the encoder's matrices, from the sizes in a `config.json`."""
+    """Returns parameter name -> (rows, columns) of the encoder's matrices, from the sizes in a `config.json`."""
     kind = architecture_of(config)
     sizes = {"h": config[kind.hidden], "f": config[kind.feed_forward]}
     return {
@@ -114,25 +114,25 @@ def matrix_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def layer_count(config: Mapping[str, Any]) -> int:
-    """Layers that a forward pass runs through; of ALBERT more than have weights of their own."""
+    """Returns the number of layers in a forward pass; in ALBERT larger than the number of distinct layers."""
     kind = architecture_of(config)
     return int(config.get("num_hidden_layers") or config[kind.layers])
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states."""
+    """Returns the hidden size."""
     return int(config[architecture_of(config).hidden])
 
 
 def shape_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """All that decides how long a training step takes: two configs of equal shape cost the same."""
+    """Returns the config values that determine the cost of a training step; equal shapes have equal costs."""
     kind = architecture_of(config)
     keys = ("model_type", "vocab_size", "num_hidden_layers", kind.layers, kind.hidden, kind.feed_forward)
     return tuple(config.get(key) for key in keys)
 
 
 def usable_positions(config: Mapping[str, Any]) -> int | None:
-    """Largest number of tokens that a model takes, by its `config.json`; None if the file does not state it."""
+    """Returns the maximum number of input tokens according to a `config.json`; None if the file does not state it."""
     count = config.get("max_position_embeddings")
     if not isinstance(count, int) or count <= 0:
         return None
@@ -143,9 +143,9 @@ def usable_positions(config: Mapping[str, Any]) -> int | None:
 
 
 def encoder_prefix(folder: Path) -> str:
-    """What transformers puts before the names of an encoder that has a head: `bert.`, `distilbert.`, `roberta.`.
+    """Returns the prefix of encoder parameters in a model with a head: `bert.`, `distilbert.`, `roberta.`.
 
-    Empty if there is no readable `config.json`; loading the model reports that.
+    Empty if `config.json` is missing or damaged; loading the model reports that.
     """
     try:
         config = json.loads((folder / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, from its files alone: shapes, zeros, whether others quantized it. Loads no torch."""
+"""Checkpoint inspection without loading the model: shapes, zeros, signs of quantization. Does not import torch."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from pathlib import Path
 from toolkit.core.errors import UserError
 from toolkit.models.architectures import encoder_prefix, is_in_layer
 
-MIN_SPARSITY = 0.01  # a model with a smaller share of zeros was never pruned
-_BARE = ("encoder.", "transformer.", "embeddings.", "pooler.")  # names in an encoder that was saved without a head
-# Element type in safetensors -> bytes, and the bits that are clear in a zero (a sign does not count).
+MIN_SPARSITY = 0.01  # a model with a smaller fraction of zeros was never pruned
+_BARE = ("encoder.", "transformer.", "embeddings.", "pooler.")  # parameter names of an encoder saved without a head
+# safetensors dtype -> bytes, and the bits that are all 0 in +0.0 and -0.0 (all but the sign).
 _FLOATS = {"F64": (8, 0x7FFF_FFFF_FFFF_FFFF), "F32": (4, 0x7FFF_FFFF), "F16": (2, 0x7FFF), "BF16": (2, 0x7FFF)}
-# Tensors that only quantizers leave behind, in the names of torch, INC, NNCF, compressed-tensors and GPTQ.
+# Names of tensors that only quantized models have, as saved by torch, INC, NNCF, compressed-tensors and GPTQ.
 _QUANTIZERS = re.compile(
     r"(_packed_params|\.weight_scale|\.weight_zero_point|\.(input|output)_scale|\.q(weight|zeros)"
     r"|fake_quant|__nncf_hooks|\.weight_packed|\.(scale|zero_point)$|_scale_param_storage)"
@@ -23,7 +23,15 @@ _QUANTIZERS = re.compile(
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file: element type, shape, and where its bytes lie in the file."""
+    """Location and type of a tensor in a safetensors file.
+
+    Attributes:
+        file: The safetensors file.
+        dtype: Element type as safetensors names it, such as F32.
+        shape: Shape of the tensor.
+        start: Offset of its first byte in the file.
+        stop: Offset after its last byte.
+    """
 
     file: Path
     dtype: str
@@ -33,19 +41,19 @@ class StoredTensor:
 
 
 def encoder_matrices(folder: Path) -> dict[str, tuple[int, int]]:
-    """The matrices of the encoder's layers: name -> [rows, columns].
+    """Returns parameter name -> (rows, columns) of the matrices in the encoder's layers.
 
     Raises:
-        UserError: As `tensors`.
+        UserError: There is no safetensors file, or its header cannot be read.
     """
     found = stored_tensors(folder).items()
     return {name: (t.shape[0], t.shape[1]) for name, t in found if len(t.shape) == 2 and is_in_layer(name)}
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint, from the headers of its safetensors files.
+    """Returns all tensors of a checkpoint by name, from the headers of its safetensors files.
 
-    The names are those in training: `bert.encoder…` also where a bare encoder was saved as `encoder…`.
+    The names are those of a model with a head: `bert.encoder…` even if a bare encoder was saved as `encoder…`.
 
     Raises:
         UserError: There is no safetensors file, or its header cannot be read.
@@ -67,38 +75,44 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                         path, str(entry["dtype"]), tuple(entry["shape"]), start, stop
                     )
         except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
-            raise UserError("not a whole safetensors file", where=str(path), instead="a fresh copy of it") from None
+            raise _damaged(path) from None
     return found
 
 
 def require_unquantized(folder: Path) -> None:
-    """Refuses a checkpoint that is not plain floating-point weights in safetensors.
+    """Checks that a checkpoint consists of plain floating-point weights in safetensors.
 
     Raises:
-        UserError: Somebody quantized it, or its weights are pickled.
+        UserError: The checkpoint is quantized, or its weights are pickled or missing.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
-        config = {}  # told by those who need it
+        config = {}  # reported when the model is loaded
     method = (config.get("quantization_config") or {}) if isinstance(config, dict) else {}
     if method:
         name = method.get("quant_method") or method.get("format") or "quantization_config in its config.json"
-        raise _quantized(folder, f"it was quantized already ({name})")
+        raise _quantized(folder, f"it is already quantized ({name})")
     found = stored_tensors(folder)
     marks = [name for name in found if _QUANTIZERS.search(name)]
     if marks:
-        raise _quantized(folder, f"it was quantized already: it holds {marks[0]!r}")
+        raise _quantized(folder, f"it is already quantized: it contains {marks[0]!r}")
     coded = [n for n, t in found.items() if t.dtype not in _FLOATS and n.endswith("weight") and len(t.shape) == 2]
     if coded:
-        raise _quantized(folder, f"it was quantized already: {coded[0]} is {found[coded[0]].dtype}")
+        raise _quantized(folder, f"it is already quantized: {coded[0]} is {found[coded[0]].dtype}")
 
 
 def require_length(length: int, limit: int | None, where: str, key: str = "max_seq_length") -> None:
-    """Refuses a length that is more than the positions of a model; None: they are not known.
+    """Checks a sequence length against the number of positions of a model.
+
+    Args:
+        length: The sequence length in tokens.
+        limit: The model's number of positions; None if it is not known.
+        where: The recipe or file to report in errors.
+        key: The setting that holds the length.
 
     Raises:
-        UserError: It is.
+        UserError: The length exceeds the limit.
     """
     if limit is not None and length > limit:
         what = f"{key} {length} is more than the model's {limit} positions"
@@ -106,14 +120,14 @@ def require_length(length: int, limit: int | None, where: str, key: str = "max_s
 
 
 def sparsity_by_tensor(folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Share of weights that are exactly zero in each of these tensors.
+    """Returns tensor name -> fraction of weights that are exactly zero.
 
     Raises:
-        UserError: A file is shorter than its header says.
+        UserError: A file is shorter than its header states.
     """
     import numpy as np
 
-    found, shares = stored_tensors(folder), {}
+    found, sparsity = stored_tensors(folder), {}
     for name in names:
         tensor = found[name]
         size, bits = _FLOATS[tensor.dtype]
@@ -121,10 +135,14 @@ def sparsity_by_tensor(folder: Path, names: Iterable[str]) -> dict[str, float]:
             stream.seek(tensor.start)
             data = stream.read(tensor.stop - tensor.start)
         if len(data) != size * math.prod(tensor.shape):
-            raise UserError("not a whole safetensors file", where=str(tensor.file), instead="a fresh copy of it")
+            raise _damaged(tensor.file)
         values = np.frombuffer(data, dtype=f"<u{size}")
-        shares[name] = 1.0 - int(np.count_nonzero(values & np.array(bits, values.dtype))) / max(1, values.size)
-    return shares
+        sparsity[name] = 1.0 - int(np.count_nonzero(values & np.array(bits, values.dtype))) / max(1, values.size)
+    return sparsity
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError("damaged or incomplete safetensors file", where=str(path), instead="copy or download it again")
 
 
 def _no_weights(folder: Path) -> UserError:
@@ -133,20 +151,20 @@ def _no_weights(folder: Path) -> UserError:
         return _quantized(folder, "it was quantized by this toolkit")
     if pickled:
         return UserError(
-            f"{pickled[0]} is a pickle, which can run any code when it is opened: it is not read",
+            f"{pickled[0]} is a pickle file, which can run arbitrary code when it is loaded, so it is not opened",
             where=str(folder),
-            instead="where you trust it, save it anew with transformers' save_pretrained: it writes safetensors",
+            instead="if you trust the file, convert it with transformers' save_pretrained, which writes safetensors",
         )
     return UserError(
         "no model.safetensors in this folder",
         where=str(folder),
-        instead="a safetensors checkpoint; of a model on the hub often its revision owner/name@refs/pr/1",
+        instead="a safetensors checkpoint; for models on the hub, often the revision owner/name@refs/pr/1",
     )
 
 
 def _quantized(folder: Path, what: str) -> UserError:
     return UserError(
-        f"this checkpoint cannot be a start: {what}",
+        f"this checkpoint cannot be used as input: {what}",
         where=str(folder),
-        instead="the floating-point checkpoint that it was made from; quantization is the `quantize` stage",
+        instead="the floating-point checkpoint that it was made from; the `quantize` stage quantizes it",
     )

@@ -1,4 +1,4 @@
-"""The vocabulary head of each architecture, and BERT's next-sentence head."""
+"""Masked-LM heads of all architectures, and BERT's next-sentence head."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VocabularyHead:
-    """The head of a masked LM alone: last hidden states [n, h] -> vocabulary logits [n, V].
+    """Head of a masked LM: last hidden states [n, h] -> vocabulary logits [n, V].
 
     Attributes:
-        transform: All of it but its last layer, [n, h] -> [n, e].
+        transform: The head without its last layer, [n, h] -> [n, e].
         decoder: The last layer, tied to the word embeddings, [n, e] -> [n, V].
     """
 
@@ -27,7 +27,7 @@ class VocabularyHead:
     decoder: nn.Linear
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[n, h] -> [n, V]."""
+        """Returns the logits [n, V] of the hidden states [n, h]."""
         logits: Tensor = self.decoder(self.transform(hidden))
         return logits
 
@@ -50,24 +50,24 @@ MLM_HEADS: dict[str, Callable[[Any], VocabularyHead]] = {
 
 
 def mlm_head(model: "PreTrainedModel") -> VocabularyHead:
-    """The head of a masked LM.
+    """Returns the head of a masked LM.
 
     Raises:
-        UserError: The architecture's head is not known.
+        UserError: The architecture's head is not supported.
     """
     known = ARCHITECTURES.get(model.config.model_type)
-    # A type that is not in the table may have one of the known heads all the same.
+    # An architecture that is not in the table may still use one of the known heads.
     for attribute in [known.mlm_head] if known else MLM_HEADS:
         if hasattr(model, attribute):
             return MLM_HEADS[attribute](model)
     raise UserError(
-        f"the masked-LM head of {type(model).__name__} is not known",
+        f"the masked-LM head of {type(model).__name__} is not supported",
         where="model.source",
         instead="BERT, DistilBERT, RoBERTa, ELECTRA or ALBERT",
     )
 
 
 def next_sentence_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """The head of next-sentence prediction alone: pooled output [n, h] -> logits [n, 2]; class 1: from elsewhere."""
+    """Returns the next-sentence head: pooled output [n, h] -> logits [n, 2]; class 1 is a random next segment."""
     head: Callable[[Tensor], Tensor] = model.cls.seq_relationship
     return head

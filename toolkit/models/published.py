@@ -1,6 +1,6 @@
-"""Public facts of the models and data sets that the paper uses, so that recipes can be checked and planned offline.
+"""Config sizes of public models, so that recipes can be checked and planned offline.
 
-Sizes are those of the published `config.json` files and data set cards.
+The values are copied from the published `config.json` files.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ _DISTILBERT = {
     "max_position_embeddings": 512,
 }
 
-# Hub id -> what its config.json says of its size.
+# Hub id -> size-related entries of its config.json.
 CONFIGS: dict[str, dict[str, Any]] = {
     "google-bert/bert-base-uncased": _BERT_BASE,
     "google-bert/bert-large-uncased": _BERT_LARGE,
@@ -54,6 +54,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def published_config(source: str) -> dict[str, Any] | None:
-    """What is known of a model on the hub, whatever its revision; None: nothing. Old ids have no owner."""
+    """Returns the known config entries of a hub model at any revision; None if unknown. Old ids have no owner."""
     name = source.partition("@")[0]
     return CONFIGS.get(name) or next((c for known, c in CONFIGS.items() if known.endswith(f"/{name}")), None)

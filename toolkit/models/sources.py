@@ -1,4 +1,4 @@
-"""Where models and data come from: local files and folders, data inside installed packages, the hub. Loads no torch."""
+"""Model sources: local folders, folders in installed packages, and the Hugging Face hub. Does not import torch."""
 
 import json
 import re
@@ -13,19 +13,22 @@ _HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def fetch_model(source: str) -> Path:
-    """The folder of a checkpoint: a local folder, `package:…`, or a hub id (`owner/name[@revision]`), then fetched.
+    """Returns the folder of a checkpoint. Downloads a hub model that is not cached yet.
+
+    Args:
+        source: A local folder, `package:…`, or a hub id (`owner/name[@revision]`).
 
     Raises:
-        UserError: There is no such folder, and the hub does not have it or cannot be reached.
+        UserError: There is no such folder, and the hub does not provide the model or cannot be reached.
     """
     return local_model(source) or _snapshot(source, fetch=True)
 
 
 def cached_model(source: str) -> Path | None:
-    """As `model_folder`; None for what may be a model on the hub that was not fetched yet.
+    """Returns the folder of a checkpoint without downloading; None for a hub id that is not cached.
 
     Raises:
-        UserError: There is no such folder, and it cannot be the name of a model on the hub.
+        UserError: There is no such folder, and the source is not a valid hub id.
     """
     folder = local_model(source)
     if folder is not None:
@@ -40,10 +43,10 @@ def cached_model(source: str) -> Path | None:
 
 
 def cached_config(source: str) -> dict[str, Any] | None:
-    """What a checkpoint's `config.json` says, or what is known of a model on the hub; None: nothing is.
+    """Returns a checkpoint's `config.json`, or the published sizes of a hub model that is not cached; None if unknown.
 
     Raises:
-        UserError: As `model_at_hand`; or the file is damaged.
+        UserError: There is no such folder and the source is not a valid hub id, or the file is missing or damaged.
     """
     folder = cached_model(source)
     if folder is None:
@@ -52,18 +55,20 @@ def cached_config(source: str) -> dict[str, Any] | None:
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"not a model's config ({error})", where=str(path), instead="a fresh copy of it") from None
+        raise UserError(
+            f"invalid model config ({error})", where=str(path), instead="copy or download it again"
+        ) from None
     return config if isinstance(config, dict) else {}
 
 
 def is_hub_model(source: str) -> bool:
-    """Whether a name in a recipe is that of a model on the hub, whatever folder of that name there may be."""
+    """Returns whether a source in a recipe is a hub id, even if a local folder has the same name."""
     named = _HUB_MODEL.fullmatch(source) and not source.startswith(LOCAL_PREFIXES)
     return bool(named) or published_config(source) is not None
 
 
 def local_model(source: str) -> Path | None:
-    """The folder of a checkpoint that is no model on the hub: `package:…`, or a folder of that name.
+    """Returns the folder of a checkpoint that is not on the hub (`package:…` or a local folder); None if there is none.
 
     Raises:
         UserError: The folder has no `config.json`, or the package is not installed.
@@ -87,7 +92,7 @@ def _snapshot(source: str, *, fetch: bool) -> Path:
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(
-            f"neither a local folder nor a model that the hub gives ({type(error).__name__})",
+            f"neither a local folder nor a model available from the hub ({type(error).__name__})",
             where=source,
             instead="a folder with config.json and model.safetensors, package:<distribution>, or a hub id",
         ) from None

@@ -1,1 +1,1 @@
-"""Quantization-aware training behind one door per library."""
+"""Quantization with NNCF, per-operation settings, and accuracy-driven tuning."""

@@ -1,6 +1,6 @@
-"""8-bit quantization by NNCF, and how a quantized model is kept on disk and opened again, exactly.
+"""8-bit quantization with NNCF, and bit-exact saving and loading of quantized models.
 
-No `nncf.prune` is needed to hold the pattern: the weights' quantizer is symmetric, so what is zero stays code 0, and
+The sparsity pattern needs no `nncf.prune`: weight quantizers are symmetric, so a zero weight maps to code 0, and
 `PatternLock` keeps the weights themselves at zero.
 """
 
@@ -24,14 +24,14 @@ from toolkit.recipe.quantization import Quantization
 
 _CONFIG = "nncf_config.json"
 _WEIGHTS = "quantized.safetensors"
-_FP32_BIAS = "fp32_bias/"  # before the names of biases as they were before NNCF corrected them
-_NO_SATURATION = {"avx512_vnni", "avx_vnni", "amx_int8"}  # 8-bit products are summed in 32 bits
+_FP32_BIAS = "fp32_bias/"  # key prefix of the biases from before NNCF's bias correction
+_NO_SATURATION = {"avx512_vnni", "avx_vnni", "amx_int8"}  # these accumulate 8-bit products in 32 bits
 
 
 def resolve_overflow_fix(section: Quantization) -> Literal["enable", "disable"]:
-    """Whether weights keep to 7 bits: where the recipe says `bit: 7`, else as `overflow_fix` says.
+    """Returns whether weights are limited to 7 bits: always with `bit: 7`, otherwise according to `overflow_fix`.
 
-    `auto` is read off this CPU: without VNNI, sums of two 8-bit products saturate at 16 bits.
+    `auto` depends on this CPU: without VNNI, sums of two 8-bit products saturate at 16 bits.
     """
     if section.model_wise.weight.bit == 7:
         return "enable"
@@ -41,7 +41,7 @@ def resolve_overflow_fix(section: Quantization) -> Literal["enable", "disable"]:
 
 
 def quantized(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Quantization) -> Any:
-    """A quantized copy of the model, made as `section.approach` says; see the three functions below."""
+    """Returns a copy of the model quantized by `section.approach`; see the three functions below."""
     make = {
         "quant_aware_training": quantize,
         "post_training_static_quant": post_training,
@@ -51,40 +51,40 @@ def quantized(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Q
 
 
 def quantize(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Quantization) -> Any:
-    """A copy of the model with trainable fake quantization, calibrated; for quantization-aware training.
+    """Returns a calibrated copy of the model with trainable fake quantization, for quantization-aware training.
 
-    Every operation gets what the recipe asks of it. One whose weight or activation is to be `fp32` stays in FP32:
-    8 bits need both.
+    Every operation is configured as the recipe requests. An operation stays in FP32 if its weight or its activation
+    is `fp32`: an 8-bit operation needs both quantized.
 
     Args:
-        model: FP32 model; stays as it is.
-        batches: Model inputs (no labels), each at most a few examples.
-        section: Granularity, scheme, overflow fix, for all and for single operations.
+        model: FP32 model; left unchanged.
+        batches: Calibration inputs without labels, at most a few examples per batch.
+        section: Granularity, scheme and overflow fix, for the model and for single operations.
 
     Raises:
-        UserError: The recipe names operations that the model has not.
+        UserError: The recipe names operations that the model does not have.
     """
-    return _quantized(model, batches, section, smooth_quant=False, bias_correction=False)
+    return _quantize_ops(model, batches, section, smooth_quant=False, bias_correction=False)
 
 
 def post_training(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Quantization) -> Any:
-    """A quantized copy of the model without training, helped by what `section.recipes` switches on.
+    """Returns a copy of the model after static post-training quantization, with the options of `section.recipes`.
 
-    The biases from before the correction stay with the copy (`fp32_biases`), for operations that return to FP32.
-    Arguments and errors as of `quantize`.
+    The copy keeps the biases from before bias correction (`fp32_biases`) for operations that fall back to FP32.
+    Arguments and errors are those of `quantize`.
     """
     recipes = section.recipes
-    return _quantized(model, batches, section, recipes.smooth_quant, recipes.fast_bias_correction)
+    return _quantize_ops(model, batches, section, recipes.smooth_quant, recipes.fast_bias_correction)
 
 
 def dynamic(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Quantization) -> Any:
-    """A copy of the model with 8-bit weights alone; the runtime quantizes activations, where the CPU can.
+    """Returns a copy of the model with 8-bit weights only; the runtime quantizes activations if the CPU supports it.
 
-    Arguments and errors as of `quantize`; of the batches only the first is used, to find its way in the model.
+    Arguments and errors are those of `quantize`. Only the first batch is used, to trace the model.
     """
     from nncf.torch.function_hook import get_hook_storage
 
-    made = _quantized(model, batches[:1], section, smooth_quant=False, bias_correction=False)
+    made = _quantize_ops(model, batches[:1], section, smooth_quant=False, bias_correction=False)
     weights = {hook for op in quantized_ops(made, batches[0]).values() for hook in op.weight_hooks}
     for hook in quantizers(made).keys() - weights:
         get_hook_storage(made).delete_hook(hook)
@@ -92,18 +92,18 @@ def dynamic(model: nn.Module, batches: Sequence[dict[str, Tensor]], section: Qua
 
 
 def widen_to_7_bits(model: Any, sample: dict[str, Tensor], section: Quantization) -> None:
-    """After training: weights that it moved out of the 7 bits of the overflow fix are let in again.
+    """Widens scales after training so that all weights fit the overflow fix's 7-bit range again.
 
     Args:
-        model: From `quantize`; scales are widened in place where their weights need it.
-        sample: Model inputs.
-        section: What it was quantized by.
+        model: Model from `quantize`; scales that are too small are enlarged in place.
+        sample: Model inputs for tracing.
+        section: The section that the model was quantized with.
     """
     if resolve_overflow_fix(section) == "enable":
         keep_within_7_bits(model, quantized_ops(model, sample))
 
 
-def _quantized(
+def _quantize_ops(
     model: nn.Module,
     batches: Sequence[dict[str, Tensor]],
     section: Quantization,
@@ -112,16 +112,16 @@ def _quantized(
 ) -> Any:
     kinds = quantizable_ops(model, batches[0])
     check_names(section, kinds)
-    # An asymmetric range can be made symmetric without loss of tightness, not the other way round.
+    # A calibrated asymmetric range determines the tightest symmetric one; the reverse does not hold.
     wanted = [section.wanted(name, kind) for name, kind in kinds.items() if kind == "Linear"]
     asymmetric = any(in_8_bits(w) and w.activation.scheme == "asym" for w in wanted)
-    made = _by_nncf(model, batches, section, asymmetric, smooth_quant, bias_correction)
+    made = _nncf_quantize(model, batches, section, asymmetric, smooth_quant, bias_correction)
     made.fp32_biases = _changed_biases(model, made)
     apply(made, quantized_ops(made, batches[0]), section, resolve_overflow_fix(section) == "enable")
     return made
 
 
-def _by_nncf(
+def _nncf_quantize(
     model: nn.Module,
     batches: Sequence[dict[str, Tensor]],
     section: Quantization,
@@ -138,7 +138,7 @@ def _by_nncf(
     )
 
     nncf.set_log_level(logging.WARNING)
-    # SmoothQuant and bias correction move weights and biases between layers: good without training, in its way with.
+    # SmoothQuant and bias correction shift scales and biases between layers: they help PTQ but interfere with QAT.
     smooth = AdvancedSmoothQuantParameters() if smooth_quant else AdvancedSmoothQuantParameters(matmul=-1)
     return nncf.quantize(
         model.eval(),
@@ -160,33 +160,33 @@ def _by_nncf(
 
 
 def _changed_biases(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
-    """Parameter name -> bias before, of those that bias correction changed."""
+    """Returns the original values of all biases that bias correction changed, by parameter name."""
     old = {name: p.detach() for name, p in before.named_parameters() if name.endswith(".bias")}
     return {name: bias.clone() for name, bias in old.items() if not torch.equal(bias, after.get_parameter(name))}
 
 
 def save(model: Any, folder: Path) -> None:
-    """Writes what `load` needs: where the quantizers sit, and all weights and ranges."""
+    """Writes the quantizer configuration and the state dict (weights and ranges) that `load` reads."""
     import nncf.torch
 
     (folder / _CONFIG).write_text(json.dumps(nncf.torch.get_config(model)))
     biases = {f"{_FP32_BIAS}{name}": bias for name, bias in getattr(model, "fp32_biases", {}).items()}
     state = model.state_dict() | biases
-    # Cloned: SmoothQuant's factors are the same tensor at each of their places, which safetensors refuses.
+    # Cloned because SmoothQuant registers one factor tensor under several names, which safetensors rejects.
     save_file(
         {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}, folder / _WEIGHTS
     )
 
 
 def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
-    """Opens a quantized model: the same numbers, bit for bit.
+    """Loads a quantized model, bit-identical to the saved one.
 
     Args:
-        folder: Where `save` wrote.
-        plain: Makes the model without quantizers.
+        folder: Folder written by `save`.
+        plain: Factory for the model without quantizers.
 
     Raises:
-        UserError: Something is missing or damaged.
+        UserError: A file is missing or corrupt.
     """
     import nncf.torch
 
@@ -195,7 +195,7 @@ def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
         state = load_file(folder / _WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"this quantized model cannot be read ({error})", where=str(folder), instead="run the quantize stage again"
+            f"cannot read the quantized model ({error})", where=str(folder), instead="rerun the quantize stage"
         ) from None
     biases = {name: state.pop(name) for name in sorted(state) if name.startswith(_FP32_BIAS)}
     model: Any = nncf.torch.load_from_config(plain(), config)
@@ -205,7 +205,7 @@ def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
 
 
 def calibration_batches(collate: Callable[[list[Any]], dict[str, Tensor]], examples: Any, count: int) -> list[Any]:
-    """The first `count` training examples one by one, as model inputs."""
+    """Returns the first `count` training examples as model inputs, one example per batch."""
     from toolkit.data.batches import model_inputs
 
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Which of NNCF's quantizers belongs to which operation, and how an operation goes back to FP32.
+"""Mapping from operations to their NNCF quantizers, and fallback of single operations to FP32.
 
-NNCF hooks quantizers onto calls of functions and names them by these calls (`…/query/linear/1` is the second call, so
-layer 1). Its graph of the model says the rest: the parameter behind a product, and the quantizer before its input.
+NNCF hooks quantizers onto function calls and names them after these calls (`…/query/linear/1` is the second call, so
+layer 1). Its model graph supplies the rest: a MatMul's weight parameter and the quantizer that feeds its input.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from toolkit.recipe.quantization import OpType
 
 _HOOKS = "__nncf_hooks."
-_RANGES = ("._scale_param_storage", ".input_low")  # a quantizer has one of these parameters; other hooks do not
+_RANGES = ("._scale_param_storage", ".input_low")  # every quantizer has one of these parameters, other hooks have none
 
 
 @dataclass(frozen=True)
 class QuantizedOp:
-    """An operation that runs in 8 bits.
+    """An operation and the names of its quantizers.
 
     Attributes:
-        name: Of its module; of attention's product of queries and keys: of the module that computes it.
-        kind: Of what type it is.
-        weight_hooks: Names of the quantizers of its weight: one for each call of the module; none for `MatMul`.
-        input_hooks: Names of the quantizers of its inputs; none for `Embedding`, or where only weights have 8 bits.
+        name: Module name; for the attention MatMul (queries x keys), the attention module's name.
+        kind: Operation type.
+        weight_hooks: Names of the weight quantizers, one per call of the module; empty for `MatMul`.
+        input_hooks: Names of the input quantizers; empty for `Embedding` and for weight-only quantization.
     """
 
     name: str
@@ -37,26 +37,26 @@ class QuantizedOp:
 
     @property
     def hooks(self) -> frozenset[str]:
-        """All of its quantizers."""
+        """Names of all quantizers of the operation."""
         return frozenset(self.weight_hooks + self.input_hooks)
 
 
 def quantizable_ops(model: nn.Module, sample: dict[str, Tensor]) -> dict[str, OpType]:
-    """Name -> type of everything that can be quantized, in forward order.
+    """Returns the type of every operation that can be quantized, by name, in forward order.
 
     Args:
-        model: FP32 or quantized; stays as it is.
-        sample: Model inputs.
+        model: FP32 or quantized model; left unchanged.
+        sample: Model inputs for tracing.
     """
     return {op.name: op.kind for op in _ops(model, sample).values()}
 
 
 def quantized_ops(model: Any, sample: dict[str, Tensor]) -> dict[str, QuantizedOp]:
-    """Name -> operation of everything that is quantized, in forward order.
+    """Returns every operation that is quantized, by name, in forward order.
 
     Args:
-        model: From `quantize`, `post_training`, `dynamic` or `load`; stays as it is.
-        sample: Model inputs.
+        model: Model from `quantize`, `post_training`, `dynamic` or `load`; left unchanged.
+        sample: Model inputs for tracing.
     """
 
     def is_quantized(op: QuantizedOp) -> bool:
@@ -66,34 +66,34 @@ def quantized_ops(model: Any, sample: dict[str, Tensor]) -> dict[str, QuantizedO
 
 
 def quantizers(model: Any) -> dict[str, Any]:
-    """Hook name -> quantizer module of everything that is hooked onto the model."""
+    """Returns every module that is hooked onto the model, by hook name."""
     from nncf.torch.function_hook import get_hook_storage
 
     return dict(get_hook_storage(model).named_hooks(remove_duplicate=False))
 
 
 def return_to_fp32(model: Any, names: Collection[str], ops: Mapping[str, QuantizedOp]) -> None:
-    """Takes the quantizers of these operations away for good; and the bias correction that was made for them.
+    """Permanently removes the quantizers and the bias correction of these operations.
 
-    A quantizer that feeds other quantized operations too stays.
+    A quantizer that other quantized operations share is kept.
 
     Args:
-        model: Changed in place.
-        names: Keys of `ops`.
-        ops: From `quantized_ops`, before or after others were returned.
+        model: Quantized model; changed in place.
+        names: Operations to keep in FP32; keys of `ops`.
+        ops: Result of `quantized_ops`, computed before or after earlier fallbacks.
     """
     from nncf.torch.function_hook import get_hook_storage
 
-    for hook in _only_of(model, names, ops):
+    for hook in _exclusive_hooks(model, names, ops):
         get_hook_storage(model).delete_hook(hook)
     uncorrect_biases(model, names)
 
 
 @contextlib.contextmanager
 def bypassed(model: Any, names: Collection[str], ops: Mapping[str, QuantizedOp]) -> Iterator[None]:
-    """As `return_to_fp32`, for the time of a `with`; afterwards the model is exactly what it was."""
+    """Context manager version of `return_to_fp32`: on exit the model is restored exactly."""
     hooked = quantizers(model)
-    switches = {hook: hooked[hook].enabled.clone() for hook in _only_of(model, names, ops)}
+    switches = {hook: hooked[hook].enabled.clone() for hook in _exclusive_hooks(model, names, ops)}
     corrected = uncorrect_biases(model, names)
     for hook in switches:
         hooked[hook].enabled.zero_()
@@ -106,10 +106,10 @@ def bypassed(model: Any, names: Collection[str], ops: Mapping[str, QuantizedOp])
 
 
 def uncorrect_biases(model: Any, names: Collection[str]) -> dict[str, Tensor]:
-    """Gives these modules the biases that they had before NNCF corrected them for 8 bits.
+    """Restores the biases that these modules had before NNCF's bias correction.
 
     Returns:
-        Parameter name -> corrected bias, of those that were changed.
+        The corrected values of the biases that were restored, by parameter name.
     """
     originals: dict[str, Tensor] = getattr(model, "fp32_biases", {})
     mine = {f"{name}.bias": originals[f"{name}.bias"] for name in names if f"{name}.bias" in originals}
@@ -124,8 +124,8 @@ def _set_biases(model: Any, biases: Mapping[str, Tensor]) -> None:
             model.get_parameter(name).copy_(bias)
 
 
-def _only_of(model: Any, names: Collection[str], ops: Mapping[str, QuantizedOp]) -> list[str]:
-    """Hooks of these operations that no other operation needs that still has all of its own."""
+def _exclusive_hooks(model: Any, names: Collection[str], ops: Mapping[str, QuantizedOp]) -> list[str]:
+    """Returns the hooks of these operations that no other fully quantized operation uses."""
     present = set(quantizers(model))
     others = [op.hooks for op in ops.values() if op.name not in names and op.hooks <= present]
     mine: set[str] = set().union(*(ops[name].hooks for name in names))
@@ -133,7 +133,7 @@ def _only_of(model: Any, names: Collection[str], ops: Mapping[str, QuantizedOp])
 
 
 def _ops(model: Any, sample: dict[str, Tensor]) -> dict[str, QuantizedOp]:
-    """Everything that can be quantized, with the hooks that it has; calls of the same module are one operation."""
+    """Returns all quantizable operations with their hooks; calls of one module are merged into one operation."""
     from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
 
     training = model.training
@@ -145,7 +145,7 @@ def _ops(model: Any, sample: dict[str, Tensor]) -> dict[str, QuantizedOp]:
         if (op := _op(graph, node)) is not None:
             before = found.get(op.name, replace(op, weight_hooks=(), input_hooks=()))
             weights, inputs = before.weight_hooks + op.weight_hooks, before.input_hooks + op.input_hooks
-            found[op.name] = replace(op, weight_hooks=_once(weights), input_hooks=_once(inputs))
+            found[op.name] = replace(op, weight_hooks=_unique(weights), input_hooks=_unique(inputs))
     return found
 
 
@@ -154,21 +154,21 @@ def _op(graph: Any, node: Any) -> QuantizedOp | None:
 
     kinds: dict[Any, OpType] = {om.PTLinearMetatype: "Linear", om.PTEmbeddingMetatype: "Embedding"}
     if node.metatype in kinds:
-        weight, hook = _origin(graph, node, 1)
+        weight, hook = _producer(graph, node, 1)
         if weight is None or weight.node_type != "nncf_model_const":
             return None
-        inputs = _hooks(_origin(graph, node, 0)[1]) if node.metatype is om.PTLinearMetatype else ()
+        inputs = _hooks(_producer(graph, node, 0)[1]) if node.metatype is om.PTLinearMetatype else ()
         return QuantizedOp(weight.node_name.rpartition(".")[0], kinds[node.metatype], _hooks(hook), inputs)
     if node.metatype in (om.PTMatMulMetatype, om.PTScaledDotProductAttentionMetatype):
-        (queries, first), (keys, second) = _origin(graph, node, 0), _origin(graph, node, 1)
+        (queries, first), (keys, second) = _producer(graph, node, 0), _producer(graph, node, 1)
         names = [_op(graph, n) for n in (queries, keys) if n is not None and n.metatype is om.PTLinearMetatype]
         if len(names) == 2 and queries is not keys:
-            return QuantizedOp(_common(*(op.name for op in names if op)), "MatMul", (), _hooks(first, second))
+            return QuantizedOp(_common_module(*(op.name for op in names if op)), "MatMul", (), _hooks(first, second))
     return None
 
 
-def _origin(graph: Any, node: Any, port: int) -> tuple[Any | None, str]:
-    """What computes an input, looking through operations that only move values; and the quantizer on the way or ''."""
+def _producer(graph: Any, node: Any, port: int) -> tuple[Any | None, str]:
+    """Returns the node that computes an input, skipping value-moving operations, and the quantizer passed or ''."""
     found = ""
     source = _source(graph, node, port)
     while source is not None:
@@ -185,7 +185,7 @@ def _source(graph: Any, node: Any, port: int) -> Any | None:
 
 
 def _quantizer(graph: Any, node: Any) -> str:
-    """Name of the hook that this node is part of, if it is a quantizer."""
+    """Returns the name of the quantizer hook that contains this node, or ''."""
     for edge in graph.get_input_edges(node):
         name: str = edge.from_node.node_name
         if name.startswith(_HOOKS) and name.endswith(_RANGES):
@@ -194,15 +194,15 @@ def _quantizer(graph: Any, node: Any) -> str:
 
 
 def _moves_values() -> list[Any]:
-    """The operations through which NNCF itself moves quantizers."""
+    """Returns the operation types through which NNCF propagates quantizers."""
     from nncf.common.quantization.quantizer_propagation.structs import QuantizationTrait
     from nncf.torch.quantization.default_quantization import DEFAULT_PT_QUANT_TRAIT_TO_OP_DICT
 
     return list(DEFAULT_PT_QUANT_TRAIT_TO_OP_DICT[QuantizationTrait.QUANTIZATION_AGNOSTIC])
 
 
-def _common(first: str, second: str) -> str:
-    """The module that holds both."""
+def _common_module(first: str, second: str) -> str:
+    """Returns the innermost module that contains both."""
     pairs = zip(first.split("."), second.split("."), strict=False)
     return ".".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -211,5 +211,5 @@ def _hooks(*names: str) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))

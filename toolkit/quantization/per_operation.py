@@ -1,7 +1,7 @@
-"""A quantized model made to be what the recipe asks for, operation by operation.
+"""Per-operation quantization settings, applied on top of NNCF's model-wide configuration.
 
-NNCF quantizes by one setting for all. What some operations are to have otherwise is changed afterwards, quantizer by
-quantizer, with NNCF's own formulas, so that an operation gets what NNCF would have given it.
+NNCF quantizes the model with one configuration. Operations with other settings get new quantizers afterwards, computed
+with NNCF's own formulas, so they equal what NNCF would have created with these settings.
 """
 
 import re
@@ -18,42 +18,42 @@ from toolkit.recipe.quantization import OpType, Quantization
 
 
 def check_names(section: Quantization, ops: dict[str, OpType]) -> None:
-    """Every expression and every type of operation in the recipe must mean something in this model.
+    """Checks that every expression and operation type in the recipe matches an operation of the model.
 
     Args:
-        section: The recipe's section.
-        ops: Name -> type of what can be quantized.
+        section: The recipe's quantization section.
+        ops: Types of the quantizable operations, by name.
 
     Raises:
-        UserError: One means nothing.
+        UserError: An expression or a type matches no quantizable operation.
     """
-    firsts = {kind: name for name, kind in reversed(ops.items())}  # one of each type, the first
+    firsts = {kind: name for name, kind in reversed(ops.items())}  # the first operation of each type
     for pattern in section.op_wise:
         if not any(re.search(pattern, name) for name in ops):
             raise UserError(
-                f"{pattern!r} matches nothing that can be quantized",
+                f"{pattern!r} matches no quantizable operation",
                 where="quantization.op_wise",
-                instead=f"a regular expression on names such as {', '.join(firsts.values())}",
+                instead=f"a regular expression that matches names such as {', '.join(firsts.values())}",
             )
     for kind in section.optype_wise:
         if kind not in ops.values():
             raise UserError(
-                f"this model has no {kind} to quantize",
+                f"the model has no {kind} operation to quantize",
                 where="quantization.optype_wise",
                 instead=", ".join(dict.fromkeys(ops.values())),
             )
 
 
 def apply(model: Any, ops: Mapping[str, QuantizedOp], section: Quantization, seven_bits: bool) -> None:
-    """Edits the quantizers of single operations to what the recipe asks of them.
+    """Replaces or removes quantizers so that every operation has the settings that the recipe requests.
 
-    An operation runs in 8 bits only where weight and activation are both `int8`; else it goes back to FP32.
+    An operation runs in 8 bits only if its weight and activation are both `int8`; otherwise it is kept in FP32.
 
     Args:
-        model: Quantized as `model_wise` says; changed in place.
-        ops: From `quantized_ops`.
-        section: The recipe's section.
-        seven_bits: Whether weights of products keep to half of the range (the overflow fix).
+        model: Model quantized with the `model_wise` settings; changed in place.
+        ops: Result of `quantized_ops`.
+        section: The recipe's quantization section.
+        seven_bits: Whether MatMul weights are limited to half of the 8-bit range (the overflow fix).
     """
     wanted = {name: section.wanted(name, op.kind) for name, op in ops.items()}
     return_to_fp32(model, [name for name in ops if not in_8_bits(wanted[name])], ops)
@@ -64,10 +64,10 @@ def apply(model: Any, ops: Mapping[str, QuantizedOp], section: Quantization, sev
             per_channel = wanted[name].weight.granularity == "per_channel"
             if hooked[hook].per_channel != per_channel:
                 weight = model.get_parameter(f"{name}.weight").detach()
-                fixed = seven_bits and op.kind == "Linear"  # an Embedding adds nothing up that could overflow
+                fixed = seven_bits and op.kind == "Linear"  # an Embedding has no sums that could overflow
                 _replace(model, hook, _weight_quantizer(hooked[hook], weight, per_channel, fixed))
                 edited = True
-        for hook in op.input_hooks if op.kind == "Linear" else ():  # OpenVINO multiplies queries and keys as sym only
+        for hook in op.input_hooks if op.kind == "Linear" else ():  # OpenVINO's attention supports only sym
             symmetric = wanted[name].activation.scheme == "sym"
             if _symmetric(hooked[hook]) != symmetric and hook not in shared:
                 _replace(model, hook, _input_quantizer(hooked[hook], symmetric))
@@ -77,11 +77,11 @@ def apply(model: Any, ops: Mapping[str, QuantizedOp], section: Quantization, sev
 
 
 def keep_within_7_bits(model: Any, ops: Mapping[str, QuantizedOp]) -> None:
-    """After training with the overflow fix: weights that left the half range are let in again, by wider scales.
+    """Widens scales after training with the overflow fix so that all weights fit half of the 8-bit range again.
 
     Args:
-        model: Quantized with the overflow fix; scales are changed in place where their weights need it.
-        ops: From `quantized_ops`.
+        model: Model quantized with the overflow fix; scales that are too small are enlarged in place.
+        ops: Result of `quantized_ops`.
     """
     hooked = quantizers(model)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def keep_within_7_bits(model: Any, ops: Mapping[str, QuantizedOp]) -> None:
 
 
 def _shared(ops: Mapping[str, QuantizedOp]) -> set[str]:
-    """Input quantizers of more than one operation: their scheme is not one operation's to choose."""
+    """Returns input quantizers shared by several operations; a single operation cannot change their scheme."""
     seen: set[str] = set()
     shared: set[str] = set()
     for op in ops.values():
@@ -110,7 +110,7 @@ def _symmetric(quantizer: Any) -> bool:
 
 
 def _replace(model: Any, hook: str, quantizer: nn.Module) -> None:
-    """Puts another quantizer in the same place, in the same order among the others."""
+    """Replaces a quantizer, keeping its position among the hooks."""
     from nncf.torch.function_hook import get_hook_storage
 
     place, _, number = hook.rpartition(".")
@@ -119,7 +119,7 @@ def _replace(model: Any, hook: str, quantizer: nn.Module) -> None:
 
 
 def _weight_quantizer(old: Any, weight: Tensor, per_channel: bool, seven_bits: bool) -> Any:
-    """The quantizer that NNCF would give this weight [out, in]."""
+    """Returns the quantizer that NNCF would create for this weight [out, in]."""
     shape = (weight.shape[0], 1) if per_channel else (1,)
     largest = weight.abs().amax(dim=1, keepdim=True) if per_channel else weight.abs().amax()
     state = old.get_config() | {"scale_shape": shape}
@@ -127,7 +127,7 @@ def _weight_quantizer(old: Any, weight: Tensor, per_channel: bool, seven_bits: b
 
 
 def _input_quantizer(old: Any, symmetric: bool) -> Any:
-    """A quantizer of the other scheme whose range holds the old one's."""
+    """Returns a quantizer of the other scheme whose range contains the old range."""
     from nncf.torch.quantization.layers import AsymmetricQuantizer, SymmetricQuantizer
 
     if symmetric:
@@ -143,7 +143,7 @@ def _input_quantizer(old: Any, symmetric: bool) -> Any:
 def _calibrated(
     cls: Any, state: dict[str, Any], low: Tensor, high: Tensor, is_weight: bool = False, seven_bits: bool = False
 ) -> Any:
-    """A quantizer for values between `low` and `high`, by NNCF's formulas."""
+    """Returns a quantizer for values between `low` and `high`, computed with NNCF's formulas."""
     from nncf.common.quantization.structs import QuantizationScheme, QuantizerConfig, QuantizerGroup
     from nncf.common.tensor_statistics.statistics import MinMaxTensorStatistic
     from nncf.quantization.fake_quantize import calculate_quantizer_parameters

@@ -1,4 +1,4 @@
-"""Which operations suffer most from 8 bits: each is quantized alone, on real examples."""
+"""Sensitivity of the logits to quantizing each operation alone, measured on real examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,33 +8,37 @@ from torch import Tensor
 
 from toolkit.models.task_heads import task_logits
 from toolkit.quantization.operations import bypassed
+from toolkit.recipe import Kind
 
 
 @torch.inference_mode()
-def measure(model: Any, batches: Sequence[Mapping[str, Tensor]], operations: Mapping[str, Any]) -> dict[str, float]:
-    """Operation -> mean squared change of the logits when it alone is quantized.
+def measure(
+    kind: Kind, model: Any, batches: Sequence[Mapping[str, Tensor]], operations: Mapping[str, Any]
+) -> dict[str, float]:
+    """Returns the mean squared change of the logits, by operation, when only that operation is quantized.
 
-    Quantizing one at a time, rather than returning one at a time, tells two bad operations apart from a good one:
-    while both are quantized, the logits are lost whichever of them is returned.
+    Quantizing one operation at a time also ranks two harmful operations correctly. Keeping one at a time in FP32 does
+    not: the other one still ruins the logits, so neither differs from a harmless operation.
 
     Args:
-        model: A quantized model; it is left as it was.
+        kind: The task's kind.
+        model: Quantized model; restored afterwards.
         batches: Model inputs.
-        operations: As from `nncf_ops.quantized_ops`.
+        operations: Result of `operations.quantized_ops`.
     """
     names = set(operations)
     with bypassed(model, names, operations):
-        plain = _logits(model, batches)
+        plain = _logits(kind, model, batches)
     found = {}
     for name in operations:
         with bypassed(model, names - {name}, operations):
-            found[name] = float((_logits(model, batches) - plain).square().mean())
+            found[name] = float((_logits(kind, model, batches) - plain).square().mean())
     return found
 
 
-def _logits(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """All logits of all batches, one after the other."""
+def _logits(kind: Kind, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Returns the logits of all batches, flattened and concatenated."""
     model.eval()
     device = next(model.parameters()).device
     moved = ({k: v.to(device) for k, v in batch.items()} for batch in batches)
-    return torch.cat([task_logits(model, batch).float().flatten() for batch in moved])
+    return torch.cat([task_logits(kind, model, batch).float().flatten() for batch in moved])

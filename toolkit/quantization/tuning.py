@@ -1,8 +1,8 @@
-"""The search for a quantized model that keeps the accuracy criterion: which matrices go back to FP32. Pure logic.
+"""Accuracy-driven search for the operations to keep in FP32. Pure logic: trials are run by the caller.
 
-Matrices are ranked by what quantizing each alone does to the logits. The search returns the worst 1, 2, 4, 8, … until
-the criterion is met, then halves the gap to the last miss: a few trials find the shortest head of the ranking that
-will do. With time left it looks for something better by the recipe's objective.
+Operations are ranked by their quantization sensitivity. The search keeps the 1, 2, 4, 8, … most sensitive ones in FP32
+until the criterion is met, then bisects back to the last failure: a few trials find the shortest sufficient prefix of
+the ranking. Remaining time is used to improve the recipe's objective.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -11,20 +11,20 @@ from typing import Any
 
 from toolkit.recipe import Tuning
 
-TUNING_FILE = "tuning.json"  # in a quantized checkpoint: the operations in FP32, and every trial behind that choice
+TUNING_FILE = "tuning.json"  # in a quantized checkpoint: the operations kept in FP32, and all trials
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One quantized model that was tried.
+    """Result of evaluating one quantized model.
 
     Attributes:
-        number: 0 is the model as the recipe asks for it.
-        returned: Operations that run in FP32 in it.
+        number: Trial number; 0 is the model as the recipe configures it.
+        returned: Operations kept in FP32.
         metric: Score on the tuning examples.
-        loss: What was lost against FP32, in the criterion's unit.
-        met: Whether the criterion allows that.
-        seconds: What the trial took; of the first one only the judging, since it is made without a search as well.
+        loss: Accuracy loss against FP32, in the criterion's unit.
+        met: Whether the loss meets the accuracy criterion.
+        seconds: Duration. Trial 0 counts evaluation only, since its model is built without tuning too.
     """
 
     number: int
@@ -35,7 +35,7 @@ class Trial:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Returns the trial as JSON values for the manifest."""
         return asdict(self)
 
 
@@ -45,22 +45,22 @@ Subset = tuple[str, ...]
 def search(
     attempt: Callable[[int, Subset], Trial], rank: Callable[[], Sequence[str]], section: Tuning
 ) -> tuple[Trial, ...]:
-    """Tries models until the policy says stop; every trial is returned, in the order in which it was made.
+    """Runs trials until the search or the exit policy ends, and returns all of them in order.
 
     Args:
-        attempt: (number, operations to return) -> the trial. Number 0 returns none.
-        rank: The operations, most sensitive first; asked for only when the first trial is not enough.
+        attempt: Runs a trial, given its number and the operations to keep in FP32 (none for number 0).
+        rank: Returns the operations, most sensitive first; called only if trial 0 does not end the search.
         section: Objective and exit policy.
     """
     trials = [attempt(0, ())]
     policy = section.exit_policy
-    goes_on = policy.timeout > 0
-    if trials[0].met and not (goes_on and section.objective == "accuracy"):
+    has_time_budget = policy.timeout > 0
+    if trials[0].met and not (has_time_budget and section.objective == "accuracy"):
         return tuple(trials)
-    subsets = _subsets(list(rank()), trials[0].met, goes_on, section.objective)
+    subsets = _subsets(list(rank()), trials[0].met, has_time_budget, section.objective)
     chosen = next(subsets, None)
     while chosen is not None and len(trials) < policy.max_trials:
-        if goes_on and sum(t.seconds for t in trials) >= policy.timeout:
+        if has_time_budget and sum(t.seconds for t in trials) >= policy.timeout:
             break
         trials.append(attempt(len(trials), chosen))
         try:
@@ -71,13 +71,13 @@ def search(
 
 
 def select(trials: Sequence[Trial], objective: str, costs: dict[int, float]) -> Trial:
-    """The trial that the objective chooses of those that meet the criterion; the best score when none does.
+    """Returns the best trial by the objective among those that meet the criterion, or the best score if none does.
 
     Args:
-        trials: At least one.
-        objective: INC's word.
-        costs: Trial number -> what the objective wants small (milliseconds, bytes), for the trials that meet the
-            criterion; not needed where only one does, nor for `accuracy`.
+        trials: At least one trial.
+        objective: INC's name of the objective.
+        costs: Quantity that the objective minimises (milliseconds or bytes), by trial number, for the trials that meet
+            the criterion; unused if only one does, or for `accuracy`.
     """
     fits = [t for t in trials if t.met]
     if not fits or objective == "accuracy":
@@ -87,9 +87,9 @@ def select(trials: Sequence[Trial], objective: str, costs: dict[int, float]) -> 
     return min(fits, key=lambda t: (costs[t.number], len(t.returned)))
 
 
-def _subsets(ranked: list[str], met: bool, goes_on: bool, objective: str) -> Generator[Subset, bool, None]:
-    """What to return next; each `yield` gives back whether the criterion was met with it."""
-    low, high = -1, 0  # the longest head of the ranking that missed, the shortest that met
+def _subsets(ranked: list[str], met: bool, has_time_budget: bool, objective: str) -> Generator[Subset, bool, None]:
+    """Yields the operations to keep in FP32 next; expects `send(whether the criterion was met)`."""
+    low, high = -1, 0  # lengths: longest prefix of the ranking that failed, shortest that met the criterion
     if not met:
         low, high = 0, 1
         while not (yield tuple(ranked[:high])):
@@ -102,14 +102,14 @@ def _subsets(ranked: list[str], met: bool, goes_on: bool, objective: str) -> Gen
                 high = middle
             else:
                 low = middle
-    if not goes_on:
+    if not has_time_budget:
         return
     if objective == "accuracy":
         for count in range(high + 1, len(ranked) + 1):
             yield tuple(ranked[:count])
         return
     kept = ranked[:high]
-    for name in reversed(ranked[: high - 1]):  # without the last one it missed: that is how `high` was found
+    for name in reversed(ranked[: high - 1]):  # the prefix without its last operation has failed already
         fewer = tuple(n for n in kept if n != name)
         if (yield fewer):
             kept = list(fewer)

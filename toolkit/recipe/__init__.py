@@ -46,6 +46,7 @@ from toolkit.recipe.stages import Quantize as Quantize
 from toolkit.recipe.stages import Student as Student
 from toolkit.recipe.stages import TrainOnly as TrainOnly
 from toolkit.recipe.stages import Transfer as Transfer
+from toolkit.recipe.task import KINDS as KINDS
 from toolkit.recipe.task import OWN_STAGES as OWN_STAGES
 from toolkit.recipe.task import AnswerWindows as AnswerWindows
 from toolkit.recipe.task import HoldOut as HoldOut
@@ -158,7 +159,7 @@ def _check_distance(recipe: Recipe, name: str) -> None:
     task = recipe.tasks[name]
     for stage in ("transfer", "quantize"):
         section = recipe.section(stage, name)
-        if task.kind != "question_answering" or section is None or section.distillation is None:
+        if not KINDS[task.kind].per_token or section is None or section.distillation is None:
             continue
         settings = section.distillation.train.criterion.settings
         if isinstance(settings, KDLossSettings) and settings.loss_types[1] == "MSE":

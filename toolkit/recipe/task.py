@@ -1,5 +1,6 @@
 """The recipe's `tasks.<name>` section: where a task's rows come from, what its columns mean, what is measured."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,11 +13,38 @@ from toolkit.recipe.stages import Quantize, TrainOnly, Transfer
 Kind = Literal["classification", "regression", "question_answering"]
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman", "exact_match"]
 
-# What can be measured of each kind; the first one where the recipe does not say.
-METRICS: dict[Kind, tuple[Metric, ...]] = {
-    "classification": ("accuracy", "f1", "matthews_correlation"),
-    "regression": ("pearson", "spearman"),
-    "question_answering": ("f1", "exact_match"),
+
+@dataclass(frozen=True)
+class KindRules:
+    """What a recipe may say about a task of one kind.
+
+    Attributes:
+        metrics: Metrics that can be measured; the first one is the default.
+        has_classes: The label is the name or number of a class.
+        scalar_label: The label is a text or a number, not a list or an object.
+        columns: Names of the text columns if the kind needs a fixed number of them; empty: one column or two.
+        cuts_windows: Long texts are cut into windows, by the section `windows`.
+        per_token: There are as many logits as a text has tokens, so that they cannot be compared one by one.
+    """
+
+    metrics: tuple[Metric, ...]
+    has_classes: bool = False
+    scalar_label: bool = True
+    columns: tuple[str, ...] = ()
+    cuts_windows: bool = False
+    per_token: bool = False
+
+
+KINDS: dict[Kind, KindRules] = {
+    "classification": KindRules(("accuracy", "f1", "matthews_correlation"), has_classes=True),
+    "regression": KindRules(("pearson", "spearman")),
+    "question_answering": KindRules(
+        ("f1", "exact_match"),
+        scalar_label=False,
+        columns=("question", "context"),
+        cuts_windows=True,
+        per_token=True,
+    ),
 }
 OWN_STAGES = ("task_teacher", "transfer", "quantize", "benchmark")
 
@@ -99,8 +127,8 @@ class Task(Section):
             known.pop("dev", None)
             known.pop("more_dev", None)
         filled = known | {k: v for k, v in values.items() if v is not None}
-        if "metrics" not in filled and filled.get("kind") in METRICS:
-            filled["metrics"] = METRICS[filled["kind"]][:1]
+        if "metrics" not in filled and filled.get("kind") in KINDS:
+            filled["metrics"] = KINDS[filled["kind"]].metrics[:1]
         return filled
 
     @model_validator(mode="after")
@@ -115,19 +143,21 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "Task":
+        rules, kind = KINDS[self.kind], self.kind.replace("_", " ")
         for number, metric in enumerate(self.metrics):
-            if metric not in METRICS[self.kind]:
+            if metric not in rules.metrics:
                 raise wrong(
-                    f"{metric} is not measured of {self.kind.replace('_', ' ')}",
+                    f"{metric} is not measured of {kind}",
                     *("metrics", number),
-                    instead=" or ".join(METRICS[self.kind]),
+                    instead=" or ".join(rules.metrics),
                 )
-        if self.kind != "classification" and self.labels:
-            raise wrong(f"a task of {self.kind.replace('_', ' ')} has no classes", "labels", instead="no labels")
-        if self.kind == "question_answering" and len(self.columns) != 2:
-            raise wrong("needs two columns", "columns", instead="[question, context]")
+        if self.labels and not rules.has_classes:
+            raise wrong(f"a task of {kind} has no classes", "labels", instead="no labels")
+        if rules.columns and len(self.columns) != len(rules.columns):
+            what = f"needs {len(rules.columns)} columns, in this order"
+            raise wrong(what, "columns", instead=f"[{', '.join(rules.columns)}]")
         least = self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
-        if self.kind == "question_answering" and self.max_seq_length <= least:
+        if rules.cuts_windows and self.max_seq_length <= least:
             raise wrong(
                 f"a question of {self.windows.max_question_length} tokens and an overlap of {self.windows.stride} "
                 "leave nothing new for a window",

@@ -1,1 +1,1 @@
-"""What is zero and stays zero: schedule, mask, and the back ends that choose the weights."""
+"""Pruning: the schedule, the sparsity mask and the back ends that select the weights to prune."""

@@ -1,4 +1,4 @@
-"""Which matrices each pruner gets, what it can do with them, and how sparse they become. Loads no torch."""
+"""Assignment of prunable matrices to pruners, and the sparsity that each matrix can reach. Does not import torch."""
 
 import math
 import re
@@ -10,21 +10,21 @@ from toolkit.recipe.pruning import ResolvedPruner, needs_gradients
 
 
 def assign_matrices(pruners: Sequence[ResolvedPruner], names: Iterable[str], where: str) -> list[list[str]]:
-    """Weight names of each pruner, in the order of `names`.
+    """Returns the weight names of each pruner, in the order of `names`.
 
-    A pruner gets what one of its `names` is found in, less what one of its `exclude_names` is found in; the one pruner
-    without `names` gets what no other names.
+    A pruner gets the matrices that match one of its `names` and none of its `exclude_names`. The only pruner without
+    `names` gets the matrices that no other pruner selects.
 
     Args:
-        pruners: As the recipe has them.
-        names: Of all prunable weights, such as `bert.encoder.layer.0.attention.self.query.weight`.
-        where: The recipe's key, for messages.
+        pruners: The recipe's pruners, in their order.
+        names: Names of all prunable weights, such as `bert.encoder.layer.0.attention.self.query.weight`.
+        where: The recipe key to report in errors.
 
     Raises:
-        UserError: An expression matches nothing, a matrix is named twice, or a pruner gets nothing.
+        UserError: An expression matches no matrix, two pruners select the same matrix, or a pruner gets no matrix.
     """
     names = list(names)
-    named = [[name for name in names if _found(pruner.names, name)] for pruner in pruners]
+    selected = [[name for name in names if _matches(pruner.names, name)] for pruner in pruners]
     for pruner in pruners:
         for expression in pruner.names:
             if not any(re.search(expression, name) for name in names):
@@ -33,49 +33,57 @@ def assign_matrices(pruners: Sequence[ResolvedPruner], names: Iterable[str], whe
                     where=f"{where}.pruners",
                     instead=f"a regular expression on names such as {names[0]}",
                 )
-    mine = [[n for n in group if not _found(p.exclude_names, n)] for p, group in zip(pruners, named, strict=True)]
+    assigned = [
+        [n for n in group if not _matches(p.exclude_names, n)] for p, group in zip(pruners, selected, strict=True)
+    ]
     taken: dict[str, int] = {}
-    for number, group in enumerate(mine):
+    for number, group in enumerate(assigned):
         for name in group:
             if name in taken:
-                first, second = (_first(pruners[n].names, name) for n in (taken[name], number))
+                first, second = (_first_match(pruners[n].names, name) for n in (taken[name], number))
                 raise UserError(
-                    f"{name} is named by pruners {taken[name] + 1} and {number + 1}: {first!r} and {second!r}",
+                    f"{name} is selected by pruners {taken[name] + 1} and {number + 1}: {first!r} and {second!r}",
                     where=f"{where}.pruners",
                     instead=f"exclude_names: [{re.escape(name)!r}] in one of them",
                 )
             taken[name] = number
     for number, pruner in enumerate(pruners):
         if not pruner.names:
-            mine[number] = [n for n in names if n not in taken and not _found(pruner.exclude_names, n)]
-        if not mine[number]:
+            assigned[number] = [n for n in names if n not in taken and not _matches(pruner.exclude_names, n)]
+        if not assigned[number]:
             raise UserError(
-                f"pruner {number + 1} gets no matrix: all are excluded, or named by others",
+                f"pruner {number + 1} gets no matrix: all are excluded or selected by other pruners",
                 where=f"{where}.pruners",
-                instead="fewer exclude_names, or one pruner less",
+                instead="fewer exclude_names, or remove this pruner",
             )
-    return mine
+    return assigned
 
 
-def _found(expressions: Iterable[str], name: str) -> bool:
+def _matches(expressions: Iterable[str], name: str) -> bool:
     return any(re.search(expression, name) for expression in expressions)
 
 
-def _first(expressions: Iterable[str], name: str) -> str:
+def _first_match(expressions: Iterable[str], name: str) -> str:
     return next(expression for expression in expressions if re.search(expression, name))
 
 
 def reachable_sparsity(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, int]]) -> dict[str, float]:
-    """Weight name -> sparsity that the pattern leads to; with prune_domain global, only the whole is held to it.
+    """Returns weight name -> sparsity that a pruner can reach in this matrix, given its pattern.
+
+    With prune_domain global this is the target itself, which only all matrices together have to meet.
+
+    Args:
+        pruner: The pruner.
+        shapes: Weight name -> (rows, columns) of the pruner's matrices.
 
     Raises:
-        UserError: The pattern does not divide a matrix, or gradients should decide before there is one.
+        UserError: The pattern does not divide a matrix, or a gradient-based pruner would prune before the first step.
     """
-    # Falling back on magnitudes would prune by a rule that nobody asked for.
+    # Falling back to magnitude scores would silently change the pruning criterion.
     at_once = pruner.initial_sparsity if pruner.end_step else pruner.target_sparsity
     if needs_gradients(pruner) and pruner.start_step == 0 and at_once > 0:
         raise UserError(
-            f"{pruner.prune_type} goes by gradients, and there is none before step 0",
+            f"{pruner.prune_type} needs gradients, but none are available before step 0",
             where="weight_compression",
             instead="start_step: 1, or initial_sparsity: 0 and an end_step after start_step",
         )
@@ -99,21 +107,21 @@ def reachable_sparsity(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, i
 
 
 def require_end_within(end: float, length: float, where: str, unit: Literal["step", "epoch"] = "step") -> None:
-    """Refuses a ramp whose last pruning comes after the training; before hours are spent on it.
+    """Checks before training that the last pruning step of a ramp falls within the training.
 
     Args:
-        end: Step or epoch at whose beginning the last pruning takes place.
-        length: Steps or epochs of the training.
-        where: The recipe's key, for messages.
-        unit: What both are counted in.
+        end: Step or epoch at whose beginning the last mask update takes place.
+        length: Length of the training in steps or epochs.
+        where: The recipe key to report in errors.
+        unit: Unit of `end` and `length`.
 
     Raises:
-        UserError: The training ends first.
+        UserError: The training ends before the ramp does.
     """
     if end >= length:
         raise UserError(
-            f"the last pruning is at the beginning of {unit} {end:g}, but the training has {length:g} {unit}s, "
-            "counted from 0",
+            f"the last pruning step is at the start of {unit} {end:g}, but the training has only {length:g} {unit}s "
+            "(counted from 0)",
             where=where,
-            instead=f"end_{unit}: {length // 2:g}, or a longer training",
+            instead=f"end_{unit}: {length // 2:g}, or train longer",
         )

@@ -1,4 +1,4 @@
-"""The sparsity pattern of a model: which weights may differ from zero. One file beside the weights keeps it."""
+"""Sparsity mask of a model: which weights may be non-zero. Stored in one file next to the weights."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from toolkit.core.errors import UserError
 from toolkit.models.checkpoint import MIN_SPARSITY
 
 MASK_FILE = "mask.safetensors"
-_BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a float -> an integer as wide
+_BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per float -> integer type of the same width
 
 
 @dataclass(frozen=True)
@@ -28,46 +28,46 @@ class SparsityMask:
 
     @classmethod
     def from_zeros(cls, parameters: Mapping[str, Tensor]) -> "SparsityMask":
-        """The pattern that a sparse checkpoint already has: kept where the weight is not zero."""
+        """Returns the mask of a sparse checkpoint: True where a weight is not zero."""
         return cls({name: parameter.detach() != 0 for name, parameter in parameters.items()})
 
     def on_devices_of(self, parameters: Mapping[str, Tensor]) -> "SparsityMask":
-        """The same pattern on the devices of the parameters; this very object when it is there already."""
+        """Returns the mask on the devices of the parameters; `self` if it is already there."""
         if all(kept.device == parameters[name].device for name, kept in self.tensors.items()):
             return self
         return SparsityMask({name: kept.to(parameters[name].device) for name, kept in self.tensors.items()})
 
     @torch.no_grad()
     def apply_(self, parameters: Mapping[str, Tensor]) -> None:
-        """Sets every weight outside the pattern to exactly 0.0, in place."""
+        """Sets every weight outside the mask to exactly 0.0, in place."""
         for name, kept in self.tensors.items():
             weight = parameters[name]
-            # A product of floats would leave -0.0 (whose sign bits do not compress) and keep nan. That of their bits
-            # with 0 or 1 leaves 0.0 or the very weight, and takes less than half the time of masked_fill_.
+            # Multiplying floats by 0 would produce -0.0 (whose sign bits do not compress) and keep NaN. Multiplying
+            # their bits by 0 or 1 gives 0.0 or the unchanged weight and takes less than half as long as masked_fill_.
             weight.view(_BITS_OF[weight.element_size()]).mul_(kept)
 
     def violations(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
-        """Number of non-zero weights outside the pattern, for the matrices that have any."""
+        """Returns the number of non-zero weights outside the mask, for the matrices that have any."""
         counts = {}
         for name, kept in self.on_devices_of(parameters).tensors.items():
             counts[name] = int((parameters[name].detach() != 0).logical_and_(~kept).count_nonzero())
         return {name: count for name, count in counts.items() if count}
 
     def per_matrix(self) -> dict[str, float]:
-        """Share of pruned weights of each matrix."""
+        """Returns the fraction of pruned weights in each matrix."""
         return {name: 1.0 - int(kept.count_nonzero()) / kept.numel() for name, kept in self.tensors.items()}
 
     def sparsity(self) -> float:
-        """Share of pruned weights of all matrices together."""
+        """Returns the fraction of pruned weights in all matrices together."""
         total = sum(kept.numel() for kept in self.tensors.values())
         return 1.0 - sum(int(kept.count_nonzero()) for kept in self.tensors.values()) / max(1, total)
 
     def bits(self) -> dict[str, np.ndarray]:
-        """One bit a weight, in the order in which they lie, eight in a byte: uint8, [ceil(weights / 8)] of a matrix."""
+        """Returns the mask with one bit per weight in row-major order, packed: uint8 [ceil(weights / 8)] per matrix."""
         return {name: np.packbits(kept.cpu().numpy().reshape(-1)) for name, kept in self.tensors.items()}
 
     def digest(self) -> bytes:
-        """Hash of the pattern."""
+        """Returns the SHA-256 digest of the mask."""
         found = hashlib.sha256()
         for bits in self.bits().values():
             found.update(bits.tobytes())
@@ -75,21 +75,25 @@ class SparsityMask:
 
     @classmethod
     def from_bits(cls, bits: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) -> "SparsityMask":
-        """What `bits` was taken of.
+        """Returns the mask that `bits` was called on.
+
+        Args:
+            bits: Packed bits of each matrix, as returned by `bits`.
+            shapes: Shape of each matrix.
 
         Raises:
-            ValueError: A matrix has more or fewer bits than weights.
+            ValueError: The number of bits of a matrix does not match its shape.
         """
         return cls({name: _unpack(bits[name], shape) for name, shape in shapes.items()})
 
     def save(self, path: Path) -> None:
-        """Writes one bit a weight."""
+        """Writes the mask with one bit per weight."""
         shapes = {name: list(kept.shape) for name, kept in self.tensors.items()}
         save_file(self.bits(), path, metadata={"shapes": json.dumps(shapes)})
 
     @classmethod
     def load(cls, path: Path) -> "SparsityMask":
-        """Reads what `save` wrote.
+        """Reads a mask that `save` wrote.
 
         Raises:
             UserError: The file is missing, damaged, or not a mask.
@@ -98,17 +102,25 @@ class SparsityMask:
             with safe_open(path, framework="np") as file:
                 shapes = json.loads((file.metadata() or {}).get("shapes", "null"))
                 if not isinstance(shapes, dict):
-                    raise ValueError("it holds no mask")
+                    raise ValueError("the file contains no mask")
                 return cls.from_bits({name: file.get_tensor(name) for name in shapes}, shapes)
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise UserError(
-                f"this mask cannot be read ({error})",
+                f"the mask cannot be read ({error})",
                 where=str(path),
-                instead="delete it to take the pattern from the zeros of the weights, or restore it",
+                instead="restore the file, or delete it to derive the mask from the zeros of the weights",
             ) from None
 
     def validate(self, parameters: Mapping[str, Tensor], where: str) -> None:
-        """Raises a UserError unless every matrix of the pattern is there, in its shape, with its zeros."""
+        """Checks that the mask fits a model.
+
+        Args:
+            parameters: The model's parameters by name.
+            where: The mask file to report in errors.
+
+        Raises:
+            UserError: A matrix is missing or has another shape, or a weight outside the mask is not zero.
+        """
         for name, kept in self.tensors.items():
             if name not in parameters or parameters[name].shape != kept.shape:
                 found = tuple(parameters[name].shape) if name in parameters else "no such matrix"
@@ -119,30 +131,30 @@ class SparsityMask:
         if broken:
             name, count = next(iter(broken.items()))
             raise UserError(
-                f"the mask does not fit the weights: {count} weights of {name} should be zero and are not",
+                f"the mask does not fit the weights: {count} weights of {name} should be zero but are not",
                 where=where,
-                instead="the mask that was saved with these weights, or none (it is then read off the zeros)",
+                instead="the mask that was saved with these weights, or no mask file (the zeros then define the mask)",
             )
 
 
 def _unpack(packed: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """Bits -> bool tensor. numpy itself would fill up missing bits with zeros."""
+    """Returns the bool tensor of packed bits. Checks their number, because numpy pads missing bits with zeros."""
     count = math.prod(shape)
     if packed.size != math.ceil(count / 8):
-        raise ValueError(f"{packed.size} bytes do not hold one bit for each of {'x'.join(map(str, shape))} weights")
+        raise ValueError(f"{packed.size} bytes are not one bit for each of {'x'.join(map(str, shape))} weights")
     return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool)).reshape(shape)
 
 
 def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_too: bool = False) -> SparsityMask:
-    """The pattern of a sparse checkpoint: its mask file; without one, the zeros of its weights.
+    """Returns the mask of a sparse checkpoint, from its mask file or, without one, from the zeros of its weights.
 
     Args:
-        folder: The checkpoint that `matrices` were loaded from.
-        matrices: Parameter name -> module, as from `prunable_matrices`.
-        dense_too: Take a dense checkpoint as well: its pattern keeps everything.
+        folder: The checkpoint folder that `matrices` were loaded from.
+        matrices: Parameter name -> module, as returned by `prunable_matrices`.
+        dense_too: Accept a dense checkpoint as well; its mask keeps all weights.
 
     Raises:
-        UserError: The mask does not fit the weights, or there are no zeros to lock.
+        UserError: The mask does not fit the weights, or the checkpoint is dense.
     """
     weights = {name: module.weight for name, module in matrices.items()}
     path = folder / MASK_FILE

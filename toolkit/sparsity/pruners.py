@@ -1,4 +1,4 @@
-"""What training knows of pruning: one Protocol. Back ends choose the weights; the mask and its zeros are ours."""
+"""The `Sparsifier` protocol and the pruners that implement it. Back ends select the weights; masking is done here."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -15,44 +15,44 @@ from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.schedule import PruningSchedule
 from toolkit.sparsity.scores import SCORES, group_lasso_gradient
 
-_SCORE = "score/"  # before a weight's name: its score in a state dict
+_SCORE = "score/"  # prefix of a weight's score in a state dict
 
 
 class Sparsifier(Protocol):
-    """Called by the trainer around each optimizer step; after it, pruned weights are exactly zero."""
+    """Pruning hooks that the trainer calls around each optimizer step; pruned weights are exactly zero afterwards."""
 
     @property
     def mask(self) -> SparsityMask:
-        """The pattern of all matrices that are pruned or locked."""
+        """The mask of all matrices that are pruned or locked."""
 
     def rewinding_schedule(self) -> PruningSchedule | None:
-        """The schedule along which the learning rate is rewound; None: it is not."""
+        """Returns the schedule of learning-rate rewinding; None without rewinding."""
 
     def before_step(self, step: int) -> bool:
-        """Prunes further where the schedule says so; `step` counts optimizer steps from 0. True: it has chosen anew."""
+        """Updates the mask if one is scheduled; returns whether. `step` counts optimizer steps from 0."""
 
     def before_optimizer_step(self) -> None:
-        """Looks at the gradients, which are whole now."""
+        """Reads or changes the gradients, which are fully accumulated at this point."""
 
     def after_optimizer_step(self) -> None:
-        """Puts back to zero what the optimizer moved."""
+        """Resets pruned weights that the optimizer changed to zero."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that resuming needs, as tensors: masks as bits, scores as they are."""
+        """Returns the state needed to resume, as tensors: packed masks and unchanged scores."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes up where `state_dict` was taken."""
+        """Restores a state that `state_dict` returned."""
 
 
 class PatternLock:
-    """Keeps a given pattern: the paper's pattern lock (section 3)."""
+    """The paper's pattern lock (section 3): keeps a given mask throughout training."""
 
     def __init__(self, mask: SparsityMask) -> None:
         self.mask = mask
         self._parameters: dict[str, Tensor] = {}
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
-        """Takes hold of the matrices (parameter name -> layer)."""
+        """Attaches the lock to the matrices (parameter name -> layer) and applies the mask."""
         self._parameters = {name: matrices[name].weight for name in self.mask.tensors}
         self.after_optimizer_step()
 
@@ -60,30 +60,30 @@ class PatternLock:
         return None
 
     def before_step(self, step: int) -> bool:
-        """Nothing to prune: the pattern is fixed."""
+        """Does nothing: the mask is fixed."""
         return False
 
     def before_optimizer_step(self) -> None:
-        """Nothing to learn from gradients: the pattern is fixed."""
+        """Does nothing: the mask is fixed."""
 
     def after_optimizer_step(self) -> None:
         self.mask = self.mask.on_devices_of(self._parameters)  # training may have moved the model to a GPU
         self.mask.apply_(self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {}  # the pattern comes from the checkpoint that the stage starts from
+        return {}  # the mask comes from the checkpoint that the stage starts from
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.after_optimizer_step()
 
 
 class GradualPruner:
-    """Gradual pruning by a schedule. A back end says which weights stay, in `choose`; the rest is here.
+    """Gradual pruning by a schedule. A back end implements only `choose`, which selects the weights to keep.
 
     Attributes:
-        section: What the recipe asks of this pruner.
-        schedule: Its sparsity over the steps.
-        mask: The pattern of its matrices.
+        section: The pruner's settings in the recipe.
+        schedule: The sparsity at each step.
+        mask: The mask of the pruner's matrices.
     """
 
     def __init__(self, section: ResolvedPruner) -> None:
@@ -91,27 +91,31 @@ class GradualPruner:
         self.schedule = PruningSchedule.from_pruner(section)
         self.mask = SparsityMask({})
         self._parameters: dict[str, Tensor] = {}
-        self._scores: dict[str, Tensor] = {}  # of the prune types that go by gradients; empty before the first one
+        self._scores: dict[str, Tensor] = {}  # gradient-based prune types only; empty before the first gradient
 
     def choose(self, sparsity: float) -> dict[str, Tensor]:
-        """Parameter name -> bool tensor of the weights to keep at this sparsity, which is more than 0."""
-        raise AssertionError("a back end defines it")
+        """Returns parameter name -> bool tensor, True for the weights to keep at this sparsity (> 0)."""
+        raise AssertionError("must be implemented by a back end")
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
-        """Takes hold of the matrices (parameter name -> layer)."""
+        """Attaches the pruner to the matrices (parameter name -> layer).
+
+        Raises:
+            UserError: The pruner's settings are impossible for these matrices.
+        """
         self._parameters = {name: module.weight for name, module in matrices.items()}
         reachable_sparsity(self.section, {n: (p.shape[0], p.shape[1]) for n, p in self._parameters.items()})
         self.mask = SparsityMask({n: torch.ones_like(p.data, dtype=torch.bool) for n, p in self._parameters.items()})
 
     def rewinding_schedule(self) -> PruningSchedule | None:
-        return None  # one pruner of several cannot say; `PrunerGroup` does
+        return None  # depends on all pruners: `PrunerGroup` decides
 
     @torch.no_grad()
     def before_step(self, step: int) -> bool:
         sparsity = self.schedule.sparsity(step)
         if not self.schedule.updates_at(step) or sparsity == 0:
             return False
-        assert self._scores or not needs_gradients(self.section), "`attach` lets no such schedule pass"
+        assert self._scores or not needs_gradients(self.section), "no gradient yet; `attach` rejects such schedules"
         self.mask = self.mask.on_devices_of(self._parameters)
         self._move_scores_to_weights()
         self.mask = SparsityMask(self.choose(sparsity))
@@ -120,7 +124,7 @@ class GradualPruner:
 
     @torch.no_grad()
     def before_optimizer_step(self) -> None:
-        """Updates the scores that need gradients; for group lasso, adds the penalty's gradient."""
+        """Updates gradient-based scores; for group lasso, adds the gradient of the penalty."""
         kind = self.section.prune_type
         self._move_scores_to_weights()
         for name, parameter in self._parameters.items():
@@ -145,21 +149,21 @@ class GradualPruner:
         self.after_optimizer_step()
 
     def _move_scores_to_weights(self) -> None:
-        """To where the weights are: those of a checkpoint come on the CPU, before the model is on its GPU."""
+        """Moves the scores to the devices of the weights. A checkpoint is loaded on the CPU, before the model moves."""
         self._scores = {name: score.to(self._parameters[name].device) for name, score in self._scores.items()}
 
     def _score(self, name: str) -> Tensor:
-        """The importance score of a matrix, >= 0, in its shape; the smallest are pruned first."""
+        """Returns the importance scores (>= 0) of a matrix, in its shape; the smallest are pruned first."""
         if needs_gradients(self.section):
             return self._scores[name]
         return SCORES[self.section.prune_type](self._parameters[name].detach(), None, None)
 
 
 class PrunerGroup:
-    """Several pruners and locks, each with its own matrices, as one.
+    """A group of pruners and pattern locks over disjoint matrices; behaves like a single `Sparsifier`.
 
     Attributes:
-        pruners: Attached already.
+        pruners: The pruners and locks, already attached.
     """
 
     def __init__(self, pruners: "Sequence[PatternLock | GradualPruner]", rewinding: bool = False) -> None:
@@ -172,28 +176,30 @@ class PrunerGroup:
 
     @property
     def pruners_with_schedule(self) -> list[GradualPruner]:
-        """Those that prune."""
+        """The gradual pruners, without the pattern locks."""
         return [pruner for pruner in self.pruners if isinstance(pruner, GradualPruner)]
 
     def rewinding_schedule(self) -> PruningSchedule | None:
-        """The schedule along which the learning rate is rewound, if it is.
+        """Returns the schedule of learning-rate rewinding; None without rewinding.
 
         Raises:
-            UserError: The pruners prune at different steps.
+            UserError: The pruners update their masks at different steps.
         """
         schedules = [pruner.schedule for pruner in self.pruners_with_schedule]
         if not self._rewinding or not schedules:
             return None
         if len({(s.start, s.end, s.frequency) for s in schedules}) > 1:
             raise UserError(
-                "the pruners prune at different steps, so there is no one rate to rewind to",
+                "the pruners prune at different steps, so there is no common learning rate to rewind to",
                 where="pruning",
                 instead="the same start, end and frequency for all, or learning_rate_rewinding: false",
             )
         return schedules[0]
 
     def before_step(self, step: int) -> bool:
-        return any([pruner.before_step(step) for pruner in self.pruners])  # a list: each of them has its turn
+        return any(
+            [pruner.before_step(step) for pruner in self.pruners]
+        )  # a list, so that `any` does not skip a pruner
 
     def before_optimizer_step(self) -> None:
         for pruner in self.pruners:
@@ -229,39 +235,40 @@ def _nncf() -> type[GradualPruner]:
     return NNCFPruner
 
 
-# Back end -> its pruner; its library is loaded only when it is used.
+# Back end -> pruner class; the back end's library is imported only when it is used.
 _BACKENDS: dict[Backend, Callable[[], type[GradualPruner]]] = {"magnitude": _magnitude, "inc": _inc, "nncf": _nncf}
 
 
 def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_epoch: int) -> PrunerGroup:
-    """The pruners of a recipe, each with the matrices that it names, by the back end that the recipe names.
+    """Returns the recipe's pruners, each attached to the matrices that it selects.
 
     Args:
-        pruning: The recipe's section.
-        matrices: Parameter name -> layer, of everything that can be pruned.
-        steps_per_epoch: For ramps that are said in epochs.
+        pruning: The recipe's pruning section.
+        matrices: Parameter name -> layer of all prunable matrices.
+        steps_per_epoch: Optimizer steps per epoch; converts ramps given in epochs.
 
     Raises:
-        UserError: The back end cannot do it, the names do not fit, or there are no zeros to lock.
+        UserError: The back end does not support a setting, the names do not fit the model, or a pattern lock selects
+            dense matrices.
     """
     where = "pruning.approach.weight_compression"
     sections = pruning.approach.weight_compression.resolve(steps_per_epoch)
-    made: list[PatternLock | GradualPruner] = []
+    pruners: list[PatternLock | GradualPruner] = []
     for section, names in zip(sections, assign_matrices(sections, matrices, where), strict=True):
-        mine = {name: matrices[name] for name in names}
-        pruner = _lock(mine, where) if section.prune_type == LOCK else _gradual(pruning, section, where)
-        pruner.attach(mine)
-        made.append(pruner)
-    return PrunerGroup(made, pruning.learning_rate_rewinding)
+        selected = {name: matrices[name] for name in names}
+        pruner = _lock(selected, where) if section.prune_type == LOCK else _gradual(pruning, section, where)
+        pruner.attach(selected)
+        pruners.append(pruner)
+    return PrunerGroup(pruners, pruning.learning_rate_rewinding)
 
 
 def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
     mask = SparsityMask.from_zeros({name: module.weight for name, module in matrices.items()})
     if mask.sparsity() < MIN_SPARSITY:
         raise UserError(
-            f"pattern_lock gets {len(matrices)} matrices without zeros, e.g. {next(iter(matrices))}",
+            f"pattern_lock selects {len(matrices)} matrices without zeros, e.g. {next(iter(matrices))}",
             where=f"{where}.pruners",
-            instead="names of matrices that are sparse already",
+            instead="names of matrices that are already sparse",
         )
     return PatternLock(mask)
 
@@ -269,5 +276,5 @@ def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
 def _gradual(pruning: Pruning, section: ResolvedPruner, where: str) -> GradualPruner:
     problem = unsupported(pruning.backend, section)
     if problem:
-        raise UserError(f"{pruning.backend} cannot do {problem}", where=where, instead="backend: inc")
+        raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")
     return _BACKENDS[pruning.backend]()(section)

@@ -1,4 +1,4 @@
-"""How much is pruned when: sparsity as a pure function of the optimizer step. Loads no torch."""
+"""Pruning schedules: sparsity as a pure function of the optimizer step. Does not import torch."""
 
 import math
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from toolkit.recipe import ResolvedPruner
 
-# Share of the way from the initial to the final sparsity at a share `t` of the ramp.
-# `cubic` is Zhu and Gupta's (To prune, or not to prune, 2017, equation 1); the others are INC's shapes of those names.
+# Progress from the initial to the final sparsity (0 to 1) after a fraction `t` of the ramp.
+# `cubic` is Zhu and Gupta's (To prune, or not to prune, 2017, equation 1); the others are INC's, of the same names.
 _SHAPES: dict[str, Callable[[float], float]] = {
     "cubic": lambda t: 1 - (1 - t) ** 3,
     "linear": lambda t: t,
@@ -18,7 +18,7 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class PruningSchedule:
-    """Sparsity over the steps of a ramp.
+    """Sparsity at each step of a ramp.
 
     Attributes:
         start: First step at which weights are pruned.
@@ -38,7 +38,7 @@ class PruningSchedule:
 
     @classmethod
     def from_pruner(cls, pruner: ResolvedPruner) -> "PruningSchedule":
-        """The schedule that a pruner of the recipe asks for."""
+        """Returns the schedule of a pruner of the recipe."""
         return cls(
             pruner.start_step,
             pruner.end_step,
@@ -49,20 +49,20 @@ class PruningSchedule:
         )
 
     def sparsity(self, step: int) -> float:
-        """Share of weights that are zero after the update at or before `step`; 0 before `start`."""
+        """Returns the fraction of zeros after the last update at or before `step`; 0 before `start`."""
         if step < self.start:
             return 0.0
         if step >= self.end:
             return self.final
         step -= (step - self.start) % self.frequency
         t = (step - self.start) / (self.end - self.start)
-        if self.shape == "exp":  # INC's: the density shrinks by the same factor at each step
+        if self.shape == "exp":  # as in INC: the density shrinks by the same factor at each step
             density = (1 - self.initial) * ((1 - self.final) / (1 - self.initial)) ** t
             return 1 - density
         return self.initial + (self.final - self.initial) * _SHAPES[self.shape](t)
 
     def updates_at(self, step: int) -> bool:
-        """Whether the mask changes before `step`: every `frequency` steps from `start`, and at `end`."""
+        """Returns whether the mask is updated before `step`: every `frequency` steps from `start`, and at `end`."""
         if step == self.end:
             return True
         return self.start <= step < self.end and (step - self.start) % self.frequency == 0

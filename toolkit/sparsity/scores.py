@@ -1,7 +1,7 @@
-"""Importance scores: the weights with the smallest scores are pruned first.
+"""Importance scores of weights; those with the smallest scores are pruned first.
 
-A score is a function of a matrix, its gradient and the matrix's last score. Scores that need gradients are listed in
-`recipe/pruning.py` beside their names, so that a recipe can be checked without torch.
+A score is a function of a matrix, its gradient and its previous score. `recipe/pruning.py` lists which prune types need
+gradients, so that a recipe can be checked without torch.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ Score = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def magnitude(weight: Tensor, gradient: Tensor | None, previous: Tensor | None) -> Tensor:
-    """|w| (Zhu and Gupta, 2017)."""
+    """Returns |w| (Zhu and Gupta, 2017)."""
     return weight.abs()
 
 
 def snip(weight: Tensor, gradient: Tensor | None, previous: Tensor | None) -> Tensor:
-    """|w g| (Lee et al., 2019)."""
+    """Returns |w g| (SNIP; Lee et al., 2019)."""
     assert gradient is not None, "the gradient of the optimizer step"
     return (weight * gradient).abs()
 
 
 def snip_momentum(weight: Tensor, gradient: Tensor | None, previous: Tensor | None) -> Tensor:
-    """|w g| plus 0.9 times the previous score."""
+    """Returns |w g| plus 0.9 times the previous score."""
     score = snip(weight, gradient, previous)
     if previous is not None:
         score += _MOMENTUM * previous
@@ -36,7 +36,7 @@ def snip_momentum(weight: Tensor, gradient: Tensor | None, previous: Tensor | No
 
 
 def gradient_sensitivity(weight: Tensor, gradient: Tensor | None, previous: Tensor | None) -> Tensor:
-    """|g|."""
+    """Returns |g|."""
     assert gradient is not None, "the gradient of the optimizer step"
     return gradient.abs()
 
@@ -44,7 +44,7 @@ def gradient_sensitivity(weight: Tensor, gradient: Tensor | None, previous: Tens
 SCORES: dict[PruneType, Score] = {
     "magnitude": magnitude,
     "basic_magnitude": magnitude,
-    "group_lasso": magnitude,  # of weights that the penalty has driven towards zero
+    "group_lasso": magnitude,  # the penalty has already driven weights towards zero
     "snip": snip,
     "snip_momentum": snip_momentum,
     "gradient_sensitivity": gradient_sensitivity,
@@ -52,7 +52,7 @@ SCORES: dict[PruneType, Score] = {
 
 
 def group_lasso_gradient(weight: Tensor, tile: Tile) -> Tensor:
-    """Gradient of the sum of the L2 norms of all blocks: each block divided by its norm (Yuan and Lin, 2006)."""
+    """Returns the gradient of the sum of all blocks' L2 norms: each block divided by its norm (Yuan and Lin, 2006)."""
     rows, columns = weight.shape
     blocks = weight.view(rows // tile.rows, tile.rows, columns // tile.columns, tile.columns)
     return (blocks / blocks.norm(dim=(1, 3), keepdim=True).clamp_min(1e-12)).view_as(weight)

@@ -61,8 +61,10 @@ def task_data(
     def collate(features: list[dict[str, Any]]) -> Batch:
         plain = [{k: v for k, v in f.items() if k not in ("step", _NUMBER)} for f in features]
         counts = {"items": items, "examples": items}
-        taught = {} if answers is None else {TEACHER_LOGITS: pad_logits([answers(f[_NUMBER]) for f in features])}
-        return pad(plain, pad_id) | taught | counts
+        batch = pad(plain, pad_id) | counts
+        if answers is not None:
+            batch[TEACHER_LOGITS] = pad_logits([answers(f[_NUMBER]) for f in features], examples.per_token)
+        return batch
 
     return TrainingData(stream, collate, steps)
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from toolkit.core.errors import UserError
 from toolkit.data.batches import KD_POSITIONS, TEACHER_LOGITS, Batch, model_inputs
 from toolkit.models.mlm_heads import VocabularyHead
-from toolkit.models.task_heads import label_loss, task_logits
-from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings, Positions
+from toolkit.models.task_heads import HEADS, task_logits
+from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings, Kind, Positions
 from toolkit.training import vocabulary_loss
 
 
@@ -213,32 +213,32 @@ def _is_compiled(model: Any) -> bool:
 class TaskLoss:
     """A task's loss, with or without a teacher; per example.
 
-    Each row of logits is compared with the teacher's: one of a classifier, start and end of an answer (their mean).
-    A number has no distribution: in regression the distance is always the squared difference.
+    Each distribution of an example is compared with the teacher's: one of a classifier, start and end of an answer
+    (their mean). A number has no distribution: in regression the distance is always the squared difference.
 
     Args:
-        teacher: A frozen model of the task; not asked about batches that carry its logits (`heads.TEACHER`).
+        kind: The task's kind.
+        teacher: A frozen model of the task; not run for batches that carry its logits (`batches.TEACHER_LOGITS`).
         settings: Weights and temperature; None: labels alone.
     """
 
-    def __init__(self, teacher: Teacher | None = None, settings: KDLossSettings | None = None) -> None:
-        self._teacher, self._settings = teacher, settings
+    def __init__(self, kind: Kind, teacher: Teacher | None = None, settings: KDLossSettings | None = None) -> None:
+        self._kind, self._teacher, self._settings = kind, teacher, settings
 
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
         inputs = model_inputs(batch)
-        logits = task_logits(model, inputs)
-        task = label_loss(logits, batch) / batch["items"]
+        head, logits = HEADS[self._kind], task_logits(self._kind, model, inputs)
+        task = head.label_loss(logits, batch) / batch["items"]
         if self._settings is None:
             return LossTerms(task, task.detach())
         if TEACHER_LOGITS in batch:
             theirs = batch[TEACHER_LOGITS]
         else:
-            assert self._teacher is not None, "a batch without the teacher's logits, and nobody to ask"
-            theirs = self._teacher(lambda teacher: task_logits(teacher, inputs))
-        distance = _DISTANCES["MSE" if logits.shape[-1] == 1 else self._settings.loss_types[1]]
-        rows = 2 if logits.dim() == 3 else 1
+            assert self._teacher is not None, "a batch has no cached teacher logits and no teacher model was given"
+            theirs = self._teacher(lambda teacher: task_logits(self._kind, teacher, inputs))
+        distance = _DISTANCES[head.distance or self._settings.loss_types[1]]
         mine, target = (x.reshape(-1, x.shape[-1]) for x in (logits, theirs))
-        kd = distance(mine, target, self._settings.temperature, rows * batch["items"])
+        kd = distance(mine, target, self._settings.temperature, head.distributions * batch["items"])
         return combine(task, kd, self._settings.loss_weights)
 
 
@@ -295,14 +295,16 @@ def mlm_loss(
     return MlmLoss(head, teacher, settings, positions, next_head)
 
 
-def task_loss(teacher: Teacher | None = None, criterion: Criterion | None = None) -> Callable[[Any, Batch], LossTerms]:
+def task_loss(
+    kind: Kind, teacher: Teacher | None = None, criterion: Criterion | None = None
+) -> Callable[[Any, Batch], LossTerms]:
     """The loss of a task, with the teacher and the loss that a recipe's `criterion` asks for, or with labels alone."""
     if teacher is None or criterion is None:
-        return TaskLoss()
+        return TaskLoss(kind)
     settings = criterion.settings
     if isinstance(settings, IntermediateSettings):
-        return HiddenStateLoss(teacher, settings, TaskLoss())
-    return TaskLoss(teacher, settings)
+        return HiddenStateLoss(teacher, settings, TaskLoss(kind))
+    return TaskLoss(kind, teacher, settings)
 
 
 @contextlib.contextmanager

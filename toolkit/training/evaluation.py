@@ -37,7 +37,7 @@ def iter_logits(
         chosen = order[start : start + batch_size]
         batch = pad([examples[int(i)] for i in chosen], pad_id)
         inputs = model_inputs({name: tensor.to(device()) for name, tensor in batch.items()})
-        yield chosen, task_logits(model, inputs).float().cpu().numpy()
+        yield chosen, task_logits(examples.kind, model, inputs).float().cpu().numpy()
 
 
 def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> Sequence[np.ndarray]:
@@ -51,7 +51,7 @@ def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> S
     for chosen, found in iter_logits(model, examples, pad_id, batch_size):
         order += chosen.tolist()
         logits += list(found)
-    return in_order(logits, order, examples.lengths)
+    return in_order(logits, order, examples.lengths, examples.per_token)
 
 
 @torch.inference_mode()

@@ -17,8 +17,10 @@ from numpy.lib.format import open_memmap
 from toolkit.core.artifacts import Artifact, Context
 from toolkit.core.files import json_hash, write_atomic
 from toolkit.data.batches import Batch
-from toolkit.data.tasks import Split, TaskData, fingerprint
+from toolkit.data.examples import Split, fingerprint
+from toolkit.data.tasks import TaskData
 from toolkit.models.load import load_task_model
+from toolkit.models.task_heads import HEADS
 from toolkit.recipe import Distillation, IntermediateSettings
 from toolkit.training import distributed
 from toolkit.training.datasets import steps_of
@@ -88,7 +90,7 @@ def task_distillation(
     """
 
     if distillation is None:
-        return TaskLoss(), None
+        return TaskLoss(task.kind), None
     assert teacher is not None, "the pipeline gives it where there is `distillation`"
     path, train = teacher.path, distillation.train
 
@@ -107,10 +109,10 @@ def task_distillation(
     }
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
     if isinstance(settings, IntermediateSettings) or (seen < len(task.train) and not folder.is_dir()):
-        return task_loss(Teacher(load(), device(), asked), train.criterion), None
+        return task_loss(task.kind, Teacher(load(), device(), asked), train.criterion), None
     log = context.progress.message
     logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, log)
-    return TaskLoss(settings=settings), logits.of
+    return TaskLoss(task.kind, settings=settings), logits.of
 
 
 def teacher_logits(
@@ -134,25 +136,25 @@ def teacher_logits(
         say: Is told that it takes a while.
     """
     lengths = task.train.lengths
-    ends = np.cumsum(lengths) if task.kind == "question_answering" else None
+    ends = np.cumsum(lengths) if task.train.per_token else None
     with distributed.main_process_first():
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
             log(f"the teacher answers the {len(lengths)} training examples, once")
-            _ask(partial, load(), task.train, ends, len(task.labels) or 1, pad_id, bf16)
+            _ask(partial, load(), task.train, ends, HEADS[task.kind].width(task.labels), pad_id, bf16)
             partial.rename(folder)  # so a folder of this name is always whole
     return TeacherLogits(np.load(folder / _LOGITS, mmap_mode="r"), ends)
 
 
 def _ask(
-    folder: Path, model: Any, examples: Split, ends: np.ndarray | None, classes: int, pad_id: int, bf16: bool
+    folder: Path, model: Any, examples: Split, ends: np.ndarray | None, width: int, pad_id: int, bf16: bool
 ) -> None:
     path, record = folder / _LOGITS, folder / _DONE
     done = int(record.read_text()) if record.is_file() else 0
     if not done:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        shape = (len(examples), classes) if ends is None else (int(ends[-1]), 2)
+        shape = (len(examples) if ends is None else int(ends[-1]), width)
         open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
     rows = open_memmap(path, mode="r+")
     kept = TeacherLogits(rows, ends)

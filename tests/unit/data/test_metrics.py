@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from toolkit.data import metrics
+from toolkit.data.examples import score
 from toolkit.data.tables import read_rows
 
 
@@ -96,7 +97,7 @@ def test_exact_match_and_f1_of_all_real_questions_are_those_of_the_official_defi
     f1 = [official_f1(answers, text) for answers, text in zip(squad_answers, predicted, strict=True)]
     assert [metrics.answer_matches(a, p) for a, p in zip(squad_answers, predicted, strict=True)] == exact
     assert [metrics.answer_overlap(a, p) for a, p in zip(squad_answers, predicted, strict=True)] == pytest.approx(f1)
-    found = metrics.score("question_answering", ["exact_match", "f1"], squad_answers, predicted)
+    found = score("question_answering", ["exact_match", "f1"], squad_answers, predicted)
     assert found == {"exact_match": pytest.approx(np.mean(exact)), "f1": pytest.approx(np.mean(f1))}
     # The kinds are what they say they are: else equal numbers would show little. (A few real answers are mere articles:
     # repeated word by word they match exactly, and have no word in common.)
@@ -115,7 +116,7 @@ def test_exact_match_and_f1_of_all_real_questions_are_those_of_the_official_defi
 
 def test_question_answering_scores_are_means_over_questions():
     truth, predicted = [("a cat",), ("dog", "hound"), ("bird",)], ["cat", "old hound", ""]
-    assert metrics.score("question_answering", ["f1", "exact_match"], truth, predicted) == {
+    assert score("question_answering", ["f1", "exact_match"], truth, predicted) == {
         "f1": pytest.approx((1 + 2 / 3 + 0) / 3),
         "exact_match": pytest.approx(1 / 3),
     }
@@ -126,7 +127,7 @@ def test_correlations_equal_their_definitions():
     truth = np.round(rng.uniform(0, 5, 50) * 4) / 4  # with ties
     predicted = truth + rng.normal(size=50)
     x, y = truth - truth.mean(), predicted - predicted.mean()
-    found = metrics.score("regression", ["pearson", "spearman"], truth, predicted)
+    found = score("regression", ["pearson", "spearman"], truth, predicted)
     assert found["pearson"] == pytest.approx((x @ y) / np.sqrt((x @ x) * (y @ y)))
 
     def ranks(values):  # ties share their mean rank
@@ -139,28 +140,30 @@ def test_correlations_equal_their_definitions():
 def test_matthews_correlation_by_hand():
     truth, predicted = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 0, 0, 1])
     expected = (2 * 2 - 1 * 1) / np.sqrt(3 * 3 * 3 * 3)
-    assert metrics.score("classification", ["matthews_correlation"], truth, predicted) == {
+    assert score("classification", ["matthews_correlation"], truth, predicted) == {
         "matthews_correlation": pytest.approx(expected)
     }
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("regression", "pearson"), ("classification", "matthews_correlation")])
 def test_predictions_that_do_not_vary_correlate_with_nothing(kind, metric):
-    assert metrics.score(kind, [metric], np.array([0, 1, 0, 1]), np.array([1, 1, 1, 1])) == {metric: 0.0}
+    assert score(kind, [metric], np.array([0, 1, 0, 1]), np.array([1, 1, 1, 1])) == {metric: 0.0}
 
 
 def test_logits_come_back_in_the_order_of_the_examples_and_without_padding():
     order, lengths = [2, 0, 1], [3, 4, 2]
     answers = [np.full((2, 4), float(index)) for index in order]
-    found = metrics.in_order(answers, order, lengths)
+    found = metrics.in_order(answers, order, lengths, per_token=True)
     assert [(row.shape, row[0, 0]) for row in found] == [((2, 3), 0.0), ((2, 4), 1.0), ((2, 2), 2.0)]
-    assert metrics.in_order([np.array([float(i), 0]) for i in order], order, lengths)[:, 0].tolist() == [0, 1, 2]
+    assert metrics.in_order([np.array([float(i), 0]) for i in order], order, lengths, per_token=False)[
+        :, 0
+    ].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("predicted", [[0, 1, 1, 0], [0, 1, 2, 0], [2, 1, 2, 1]])
 def test_f1_of_three_classes_is_their_mean_whether_or_not_the_third_occurs(predicted):
     truth = np.array([0, 1, 0, 0])
-    found = metrics.score("classification", ["f1"], truth, np.array(predicted), classes=3)["f1"]
+    found = score("classification", ["f1"], truth, np.array(predicted), classes=3)["f1"]
     of_each = []
     for number in sorted({*truth.tolist(), *predicted}):
         hits = sum(t == p == number for t, p in zip(truth, predicted, strict=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.data import metrics
+from toolkit.data import examples
 from toolkit.data.batches import pad
 from toolkit.data.tasks import load_task, train_texts
 from toolkit.models.load import load_tokenizer
@@ -30,7 +30,7 @@ def table(tmp_path):
     return write
 
 
-score = partial(metrics.score, "classification")
+score = partial(examples.score, "classification")
 
 TWO_ROWS = ("a | 0", "b | 1")
 

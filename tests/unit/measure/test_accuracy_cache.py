@@ -1,11 +1,12 @@
-"""An IR is asked once about the same inputs on the same machine, and anew when anything behind its answers changes."""
+"""Predictions are computed once for the same IR, inputs and machine, and again when any of these changes."""
 
 import numpy as np
 import pytest
 
 from toolkit.core import machine
+from toolkit.data.examples import ClassExamples
 from toolkit.data.question_answering import Question, windows_of
-from toolkit.data.tasks import Examples, load_task
+from toolkit.data.tasks import load_task
 from toolkit.ir import kernels
 from toolkit.measure import accuracy
 from toolkit.measure.accuracy import cached_predictions
@@ -17,7 +18,7 @@ PAD = 0
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What was asked: (folder, examples, properties). The answers are numbers of their own each time."""
+    """Recorded calls of `predict_ir`: (folder, examples, properties). Each call returns different logits."""
     found = []
 
     def predict(folder, examples, pad_id, properties=None):
@@ -33,7 +34,7 @@ def asked(monkeypatch):
 
 @pytest.fixture
 def ir(tmp_path):
-    """Makes a folder that is told from others by its weights."""
+    """Factory of IR folders that differ in their weights."""
 
     def make(name, weights=b"1", operation="MatMul"):
         folder = tmp_path / name
@@ -77,7 +78,7 @@ def test_windows_come_back_with_their_lengths(ir, tiny_bert, asked, tmp_path):
 CHANGES = {
     "weights": lambda ir, dev, patch: {"folder": ir("export", b"2")},
     "graph": lambda ir, dev, patch: {"folder": ir("export", operation="Other")},
-    "examples": lambda ir, dev, patch: {"examples": Examples(dev.texts[:-1], cut(dev.inputs), dev.labels[:-1])},
+    "examples": lambda ir, dev, patch: {"examples": ClassExamples(dev.texts[:-1], cut(dev.inputs), dev.labels[:-1])},
     "properties": lambda ir, dev, patch: {"properties": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}},
     "padding": lambda ir, dev, patch: {"pad_id": 1},
     "cpu": lambda ir, dev, patch: patch.setattr(machine, "describe", lambda: {"cpu": "another", "isa": []}),

@@ -62,7 +62,7 @@ def test_the_head_gives_the_models_own_logits(model):
 
 
 def test_check_the_tokenizer_and_the_model_agree_on_the_number_of_positions(folder):
-    """CamemBERT and MPNet number their positions from behind the padding token, as RoBERTa does."""
+    """CamemBERT and MPNet number their positions from the padding id + 1, as RoBERTa does."""
     positions = usable_positions(json.loads((folder / "config.json").read_text()))
     assert load_tokenizer(folder).model_max_length == positions
     model = load_masked_lm(folder).eval()

@@ -1,4 +1,4 @@
-"""What is read off a checkpoint's files: zeros of every float type, and who is refused."""
+"""Checkpoint inspection: zeros of every float type, and rejected checkpoints."""
 
 import json
 
@@ -60,15 +60,15 @@ def test_a_sparse_float_checkpoint_is_plain(folder):
 )
 def test_a_checkpoint_that_others_quantized_is_refused_and_the_reason_named(folder, names):
     save_file(names, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"quantized already: (it holds|a\.weight is I8)") as error:
+    with pytest.raises(UserError, match=r"already quantized: (it contains|a\.weight is I8)") as error:
         require_unquantized(folder)
     assert "floating-point checkpoint" in error.value.instead
 
 
-def test_a_config_that_tells_of_quantization_is_refused(folder):
+def test_a_config_of_a_quantized_model_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
     save_file({"a.weight": torch.ones(2, 2)}, folder / "model.safetensors")
-    with pytest.raises(UserError, match="quantized already \\(bitsandbytes\\)"):
+    with pytest.raises(UserError, match="already quantized \\(bitsandbytes\\)"):
         require_unquantized(folder)
 
 
@@ -81,7 +81,7 @@ def test_a_pickle_is_refused_without_being_opened(folder):
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0[1,2,3]]", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]"])
 def test_a_damaged_header_is_a_user_error(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="damaged or incomplete safetensors file"):
         stored_tensors(folder)
 
 
@@ -89,5 +89,5 @@ def test_weights_that_are_cut_off_are_a_user_error(folder):
     save_file({"a.weight": torch.ones(64, 64)}, folder / "model.safetensors")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="damaged or incomplete safetensors file"):
         sparsity_by_tensor(folder, ["a.weight"])

@@ -57,7 +57,7 @@ def test_mlm_head_on_gathered_states_gives_the_models_own_logits(architecture):
 
 
 def test_a_model_without_a_known_head_is_a_user_error():
-    with pytest.raises(UserError, match="head of BertModel is not known"):
+    with pytest.raises(UserError, match="head of BertModel is not supported"):
         mlm_head(transformers.BertModel(transformers.BertConfig(**SMALL)))
 
 
@@ -176,8 +176,8 @@ def test_saved_classifier_comes_back_whole_and_only_for_its_own_classes(tiny_ber
         ("question_answering", [], "qa_outputs"),
     ],
 )
-def test_checkpoint_that_should_know_a_task_must_have_its_head(tiny_bert, tmp_path, kind, labels, head):
-    with pytest.raises(UserError, match=f"was not fitted to the task: it lacks {head}"):
+def test_fitted_checkpoint_must_have_the_head_of_its_task(tiny_bert, tmp_path, kind, labels, head):
+    with pytest.raises(UserError, match=f"was not trained for the task: it lacks {head}"):
         load_task_model(tiny_bert, kind, labels, fitted=True)
     made = load_task_model(tiny_bert, kind, labels, fitted=False)
     save_checkpoint(made, load_tokenizer(tiny_bert), tmp_path)
@@ -186,7 +186,7 @@ def test_checkpoint_that_should_know_a_task_must_have_its_head(tiny_bert, tmp_pa
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-def test_checkpoint_that_should_know_words_must_have_a_head_for_them_and_for_them_only(tiny_bert, tmp_path, pairs):
+def test_fitted_masked_lm_must_have_its_vocabulary_head_only(tiny_bert, tmp_path, pairs):
     whole = load_masked_lm(tiny_bert, pairs=pairs, fitted=True)
     save_checkpoint(whole.bert, load_tokenizer(tiny_bert), tmp_path)
     with pytest.raises(UserError, match=r"it lacks cls\.predictions") as caught:
@@ -248,7 +248,7 @@ def change_json(path, **values):
 def test_cut_off_weights_are_a_user_error(copy):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="not a whole safetensors file") as error:
+    with pytest.raises(UserError, match="damaged or incomplete safetensors file") as error:
         load_masked_lm(copy)
     assert error.value.where == str(weights)
 
@@ -319,5 +319,5 @@ def test_damaged_tokenizer_is_a_user_error(copy):
 
 def test_tokenizer_with_more_words_than_the_model_is_a_user_error(copy):
     change_json(copy / "config.json", vocab_size=100)
-    with pytest.raises(UserError, match=r"tokenizer has \d+ words, the model only 100"):
+    with pytest.raises(UserError, match=r"tokenizer has \d+ tokens, the model only 100"):
         load_tokenizer(copy)

@@ -1,4 +1,4 @@
-"""What is known of public models, against the models themselves; and every shipped recipe, checked offline."""
+"""Published model sizes against the models, and offline checks of all shipped recipes."""
 
 import pytest
 import torch

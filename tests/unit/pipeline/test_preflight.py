@@ -87,7 +87,7 @@ def test_a_ready_sparse_model_is_shown_with_the_zeros_of_each_matrix(recipe, tin
 @pytest.mark.parametrize(
     ("compression", "options", "words"),
     [
-        ({}, {"epoch": 2}, "the last pruning is at the beginning of epoch 2, but the training has 2 epochs"),
+        ({}, {"epoch": 2}, "the last pruning step is at the start of epoch 2, but the training has only 2 epochs"),
         ({"end_epoch": 0}, {}, "the ramp has no steps"),
         ({"pattern": "tile_pattern_3x1"}, {}, "does not divide bert.encoder.layer.0"),
         ({"pattern": "tile_pattern_4x1"}, {"backend": "nncf"}, "nncf cannot: pattern 'tile_pattern_4x1'"),
@@ -186,6 +186,6 @@ def test_positions_are_those_that_tokens_can_have(config, expected):
 
 def test_config_that_is_no_json_is_refused_by_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not a model's config") as error:
+    with pytest.raises(UserError, match="invalid model config") as error:
         cached_config(str(tmp_path))
     assert error.value.where == str(tmp_path / "config.json")

@@ -1,4 +1,4 @@
-"""Which matrices a pruner gets, and what it can reach with them."""
+"""Assignment of matrices to pruners, and the reachable sparsity."""
 
 import subprocess
 import sys
@@ -63,11 +63,11 @@ def test_order_of_the_names_is_kept():
             "by pruners 1 and 2: 'query' and 'attention'",
             "exclude_names",
         ),
-        ([{"names": ["."]}, {}], "pruner 2 gets no matrix", "one pruner less"),
+        ([{"names": ["."]}, {}], "pruner 2 gets no matrix", "remove this pruner"),
         ([{"names": ["query"], "exclude_names": ["layer"]}], "pruner 1 gets no matrix", "fewer exclude_names"),
     ],
 )
-def test_names_that_do_not_fit_are_told(pruners, words, instead):
+def test_names_that_do_not_fit_are_a_user_error(pruners, words, instead):
     with pytest.raises(UserError, match=words) as caught:
         assigned(*pruners)
     assert caught.value.where == "here.pruners"
@@ -110,12 +110,12 @@ def test_gradients_cannot_decide_before_the_first_step(compression, fits):
     if fits:
         assert reachable_sparsity(pruner, {"w": (4, 5)}) == {"w": 0.9}
         return
-    with pytest.raises(UserError, match="snip goes by gradients, and there is none before step 0") as caught:
+    with pytest.raises(UserError, match="snip needs gradients, but none are available before step 0") as caught:
         reachable_sparsity(pruner, {"w": (4, 5)})
     assert "start_step: 1" in caught.value.instead
 
 
-def test_matching_loads_no_torch():
+def test_assignment_loads_no_torch():
     code = "import sys, toolkit.sparsity.assignment, toolkit.pipeline.preflight; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -51,5 +51,5 @@ def test_masks_of_nncf_follow_the_weights_to_their_device(monkeypatch):
     found = SimpleNamespace(binary_mask=torch.ones(8, 8))
     monkeypatch.setattr(algo, "update_pruning_ratio", lambda *_: None)
     monkeypatch.setattr(algo, "get_pruned_modules", lambda _: {"weights.0": found})
-    monkeypatch.setattr(pruner, "_exactly", lambda count, kept: kept)
+    monkeypatch.setattr(pruner, "_limit_to_count", lambda count, kept: kept)
     assert pruner.choose(0.5)["w"].device.type == "meta"

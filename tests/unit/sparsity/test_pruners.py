@@ -206,7 +206,7 @@ def test_group_lasso_adds_its_penalty_to_the_gradient_block_by_block(toy, backen
 
 def test_gradient_types_that_should_prune_before_any_gradient_are_refused_before_training(toy):
     settings = pruning("inc", start_step=0, initial_sparsity=0.3, pruners=[{"prune_type": "snip"}])
-    with pytest.raises(UserError, match="there is none before step 0"):
+    with pytest.raises(UserError, match="none are available before step 0"):
         make_sparsifier(settings, prunable_matrices(toy[0]()), 0)
 
 
@@ -316,7 +316,7 @@ def test_the_learning_rate_is_rewound_only_where_all_prune_at_the_same_steps(toy
     alike = make_sparsifier(pruning("magnitude", pruners=SEVERAL), matrices, 0)
     assert (alike.rewinding_schedule().start, alike.rewinding_schedule().end) == (2, END)
     other = [SEVERAL[0] | {"end_step": 4}, *SEVERAL[1:]]
-    with pytest.raises(UserError, match="no one rate to rewind to"):
+    with pytest.raises(UserError, match="no common learning rate to rewind to"):
         make_sparsifier(pruning("magnitude", pruners=other), matrices, 0).rewinding_schedule()
     assert make_sparsifier(pruning("magnitude", TaskPruning, pruners=other), matrices, 0).rewinding_schedule() is None
 

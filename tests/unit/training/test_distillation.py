@@ -147,7 +147,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_in_the_trainer_its
         data = task_data(examples, pad_id, section, seed=1)
         data.stream.index = lambda k: k
         work = tmp_path / str(passes)
-        fit(model, data, section, TaskLoss(), Context(work, work, 0))
+        fit(model, data, section, TaskLoss(examples.kind), Context(work, work, 0))
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
     assert moved[0].abs().max() > 1e-4
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-6)
@@ -159,7 +159,9 @@ def test_a_loss_of_weight_zero_is_not_computed_into_the_gradient(tiny):
     teacher = Teacher(load_classifier(folder, task.labels))
     teacher.model.load_state_dict(model.state_dict())
     data = task_data(task.train, tokenizer.pad_token_id, Train(steps=1, batch_size=8), seed=1)
-    terms = TaskLoss(teacher, KDLossSettings(loss_weights=(0.0, 1.0)))(model, data.collate([data.stream[0]]))
+    terms = TaskLoss("classification", teacher, KDLossSettings(loss_weights=(0.0, 1.0)))(
+        model, data.collate([data.stream[0]])
+    )
     assert float(terms.total) == pytest.approx(0.0, abs=1e-6)
     assert float(terms.task) > 0.01
 
@@ -190,7 +192,7 @@ def test_soft_cross_entropy_has_the_gradient_of_kl_and_a_larger_value(pair):
             KnowledgeDistillationLoss=KDLossSettings(temperature=3.0, loss_types=("CE", kind), loss_weights=(0.0, 1.0))
         )
         student.zero_grad()
-        total = task_loss(Teacher(teacher), criterion)(student, batch).total
+        total = task_loss("classification", Teacher(teacher), criterion)(student, batch).total
         total.backward()
         found.append((float(total), student.classifier.weight.grad.clone()))
     assert found[1][0] > found[0][0]
@@ -203,7 +205,7 @@ def test_mse_is_the_mean_over_examples_and_classes_whatever_the_temperature(pair
     expected = float((student(**inputs).logits - teacher(**inputs).logits).square().mean())
     for temperature in (1.0, 4.0):
         settings = KDLossSettings(temperature=temperature, loss_types=("CE", "MSE"), loss_weights=(0.0, 1.0))
-        loss = task_loss(Teacher(teacher), Criterion(KnowledgeDistillationLoss=settings))
+        loss = task_loss("classification", Teacher(teacher), Criterion(KnowledgeDistillationLoss=settings))
         assert float(loss(student, batch).total) == pytest.approx(expected, rel=1e-4)
 
 
@@ -213,7 +215,7 @@ def test_layers_loss_is_the_weighted_sum_over_attended_tokens(pair):
     criterion = layers(
         layer_mappings=[[first, first], [first, 0, second, 0]], loss_types=["MSE", "L1"], loss_weights=[0.25, 2]
     )
-    terms = task_loss(Teacher(teacher), criterion)(student, batch)
+    terms = task_loss("classification", Teacher(teacher), criterion)(student, batch)
 
     def hidden(model, layer):
         inputs = {k: v for k, v in batch.items() if k not in ("labels", "items", "examples")}
@@ -234,11 +236,15 @@ def test_layers_loss_is_the_weighted_sum_over_attended_tokens(pair):
 def test_layers_loss_adds_the_loss_with_the_labels_when_asked(pair):
     student, teacher, batch = pair
     name = "bert.encoder.layer.1"
-    plain = task_loss(Teacher(teacher), layers(layer_mappings=[[name, name]], loss_types=["KL"]))(student, batch)
-    added = task_loss(Teacher(teacher), layers(layer_mappings=[[name, name]], loss_types=["KL"], add_origin_loss=True))(
+    plain = task_loss("classification", Teacher(teacher), layers(layer_mappings=[[name, name]], loss_types=["KL"]))(
         student, batch
     )
-    labels = task_loss()(student, batch)
+    added = task_loss(
+        "classification",
+        Teacher(teacher),
+        layers(layer_mappings=[[name, name]], loss_types=["KL"], add_origin_loss=True),
+    )(student, batch)
+    labels = task_loss("classification")(student, batch)
     assert float(plain.total) > 0
     assert float(added.total) == pytest.approx(float(plain.total) + float(labels.total), rel=1e-4)
 
@@ -268,7 +274,7 @@ def test_layers_loss_teaches_a_masked_language_model_too(tiny):
 def test_layers_that_cannot_be_compared_are_refused(pair, mapping, words):
     student, teacher, batch = pair
     with pytest.raises(UserError, match=words):
-        task_loss(Teacher(teacher), layers(layer_mappings=mapping))(student, batch)
+        task_loss("classification", Teacher(teacher), layers(layer_mappings=mapping))(student, batch)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +296,7 @@ def test_the_optimizer_that_is_named_trains(tiny, tmp_path, optimizer, kind, mon
     )
     before = model.classifier.weight.detach().clone()
     data = task_data(task.train, tokenizer.pad_token_id, section, seed=1)
-    fit(model, data, section, TaskLoss(), Context(tmp_path, tmp_path, 0))
+    fit(model, data, section, TaskLoss("classification"), Context(tmp_path, tmp_path, 0))
     assert type(getattr(made[0], "optimizer", made[0])) is kind
     assert made[0].defaults["lr"] == section.optimizer.settings.learning_rate
     assert not torch.equal(before, model.classifier.weight)

@@ -61,7 +61,7 @@ def test_a_batch_that_cannot_be_divided_is_the_user_s_error(monkeypatch, tmp_pat
     context = Context(tmp_path / "transfer.partial", tmp_path, 0)
     data = SimpleNamespace(steps=1)
     with pytest.raises(UserError, match="a batch of 6 cannot be divided among 4 processes") as error:
-        fit(torch.nn.Linear(2, 2), data, Train(steps=1, batch_size=6), TaskLoss(), context)
+        fit(torch.nn.Linear(2, 2), data, Train(steps=1, batch_size=6), TaskLoss("classification"), context)
     assert error.value.instead == "batch_size: 8"
     assert "transfer" in error.value.where
 

@@ -98,7 +98,7 @@ def test_training_by_logits_from_disk_ends_where_training_with_the_teacher_does(
 
     asked = Teacher(load_task_model(teacher.path, task.kind, task.labels, fitted=True))
     context = Context(tmp_path, tmp_path / "without", 0)
-    plain = task_loss(asked, distillation.train.criterion)
+    plain = task_loss(task.kind, asked, distillation.train.criterion)
     expected, curve = trained(tiny_bert, task, tokenizer, distillation.train, plain, None, context)
     # The teacher was asked in other batches than those of the training, so its last digits differ. And so do the
     # student's at the end: dropout, order and all else are the same.
@@ -121,8 +121,8 @@ def test_a_batch_from_disk_is_what_the_teacher_says_to_the_batch(pupil, kind, tm
     batch = pad([task.train[i] for i in chosen], tokenizer.pad_token_id)
     assert batch["attention_mask"].min() == 0, "padding must not matter"
     with torch.no_grad():
-        expected = task_logits(model, model_inputs(batch))
-    found = pad_logits([answers(i) for i in chosen])
+        expected = task_logits(task.kind, model, model_inputs(batch))
+    found = pad_logits([answers(i) for i in chosen], task.train.per_token)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

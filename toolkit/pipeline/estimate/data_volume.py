@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.data.examples import EXAMPLES
 from toolkit.data.files import cached_file, fetch_file, raw_lines
 from toolkit.data.published import published_rows
 from toolkit.data.tables import read_rows, text
@@ -20,7 +21,6 @@ _SAMPLE = 512  # texts that are tokenised
 _DOCUMENTS = 128  # of many texts each
 _WORD = re.compile(r"\w+|[^\w\s]")
 _PIECES = 1.2  # tokens of a word or punctuation mark in English; where there is no tokenizer to ask
-_WINDOWS = 1.05  # windows of a question whose context was not read
 # As data/corpus.py has them: the share of a corpus that is not for validation, and a document's paragraphs at most.
 _TRAIN = 19 / 20
 _LONGEST_DOCUMENT = 100
@@ -81,9 +81,9 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
         found = _rows(spec, section) if spec else ()
         dev_rows += len(found) if found is not None else published_rows(spec or "") or 0
     tune = min(section.tuning_examples, int(rows or 0) // 10)
-    question = section.kind == "question_answering"
+    kind = EXAMPLES[section.kind]
     if texts is None:
-        windows = _WINDOWS if question else 1.0
+        windows = kind.examples_per_row
         lengths: tuple[int, ...] = ()
     else:
         sample = _sampled(texts)
@@ -91,7 +91,7 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
         windows = len(lengths) / max(1, len(sample))
     return DataVolume(
         examples=None if rows is None else round((rows - tune) * windows),
-        exact=texts is not None and not held and not question,
+        exact=texts is not None and not held and kind.examples_per_row == 1,
         lengths=lengths,
         longest=section.max_seq_length,
         dev=round(dev_rows * windows),
@@ -190,17 +190,7 @@ def _sampled(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 def _row_lengths(texts: tuple[str, ...], section: Task, tokenizer: Any) -> list[int]:
     """Tokens of what a row becomes: one example, or the windows of its context."""
-    counts = _token_counts(texts, tokenizer)
-    if section.kind != "question_answering":
-        return [min(section.max_seq_length, sum(counts) + 1 + len(counts))]
-    question = min(counts[0], section.windows.max_question_length) + 3
-    width = section.max_seq_length - question  # of a window's piece of the context
-    lengths = [question + min(counts[1], width)]
-    rest = counts[1] - width
-    while rest > 0:
-        lengths.append(question + min(width, rest + section.windows.stride))
-        rest -= width - section.windows.stride
-    return lengths
+    return EXAMPLES[section.kind].token_counts(_token_counts(texts, tokenizer), section)
 
 
 def _token_counts(texts: Sequence[str], tokenizer: Any) -> list[int]:

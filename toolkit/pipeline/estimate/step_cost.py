@@ -99,7 +99,10 @@ def measure(shape: StepShape, seconds: float, threads: int | None = None) -> Ste
     def median(part: str) -> dict[_Point, float]:
         return {point: statistics.median(getattr(step[point], part) for step in steps) for point in points}
 
-    layers, taught = layer_count(json.loads(shape.config)), layer_count(json.loads(shape.teacher)) if shape.teacher else 1
+    layers, taught = (
+        layer_count(json.loads(shape.config)),
+        layer_count(json.loads(shape.teacher)) if shape.teacher else 1,
+    )
     parameters = round(_line(jobs[1].parameters, jobs[2].parameters, layers))
     of_teacher = _line(jobs[1].of_teacher, jobs[2].of_teacher, taught)
     update = median("update")

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
 )
 
 from toolkit.core.errors import UserError
@@ -22,7 +20,7 @@ from toolkit.data.batches import KD_POSITIONS, Batch, model_inputs
 from toolkit.data.masking import masked_count, sampled_count
 from toolkit.models.load import prunable_matrices
 from toolkit.models.mlm_heads import mlm_head
-from toolkit.models.task_heads import task_logits
+from toolkit.models.task_heads import HEADS, task_logits
 from toolkit.recipe import Criterion, IntermediateSettings, Kind, Positions, Quantization, Sample, Train
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.pruners import PatternLock
@@ -138,7 +136,10 @@ class SyntheticStep:
         self._model.eval()
         with torch.inference_mode():
             start = now()
-            self._model.base_model(**inputs) if self._shape.kind is None else task_logits(self._model, inputs)
+            if self._shape.kind is None:
+                self._model.base_model(**inputs)
+            else:
+                task_logits(self._shape.kind, self._model, inputs)
             seconds = now() - start
         self._model.train()
         return seconds
@@ -182,14 +183,14 @@ class SyntheticStep:
         shape = self._shape
         criterion: Criterion | None = getattr(shape.train, "criterion", None)
         if self._teacher is None or criterion is None:
-            return MlmLoss(mlm_head) if shape.kind is None else task_loss()
+            return MlmLoss(mlm_head) if shape.kind is None else task_loss(shape.kind)
         if isinstance(criterion.settings, IntermediateSettings):
             pairs = zip(_layer_names(self._model), _layer_names(self._teacher.model), strict=True)
             cut = IntermediateSettings(layer_mappings=tuple(pairs), add_origin_loss=criterion.settings.add_origin_loss)
             criterion = Criterion(IntermediateLayersKnowledgeDistillationLoss=cut)
         if shape.kind is None:
             return mlm_loss(mlm_head, self._teacher, criterion, shape.positions)
-        return task_loss(self._teacher, criterion)
+        return task_loss(shape.kind, self._teacher, criterion)
 
     def _batch(self, count: int, length: int, device: Any) -> Batch:
         """Random words. The last token of a task's examples is padding, as most real batches have some."""
@@ -206,16 +207,10 @@ class SyntheticStep:
             items = float(count * guessed)
         else:
             batch["attention_mask"][:, -1] = 0
-            batch |= _answers(shape, count, length)
+            batch |= HEADS[shape.kind].synthetic_labels(count, length)
             items = float(count)
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
         return moved | {"items": items, "kd_items": float(ids.numel()), "examples": float(count)}
-
-
-def _answers(shape: StepShape, count: int, length: int) -> dict[str, Tensor]:
-    if shape.kind == "question_answering":
-        return {name: torch.randint(length - 1, (count,)) for name in ("start_positions", "end_positions")}
-    return {"labels": torch.rand(count) if shape.kind == "regression" else torch.randint(2, (count,))}
 
 
 def _built(config: str, shape: StepShape, layers: int) -> nn.Module:
@@ -229,10 +224,9 @@ def _built(config: str, shape: StepShape, layers: int) -> nn.Module:
             f"transformers does not know this architecture ({reason})", where="model.source", instead="e.g. BERT"
         ) from None
     made.num_hidden_layers = layers
-    made.num_labels = 1 if shape.kind == "regression" else 2
-    head: Any = {None: AutoModelForMaskedLM, "question_answering": AutoModelForQuestionAnswering}.get(
-        shape.kind, AutoModelForSequenceClassification
-    )
+    head: Any = AutoModelForMaskedLM
+    if shape.kind is not None:
+        head, made.num_labels = HEADS[shape.kind].auto_class, HEADS[shape.kind].width(("0", "1"))
     model: nn.Module = head.from_config(made)
     return model
 

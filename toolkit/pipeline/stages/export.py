@@ -201,7 +201,8 @@ class _ExportJob:
                 self._write(self._torch_model(VARIANTS[variant.plain]), source)
             made = to_sparse_engine(source, folder)
             reference_ir(source, Path(scratch))
-            reference = predict_ir(Path(scratch), task.dev, self.tokenizer.pad_token_id)
+            pad_id = self.tokenizer.pad_token_id
+            reference = predict_ir(Path(scratch), task.dev, pad_id, per_token=task.dev.per_token)
             plain_logits = self._predictions(source)
         logits = self._predictions(folder)
         differences = LogitDifferences.between(reference, logits)

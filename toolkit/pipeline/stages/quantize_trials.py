@@ -163,7 +163,8 @@ class Trials:
             self._context.progress.message("measuring how sensitive each operation is")
             model = nncf.load(self.folder(0) / "model", self.fresh)
             batches = self._batches(self.task.tune, _SENSITIVITY_EXAMPLES, 32)
-            write_atomic(record, json.dumps(sensitivity.measure(model, batches, self._operations(model))))
+            measured = sensitivity.measure(self.task.kind, model, batches, self._operations(model))
+            write_atomic(record, json.dumps(measured))
         found: dict[str, float] = json.loads(record.read_text())
         return sorted(found, key=lambda name: -found[name])
 

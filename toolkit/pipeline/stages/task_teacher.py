@@ -32,7 +32,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     task = load_task(context.task or "", inputs.task, tokenizer)
     model = load_task_model(source, task.kind, task.labels, fitted=False)
     data = task_data(task.train, tokenizer.pad_token_id, train, context.seed)
-    fitted = fit(model, data, train, TaskLoss(), context)
+    fitted = fit(model, data, train, TaskLoss(task.kind), context)
     save_checkpoint(model, tokenizer, context.folder)
     return StageResult(
         kind="task",

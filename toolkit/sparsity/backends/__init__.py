@@ -1,1 +1,1 @@
-"""The back ends that choose which weights stay."""
+"""Pruning back ends, which select the weights to keep."""

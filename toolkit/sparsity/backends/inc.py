@@ -1,8 +1,8 @@
-"""Intel Neural Compressor as the one who chooses: its criteria and patterns, our schedule and our zeros.
+"""INC back end: scores and masks come from INC's criteria and patterns; schedule and masking from `GradualPruner`.
 
-INC 3.7's own hooks keep their state in no checkpoint and its `cube` is not Zhu and Gupta's cubic, so only its judgement
-is used: scores from its criterion, masks from its pattern. Group lasso's penalty is ours as well: that of INC 1.x, by
-the norm of a block's weights. INC 3.7 divides by the norm of its gradient, which throws blocks without one away.
+INC 3.7's own hooks are not used, because they do not save their state in checkpoints and their `cube` schedule is not
+Zhu and Gupta's cubic. The group lasso penalty is also our own: it divides each block by the norm of its weights, as in
+INC 1.x. INC 3.7 divides by the norm of the block's gradient, which eliminates blocks without a gradient.
 """
 
 import logging
@@ -17,52 +17,52 @@ from toolkit.recipe import ResolvedPruner
 from toolkit.recipe.pruning import needs_gradients
 from toolkit.sparsity.pruners import GradualPruner
 
-# The recipe's words -> INC's criteria. Group lasso prunes by magnitude what its penalty has made small.
+# prune_type -> INC criterion. Group lasso prunes by magnitude the blocks that its penalty has made small.
 _CRITERIA = {"basic_magnitude": "magnitude", "group_lasso": "magnitude", "gradient_sensitivity": "gradient"}
 
 
 class INCPruner(GradualPruner):
-    """Asks an INC pruner over the same layers for its masks.
+    """Takes its masks from an INC pruner over the same layers.
 
-    By gradient_sensitivity a pruned weight may come back, at zero: its gradient counts like any other.
+    With gradient_sensitivity a pruned weight may be kept again (starting at zero), because its gradient still counts.
     """
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
         super().attach(matrices)
-        # INC finds layers by walking a model and leaves the last one out as a head: it gets the layers alone, and one
-        # more at the end to leave out. Module names cannot hold dots.
+        # INC collects the linear layers of a model and skips the last one, which it takes for the head. It therefore
+        # gets only the layers to prune and a dummy at the end. Module names must not contain dots.
         layers = nn.ModuleDict({_key(name): module for name, module in matrices.items()})
         layers["left out"] = skip_init(nn.Linear, 1, 1)  # draws no random number
         self._inc = _inc_pruner(layers, self.section)
 
     def choose(self, sparsity: float) -> dict[str, Tensor]:
         inc = self._inc
-        inc.pattern.keep_mask_layers = {}  # the layers INC found full at earlier updates: lost when a run is resumed
+        inc.pattern.keep_mask_layers = {}  # layers at the limit at earlier updates; lost on resume
         inc.criterion.on_step_begin()
         if needs_gradients(self.section):
             inc.criterion.scores = {_key(name): self._reduced(score, name) for name, score in self._scores.items()}
         if self.section.tile.zeros:
-            sparsity += 1e-9  # a recipe's 0.333333333 means all groups of 1:3
+            sparsity += 1e-9  # so that 0.333333333 in a recipe covers all groups of 1:3
         names = list(self._parameters)
         groups = [names] if self.section.prune_domain == "global" else [[name] for name in names]
         kept: dict[str, Tensor] = {}
-        for group in groups:  # as INC does it; one at a time needs less memory
+        for group in groups:  # same result as in INC; matrix by matrix needs less memory
             scores = {_key(n): _break_ties(inc.criterion.scores[_key(n)], self.mask.tensors[n]) for n in group}
             before = {_key(n): self.mask.tensors[n].float() for n in group}
             masks = inc.pattern.get_masks(scores, sparsity, before)
             kept |= {n: masks[_key(n)].bool().view_as(self._parameters[n]) for n in group}
-        inc.criterion.scores = {}  # as large as the matrices; made anew at the next update
+        inc.criterion.scores = {}  # as large as the matrices; recomputed at the next update
         return kept
 
     @torch.no_grad()
     def before_optimizer_step(self) -> None:
-        """Scores by INC's criterion."""
+        """Updates gradient-based scores with INC's criterion."""
         if not needs_gradients(self.section):
             super().before_optimizer_step()
             return
         self._move_scores_to_weights()
         criterion = self._inc.criterion
-        # Of single weights: INC keeps those of blocks, which are the means of their weights'.
+        # Without its pattern the criterion scores single weights; INC itself keeps block means.
         pattern, criterion.pattern = criterion.pattern, None
         before = self._scores or {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         criterion.scores = {_key(name): score for name, score in before.items()}
@@ -71,24 +71,24 @@ class INCPruner(GradualPruner):
         self._scores = {name: criterion.scores[_key(name)] for name in self._parameters}
 
     def _reduced(self, score: Tensor, name: str) -> Tensor:
-        """One score for each block, by INC's own rule."""
+        """Returns one score per block, reduced by INC's own rule."""
         pattern = self._inc.pattern
         return pattern.reduce_score(score, _key(name)) if hasattr(pattern, "reduce_score") else score
 
 
 def _break_ties(score: Tensor, kept: Tensor) -> Tensor:
-    """Scores without ties, float64, in the order of `score` and among equals in the order in which they lie.
+    """Returns distinct float64 scores in the order of `score`; equal scores are ordered by position.
 
-    INC prunes every weight that ties with the last one to go; gradients in bfloat16 have few values, and many ties.
+    INC prunes all weights that tie at the threshold. bfloat16 gradients have few distinct values and thus many ties.
 
     Args:
-        score: >= 0, float32: of weights [rows, columns], or of blocks.
-        kept: The mask so far, bool, [rows, columns]. Zeros of what is pruned already are less than other zeros.
+        score: Scores >= 0, float32, of weights [rows, columns] or of blocks.
+        kept: Current mask, bool, [rows, columns]. Zero scores of pruned weights sort before other zero scores.
     """
     blocks = kept[:: kept.shape[0] // score.shape[0], :: kept.shape[1] // score.shape[1]]
     order = torch.linspace(1, 2, score.numel(), dtype=torch.float64, device=score.device).view_as(score)
-    zeros = torch.where(blocks, order * 1e-60, order * 1e-70)  # less than any score of float32
-    # Two different values of float32 are 2**-24 of their size apart, or more: they keep their order.
+    zeros = torch.where(blocks, order * 1e-60, order * 1e-70)  # smaller than any positive float32
+    # Distinct float32 values differ by at least 2**-24 of their magnitude, so they keep their order.
     return torch.where(score == 0, zeros, score.double() * (1 + order * 2.0**-26))
 
 
@@ -102,9 +102,9 @@ def _inc_pruner(layers: nn.ModuleDict, section: ResolvedPruner) -> Any:
     from neural_compressor.compression.pruner.utils import process_config
     from neural_compressor.config import WeightPruningConfig
 
-    logging.getLogger("neural_compressor").setLevel(logging.WARNING)  # it reports every update
+    logging.getLogger("neural_compressor").setLevel(logging.WARNING)  # INC logs every update
     config = WeightPruningConfig(
-        pruning_configs=[{}],  # fresh lists: INC shares and mutates its defaults
+        pruning_configs=[{}],  # new lists: INC shares and mutates its defaults
         op_names=[".*"],
         excluded_op_names=[],
         target_sparsity=section.target_sparsity,

@@ -1,4 +1,4 @@
-"""The rules in a few lines of torch: the smallest weights, blocks or groups go. Needs neither INC nor NNCF."""
+"""Magnitude back end in plain torch: prunes the lowest-scoring weights, blocks or groups. Needs no INC or NNCF."""
 
 import torch
 from torch import Tensor
@@ -8,36 +8,36 @@ from toolkit.sparsity.pruners import GradualPruner
 
 
 class MagnitudePruner(GradualPruner):
-    """Keeps the units with the largest scores, of each matrix (`local`) or of all together (`global`).
+    """Keeps the units with the largest scores, per matrix (`local`) or over all matrices (`global`).
 
-    A unit is a weight, a block (its score: the mean), or M neighbours of a row, of which the N smallest go (its score:
-    their sum).
+    A unit is a weight, a block (its score is the mean) or an N:M group, i.e. M neighbours in a row of which the N
+    smallest are pruned (its score is the sum of these N).
     """
 
     def choose(self, sparsity: float) -> dict[str, Tensor]:
         tile = self.section.tile
-        # Of the units. A recipe's 0.333333333 means all groups of 1:3.
-        share = sparsity * tile.columns / tile.zeros + 1e-8 if tile.zeros else sparsity
+        # Fraction of units to prune. 1e-8, so that 0.333333333 in a recipe covers all groups of 1:3.
+        fraction = sparsity * tile.columns / tile.zeros + 1e-8 if tile.zeros else sparsity
         cap = 1.0 if tile.zeros else self.section.max_sparsity_ratio_per_layer
         scores = {}
         for name in self._parameters:
-            # -1: what is pruned goes first, before any other weight whose score happens to be 0.
+            # -1: pruned weights stay pruned, even if another weight's score is 0.
             scores[name] = self._score(name).masked_fill(~self.mask.tensors[name], -1.0)
         units = {name: _units(score, tile) for name, score in scores.items()}
         if self.section.prune_domain == "local":
-            kept = {name: _largest(unit, _count(share, unit.numel())) for name, unit in units.items()}
+            kept = {name: _keep_largest(unit, _count(fraction, unit.numel())) for name, unit in units.items()}
         else:
-            kept = _largest_of_all(units, share, cap)
-        return {name: _spread(kept[name], scores[name], tile) for name in self._parameters}
+            kept = _keep_largest_globally(units, fraction, cap)
+        return {name: _expand(kept[name], scores[name], tile) for name in self._parameters}
 
 
-def _count(share: float, number: int) -> int:
-    """How many of a number of units go; rounded as `matching.reachable` does it, and INC."""
-    return int(share * number)
+def _count(fraction: float, number: int) -> int:
+    """Returns how many of `number` units to prune; rounded down like `assignment.reachable_sparsity` and INC."""
+    return int(fraction * number)
 
 
 def _units(score: Tensor, tile: Tile) -> Tensor:
-    """Score of each unit, 1-D, in the order of `_spread`."""
+    """Returns the score of each unit, 1-D, in the order that `_expand` expects."""
     rows, columns = score.shape
     blocks = score.view(rows // tile.rows, tile.rows, columns // tile.columns, tile.columns)
     if tile.zeros:
@@ -45,8 +45,8 @@ def _units(score: Tensor, tile: Tile) -> Tensor:
     return blocks.mean(dim=(1, 3)).flatten()
 
 
-def _spread(kept: Tensor, score: Tensor, tile: Tile) -> Tensor:
-    """Which weights stay, [rows, columns], from which units stay."""
+def _expand(kept: Tensor, score: Tensor, tile: Tile) -> Tensor:
+    """Expands the units to keep, 1-D, to the weights to keep, [rows, columns]."""
     rows, columns = score.shape
     units = kept.view(rows // tile.rows, 1, columns // tile.columns, 1)
     if not tile.zeros:
@@ -56,35 +56,35 @@ def _spread(kept: Tensor, score: Tensor, tile: Tile) -> Tensor:
     return (units.view(rows, -1, 1) | ~smallest).reshape(rows, columns)
 
 
-def _largest_of_all(units: dict[str, Tensor], share: float, cap: float) -> dict[str, Tensor]:
-    """One threshold for all matrices; a matrix that would lose more than `cap` loses that, and the others the rest."""
-    left = _count(share, sum(unit.numel() for unit in units.values()))
+def _keep_largest_globally(units: dict[str, Tensor], fraction: float, cap: float) -> dict[str, Tensor]:
+    """Applies one threshold to all matrices; prunes at most the fraction `cap` of each and the rest in the others."""
+    left = _count(fraction, sum(unit.numel() for unit in units.values()))
     kept: dict[str, Tensor] = {}
     open_ = dict(units)
     while open_:
-        together = _largest(torch.cat(list(open_.values())), left)
+        together = _keep_largest(torch.cat(list(open_.values())), left)
         parts = together.split([unit.numel() for unit in open_.values()])
-        over = [n for n, part in zip(open_, parts, strict=True) if _lost(part) > _count(cap, part.numel())]
+        over = [n for n, part in zip(open_, parts, strict=True) if _pruned_count(part) > _count(cap, part.numel())]
         if not over:
             return kept | dict(zip(open_, parts, strict=True))
         for name in over:
             unit = open_.pop(name)
-            kept[name] = _largest(unit, _count(cap, unit.numel()))
-            left -= _lost(kept[name])
+            kept[name] = _keep_largest(unit, _count(cap, unit.numel()))
+            left -= _pruned_count(kept[name])
     return kept
 
 
-def _lost(kept: Tensor) -> int:
+def _pruned_count(kept: Tensor) -> int:
     return kept.numel() - int(kept.count_nonzero())
 
 
-def _largest(score: Tensor, count: int) -> Tensor:
-    """True for all but the `count` smallest of a 1-D tensor; ties are broken by position."""
+def _keep_largest(score: Tensor, count: int) -> Tensor:
+    """Returns True for all but the `count` smallest scores of a 1-D tensor; ties are broken by position."""
     if count == 0:
         return torch.ones_like(score, dtype=torch.bool)
     threshold = score.kthvalue(count).values  # ten times faster than sorting
     kept = score > threshold
     ties = (score == threshold).nonzero().squeeze(1)
-    missing = int(kept.count_nonzero()) - (score.numel() - count)  # <= 0: how many of the ties must stay
+    missing = int(kept.count_nonzero()) - (score.numel() - count)  # <= 0: minus the number of ties to keep
     kept[ties[len(ties) + missing :]] = True
     return kept

@@ -1,7 +1,7 @@
-"""NNCF as the one who chooses: `nncf.prune` on stand-ins that share our weights, our schedule and our zeros.
+"""NNCF back end: masks come from `nncf.prune` on proxy models; schedule and masking from `GradualPruner`.
 
-NNCF masks weights in the forward pass of the model that it wraps and leaves the weights themselves dense. It is given
-small stand-in models instead, so that the trained model, its speed and its checkpoints stay plain.
+NNCF masks weights in the forward pass of the model that it wraps and leaves the weights themselves dense. It therefore
+wraps small proxy models that share the weights, so that the trained model and its checkpoints stay plain and fast.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from toolkit.sparsity.pruners import GradualPruner
 
 
 class NNCFPruner(GradualPruner):
-    """`local`: a stand-in for each matrix. `global`: one for all, each scaled by its norm, as NNCF does it."""
+    """Uses one proxy model per matrix (`local`), or one for all (`global`; NNCF divides each matrix by its norm)."""
 
     def attach(self, matrices: dict[str, nn.Linear]) -> None:
         super().attach(matrices)
@@ -26,7 +26,7 @@ class NNCFPruner(GradualPruner):
     def _wrapped(self, weights: list[Tensor]) -> nn.Module:
         import nncf
 
-        wrapped = nncf.prune(_StandIn(weights), self._mode(), ratio=0.0, examples_inputs=torch.ones(1, 1))
+        wrapped = nncf.prune(_ProxyModel(weights), self._mode(), ratio=0.0, examples_inputs=torch.ones(1, 1))
         for index, weight in enumerate(weights):
             assert wrapped.weights[index] is weight, "NNCF copied the weights"
         return wrapped
@@ -45,19 +45,19 @@ class NNCFPruner(GradualPruner):
         for names, wrapped in self._groups:
             size = sum(self._parameters[n].numel() for n in names)
             count = int(sparsity * size)
-            if count == 0:  # NNCF always takes at least one weight
+            if count == 0:  # NNCF always prunes at least one weight
                 kept |= {n: torch.ones_like(self._parameters[n], dtype=torch.bool) for n in names}
                 continue
-            # NNCF prunes int((size - 1) * ratio) + 1 weights: the ratio in the middle of those that give `count`.
+            # NNCF prunes int((size - 1) * ratio) + 1 weights; this ratio is in the middle of the interval for `count`.
             update_pruning_ratio(wrapped, self._mode(), min(1.0, (count - 0.5) / (size - 1)))
             masks = get_pruned_modules(wrapped)
             found = {n: masks[f"weights.{i}"].binary_mask.bool() for i, n in enumerate(names)}
-            # NNCF's masks stay where the weights were when it wrapped them; the model may be on a GPU since.
-            kept |= self._exactly(count, dict(SparsityMask(found).on_devices_of(self._parameters).tensors))
+            # NNCF's masks stay on the device of the weights at wrapping time; the model may have moved to a GPU.
+            kept |= self._limit_to_count(count, dict(SparsityMask(found).on_devices_of(self._parameters).tensors))
         return kept
 
-    def _exactly(self, count: int, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-        """NNCF prunes every weight that ties with the last one to go: the last of them in their order stay."""
+    def _limit_to_count(self, count: int, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keeps surplus weights: NNCF prunes all weights that tie at the threshold, of which the last ones are kept."""
         together = torch.cat([k.flatten() for k in kept.values()])
         surplus = int((~together).count_nonzero()) - count
         if surplus > 0:
@@ -70,8 +70,8 @@ class NNCFPruner(GradualPruner):
         return {n: part.view_as(k).clone() for (n, k), part in zip(kept.items(), parts, strict=True)}
 
 
-class _StandIn(nn.Module):
-    """A model made of nothing but the given weights, so that NNCF finds exactly them."""
+class _ProxyModel(nn.Module):
+    """Proxy model that has only the given weights, so that NNCF prunes exactly these."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()

@@ -1,0 +1,172 @@
+"""Tokenised examples of a task, one class per kind: reads labels, encodes rows, turns logits into predictions.
+
+A new kind is a class here (or a class like `question_answering.Windows` in a module of its own) and its entry in
+`EXAMPLES`; `models/task_heads.py` has what its head is for a model. Loads no torch.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from typing_extensions import Self
+
+from toolkit.data import metrics
+from toolkit.data.labels import class_number, number_of
+from toolkit.data.question_answering import Windows
+from toolkit.recipe import Kind, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from toolkit.data.task_rows import TaskRow
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples with one label each. Item i: {input_ids, attention_mask, (token_type_ids): list[int], labels: number}.
+
+    Attributes:
+        texts: The text of each example, or the two texts of a pair.
+        inputs: Name of a model input -> one list of ids per example.
+        labels: Label of each example, [n].
+        kind: The task's kind.
+        per_token: The logits of one example are [C, length], not [C].
+        texts_repeat: Several rows have the same text.
+        examples_per_row: Examples that a row becomes on average, where nothing was read.
+        metrics: Name of a metric -> (truth [n], predictions [n]) -> score.
+    """
+
+    texts: list[tuple[str, ...]]
+    inputs: dict[str, list[list[int]]]
+    labels: np.ndarray
+    kind: ClassVar[Kind]
+    per_token: ClassVar[bool] = False
+    texts_repeat: ClassVar[bool] = False
+    examples_per_row: ClassVar[float] = 1.0
+    metrics: ClassVar[dict[str, Callable[[Any, Any], float]]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**{name: ids[index] for name, ids in self.inputs.items()}, "labels": self.labels[index].item()}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, [n] int64."""
+        return np.fromiter(map(len, self.inputs["input_ids"]), dtype=np.int64, count=len(self))
+
+    @property
+    def truth(self) -> np.ndarray:
+        """What is to be predicted, [n]."""
+        return self.labels
+
+    @classmethod
+    def targets(cls, rows: "Sequence[TaskRow]", labels: Sequence[str]) -> np.ndarray:
+        """The labels of rows, [n].
+
+        Raises:
+            UserError: A label is none of the task's; the message names the row.
+        """
+        raise AssertionError("a kind defines it")
+
+    @classmethod
+    def encode(
+        cls, rows: "Sequence[TaskRow]", labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
+    ) -> Self:
+        """Tokenises rows; texts longer than the section's `max_seq_length` are truncated."""
+        wanted = cls.targets(rows, labels)
+        texts = [row.texts for row in rows]
+        if not texts:
+            return cls([], {name: [] for name in tokenizer.model_input_names}, wanted)
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        encoded = tokenizer(*columns, truncation=True, max_length=section.max_seq_length)
+        return cls(texts, {name: encoded[name] for name in tokenizer.model_input_names}, wanted)
+
+    @staticmethod
+    def token_counts(counts: Sequence[int], section: Task) -> list[int]:
+        """Lengths of the examples that a row becomes.
+
+        Args:
+            counts: Tokens of each of the row's texts, without special tokens.
+            section: The task's section.
+        """
+        return [min(section.max_seq_length, sum(counts) + 1 + len(counts))]
+
+    def predicted(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Predictions from logits [n, C]."""
+        raise AssertionError("a kind defines it")
+
+
+@dataclass(frozen=True)
+class ClassExamples(Examples):
+    """Classification: labels are class numbers, int64."""
+
+    kind = "classification"
+    metrics = {"accuracy": metrics.accuracy, "f1": metrics.f1, "matthews_correlation": metrics.matthews}  # noqa: RUF012
+
+    @classmethod
+    def targets(cls, rows: "Sequence[TaskRow]", labels: Sequence[str]) -> np.ndarray:
+        return np.array([class_number(row.label, row.where, labels) for row in rows], dtype=np.int64)
+
+    def predicted(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Class numbers."""
+        return np.asarray(logits).argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class NumberExamples(Examples):
+    """Regression: labels are numbers, float32."""
+
+    kind = "regression"
+    metrics = {"pearson": metrics.pearson, "spearman": metrics.spearman}  # noqa: RUF012
+
+    @classmethod
+    def targets(cls, rows: "Sequence[TaskRow]", labels: Sequence[str]) -> np.ndarray:
+        return np.array([number_of(row.label, row.where) for row in rows], dtype=np.float32)
+
+    def predicted(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Numbers."""
+        found: np.ndarray = np.asarray(logits)[:, 0]
+        return found
+
+
+Split = Examples | Windows
+EXAMPLES: dict[Kind, type[Examples] | type[Windows]] = {
+    "classification": ClassExamples,
+    "regression": NumberExamples,
+    "question_answering": Windows,
+}
+
+
+def score(
+    kind: Kind, names: Sequence[str], truth: metrics.Answers, predicted: metrics.Answers, classes: int = 2
+) -> dict[str, float]:
+    """Computes metrics over all examples.
+
+    Args:
+        kind: The task's kind: classification (class numbers), regression (numbers) or question_answering (predicted: a
+            text; truth: all correct texts).
+        names: The metrics to compute, of those that `recipe.task.KINDS` lists for the kind.
+        truth: The correct answers, [n].
+        predicted: The predictions, [n].
+        classes: Number of the task's classes, whether or not all of them occur here. F1 is that of class 1 for two
+            classes (as in GLUE), else the mean over the classes that occur.
+    """
+    assert len(truth) == len(predicted) > 0
+    measures = EXAMPLES[kind].metrics | ({"f1": metrics.mean_f1} if classes > 2 else {})
+    return {name: float(measures[name](truth, predicted)) for name in names}
+
+
+def fingerprint(examples: Split) -> str:
+    """Hash of every token id of every input: of all that a model sees of them."""
+    digest = hashlib.sha256()
+    for name in sorted(examples.inputs):
+        ids: Sequence[Sequence[int]] = examples.inputs[name]
+        digest.update(name.encode())
+        digest.update(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)).tobytes())
+        digest.update(np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32).tobytes())
+    return digest.hexdigest()
