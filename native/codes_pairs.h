@@ -1,44 +1,44 @@
-// AVX2 alone: one instruction multiplies two columns' codes, which need 16 bits each: its product of single bytes
-// would saturate. That is still twice as many as one product of floats. Included by codes.h.
+// 8-bit products with AVX2 alone: one instruction multiplies the codes of two columns, widened to 16 bits, because AVX2's
+// byte product would saturate. That is still twice as many products as with floats. Included by codes.h.
 
-constexpr int kTogether = 2;
-constexpr int kAtOnce = 2;
+constexpr int kColumnsPerDot = 2;
+constexpr int kVectorsPerPass = 2;
 constexpr uint32_t kCodeBytes = 8 * LANES;
 
-inline ivec add_products(ivec sums, ivec tokens, ivec weights) {
+inline ivec dot_accumulate(ivec sums, ivec tokens, ivec weights) {
   return sums + (ivec)_mm256_madd_epi16((__m256i)tokens, (__m256i)weights);
 }
 
-// In each 16 bytes, tokens of two vectors follow each other, four by four: `bring_together` parts them again.
+// Every 16 bytes hold four tokens of one vector, then four of the next; gather_columns separates them again.
 void quantize(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
   for (uint32_t k = 0; k < columns; ++k)
     for (uint32_t r = 0; r * LANES < width; r += 2) {
       __m256i steps[2];
       for (uint32_t i = 0; i < 2; ++i) {
         const vec x = (r + i) * LANES < width ? load(panel + size_t(k) * width + (r + i) * LANES) : vec{};
-        // Rounds as nearest_step does.
-        steps[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(in_steps(x, range), vec{}), broadcast(255.f)));
+        // Same rounding as nearest_level.
+        steps[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(to_steps(x, range), vec{}), broadcast(255.f)));
       }
       store_bytes(codes + size_t(k) * kCodeBytes + r * LANES * 2, _mm256_packs_epi32(steps[0], steps[1]));
     }
 }
 
-inline void arrange(const uint8_t* values, uint32_t count, int32_t* arranged) {
+inline void interleave_columns(const uint8_t* values, uint32_t count, int32_t* interleaved) {
   const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  alignas(32) static const uint64_t kept[4] = {~0ull, ~0ull, 0, 0};
+  alignas(32) static const uint64_t mask_bytes[4] = {~0ull, ~0ull, 0, 0};
   for (uint32_t i = 0; i < 4 * count; i += 16) {
-    const uint8_t* here = reinterpret_cast<const uint8_t*>(kept + 2) - smaller(4 * count - i, 16);
+    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 2) - minimum(4 * count - i, 16);
     const __m128i codes = _mm_and_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i)),
-                                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(here)));
-    const __m256i wide = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(codes, order));
-    _mm256_storeu_si256(reinterpret_cast<bytes*>(arranged + i / 2), wide);
+                                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask)));
+    const __m256i widened = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(codes, order));
+    _mm256_storeu_si256(reinterpret_cast<byte_vec*>(interleaved + i / 2), widened);
   }
 }
 
 template <int FROM, int P>
-inline void bring_together(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
-  const bytes a = load_bytes(block + size_t(indices[0]) * kCodeBytes + FROM * LANES * 2);
-  const bytes b = load_bytes(block + size_t(indices[1]) * kCodeBytes + FROM * LANES * 2);
+inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
+  const byte_vec a = load_bytes(block + size_t(indices[0]) * kCodeBytes + FROM * LANES * 2);
+  const byte_vec b = load_bytes(block + size_t(indices[1]) * kCodeBytes + FROM * LANES * 2);
   tokens[0] = (ivec)_mm256_unpacklo_epi16(a, b);
   if (P > 1) tokens[1] = (ivec)_mm256_unpackhi_epi16(a, b);
 }

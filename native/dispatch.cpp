@@ -1,3 +1,4 @@
+// Choice of the kernels by CPU features and PRUNEOFA_ISA.
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -10,7 +11,7 @@
 namespace pofa {
 
 #ifdef POFA_AVXVNNI
-// Asked for by number: not every compiler that knows the instructions knows the feature's name.
+// Queried by CPUID bit, because some compilers support the instructions but not the feature's name.
 static bool has_avx_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
@@ -21,9 +22,9 @@ const Kernel* kernel_named(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (!std::strcmp(name, "vnni")) {
-    const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    const bool supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vnni");
-    return runs ? &kVnni : nullptr;
+    return supported ? &kVnni : nullptr;
   }
   if (!std::strcmp(name, "avx512")) return __builtin_cpu_supports("avx512f") ? &kAvx512 : nullptr;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -37,8 +38,8 @@ const Kernel* kernel_named(const char* name) {
 
 const Kernel& best_kernel() {
   static const Kernel* const best = [] {
-    const char* wanted = std::getenv("PRUNEOFA_ISA");
-    if (const Kernel* kernel = wanted ? kernel_named(wanted) : nullptr) return kernel;
+    const char* requested = std::getenv("PRUNEOFA_ISA");
+    if (const Kernel* kernel = requested ? kernel_named(requested) : nullptr) return kernel;
     for (const char* name : {"vnni", "avx512", "avxvnni", "avx2"})
       if (const Kernel* kernel = kernel_named(name)) return kernel;
     return &kScalar;

@@ -1,16 +1,17 @@
+// Validation and checksum of packed matrices.
 #include "format.h"
 
 namespace pofa {
 
 size_t value_bytes(uint32_t value_type) { return value_type == kF32 ? 4 : value_type == kF16 ? 2 : 1; }
 
-// Eight bytes at a time; each step can be undone, so that one changed bit always changes the result.
+// Hashes eight bytes per step. Every step is invertible, so a single flipped bit always changes the result.
 uint64_t checksum(const uint8_t* data, size_t size) {
-  constexpr size_t hole = offsetof(Header, checksum);
+  constexpr size_t checksum_offset = offsetof(Header, checksum);
   uint64_t hash = 0xcbf29ce484222325u ^ size;
   size_t at = 0;
   for (; at + 8 <= size; at += 8) {
-    uint64_t word = at == hole ? 0 : read_at<uint64_t>(data + at, 0);
+    uint64_t word = at == checksum_offset ? 0 : read_at<uint64_t>(data + at, 0);
     hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
     hash ^= hash >> 29;
   }
@@ -20,29 +21,29 @@ uint64_t checksum(const uint8_t* data, size_t size) {
 
 namespace {
 
-bool inside(uint64_t at, uint64_t bytes, uint64_t total) { return at <= total && bytes <= total - at; }
+bool in_bounds(uint64_t at, uint64_t bytes, uint64_t total) { return at <= total && bytes <= total - at; }
 
 Error check_header(const Header& h, size_t size) {
   for (int i = 0; i < 8; ++i)
-    if (h.magic[i] != "POFASPRS"[i]) return kNotABlob;
-  if (h.version > kVersion) return kNewer;
-  if (h.version < kVersion) return kOlder;
+    if (h.magic[i] != "POFASPRS"[i]) return kBadMagic;
+  if (h.version > kVersion) return kNewerVersion;
+  if (h.version < kVersion) return kOlderVersion;
   if (h.header_bytes != sizeof(Header)) return kBadHeader;
-  if (h.total_bytes != size) return kTooShort;
-  const bool sane = h.rows >= 1 && h.rows <= kMaxSide && h.columns >= 1 && h.columns <= kMaxSide &&
+  if (h.total_bytes != size) return kWrongSize;
+  const bool valid = h.rows >= 1 && h.rows <= kMaxSide && h.columns >= 1 && h.columns <= kMaxSide &&
                     (h.block_rows == 1 || h.block_rows == 4) && h.value_type <= kI8 && h.block_columns >= 1 &&
                     h.block_columns <= kMaxBlock && h.group_rows >= 4 && h.group_rows <= kMaxGroup &&
                     h.group_rows % (h.block_rows == 4 ? 4 : 2) == 0;
-  return sane ? kOk : kBadHeader;
+  return valid ? kOk : kBadHeader;
 }
 
-// Every count, row and index of every unit: what the kernel reads without looking.
+// Validates every count, row and index of every unit, which the kernel uses without bounds checks.
 Error check_entries(const Matrix& m) {
   const Header& h = m.header;
-  const uint32_t blocks = m.blocks_count();
+  const uint32_t blocks = m.block_count();
   uint64_t entry = 0, unit = 0;
-  for (uint32_t group = 0; group < m.groups_count(); ++group) {
-    if (read_at<uint64_t>(m.groups, group) != entry) return kBadEntries;
+  for (uint32_t group = 0; group < m.group_count(); ++group) {
+    if (read_at<uint64_t>(m.groups, group) != entry) return kBadIndex;
     const uint32_t units = m.units_in_group(group);
     for (uint32_t block = 0; block < blocks; ++block) {
       const uint32_t width = m.columns_in_block(block);
@@ -50,50 +51,52 @@ Error check_entries(const Matrix& m) {
       for (uint32_t i = 0; i < units; ++i, ++unit) {
         const uint32_t count = read_at<uint16_t>(m.counts, unit);
         const uint64_t stored = uint64_t(count) * (h.block_rows == 1 ? 2 : 1);
-        if (count > width || stored > h.entries - entry) return kBadEntries;
-        // Each row once; of an odd number of rows the last has a spare one beside it, of fours up to three.
-        for (uint32_t j = 0; j < m.rows_of_unit(); ++j) {
+        if (count > width || stored > h.entries - entry) return kBadIndex;
+        // Each row occurs once. Spare rows complete the units: at most one with 1x1, at most three with 4x1.
+        for (uint32_t j = 0; j < m.rows_per_unit(); ++j) {
           const uint32_t row = m.row(unit, j);
-          if (row >= units * m.rows_of_unit() || seen[row]) return kBadEntries;
+          if (row >= units * m.rows_per_unit() || seen[row]) return kBadIndex;
           seen[row] = true;
         }
         for (uint64_t j = entry; j < entry + stored; ++j)
-          if (m.indices[j] >= width) return kBadEntries;
+          if (m.indices[j] >= width) return kBadIndex;
         entry += stored;
       }
     }
   }
-  return entry == h.entries && read_at<uint64_t>(m.groups, m.groups_count()) == entry ? kOk : kBadEntries;
+  return entry == h.entries && read_at<uint64_t>(m.groups, m.group_count()) == entry ? kOk : kBadIndex;
 }
 
 }  // namespace
 
 Error open_matrix(const void* blob, size_t size, Matrix* matrix) {
   const uint8_t* data = static_cast<const uint8_t*>(blob);
-  if (!data || size < sizeof(Header)) return kTooShort;
+  if (!data || size < sizeof(Header)) return kWrongSize;
   Matrix m;
   __builtin_memcpy(&m.header, data, sizeof(Header));
   const Header& h = m.header;
   if (Error error = check_header(h, size)) return error;
 
-  const uint64_t groups = m.groups_count();
-  const uint64_t units = m.first_unit(uint32_t(groups) - 1) + uint64_t(m.blocks_count()) * m.units_in_group(uint32_t(groups) - 1);
+  const uint64_t groups = m.group_count();
+  const uint64_t units =
+      m.first_unit(uint32_t(groups) - 1) + uint64_t(m.block_count()) * m.units_in_group(uint32_t(groups) - 1);
   if (h.entries > uint64_t(h.rows + 1) * h.columns) return kBadHeader;
   const uint64_t per_entry = value_bytes(h.value_type) * h.block_rows;
-  if (!inside(h.groups_at, (groups + 1) * 8, size) || !inside(h.counts_at, units * 2, size) ||
-      !inside(h.rows_at, units * (h.block_rows == 1 ? 2 : 1), size) || !inside(h.indices_at, h.entries + kSlack, size) ||
-      !inside(h.values_at, h.entries * per_entry + kSlack, size) || !inside(h.scales_at, uint64_t(h.rows) * 4, size) ||
-      !inside(h.biases_at, uint64_t(h.rows) * 4, size))
+  if (!in_bounds(h.groups_offset, (groups + 1) * 8, size) || !in_bounds(h.counts_offset, units * 2, size) ||
+      !in_bounds(h.rows_offset, units * (h.block_rows == 1 ? 2 : 1), size) ||
+      !in_bounds(h.indices_offset, h.entries + kSlack, size) ||
+      !in_bounds(h.values_offset, h.entries * per_entry + kSlack, size) ||
+      !in_bounds(h.scales_offset, uint64_t(h.rows) * 4, size) || !in_bounds(h.biases_offset, uint64_t(h.rows) * 4, size))
     return kBadHeader;
   if (checksum(data, size) != h.checksum) return kBadChecksum;
 
-  m.groups = data + h.groups_at;
-  m.counts = data + h.counts_at;
-  m.unit_rows = data + h.rows_at;
-  m.indices = data + h.indices_at;
-  m.values = data + h.values_at;
-  m.scales = data + h.scales_at;
-  m.biases = data + h.biases_at;
+  m.groups = data + h.groups_offset;
+  m.counts = data + h.counts_offset;
+  m.unit_rows = data + h.rows_offset;
+  m.indices = data + h.indices_offset;
+  m.values = data + h.values_offset;
+  m.scales = data + h.scales_offset;
+  m.biases = data + h.biases_offset;
   if (Error error = check_entries(m)) return error;
   *matrix = m;
   return kOk;

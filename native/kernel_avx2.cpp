@@ -1,4 +1,4 @@
-// AVX2 with FMA: sixteen registers, so four vectors of two rows, or two of four rows.
+// Kernels for AVX2 with FMA: sixteen registers hold sums of four vectors of two rows, or of two vectors of four rows.
 #include <immintrin.h>
 #define LANES 8
 #define NAME "avx2"

@@ -1,6 +1,6 @@
-// AVX-512F: thirty-two registers.
+// Kernels for AVX-512F, with its thirty-two registers.
 #ifndef __clang__
-// GCC complains of its own _mm512_undefined_ps (its bug 105593).
+// GCC warns about its own _mm512_undefined_ps (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif

@@ -1,4 +1,4 @@
-// For any processor: plain code that the compiler may vectorize for its baseline.
+// Kernels for any CPU: portable code that the compiler may vectorise for its baseline.
 #define LANES 4
 #define NAME "scalar"
 #define KERNEL kScalar

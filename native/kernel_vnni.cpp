@@ -1,6 +1,6 @@
-// AVX-512 with VNNI: that of AVX-512F, and products of 8-bit codes.
+// Kernels for AVX-512 with VNNI: those for AVX-512F, plus products of 8-bit codes.
 #ifndef __clang__
-// GCC complains of its own _mm512_undefined_ps (its bug 105593).
+// GCC warns about its own _mm512_undefined_ps (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif

@@ -1,11 +1,11 @@
-// What the compiler does not make of plain vector code by itself. Included by micro_kernel.h inside its namespace.
+// Vector operations that compilers do not generate from plain vector code. Included by micro_kernel.h inside its namespace.
 //   transpose: LANES vectors of LANES floats, in place
-//   floats_of: LANES codes of one signed byte
-//   reciprocal: 1/x for 1 <= x < 2^126, relative error below 3e-7; a division takes the time of ten products
+//   int8_to_float: converts LANES signed 8-bit codes
+//   reciprocal: 1/x for 1 <= x < 2^126, relative error below 3e-7; a division costs ten multiplications
 
 #if LANES == 16
 
-// 4x4 inside the 128-bit quarters, then the quarters themselves, in two rounds.
+// Transposes 4x4 within the 128-bit quarters, then the quarters themselves, in two rounds.
 inline void transpose(vec* v) {
   __m512 a[16], b[16];
   for (int i = 0; i < 16; i += 2) {
@@ -29,13 +29,13 @@ inline void transpose(vec* v) {
   }
 }
 
-inline vec floats_of(const uint8_t* codes) {
+inline vec int8_to_float(const uint8_t* codes) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
 }
 
 inline vec reciprocal(vec x) {
-  const vec near = _mm512_rcp14_ps(x);
-  return near * (2.f - x * near);  // one step of Newton's
+  const vec estimate = _mm512_rcp14_ps(x);
+  return estimate * (2.f - x * estimate);  // one Newton iteration
 }
 
 #elif LANES == 8
@@ -57,20 +57,20 @@ inline void transpose(vec* v) {
   }
 }
 
-inline vec floats_of(const uint8_t* codes) {
+inline vec int8_to_float(const uint8_t* codes) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))));
 }
 
 inline vec reciprocal(vec x) {
-  const vec near = _mm256_rcp_ps(x);
-  return near * (2.f - x * near);  // one step of Newton's
+  const vec estimate = _mm256_rcp_ps(x);
+  return estimate * (2.f - x * estimate);  // one Newton iteration
 }
 
 #else
 
 inline vec reciprocal(vec x) { return 1.f / x; }
 
-inline vec floats_of(const uint8_t* codes) {
+inline vec int8_to_float(const uint8_t* codes) {
   vec v;
   for (int i = 0; i < LANES; ++i) v[i] = int8_t(codes[i]);
   return v;
@@ -79,9 +79,9 @@ inline vec floats_of(const uint8_t* codes) {
 inline void transpose(vec* v) {
   for (int i = 0; i < LANES; ++i)
     for (int j = i + 1; j < LANES; ++j) {
-      const float kept = v[i][j];
+      const float upper = v[i][j];
       v[i][j] = v[j][i];
-      v[j][i] = kept;
+      v[j][i] = upper;
     }
 }
 

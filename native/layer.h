@@ -1,4 +1,4 @@
-// A layer: matrices that are read where they lie, and how they follow each other.
+// A layer: packed matrices, read in place, and how they are combined (side by side or chained).
 #pragma once
 #include <vector>
 
@@ -7,27 +7,27 @@
 
 namespace pofa {
 
-// A matrix's activations in 8 bits.
-struct Rounding {
+// 8-bit quantization of a matrix's input activations.
+struct InputQuantization {
   Range range;
-  std::vector<float> scales, biases;  // [rows], for sums of codes
+  std::vector<float> scales, biases;  // [rows], for sums of code products
   Affine affine() const { return {scales.data(), biases.data()}; }
 };
 
-// Without its row's scale.
-float value_of(const Matrix& m, uint64_t i);
+// Value number i, not multiplied by its row's scale.
+float stored_value(const Matrix& m, uint64_t i);
 
-// Calls f(row, column, at) for each value stored, padding (zeros) included; `at` is its number among them.
+// Calls f(row, column, at) for each stored value, padding (zeros) included; `at` is the value's number.
 template <typename F>
-void each_value(const Matrix& m, F&& f) {
+void for_each_value(const Matrix& m, F&& f) {
   const bool pairs = m.header.block_rows == 1;
   uint64_t entry = 0, unit = 0;
-  for (uint32_t group = 0; group < m.groups_count(); ++group)
-    for (uint32_t block = 0; block < m.blocks_count(); ++block)
+  for (uint32_t group = 0; group < m.group_count(); ++group)
+    for (uint32_t block = 0; block < m.block_count(); ++block)
       for (uint32_t u = 0; u < m.units_in_group(group); ++u, ++unit) {
-        const uint32_t count = read_at<uint16_t>(m.counts, unit), wide = m.rows_of_unit();
+        const uint32_t count = read_at<uint16_t>(m.counts, unit), rows_per_unit = m.rows_per_unit();
         for (uint32_t e = 0; e < count; ++e)
-          for (uint32_t j = 0; j < wide; ++j) {
+          for (uint32_t j = 0; j < rows_per_unit; ++j) {
             const uint64_t at = pairs ? entry + 2 * e + j : (entry + e) * 4 + j;
             const uint32_t row = group * m.header.group_rows + m.row(unit, j);
             const uint32_t column = block * m.header.block_columns + m.indices[pairs ? at : entry + e];
@@ -44,19 +44,19 @@ struct pofa_layer {
   bool chain = false;
   pofa::Activation activation = pofa::kIdentity;
   const pofa::Kernel* kernel = nullptr;
-  std::vector<pofa::Rounding> roundings;  // none, or one for each matrix
-  bool codes = false;                     // products of codes, not of floats
+  std::vector<pofa::InputQuantization> input_quantization;  // empty, or one per matrix
+  bool integer_products = false;  // multiply 8-bit codes instead of floats
 
-  bool same_input(size_t i, size_t j) const {
-    if (roundings.empty()) return true;
-    const pofa::Range &a = roundings[i].range, &b = roundings[j].range;
+  bool has_same_input(size_t i, size_t j) const {
+    if (input_quantization.empty()) return true;
+    const pofa::Range &a = input_quantization[i].range, &b = input_quantization[j].range;
     return a.low == b.low && a.high == b.high;
   }
 };
 
 namespace pofa {
 
-// What the dense products give for one token: for those with a NaN or an infinity, which are rare and must not be fast.
-void exactly(const pofa_layer& layer, const float* x, size_t token, float* const* y);
+// Computes one token as dense MatMuls do. Used for tokens with a NaN or an infinity, which are rare, so it is not optimised.
+void reference_product(const pofa_layer& layer, const float* x, size_t token, float* const* y);
 
 }  // namespace pofa

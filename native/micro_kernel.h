@@ -1,10 +1,10 @@
-// The arithmetic, written once over a vector of LANES floats and compiled for each instruction set.
+// Implementation of the kernels over vectors of LANES floats, compiled once for each instruction set.
 //
-// Everything here is in an unnamed namespace and calls nothing inline from the standard library: code built for AVX-512
-// must never be the copy that the linker keeps for the others.
+// Everything here is in an unnamed namespace and calls no inline function of the standard library: otherwise the linker might
+// keep a copy compiled for AVX-512 for all other files.
 //
-// Why it is fast: a panel of activations is transposed, so that one weight meets a vector of tokens; a block of columns
-// of it stays in the first cache; two rows of equal length (or four of a 4x1 pattern) keep enough sums in flight.
+// Performance: a panel of activations is transposed, so that one weight multiplies a vector of tokens; a block of the panel's
+// columns stays in the L1 cache; two rows of equal length (or four of a 4x1 pattern) keep enough accumulators in flight.
 #include <cstddef>
 #include <cstdint>
 
@@ -23,51 +23,51 @@ inline vec load(const float* p) {
   return v;
 }
 inline void store_vec(float* p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
-inline vec broadcast(float x) { return x - vec{}; }  // x - 0 is x, even minus zero: no instruction is left of it
-inline uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
+inline vec broadcast(float x) { return x - vec{}; }  // x - 0 is x, even for minus zero: compiles to no instruction
+inline uint32_t minimum(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 #include "lanes.h"
 
-void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* odd) {
+void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* non_finite) {
   for (uint32_t t = 0; t < width; t += LANES) {
-    const uint32_t here = t < tokens ? smaller(LANES, tokens - t) : 0;
-    vec strange{};
+    const uint32_t valid = t < tokens ? minimum(LANES, tokens - t) : 0;
+    vec non_finite_lanes{};
     uint32_t k = 0;
-    if (here == LANES)
+    if (valid == LANES)
       for (; k + LANES <= columns; k += LANES) {
         vec tile[LANES];
         for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(x + size_t(t + i) * columns + k);
         transpose(tile);
         for (uint32_t i = 0; i < LANES; ++i) {
           store_vec(panel + size_t(k + i) * width + t, tile[i]);
-          strange += tile[i] * 0.f;  // NaN where the value is not finite
+          non_finite_lanes += tile[i] * 0.f;  // NaN if the value is not finite
         }
       }
     for (; k < columns; ++k) {
       float* to = panel + size_t(k) * width + t;
-      for (uint32_t i = 0; i < LANES; ++i) to[i] = i < here ? x[size_t(t + i) * columns + k] : 0.f;
-      strange += load(to) * 0.f;
+      for (uint32_t i = 0; i < LANES; ++i) to[i] = i < valid ? x[size_t(t + i) * columns + k] : 0.f;
+      non_finite_lanes += load(to) * 0.f;
     }
-    store_vec(odd + t, strange);
+    store_vec(non_finite + t, non_finite_lanes);
   }
 }
 
-// ---- weights: the values of one unit as plain floats
+// ---- weights: decoding of one unit's values to floats
 
-constexpr uint32_t kPair = 2 * kMaxBlock;  // values of a pair of rows in the widest block
+constexpr uint32_t kMaxPairValues = 2 * kMaxBlock;  // values of two rows in the widest block
 
-inline void plain_codes(const uint8_t* codes, uint32_t n, float* values) {
-  for (uint32_t i = 0; i < n; i += LANES) store_vec(values + i, floats_of(codes + i));
+inline void decode_int8(const uint8_t* codes, uint32_t n, float* values) {
+  for (uint32_t i = 0; i < n; i += LANES) store_vec(values + i, int8_to_float(codes + i));
 }
 
-inline void plain_halves(const uint8_t* halves, uint32_t n, float* values) {
+inline void decode_float16(const uint8_t* halves, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; ++i) values[i] = half_to_float(read_at<uint16_t>(halves, i));
 }
 
-// The n values of a unit as floats, in `buffer`: where a blob lies, floats need not be aligned.
-inline void plain_values(const Matrix& m, uint64_t first, uint32_t n, float* buffer) {
-  if (m.header.value_type == kI8) plain_codes(m.values + first, n, buffer);
-  else if (m.header.value_type == kF16) plain_halves(m.values + first * 2, n, buffer);
+// Decodes the n values of a unit into `buffer`. Floats are copied too, because a packed matrix may be unaligned.
+inline void decode_values(const Matrix& m, uint64_t first, uint32_t n, float* buffer) {
+  if (m.header.value_type == kI8) decode_int8(m.values + first, n, buffer);
+  else if (m.header.value_type == kF16) decode_float16(m.values + first * 2, n, buffer);
   else __builtin_memcpy(buffer, m.values + first * 4, size_t(n) * 4);
 }
 
@@ -98,24 +98,24 @@ inline void multiply_pair(const float* values, const uint8_t* indices, uint32_t 
 template <int R>
 void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* sums) {
   constexpr uint32_t width = R * LANES;
-  alignas(64) float values[kPair + LANES];
+  alignas(64) float values[kMaxPairValues + LANES];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
-  for (uint32_t block = 0; block < m.blocks_count(); ++block) {
+  for (uint32_t block = 0; block < m.block_count(); ++block) {
     const char* activations = reinterpret_cast<const char*>(panel + size_t(block) * m.header.block_columns * width);
     for (uint32_t u = 0; u < units; ++u, ++unit) {
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       float* a = sums + size_t(m.row(unit, 0)) * width;
       float* b = sums + size_t(m.row(unit, 1)) * width;
       if (count == 0 && block > 0) continue;
-      plain_values(m, entry, 2 * count, values);
+      decode_values(m, entry, 2 * count, values);
       multiply_pair<R>(values, m.indices + entry, count, activations, block == 0, a, b);
       entry += 2 * uint64_t(count);
     }
   }
 }
 
-// Four rows share each load of activations, but need registers: P vectors of tokens at a time.
+// Four rows share each load of activations, but their sums need many registers: P vectors of tokens per pass.
 template <int R, int P>
 inline void multiply_four(const float* values, const uint8_t* indices, uint32_t count, const char* block, bool first,
                           float* sums) {
@@ -145,12 +145,12 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
   alignas(64) float values[4 * kMaxBlock + LANES];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
-  for (uint32_t block = 0; block < m.blocks_count(); ++block) {
+  for (uint32_t block = 0; block < m.block_count(); ++block) {
     const char* activations = reinterpret_cast<const char*>(panel + size_t(block) * m.header.block_columns * width);
     for (uint32_t u = 0; u < units; ++u, ++unit) {
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
-      plain_values(m, entry * 4, 4 * count, values);
+      decode_values(m, entry * 4, 4 * count, values);
       multiply_four<R, P>(values, m.indices + entry, count, activations, block == 0, sums + size_t(m.row(unit, 0)) * width);
       entry += count;
     }
@@ -170,13 +170,13 @@ void multiply(const Matrix& m, uint32_t group, const float* panel, uint32_t widt
 // ---- activation
 
 inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
-inline vec larger(vec a, vec b) { return a > b ? a : b; }
+inline vec maximum(vec a, vec b) { return a > b ? a : b; }
 
-// 2^u for u <= 0, relative error below 3e-7 where it matters: 2^n times a polynomial in what is left of u (interpolation
-// in Chebyshev's points).
+// 2^u for u <= 0, relative error below 3e-7 in the relevant range: 2^n times a polynomial in u - n (interpolation at
+// Chebyshev nodes).
 inline vec exp2_negative(vec u) {
-  u = larger(u, broadcast(-126.f));
-  const vec shifted = u + 12582912.f;  // 1.5 * 2^23: rounds u to an integer n, whose bits are the lowest
+  u = maximum(u, broadcast(-126.f));
+  const vec shifted = u + 12582912.f;  // 1.5 * 2^23: rounds u to an integer n, stored in the lowest bits
   const vec f = u - (shifted - 12582912.f);
   vec p = broadcast(0.00133908634f);
   p = p * f + 0.00967603192f;
@@ -198,7 +198,7 @@ inline vec gelu_erf(vec x) {
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
   const vec tail = p * t * exp2_negative(a * a * -0.72134752f);  // log2(e) / 2
-  return larger(x, vec{}) - a * 0.5f * tail;
+  return maximum(x, vec{}) - a * 0.5f * tail;
 }
 
 // x/2 (1 + tanh(y)) = x / (1 + exp(-2y)), y = sqrt(2/pi) (x + 0.044715 x^3).
@@ -208,74 +208,75 @@ inline vec gelu_tanh(vec x) {
   return x * (y < 0.f ? e : broadcast(1.f)) * reciprocal(1.f + e);
 }
 
-inline vec scaled(const float* sums, float scale, float bias, bool codes) {
+inline vec scale_and_bias(const float* sums, float scale, float bias, bool integer_sums) {
   vec v = load(sums);
-  if (codes) v = __builtin_convertvector((ivec)v, vec);
+  if (integer_sums) v = __builtin_convertvector((ivec)v, vec);
   return v * scale + bias;
 }
 
-void finish(const Matrix& m, uint32_t group, Activation activation, const Affine* codes, uint32_t width, float* sums,
-            float* odd) {
+void epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine, uint32_t width, float* sums,
+              float* non_finite) {
   const uint32_t first = group * m.header.group_rows, rows = m.rows_in_group(group);
-  const uint8_t* scales = codes ? reinterpret_cast<const uint8_t*>(codes->scales) : m.scales;
-  const uint8_t* biases = codes ? reinterpret_cast<const uint8_t*>(codes->biases) : m.biases;
+  const uint8_t* scales = affine ? reinterpret_cast<const uint8_t*>(affine->scales) : m.scales;
+  const uint8_t* biases = affine ? reinterpret_cast<const uint8_t*>(affine->biases) : m.biases;
   for (uint32_t t = 0; t < width; t += LANES) {
-    vec strange{};
+    vec non_finite_lanes{};
     for (uint32_t r = 0; r < rows; ++r) {
       float* at = sums + size_t(r) * width + t;
-      vec v = scaled(at, read_at<float>(scales, first + r), read_at<float>(biases, first + r), codes);
+      vec v = scale_and_bias(at, read_at<float>(scales, first + r), read_at<float>(biases, first + r), affine);
       if (activation == kGeluErf) v = gelu_erf(v);
       if (activation == kGeluTanh) v = gelu_tanh(v);
       store_vec(at, v);
-      strange += v * 0.f;
+      non_finite_lanes += v * 0.f;
     }
-    if (odd) store_vec(odd + t, load(odd + t) + strange);
+    if (non_finite) store_vec(non_finite + t, load(non_finite + t) + non_finite_lanes);
   }
 }
 
 void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* y, size_t stride) {
   for (uint32_t t = 0; t < tokens; t += LANES) {
-    const uint32_t here = smaller(LANES, tokens - t);
+    const uint32_t valid = minimum(LANES, tokens - t);
     uint32_t r = 0;
     for (; r + LANES <= rows; r += LANES) {
       vec tile[LANES];
       for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(sums + size_t(r + i) * width + t);
       transpose(tile);
-      if (here == LANES)
+      if (valid == LANES)
         for (uint32_t i = 0; i < LANES; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
       else
-        for (uint32_t i = 0; i < here; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
+        for (uint32_t i = 0; i < valid; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
     }
     for (; r < rows; ++r)
-      for (uint32_t i = 0; i < here; ++i) y[size_t(t + i) * stride + r] = sums[size_t(r) * width + t + i];
+      for (uint32_t i = 0; i < valid; ++i) y[size_t(t + i) * stride + r] = sums[size_t(r) * width + t + i];
   }
 }
 
-// ---- activations in 8 bits
+// ---- 8-bit activations
 
-// In steps from the range's low end. As OpenVINO computes it: where two steps are as near, the same one is taken.
-inline vec in_steps(vec x, Range range) {
-  const float per_step = range.per_step();
-  return x * per_step + -range.low * per_step;
+// Distance from the range's low end, in steps. Same arithmetic as in OpenVINO, so that ties round to the same level.
+inline vec to_steps(vec x, Range range) {
+  const float inverse_step = range.inverse_step();
+  return x * inverse_step + -range.low * inverse_step;
 }
 
-// The number of the nearest step, as a float; NaN becomes 0, which is mended elsewhere.
-inline vec nearest_step(vec x, Range range) {
-  const vec steps = larger(in_steps(x, range), vec{});
+// Number of the nearest level, as a float. NaN becomes 0; recompute_non_finite corrects the results of such tokens.
+inline vec nearest_level(vec x, Range range) {
+  const vec steps = maximum(to_steps(x, range), vec{});
   return (steps < 255.f ? steps : broadcast(255.f)) + 12582912.f - 12582912.f;  // see exp2_negative; ties to even
 }
 
-void fake_quantize(const float* values, size_t n, Range range, float* rounded) {
+void fake_quantize(const float* values, size_t n, Range range, float* quantized) {
   const float step = range.step();
-  for (size_t i = 0; i < n; i += LANES) store_vec(rounded + i, nearest_step(load(values + i), range) * step + range.low);
+  for (size_t i = 0; i < n; i += LANES) store_vec(quantized + i, nearest_level(load(values + i), range) * step + range.low);
 }
 
+// Intrinsics of this vector width, and those on whole integer registers.
 #if LANES == 8
-#define WIDE(name) _mm256_##name
-#define WHOLE(name) WIDE(name##_si256)
+#define MM(name) _mm256_##name
+#define MM_INT(name) MM(name##_si256)
 #else
-#define WIDE(name) _mm512_##name
-#define WHOLE(name) WIDE(name##_si512)
+#define MM(name) _mm512_##name
+#define MM_INT(name) MM(name##_si512)
 #endif
 #if defined(VNNI) || LANES == 8
 #include "codes.h"
@@ -288,6 +289,6 @@ constexpr auto multiply_codes = nullptr;
 }  // namespace
 
 namespace pofa {
-const Kernel KERNEL = {NAME,  LANES, 4,             kCodeBytes, load_panel,    multiply, finish,
+const Kernel KERNEL = {NAME,  LANES,         4,        kCodeBytes,    load_panel, multiply, epilogue,
                        store, fake_quantize, quantize, multiply_codes};
 }

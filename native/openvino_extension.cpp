@@ -1,7 +1,7 @@
-// SparseLinear inside OpenVINO: core.add_extension("libpruneofa_openvino.so") and the IR runs.
+// OpenVINO extension with the operation SparseLinear, loaded by core.add_extension("libpruneofa_openvino.so").
 //
-// Inputs: activations f32 [..., columns], then packed matrices, u8 [bytes] constants that are read where the IR's .bin
-// is mapped. Work is shared out in the arena in which the plugin calls, so that its thread settings hold.
+// Inputs: activations f32 [..., columns], then packed matrices: u8 [bytes] constants, read in place from the memory-mapped
+// .bin. Work is distributed in the TBB arena from which the plugin calls, so that the plugin's thread settings apply.
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
@@ -20,8 +20,8 @@ namespace {
 
 using Layer = std::shared_ptr<const pofa_layer>;
 
-// Isolated: a thread that waits here must not take up another call's work, which would use the same thread's scratch.
-void in_the_plugins_arena(size_t n, pofa_task task, void* context) {
+// Isolated, because a waiting thread that took tasks of another call would overwrite its own scratch buffers.
+void parallel_in_caller_arena(size_t n, pofa_task task, void* context) {
   tbb::this_task_arena::isolate([&] {
     tbb::parallel_for(size_t(0), n, [&](size_t i) { task(context, i); }, tbb::simple_partitioner());
   });
@@ -36,25 +36,27 @@ class SparseLinear : public ov::op::Op {
   SparseLinear() = default;
 
   void validate_and_infer_types() override {
-    NODE_VALIDATION_CHECK(this, get_input_size() == m_rows.size() + 1 && !m_rows.empty(), "one blob for each of ",
-                          m_rows.size(), " matrices is needed, there are ", get_input_size() - 1);
+    NODE_VALIDATION_CHECK(this, get_input_size() == m_rows.size() + 1 && !m_rows.empty(), "expected one packed matrix for each"
+                          " of the ", m_rows.size(), " entries of rows, got ", get_input_size() - 1);
     const int64_t version = pofa_format_version();
-    NODE_VALIDATION_CHECK(this, m_format_version == version, "its weights have format version ", m_format_version,
+    NODE_VALIDATION_CHECK(this, m_format_version == version, "packed weights: format version ", m_format_version,
                           ", this library reads version ", version,
-                          m_format_version > version ? ": rebuild it (pruneofa kernels build)" : ": export the model again");
-    NODE_VALIDATION_CHECK(this, get_input_element_type(0).compatible(ov::element::f32), "activations must be f32, they are ",
+                          m_format_version > version ? ", rebuild it (pruneofa kernels build)" : ", export the model again");
+    NODE_VALIDATION_CHECK(this, get_input_element_type(0).compatible(ov::element::f32), "activations must be f32, not ",
                           get_input_element_type(0));
     ov::PartialShape shape = get_input_partial_shape(0);
-    NODE_VALIDATION_CHECK(this, shape.rank().is_dynamic() || shape.rank().get_length() > 0, "activations are a scalar");
+    NODE_VALIDATION_CHECK(this, shape.rank().is_dynamic() || shape.rank().get_length() > 0, "activations must not be a scalar");
     if (shape.rank().is_static()) {
       ov::Dimension& last = shape[shape.rank().get_length() - 1];
-      NODE_VALIDATION_CHECK(this, last.compatible(m_columns), "activations have ", last, " columns, the weights ", m_columns);
+      NODE_VALIDATION_CHECK(this, last.compatible(m_columns), "activations have ", last, " columns, the weights have ",
+                            m_columns);
     }
-    NODE_VALIDATION_CHECK(this, m_ranges.empty() || m_ranges.size() == 2 * m_rows.size(), "there are ", m_ranges.size(),
-                          " ends of ranges for ", m_rows.size(), " matrices");
+    NODE_VALIDATION_CHECK(this, m_ranges.empty() || m_ranges.size() == 2 * m_rows.size(), "input_ranges: expected low and high"
+                          " for each of the ", m_rows.size(), " matrices, got ", m_ranges.size(), " values");
     for (size_t i = 0; i < m_rows.size(); ++i)
-      NODE_VALIDATION_CHECK(this, get_input_element_type(i + 1).compatible(ov::element::u8), "packed weights must be u8");
-    open();
+      NODE_VALIDATION_CHECK(this, get_input_element_type(i + 1).compatible(ov::element::u8),
+                            "packed weights: element type must be u8");
+    bind_constants();
     const size_t outputs = m_chain ? 1 : m_rows.size();
     for (size_t i = 0; i < outputs; ++i) {
       ov::PartialShape out = shape;
@@ -70,7 +72,7 @@ class SparseLinear : public ov::op::Op {
   SparseLinear(const SparseLinear& other, const ov::OutputVector& inputs)
       : Op(inputs), m_format_version(other.m_format_version), m_rows(other.m_rows), m_columns(other.m_columns),
         m_pattern(other.m_pattern), m_activation(other.m_activation), m_chain(other.m_chain), m_ranges(other.m_ranges),
-        m_layer(other.m_layer), m_opened(other.m_opened), m_constants(other.m_constants) {
+        m_layer(other.m_layer), m_layer_key(other.m_layer_key), m_constants(other.m_constants) {
     constructor_validate_and_infer_types();
   }
 
@@ -88,10 +90,10 @@ class SparseLinear : public ov::op::Op {
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    OPENVINO_ASSERT(m_layer, "SparseLinear: its packed weights must be constants of the model");
+    OPENVINO_ASSERT(m_layer, "SparseLinear: packed weights must be constants of the model");
     ov::Shape shape = inputs[0].get_shape();
-    // A dynamic shape was no promise when the model was read.
-    OPENVINO_ASSERT(!shape.empty() && shape.back() == size_t(m_columns), "SparseLinear: activations have the shape ", shape,
+    // If the shape was dynamic when the model was read, it has not been checked yet.
+    OPENVINO_ASSERT(!shape.empty() && shape.back() == size_t(m_columns), "SparseLinear: activations have shape ", shape,
                     ", the weights have ", m_columns, " columns");
     const size_t tokens = inputs[0].get_size() / shape.back();
     std::vector<float*> y;
@@ -101,7 +103,7 @@ class SparseLinear : public ov::op::Op {
       y.push_back(outputs[i].data<float>());
     }
     const int threads = tbb::this_task_arena::max_concurrency();
-    const int error = pofa_run(m_layer.get(), inputs[0].data<const float>(), tokens, y.data(), in_the_plugins_arena,
+    const int error = pofa_run(m_layer.get(), inputs[0].data<const float>(), tokens, y.data(), parallel_in_caller_arena,
                                threads > 0 ? uint32_t(threads) : 1);
     OPENVINO_ASSERT(error == 0, "SparseLinear: ", pofa_error(error));
     return true;
@@ -109,11 +111,12 @@ class SparseLinear : public ov::op::Op {
 
  private:
   using Constants = std::vector<std::shared_ptr<ov::op::v0::Constant>>;
-  // What a layer was made of: another needs another layer.
-  using Opened = std::tuple<std::vector<const void*>, bool, std::string, std::vector<std::string>>;
+  // Everything that determines a layer: if it changes, a new layer is opened.
+  using LayerKey = std::tuple<std::vector<const void*>, bool, std::string, std::vector<std::string>>;
 
-  // The constants' own memory is used, and checked once: clones of this node on the same constants share the layer.
-  void open() {
+  // Opens the layer on the constants' memory, without a copy. Clones of this node with the same constants share the layer, so
+  // that the memory is validated only once.
+  void bind_constants() {
     Constants constants;
     std::vector<const void*> blobs;
     std::vector<size_t> sizes;
@@ -124,27 +127,27 @@ class SparseLinear : public ov::op::Op {
       blobs.push_back(constant->get_data_ptr());
       sizes.push_back(constant->get_byte_size());
     }
-    const Opened wanted{blobs, m_chain, m_activation, m_ranges};
-    const Layer layer = m_layer && wanted == m_opened ? m_layer : opened(blobs, sizes);
+    const LayerKey key{blobs, m_chain, m_activation, m_ranges};
+    const Layer layer = m_layer && key == m_layer_key ? m_layer : open_layer(blobs, sizes);
     set_layer(nullptr, {}, {});
     for (size_t i = 0; i < m_rows.size(); ++i) {
       uint64_t facts[6];
       pofa_layer_facts(layer.get(), uint32_t(i), facts);
       const int64_t columns = i == 1 && m_chain ? m_rows[0] : m_columns;
-      NODE_VALIDATION_CHECK(this, int64_t(facts[0]) == m_rows[i] && int64_t(facts[1]) == columns, "the weights are ", facts[0],
-                            " x ", facts[1], ", the attributes say ", m_rows[i], " x ", columns);
-      NODE_VALIDATION_CHECK(this, m_pattern == (facts[2] == 4 ? "4x1" : "1x1"), "the weights' pattern is not ", m_pattern);
+      NODE_VALIDATION_CHECK(this, int64_t(facts[0]) == m_rows[i] && int64_t(facts[1]) == columns, "packed weights: shape is ",
+                            facts[0], " x ", facts[1], ", the attributes specify ", m_rows[i], " x ", columns);
+      NODE_VALIDATION_CHECK(this, m_pattern == (facts[2] == 4 ? "4x1" : "1x1"), "packed weights: pattern is not ", m_pattern);
     }
-    set_layer(layer, wanted, constants);
+    set_layer(layer, key, constants);
   }
 
-  void set_layer(const Layer& layer, const Opened& made_of, const Constants& constants) {
+  void set_layer(const Layer& layer, const LayerKey& key, const Constants& constants) {
     m_layer = layer;
-    m_opened = made_of;
+    m_layer_key = key;
     m_constants = constants;
   }
 
-  Layer opened(const std::vector<const void*>& blobs, const std::vector<size_t>& sizes) const {
+  Layer open_layer(const std::vector<const void*>& blobs, const std::vector<size_t>& sizes) const {
     const int activation = m_activation == "none" ? 0 : m_activation == "gelu_erf" ? 1 : m_activation == "gelu_tanh" ? 2 : -1;
     NODE_VALIDATION_CHECK(this, activation >= 0, "unknown activation ", m_activation);
     std::vector<float> ranges;
@@ -158,21 +161,21 @@ class SparseLinear : public ov::op::Op {
     const int error = pofa_open(blobs.data(), sizes.data(), uint32_t(blobs.size()), m_chain, activation,
                                 ranges.empty() ? nullptr : ranges.data(), nullptr, &layer);
     NODE_VALIDATION_CHECK(this, error == 0, pofa_error(error));
-    return Layer(layer, [](const pofa_layer* closed) { pofa_close(const_cast<pofa_layer*>(closed)); });
+    return Layer(layer, [](const pofa_layer* handle) { pofa_close(const_cast<pofa_layer*>(handle)); });
   }
 
   int64_t m_format_version = 0;
-  std::vector<int64_t> m_rows;  // of each matrix
-  int64_t m_columns = 0;        // of the first
+  std::vector<int64_t> m_rows;  // per matrix
+  int64_t m_columns = 0;        // of the first matrix
   std::string m_pattern = "1x1";
   std::string m_activation = "none";  // none, gelu_erf, gelu_tanh
-  bool m_chain = false;               // the first matrix feeds the second
-  // None, or low and high for each matrix: its activations are rounded to 8 bits. OpenVINO writes floats with six digits,
-  // which would move some of them to another code.
+  bool m_chain = false;               // the first matrix's output is the second's input
+  // Empty, or low and high for each matrix, whose input activations are quantized to 8 bits. Strings, because OpenVINO writes
+  // float attributes with six digits, which would change the codes of some activations.
   std::vector<std::string> m_ranges;
   Layer m_layer;
-  Opened m_opened;
-  Constants m_constants;  // held, so that no other constant takes the place in memory of one that the layer reads
+  LayerKey m_layer_key;
+  Constants m_constants;  // kept alive, so that the addresses that the layer reads are not reused for other constants
 };
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<SparseLinear>>()}));

@@ -1,3 +1,4 @@
+// Packing and unpacking of pruned matrices.
 #include "pack.h"
 
 #include <algorithm>
@@ -9,9 +10,10 @@
 namespace pofa {
 namespace {
 
-// Measured. Of floats, a block's tile of 64 tokens takes 48 KB, one of 32 takes 24: they fit the first cache. Blocks of
-// 4x1 codes meet activations in codes, which are a half or a fourth as large. Sums of a group take 16 or 32 KB.
-constexpr uint32_t kBlockColumns = 192, kBlockColumnsOfCodes = kMaxBlock;
+// Tuned by measurement. A block's tile of float activations takes 48 KB with 64 tokens and 24 KB with 32, which fits in the
+// L1 cache. 4x1 blocks of codes multiply activations in codes, which take a half or a quarter of that. Sums of a group take
+// 16 or 32 KB.
+constexpr uint32_t kBlockColumns = 192, kBlockColumnsOf4x1Codes = kMaxBlock;
 constexpr uint32_t kGroupRows = 128;
 
 struct Source {
@@ -21,7 +23,7 @@ struct Source {
   const uint8_t* at(uint32_t row, uint32_t column) const {
     return static_cast<const uint8_t*>(dense.values) + (size_t(row) * dense.columns + column) * bytes;
   }
-  // Minus zero is zero.
+  // Minus zero counts as zero.
   bool is_zero(uint32_t row, uint32_t column) const {
     const uint8_t* p = at(row, column);
     if (dense.value_type == kI8) return *p == 0;
@@ -36,7 +38,7 @@ struct Sections {
   std::vector<uint8_t> rows, indices, values;
 };
 
-// Numbers of lists, shorter ones first.
+// Indices of the lists, sorted by length, shortest first.
 std::vector<uint32_t> by_length(const std::vector<std::vector<uint32_t>>& lists) {
   std::vector<uint32_t> order(lists.size());
   std::iota(order.begin(), order.end(), 0);
@@ -44,7 +46,7 @@ std::vector<uint32_t> by_length(const std::vector<std::vector<uint32_t>>& lists)
   return order;
 }
 
-// Rows of about the same number of entries are read together: few zeros to pad.
+// Pairs rows with about the same number of entries, so that little padding is needed.
 void pack_pairs(const Source& source, uint32_t first, uint32_t rows, uint32_t from, uint32_t to, Sections* out) {
   std::vector<std::vector<uint32_t>> columns(rows + rows % 2);
   for (uint32_t r = 0; r < rows; ++r)
@@ -60,7 +62,7 @@ void pack_pairs(const Source& source, uint32_t first, uint32_t rows, uint32_t fr
       for (int j = 0; j < 2; ++j) {
         const uint32_t row = order[i + j];
         const bool padding = e >= columns[row].size();
-        // A padded index repeats the row's last column: its difference from the one before packs well.
+        // Padding repeats the row's last column, because a zero difference between indices compresses well.
         const uint32_t column = padding ? (columns[row].empty() ? from : columns[row].back()) : columns[row][e];
         const uint8_t* value = padding ? zero.data() : source.at(first + row, column);
         out->indices.push_back(uint8_t(column - from));
@@ -73,12 +75,12 @@ void pack_fours(const Source& source, uint32_t first, uint32_t rows, uint32_t fr
   std::vector<std::vector<uint32_t>> columns((rows + 3) / 4);
   for (uint32_t r = 0; r < rows; ++r)
     for (uint32_t c = from; c < to; ++c) {
-      std::vector<uint32_t>& kept = columns[r / 4];
-      if (!source.is_zero(first + r, c)) kept.push_back(c);
+      std::vector<uint32_t>& unit_columns = columns[r / 4];
+      if (!source.is_zero(first + r, c)) unit_columns.push_back(c);
     }
-  for (std::vector<uint32_t>& kept : columns) {
-    std::sort(kept.begin(), kept.end());
-    kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+  for (std::vector<uint32_t>& unit_columns : columns) {
+    std::sort(unit_columns.begin(), unit_columns.end());
+    unit_columns.erase(std::unique(unit_columns.begin(), unit_columns.end()), unit_columns.end());
   }
   const std::vector<uint8_t> zero(source.bytes, 0);
   for (uint32_t unit : by_length(columns)) {
@@ -115,8 +117,8 @@ Error pack(const Dense& dense, uint32_t block_rows, uint32_t block_columns, uint
   h.columns = dense.columns;
   h.block_rows = block_rows;
   h.value_type = dense.value_type;
-  const bool codes = block_rows == 4 && dense.value_type == kI8;
-  h.block_columns = block_columns ? block_columns : codes ? kBlockColumnsOfCodes : kBlockColumns;
+  const bool is_4x1_codes = block_rows == 4 && dense.value_type == kI8;
+  h.block_columns = block_columns ? block_columns : is_4x1_codes ? kBlockColumnsOf4x1Codes : kBlockColumns;
   h.group_rows = group_rows ? group_rows : kGroupRows;
   if (!dense.values || h.rows < 1 || h.columns < 1 || h.rows > kMaxSide || h.columns > kMaxSide ||
       (block_rows != 1 && block_rows != 4) || h.value_type > kI8 || h.block_columns > kMaxBlock ||
@@ -142,13 +144,13 @@ Error pack(const Dense& dense, uint32_t block_rows, uint32_t block_columns, uint
   if (dense.scales) scales.assign(dense.scales, dense.scales + h.rows);
   if (dense.biases) biases.assign(dense.biases, dense.biases + h.rows);
   blob->assign(sizeof(Header), 0);
-  h.groups_at = append(blob, out.groups);
-  h.scales_at = append(blob, scales);
-  h.biases_at = append(blob, biases);
-  h.counts_at = append(blob, out.counts);
-  h.rows_at = append(blob, out.rows);
-  h.indices_at = append(blob, out.indices, kSlack);
-  h.values_at = append(blob, out.values, kSlack);
+  h.groups_offset = append(blob, out.groups);
+  h.scales_offset = append(blob, scales);
+  h.biases_offset = append(blob, biases);
+  h.counts_offset = append(blob, out.counts);
+  h.rows_offset = append(blob, out.rows);
+  h.indices_offset = append(blob, out.indices, kSlack);
+  h.values_offset = append(blob, out.values, kSlack);
   h.total_bytes = blob->size();
   std::memcpy(blob->data(), &h, sizeof(Header));
   h.checksum = checksum(blob->data(), blob->size());
@@ -160,9 +162,9 @@ void unpack(const Matrix& m, void* values, float* scales, float* biases) {
   const Header& h = m.header;
   const size_t bytes = value_bytes(h.value_type);
   std::memset(values, 0, size_t(h.rows) * h.columns * bytes);
-  each_value(m, [&](uint32_t row, uint32_t column, uint64_t at) {
+  for_each_value(m, [&](uint32_t row, uint32_t column, uint64_t at) {
     const uint8_t* from = m.values + at * bytes;
-    // Padding must not overwrite the value whose column it repeats.
+    // Zeros are skipped: padding would overwrite the value whose column it repeats.
     if (std::any_of(from, from + bytes, [](uint8_t byte) { return byte != 0; }))
       std::memcpy(static_cast<uint8_t*>(values) + (size_t(row) * h.columns + column) * bytes, from, bytes);
   });

@@ -1,4 +1,4 @@
-"""The sparse kernel: products against float64, the packed form, and what it says of damage."""
+"""Sparse kernels: products against float64, the packed format, and errors on damaged data."""
 
 import os
 import subprocess
@@ -212,13 +212,13 @@ def test_packed_90_percent_sparse_int8_takes_less_than_two_and_a_half_bytes_a_we
 def test_damaged_weights_are_refused_with_the_reason() -> None:
     blob = kernels.pack(sparse(np.random.default_rng(8), 20, 30, 0.5))
     cases = {
-        "cut off": blob[:-1].copy(),
-        "not packed weights": blob.copy(),
+        "truncated": blob[:-1].copy(),
+        "not in the packed format": blob.copy(),
         "newer PruneOFA": blob.copy(),
         "older PruneOFA": blob.copy(),
         "damaged": blob.copy(),
     }
-    cases["not packed weights"][0] ^= 1
+    cases["not in the packed format"][0] ^= 1
     cases["newer PruneOFA"][8] += 1
     cases["older PruneOFA"][8] -= 1
     cases["damaged"][-100] ^= 4
@@ -230,7 +230,7 @@ def test_damaged_weights_are_refused_with_the_reason() -> None:
 def test_an_unknown_instruction_set_is_refused_and_the_environment_chooses_one() -> None:
     with pytest.raises(UserError, match="out of range"):
         kernels.Layer([kernels.pack(np.ones((1, 1), np.float32))], isa="neon")
-    script = "from toolkit import kernels; print(kernels.isa())"
+    script = "from toolkit.ir import kernels; print(kernels.isa())"
     for name in kernels.instruction_sets():
         environment = os.environ | {"PRUNEOFA_ISA": name}
         shown = subprocess.run(
@@ -265,7 +265,7 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sanitizers_find_nothing_in_random_products_and_damaged_blobs(checks: Path) -> None:
     result = subprocess.run([checks, "11", "40"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "4000 damaged blobs did no harm" in result.stdout
+    assert "4000 damaged packed matrices: no memory errors" in result.stdout
 
 
 def test_code_of_one_instruction_set_is_never_offered_to_the_linker_for_the_others(checks: Path) -> None:
@@ -285,7 +285,7 @@ def test_built_libraries_can_be_read_by_other_users(monkeypatch: pytest.MonkeyPa
                 (Path(arguments[1]) / name).touch()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernels, "_cmake", quick)
+    monkeypatch.setattr(kernels.library, "_cmake", quick)
     assert kernels.build().parent.stat().st_mode & 0o777 == 0o755
 
 

@@ -1,4 +1,4 @@
-"""The operation SparseLinear by itself: what it answers, and what it refuses, when a model is read, changed or run."""
+"""The operation SparseLinear in isolation: its results and its errors when a model is read, changed or run."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def compiled(model):
 
 
 def answer(run, *inputs):
-    """As `run(inputs)`, which in OpenVINO 2026.4 keeps silent when an operation of a dynamic model fails."""
+    """Replaces `run(inputs)`, which in OpenVINO 2026.4 hides failures of an operation of a dynamic model."""
     request = run.create_infer_request()
     request.start_async(dict(enumerate(inputs)))
     request.wait()
@@ -103,7 +103,7 @@ def test_weights_of_another_size_are_refused_however_often_they_are_shown(factor
     wrong = opset13.constant(kernels.pack(matrix(rows=ROWS + 4)))
     sparse_linear(model).input(1).replace_source_output(wrong.output(0))
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=f"the weights are {ROWS + 4} x {COLUMNS}, the attributes say {ROWS}"):
+        with pytest.raises(RuntimeError, match=f"shape is {ROWS + 4} x {COLUMNS}, the attributes specify {ROWS}"):
             model.validate_nodes_and_infer_types()
 
 
@@ -136,11 +136,11 @@ def test_a_saved_operation_is_read_back(saved):
     [
         ("format_version", "99", "kernels build"),
         ("format_version", "1", "export the model again"),
-        ("rows", "36", "the attributes say 36"),
+        ("rows", "36", "the attributes specify 36"),
         ("columns", "63", "columns"),
         ("pattern", "4x1", "pattern is not 4x1"),
         ("activation", "relu", "unknown activation relu"),
-        ("input_ranges", "0.0, 1.0, 2.0", "ends of ranges"),
+        ("input_ranges", "0.0, 1.0, 2.0", "input_ranges: expected low and high"),
         ("input_ranges", "1.0, 0.0", "out of range"),
     ],
 )
