@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from toolkit.core import paths
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
 from toolkit.pipeline.graph import plan
 from toolkit.recipe import Recipe
@@ -34,7 +35,7 @@ def name_of(path: Path) -> str:
 def keys_of(recipe: Recipe) -> dict[str, str]:
     """Label of each step -> its cache key, in a run folder that holds nothing."""
     with tempfile.TemporaryDirectory() as empty:
-        return {step.label: step.key for step in plan(recipe, Path(empty), fetch=False)}
+        return {step.label: step.key for step in plan(recipe, Path(empty), ResolvedInputs())}
 
 
 def shipped(path: Path) -> Recipe:

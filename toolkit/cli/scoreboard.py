@@ -1,4 +1,4 @@
-"""`pruneofa reproduce` and `pruneofa scoreboard`: published results against runs of this toolkit."""
+"""`pruneofa reproduce` and `pruneofa scoreboard`: published results compared with runs of this toolkit."""
 
 import difflib
 from pathlib import Path
@@ -16,27 +16,28 @@ File = Annotated[
     Path,
     typer.Option(
         "--file",
-        help="the rows (YAML); records lie in measured/ beside it",
-        show_default="benchmarks/scoreboard.yaml of the toolkit",
+        help="published results (YAML); measurements are stored in measured/ next to it",
+        show_default="the toolkit's benchmarks/scoreboard.yaml",
     ),
 ]
 
 
 def reproduce(
-    row: Annotated[str, typer.Argument(help="as `pruneofa scoreboard` names it")],
+    row: Annotated[str, typer.Argument(help="row name, as printed by `pruneofa scoreboard`")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="changes to its recipe; any but seed, threads and name make it another setting"),
+        typer.Argument(help="changes to its recipe; all except seed, threads and name count as another setting"),
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="start from the published sparse model")] = False,
-    runs: Annotated[Path, typer.Option("--runs", help="where run folders lie")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--runs", help="directory that holds the run folders")] = Path("runs"),
     file: File = paths.SCOREBOARD,
 ) -> None:
-    """Run of a published row's recipe what the row needs, and record what it measures."""
+    """Run the recipe behind a published result and record the measurement."""
     from rich.console import Console
 
     from toolkit.cli.report import show_report
     from toolkit.cli.run import execute
+    from toolkit.data.resolved_inputs import ResolvedInputs
     from toolkit.pipeline.graph import plan
     from toolkit.recipe.load import load_recipe, parse_recipe
     from toolkit.reporting.scoreboard.board import (
@@ -52,21 +53,21 @@ def reproduce(
     board = load_scoreboard(file)
     if row not in board.rows:
         near = difflib.get_close_matches(row, board.rows, n=5, cutoff=0.5)
-        listed = "one that `pruneofa scoreboard` lists"
+        listed = "a row that `pruneofa scoreboard` lists"
         raise UserError(f"no row {row!r}", where=str(file), instead=" or ".join(near) or listed)
     chosen = board.rows[row]
     source = _recipe_file(row, chosen, published, file.parent)
     recipe = load_recipe(source, overrides or ())
-    # Before local folders take the place of what it names: the record tells one from the other.
+    # Without resolving file names to local folders, so that the record can distinguish hub data from local data.
     written = parse_recipe(source.read_text(encoding="utf-8-sig"), str(source), overrides or ())
     if chosen.task not in recipe.tasks:
-        raise UserError(f"its recipe has no task {chosen.task!r}", where=row, instead=", ".join(recipe.tasks))
+        raise UserError(f"the row's recipe has no task {chosen.task!r}", where=row, instead=", ".join(recipe.tasks))
     read = recipe.corpus.tasks if recipe.corpus else ()
     kept = {name: task for name, task in recipe.tasks.items() if name == chosen.task or name in read}
     recipe = recipe.model_copy(update={"tasks": kept})
-    # Another seed gets a folder of its own: in the same one its pre-training would take the place of the first's.
+    # Another seed gets a separate folder: in the same one, its pre-training would overwrite that of the first seed.
     folder = runs / (recipe.name if recipe.seed == load_recipe(source).seed else f"{recipe.name}-seed{recipe.seed}")
-    if not all(step.manifest for step in plan(recipe, folder, fetch=False)):  # else all of it has been measured before
+    if not all(step.manifest for step in plan(recipe, folder, ResolvedInputs())):  # else the run is already complete
         recipe = needed_recipe(recipe, chosen)
     manifests = execute(recipe, folder)
     found = measurement_of(row, chosen, manifests, recipe, written, overrides or (), published)
@@ -78,24 +79,24 @@ def reproduce(
 
 
 def _recipe_file(name: str, row: "PublishedResult", published: bool, folder: Path) -> Path:
-    """A row's recipe: beside the scoreboard, or one of those that come with the toolkit."""
+    """Returns the path of a row's recipe: next to the scoreboard file, or a recipe shipped with the toolkit."""
     from toolkit.cli.run import shipped
 
     recipe = row.published if published else row.recipe
     if recipe is None:
         missing, other = ("published sparse model", "without") if published else ("recipe with pre-training", "with")
         instead = f"{other} --published" if row.recipe or row.published else "a row that has a recipe"
-        raise UserError(f"no {missing} is at hand for this row", where=name, instead=instead)
+        raise UserError(f"there is no {missing} for this row", where=name, instead=instead)
     beside = folder / f"{recipe}.yaml"
     return beside if beside.is_file() else shipped(recipe)
 
 
 def scoreboard(
-    markdown: Annotated[Path | None, typer.Option(help="write it as Markdown too")] = None,
-    html: Annotated[Path | None, typer.Option(help="write it as a page too")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="also write it as Markdown to this file")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write it as HTML to this file")] = None,
     file: File = paths.SCOREBOARD,
 ) -> None:
-    """Print every published row: claimed, measured, and whether it was reproduced."""
+    """Print all published results: claimed value, measured value, and whether it was reproduced."""
     from rich.console import Console
 
     from toolkit.reporting.scoreboard.board import assess, load_measurements, load_scoreboard

@@ -1,9 +1,7 @@
 """Model sources: local folders, folders in installed packages, and the Hugging Face hub. Does not import torch."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from toolkit.core.errors import UserError
 from toolkit.models.published import published_config
@@ -40,25 +38,6 @@ def cached_model(source: str) -> Path | None:
         if named or published_config(source) is not None:
             return None
         raise
-
-
-def cached_config(source: str) -> dict[str, Any] | None:
-    """Returns a checkpoint's `config.json`, or the published sizes of a hub model that is not cached; None if unknown.
-
-    Raises:
-        UserError: There is no such folder and the source is not a valid hub id, or the file is missing or damaged.
-    """
-    folder = cached_model(source)
-    if folder is None:
-        return published_config(source)
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"invalid model config ({error})", where=str(path), instead="copy or download it again"
-        ) from None
-    return config if isinstance(config, dict) else {}
 
 
 def is_hub_model(source: str) -> bool:

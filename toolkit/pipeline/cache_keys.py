@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from toolkit.core.files import file_hash
-from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.hub import hub_split
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.recipe import OWN_STAGES, Recipe
 from toolkit.recipe.references import corpus_files, is_hub
 from toolkit.recipe.task import TEXT_FIELDS
@@ -37,7 +37,7 @@ def section_values(name: str, value: Any) -> Any:
     return values | {"more_dev": sorted(value.more_dev)} if name == "task" else values  # their names name the metrics
 
 
-def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], dict[str, Any]]:
+def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[str, str], dict[str, Any]]:
     """Content hashes of the data files: by file, and by what each is there for, as a key needs them.
 
     Text on the hub is streamed, never fetched whole: it has `HubSplit.content`.
@@ -47,7 +47,7 @@ def data_hashes(sections: dict[str, Any], fetch: bool) -> tuple[dict[str, str], 
     streamed = {s for s in (corpus.files if corpus else ()) if is_hub(s)}
 
     def hashed(spec: str) -> str:
-        file = None if spec in streamed else fetch_file(spec) if fetch else cached_file(spec)
+        file = None if spec in streamed else inputs.file(spec)
         name = str(file or spec)
         if name not in hashes:
             hashes[name] = file_hash(file) if file else hub_split(spec).content

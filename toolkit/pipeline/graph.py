@@ -18,8 +18,8 @@ from typing import Any
 from toolkit.core.artifacts import Artifact, Kind, Manifest, read_manifest
 from toolkit.core.errors import UserError
 from toolkit.core.files import content_hash, json_hash
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
-from toolkit.models.sources import cached_model, fetch_model
 from toolkit.pipeline.cache_keys import data_hashes, section_values, sections_of
 from toolkit.recipe import VARIANTS, Recipe
 
@@ -102,34 +102,34 @@ class Step:
         return f"{self.task}/{self.stage.name}" if self.task else self.stage.name
 
 
-def plan(recipe: Recipe, run_folder: Path, *, fetch: bool = True) -> list[Step]:
+def plan(recipe: Recipe, run_folder: Path, inputs: ResolvedInputs) -> list[Step]:
     """The steps of a recipe in the order in which they run, each with what is already there.
 
     Args:
         recipe: What to do.
         run_folder: Where it is done.
-        fetch: Get models and data from the hub; else what is not at hand is taken for something never seen.
+        inputs: Models and data files; one that is not cached, and not fetched, has its name for its content.
 
     Raises:
         UserError: A model, checkpoint or data file is missing, or a stage has no input.
     """
     made: dict[tuple[str | None, str], Step | Artifact] = {}
-    made[None, "base"] = _ready("dense", recipe.model.source, fetch)
+    made[None, "base"] = _ready("dense", recipe.model.source, inputs)
     steps = []
     for task in (None, *recipe.tasks):
         ready = recipe.tasks[task].ready if task else recipe.ready
         for stage in (s for s in STAGES if s.per_task == (task is not None)):
             if stage.name in ready:
-                made[task, stage.name] = _ready(stage.kind, ready[stage.name], fetch)  # type: ignore[index]
+                made[task, stage.name] = _ready(stage.kind, ready[stage.name], inputs)  # type: ignore[index]
             elif recipe.section(stage.name, task) is not None:
-                step = _step(recipe, stage, task, run_folder, made, fetch)
+                step = _step(recipe, stage, task, run_folder, made, inputs)
                 made[task, stage.name] = step
                 steps.append(step)
     return steps
 
 
-def _ready(kind: Kind, source: str, fetch: bool) -> Artifact:
-    folder = fetch_model(source) if fetch else cached_model(source)
+def _ready(kind: Kind, source: str, inputs: ResolvedInputs) -> Artifact:
+    folder = inputs.model(source).folder
     if folder is None:
         return Artifact(kind=kind, path=Path(source), sha256=source)
     return Artifact(kind=kind, path=folder, sha256=content_hash(folder))
@@ -141,7 +141,7 @@ def _step(
     task: str | None,
     run_folder: Path,
     made: "dict[tuple[str | None, str], Step | Artifact]",
-    fetch: bool,
+    resolved: ResolvedInputs,
 ) -> Step:
     inputs: dict[str, Step | Artifact] = {}
     needed = stage.needed(recipe, task)
@@ -155,7 +155,7 @@ def _step(
     if not inputs:
         raise _lacking(recipe, stage, task, stage.optional[0])
     sections = sections_of(recipe, stage.sections, task)
-    data, roles = data_hashes(sections, fetch)
+    data, roles = data_hashes(sections, resolved)
     made_from = {
         "stage": stage.name,
         "seed": recipe.seed,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
 from toolkit.data import task_rows
-from toolkit.data.files import cached_file, fetch_file, paragraphs
+from toolkit.data.files import fetch_file, paragraphs
+from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
 from toolkit.models.architectures import matrix_shapes, split_layer, usable_positions
 from toolkit.models.checkpoint import (
     MIN_SPARSITY,
@@ -17,8 +18,6 @@ from toolkit.models.checkpoint import (
     require_unquantized,
     sparsity_by_tensor,
 )
-from toolkit.models.published import published_config
-from toolkit.models.sources import cached_config, cached_model
 from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
 from toolkit.recipe.references import corpus_files, is_hub, task_files
@@ -31,21 +30,20 @@ if TYPE_CHECKING:
 _LATER = "from the hub when it runs"
 
 
-def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
+def prunable_shapes(recipe: Recipe, model: ResolvedModel) -> dict[str, tuple[int, int]]:
     """The matrices of a checkpoint that pruning gets, by parameter name; none for one that was never fetched.
 
     Raises:
         UserError: Nothing is matched, or a pattern of `model.prunable` matches nothing.
     """
-    folder = cached_model(source)
-    if folder is not None:
-        matrices = encoder_matrices(folder)
-    elif config := published_config(source):
-        matrices = matrix_shapes(config)
+    if model.folder is not None:
+        matrices = encoder_matrices(model.folder)
+    elif model.config:
+        matrices = matrix_shapes(model.config)
     else:
         return {}
     if not matrices:
-        raise UserError("no encoder layers found to prune", where=str(folder), instead="a BERT-like encoder")
+        raise UserError("no encoder layers found to prune", where=str(model.folder), instead="a BERT-like encoder")
     patterns = recipe.model.prunable
     if not patterns:
         return matrices
@@ -53,57 +51,62 @@ def prunable_shapes(recipe: Recipe, source: str) -> dict[str, tuple[int, int]]:
         if not any(re.search(pattern, n.removesuffix(".weight")) for n in matrices):
             raise UserError(
                 f"model.prunable: {pattern!r} matches no matrix",
-                where=str(folder or source),
+                where=str(model.folder or model.source),
                 instead=f"a regular expression that matches names such as {next(iter(matrices), '(none)')!r}",
             )
     return {n: s for n, s in matrices.items() if any(re.search(p, n.removesuffix(".weight")) for p in patterns)}
 
 
-def check_recipe(recipe: Recipe, *, read_rows: bool = True) -> list[tuple[str, str]]:
+def check_recipe(
+    recipe: Recipe, inputs: ResolvedInputs | None = None, *, read_rows: bool = True
+) -> list[tuple[str, str]]:
     """What was checked and what was found, line by line. Nothing is fetched from the hub.
 
     Args:
         recipe: What is checked.
+        inputs: Models and data files; None: looked up for this check alone.
         read_rows: Look at every row of the tasks' files and every line of the corpus, which `running.Run` does by
             itself (`check_data`).
 
     Raises:
         UserError: The first thing that is wrong.
     """
+    inputs = inputs or ResolvedInputs()
     found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
     named = [("model", recipe.model.source), *((f"ready {name}", source) for name, source in recipe.ready.items())]
     named += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
     for what, source in named:
-        folder = cached_model(source)
+        folder = inputs.model(source).folder
         found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
         if folder is not None:
             require_unquantized(folder)
-    _check_lengths(recipe)
+    _check_lengths(recipe, inputs)
     if recipe.student is not None:
-        found += _pruning(recipe, "student", recipe.student.pruning, recipe.student.distillation.train)
-    found += _transfers(recipe)
+        found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.distillation.train)
+    found += _transfers(recipe, inputs)
     if recipe.corpus is not None:
         specs = corpus_files(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
         counted = check_corpus(recipe.corpus) if read_rows else ""
-        found.append(("corpus", "; ".join(filter(None, (_data(specs), counted)))))
+        found.append(("corpus", "; ".join(filter(None, (_data(specs, inputs), counted)))))
     for name, task in recipe.tasks.items():
         counted = task_rows.check_rows(name, task) if read_rows else ""
-        found.append((f"task {name}", "; ".join(filter(None, (_data(task_files(task)), counted)))))
+        found.append((f"task {name}", "; ".join(filter(None, (_data(task_files(task), inputs), counted)))))
     return found
 
 
-def check_data(recipe: Recipe, tasks: Collection[str | None], cache: Path) -> None:
+def check_data(recipe: Recipe, tasks: Collection[str | None], inputs: ResolvedInputs, cache: Path) -> None:
     """Looks at all that stages are about to read: every row, every line of the corpus, and every length.
 
     Args:
         recipe: What is to be done.
         tasks: Those with a stage to make; None among them: a stage of pre-training is.
+        inputs: Models and data files.
         cache: Of the run: text that was looked at is not read again.
 
     Raises:
         UserError: The first thing that is wrong.
     """
-    _check_lengths(recipe)
+    _check_lengths(recipe, inputs)
     for name, task in recipe.tasks.items():
         if name in tasks:
             task_rows.check_rows(name, task)
@@ -111,38 +114,39 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], cache: Path) -> No
         check_corpus(recipe.corpus, cache)
 
 
-def _check_lengths(recipe: Recipe) -> None:
+def _check_lengths(recipe: Recipe, inputs: ResolvedInputs) -> None:
     """Holds every length against the positions of the models that get it, as far as these are known."""
     first = recipe.ready.get("teacher", recipe.model.source)
     if recipe.corpus is not None and (recipe.teacher or recipe.student):
-        require_length(recipe.corpus.max_seq_length, _positions([first]), "corpus")
+        require_length(recipe.corpus.max_seq_length, _positions([first], inputs), "corpus")
     for name, task in recipe.tasks.items():
         models = {str(stage): source for stage, source in task.ready.items()}
         if recipe.section("task_teacher", name):
             models.setdefault("task_teacher", first)
         if recipe.section("transfer", name):
             models.setdefault("transfer", recipe.ready.get("student", first))
-        limit = _positions(models.values())
+        limit = _positions(models.values(), inputs)
         require_length(task.max_seq_length, limit, f"tasks.{name}")
         if benchmark := recipe.section("benchmark", name):
             where = f"{f'tasks.{name}.' if task.benchmark else ''}benchmark.evaluation.performance"
             require_length(benchmark.evaluation.performance.sequence_length, limit, where, "sequence_length")
 
 
-def _positions(models: Iterable[str]) -> int | None:
+def _positions(models: Iterable[str], inputs: ResolvedInputs) -> int | None:
     """Of the model that has the fewest; None: nothing is known of any."""
-    configs = (cached_config(source) for source in dict.fromkeys(models))
+    configs = (inputs.model(source).config for source in dict.fromkeys(models))
     return min((count for config in configs if config and (count := usable_positions(config))), default=None)
 
 
-def _data(specs: list[str]) -> str:
+def _data(specs: list[str], inputs: ResolvedInputs) -> str:
     """Names of data files; of splits on the hub all of it, and which are still to be fetched."""
-    later = [spec for spec in specs if cached_file(spec) is None]
-    here = [spec if is_hub(spec) else fetch_file(spec).name for spec in specs if spec not in later]
+    files = {spec: inputs.file(spec) for spec in specs}
+    later = [spec for spec, file in files.items() if file is None]
+    here = [spec if is_hub(spec) else file.name for spec, file in files.items() if file is not None]
     return "; ".join([", ".join(here)] * bool(here) + [f"{', '.join(later)}, {_LATER}"] * bool(later))
 
 
-def _transfers(recipe: Recipe) -> list[tuple[str, str]]:
+def _transfers(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
     """What is locked or pruned while tasks are learnt; tasks that do the same are told once."""
     found: list[tuple[str, str]] = []
     told: list[TaskPruning] = []
@@ -152,18 +156,21 @@ def _transfers(recipe: Recipe) -> list[tuple[str, str]]:
             continue
         told.append(transfer.pruning)
         if not transfer.pruning.only_locks:
-            found += _pruning(recipe, "transfer", transfer.pruning, transfer.train)
+            found += _pruning(recipe, inputs, "transfer", transfer.pruning, transfer.train)
         elif "student" in recipe.ready:
-            found += _locked(recipe, recipe.ready["student"])
+            found += _locked(recipe, inputs.model(recipe.ready["student"]))
     return found
 
 
-def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list[tuple[str, str]]:
+def _pruning(
+    recipe: Recipe, inputs: ResolvedInputs, stage: str, pruning: Pruning, train: Train
+) -> list[tuple[str, str]]:
     """Each pruner: its schedule, the matrices that it gets, and the sparsity that they can reach."""
     source = recipe.ready.get("teacher", recipe.model.source)
     if stage == "transfer":
         source = recipe.ready.get("student", source)
-    shapes = prunable_shapes(recipe, source)
+    model = inputs.model(source)
+    shapes = prunable_shapes(recipe, model)
     if not shapes:
         return [("prunable", f"the matrices of {source} are checked when it was fetched")]
     weights = sum(rows * columns for rows, columns in shapes.values())
@@ -175,8 +182,7 @@ def _pruning(recipe: Recipe, stage: str, pruning: Pruning, train: Train) -> list
     for number, (pruner, names) in enumerate(zip(pruners, assign_matrices(pruners, shapes, where), strict=True)):
         label = f"{stage} pruner {number + 1}" if len(pruners) > 1 else f"{stage} pruner"
         if pruner.prune_type == LOCK:
-            folder = cached_model(source)
-            shares = sparsity_by_tensor(folder, names) if folder else {}
+            shares = sparsity_by_tensor(model.folder, names) if model.folder else {}
             found += [(label, "pattern_lock"), *_by_layer(shapes, shares)]
             continue
         problem = unsupported(pruning.backend, pruner)
@@ -218,12 +224,12 @@ def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:
     )
 
 
-def _locked(recipe: Recipe, source: str) -> list[tuple[str, str]]:
+def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
     """The zeros of a ready sparse model, matrix by matrix."""
-    folder = cached_model(source)
+    folder = model.folder
     if folder is None:
-        return [("locked", f"the zeros of {source} are checked when it was fetched")]
-    shapes = prunable_shapes(recipe, source)
+        return [("locked", f"the zeros of {model.source} are checked when it was fetched")]
+    shapes = prunable_shapes(recipe, model)
     shares = sparsity_by_tensor(folder, shapes)
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
     zeros = sum(share * weights[name] for name, share in shares.items()) / sum(weights.values())

@@ -25,6 +25,7 @@ from toolkit.core.artifacts import (
 )
 from toolkit.core.errors import CheckFailed, UserError
 from toolkit.core.files import content_hash, json_hash
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.pipeline import preflight
 from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
@@ -45,6 +46,7 @@ class Run:
     folder: Path
     progress_of: Callable[[Step], contextlib.AbstractContextManager[Progress]]
     manifests: list[Manifest] = field(default_factory=list)
+    inputs: ResolvedInputs = field(default_factory=lambda: ResolvedInputs(fetch=True))
 
     def __call__(self, *, only: str | None = None, start: str | None = None) -> list[Manifest]:
         """Runs every step that is not there; returns the manifests of all of the run's finished steps.
@@ -60,7 +62,7 @@ class Run:
             self._help()
         self.folder.mkdir(parents=True, exist_ok=True)
         with exclusive(self.folder):
-            steps = plan(self.recipe, self.folder)
+            steps = plan(self.recipe, self.folder, self.inputs)
             again = {s.label for s in select(steps, only=only, start=start)}
             self._check_data(steps, again)
             done: dict[str, Manifest] = {}
@@ -80,13 +82,13 @@ class Run:
     def _check_data(self, steps: list[Step], again: set[str]) -> None:
         """Looks at all that unfinished steps read: a bad row must not be found days later."""
         todo = {s.task for s in steps if s.manifest is None or s.label in again}
-        preflight.check_data(self.recipe, todo, self.folder / ".cache")
+        preflight.check_data(self.recipe, todo, self.inputs, self.folder / ".cache")
 
     def _help(self) -> NoReturn:
         """Trains along in every stage that the first process names; writes nothing."""
         steps: list[Step] = []
         while label := distributed.receive_text():
-            steps = steps or plan(self.recipe, self.folder)
+            steps = steps or plan(self.recipe, self.folder, self.inputs)
             step = next(s for s in steps if s.label == label)
             done = {s.label: manifest for s in steps if (manifest := read_manifest(s.folder)) is not None}
             inputs = {name: self._input(step, made, done) for name, made in step.inputs.items()}

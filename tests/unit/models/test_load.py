@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from toolkit.core.errors import UserError
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.architectures import is_in_layer
 from toolkit.models.load import (
     load_classifier,
@@ -78,7 +79,9 @@ def test_check_finds_the_same_matrices_in_the_files_as_pruning_finds_in_the_mode
     model.save_pretrained(tmp_path)
     recipe = Recipe.model_validate({"name": "r", "model": {"source": str(tmp_path)}})
     found = prunable_matrices(model)
-    assert prunable_shapes(recipe, str(tmp_path)) == {name: tuple(m.weight.shape) for name, m in found.items()}
+    assert prunable_shapes(recipe, ResolvedInputs().model(str(tmp_path))) == {
+        name: tuple(m.weight.shape) for name, m in found.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import positions
+from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.architectures import usable_positions
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
-from toolkit.models.sources import cached_config
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe
@@ -181,11 +181,11 @@ def test_length_of_a_task_is_held_against_its_ready_model_too(long, tmp_path, ti
     ],
 )
 def test_positions_are_those_that_tokens_can_have(config, expected):
-    assert positions(config) == expected
+    assert usable_positions(config) == expected
 
 
 def test_config_that_is_no_json_is_refused_by_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="invalid model config") as error:
-        cached_config(str(tmp_path))
+        _ = ResolvedInputs().model(str(tmp_path)).config
     assert error.value.where == str(tmp_path / "config.json")

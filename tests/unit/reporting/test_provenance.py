@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolkit.data import resolved_inputs
 from toolkit.data.hub import HubSplit
-from toolkit.models import sources
 from toolkit.models.sources import local_model
 from toolkit.recipe.load import load_recipe, parse_recipe
 from toolkit.reporting.scoreboard.board import Measurement, PublishedResult, measurement_of
@@ -37,7 +37,7 @@ def here(tmp_path, monkeypatch) -> Path:
     whole = tmp_path / "cache" / "whole.parquet"
     whole.write_bytes(b"whole")
     local = local_model
-    monkeypatch.setattr(sources, "cached_model", lambda source: local(source) or snapshot)
+    monkeypatch.setattr(resolved_inputs, "cached_model", lambda source: local(source) or snapshot)
     monkeypatch.setattr(HubSplit, "file", whole)
     (tmp_path / "here").mkdir()
     (tmp_path / "recipes").mkdir()

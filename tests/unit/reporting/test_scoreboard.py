@@ -9,6 +9,7 @@ from toolkit.cli import scoreboard as commands
 from toolkit.core import machine, paths
 from toolkit.core.errors import CheckFailed, UserError
 from toolkit.core.yaml_document import dump_yaml
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.reporting.scoreboard.board import (
     Measurement,
     assess,
@@ -188,7 +189,7 @@ def test_row_needs_its_own_variant_and_the_stages_before_it(row, stages, variant
     chosen = load_scoreboard(paths.SCOREBOARD).rows["bert-base-90-fp32-squad"].model_copy(update=row)
     recipe = load_recipe(shipped("bert_base/90"))
     recipe = recipe.model_copy(update={"tasks": {"squad": recipe.tasks["squad"]}})  # it has a `quantize` of its own
-    steps = plan(needed_recipe(recipe, chosen), tmp_path, fetch=False)
+    steps = plan(needed_recipe(recipe, chosen), tmp_path, ResolvedInputs())
     assert [step.stage.name for step in steps] == [*stages, "export", "benchmark"]
     assert steps[-2].sections["export"].variants == (variant,)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Manifest, read_manifest
 from toolkit.core.machine import describe, memory
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.measure import latency
 from toolkit.models.architectures import usable_positions
 from toolkit.models.checkpoint import require_length
@@ -102,8 +103,9 @@ def estimate(
     Raises:
         UserError: As `pipeline.plan`.
     """
-    steps = plan(recipe, run_folder, fetch=False)
-    costs = _Costs(recipe, steps, measure, available, log)
+    inputs = ResolvedInputs()
+    steps = plan(recipe, run_folder, inputs)
+    costs = _Costs(recipe, steps, inputs, measure, available, log)
     return [_finished(step, step.manifest) if step.manifest else costs.of(step) for step in steps]
 
 
@@ -118,6 +120,7 @@ class _Costs:
 
     recipe: Recipe
     steps: list[Step]
+    inputs: ResolvedInputs
     measure: Measure | None
     available: float | None
     log: Callable[[str], None]
@@ -131,7 +134,7 @@ class _Costs:
             remark = f"{step.label}: {lacks[0]} is not installed, so memory and time are not known; {lacks[1]}"
             return Estimate(step, count, exact, None, "", None, None, remark)
         if shape is None:
-            unsized = dict.fromkeys(str(root.path) for root in _roots(step) if config_of(root) is None)
+            unsized = dict.fromkeys(str(root.path) for root in _roots(step) if config_of(root, self.inputs) is None)
             remark = (
                 f"{' and '.join(unsized)}: its size is not known before it is fetched, so neither are memory and time"
             )
@@ -152,7 +155,7 @@ class _Costs:
             need += 4 * cost.parameters
         before = read_manifest(step.folder)
         seconds, sign = None, ""
-        if count is not None and before is not None and steps_alike(before, step, train):
+        if count is not None and before is not None and steps_alike(before, step, train, self.inputs):
             own = float(before.metrics["seconds_per_step"])
             rest = max(0.0, before.seconds - own * float(before.metrics["steps"]))
             seconds, sign = count * own + rest, "="
@@ -167,7 +170,7 @@ class _Costs:
         from toolkit.pipeline.estimate.synthetic_step import StepShape
 
         train, section = train_of(step), step.sections[step.stage.name]
-        sizes = [config_of(root) for root in _roots(step)]
+        sizes = [config_of(root, self.inputs) for root in _roots(step)]
         config, teacher = sizes[0], sizes[1] if len(sizes) > 1 else None
         if config is None or None in sizes:
             return None
@@ -215,7 +218,7 @@ class _Costs:
         count = train is not None and train.steps is None
         key = (str(root.path), step.task, task is None and count)
         if key not in self.read:
-            tokenizer = tokenizer_of(root)
+            tokenizer = tokenizer_of(root, self.inputs)
             if task is not None:
                 self.read[key] = data_volume.task_volume(task, tokenizer)
             else:

@@ -5,8 +5,8 @@ from typing import Any
 
 from toolkit.core import machine
 from toolkit.core.artifacts import Artifact, Manifest
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.architectures import shape_of
-from toolkit.models.sources import cached_config, cached_model
 from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step
 from toolkit.recipe import Criterion, DistillationTrain, Student, Train
@@ -48,15 +48,15 @@ def root_of(made: Step | Artifact) -> Artifact:
     return made
 
 
-def config_of(artifact: Artifact) -> str | None:
+def config_of(artifact: Artifact, inputs: ResolvedInputs) -> str | None:
     """Its `config.json`, or what is known of a model on the hub."""
-    config = cached_config(str(artifact.path))
+    config = inputs.model(str(artifact.path)).config
     return json.dumps(config) if config else None
 
 
-def tokenizer_of(artifact: Artifact) -> Any:
+def tokenizer_of(artifact: Artifact, inputs: ResolvedInputs) -> Any:
     """None where the checkpoint is not at hand."""
-    if cached_model(str(artifact.path)) is None:
+    if inputs.model(str(artifact.path)).folder is None:
         return None
     from toolkit.models.load import load_tokenizer
 
@@ -68,7 +68,7 @@ _FREE = {"steps", "epoch", "learning_rate", "weight_decay", "warmup_ratio", "max
 _FREE |= {"checkpoint_every", "approach", "learning_rate_rewinding", "temperature"}
 
 
-def steps_alike(before: Manifest, step: Step, train: Train) -> bool:
+def steps_alike(before: Manifest, step: Step, train: Train, inputs: ResolvedInputs) -> bool:
     """Whether an earlier run of the stage, in the same folder, took steps like these: on a CPU like this one, in the
     same arithmetic, with a model of the same size, as long sequences, batches and losses as now.
     """
@@ -77,7 +77,7 @@ def steps_alike(before: Manifest, step: Step, train: Train) -> bool:
     here = before.machine.get("cpu") == machine.describe()["cpu"]
     if not before.metrics.get("seconds_per_step") or not here or before.metrics.get("bf16", False) != bf16(train):
         return False
-    made, now = step.folder / "config.json", config_of(root_of(step))
+    made, now = step.folder / "config.json", config_of(root_of(step), inputs)
     if not made.is_file() or now is None or shape_of(json.loads(made.read_text())) != shape_of(json.loads(now)):
         return False
     reads = "task" if step.sections.get("task") else "corpus"

@@ -13,6 +13,7 @@ from toolkit.core.artifacts import Manifest
 from toolkit.core.errors import UserError
 from toolkit.core.files import json_hash, write_atomic
 from toolkit.core.yaml_document import read_yaml
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.recipe import Recipe, VariantName
 from toolkit.recipe.fields import Fraction, Number, Section
 from toolkit.reporting.scoreboard.provenance import origins, reduced
@@ -216,7 +217,7 @@ def measurement_of(
             instead="a recipe that exports and benchmarks it",
         )
     counts = {metric: benchmark.metrics["counts"][metric] for metric in row.claimed}
-    found_at = origins(recipe, written, row.task)
+    found_at = origins(recipe, written, row.task, ResolvedInputs())
     stand_ins = (origin.stands_in for origin in found_at.values() if origin.stands_in)
     return Measurement(
         row=name,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.core.files import content_hash, file_hash
-from toolkit.data.files import cached_file, fetch_file
+from toolkit.data.files import fetch_file
 from toolkit.data.hub import hub_split
 from toolkit.data.published import published_rows
-from toolkit.models.sources import cached_model, is_hub_model, local_model
+from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.sources import is_hub_model, local_model
 from toolkit.recipe import Recipe, Task
 from toolkit.recipe.references import HUB_PREFIX, LOCAL_PREFIXES, is_hub
 
@@ -30,17 +31,18 @@ class Origin:
     stands_in: str = ""
 
 
-def origins(used: Recipe, written: Recipe, task: str) -> dict[str, Origin]:
+def origins(used: Recipe, written: Recipe, task: str, inputs: ResolvedInputs) -> dict[str, Origin]:
     """Key of the recipe -> where that came from, of all that one task depends on.
 
     Args:
         used: The recipe as it was run.
         written: The same, with the names as the recipe's file has them (`recipe.load.parse_recipe`).
         task: Which one.
+        inputs: Models and data files.
     """
     models, data = _models(written, task), _data(written, task)
-    return {key: _of_model(spec, models[key]) for key, spec in _models(used, task).items()} | {
-        key: _of_data(spec, data[key]) for key, spec in _data(used, task).items()
+    return {key: _of_model(spec, models[key], inputs) for key, spec in _models(used, task).items()} | {
+        key: _of_data(spec, data[key], inputs) for key, spec in _data(used, task).items()
     }
 
 
@@ -74,22 +76,22 @@ def _data(recipe: Recipe, task: str) -> dict[str, str]:
     return files | train | dev | {f"tasks.{task}.more_dev.{name}": spec for name, spec in section.more_dev.items()}
 
 
-def _of_model(used: str, written: str) -> Origin:
+def _of_model(used: str, written: str, inputs: ResolvedInputs) -> Origin:
     folder = local_model(used)
     if folder is None:
-        snapshot = cached_model(used)  # a folder that is called by its commit
+        snapshot = inputs.model(used).folder  # a folder that is called by its commit
         return Origin(f"{used.partition('@')[0]}@{snapshot.name}" if snapshot else used)
     return _local(folder, written if is_hub_model(written) else "")
 
 
-def _of_data(used: str, written: str) -> Origin:
+def _of_data(used: str, written: str, inputs: ResolvedInputs) -> Origin:
     meant = written.removeprefix(HUB_PREFIX)
     if not is_hub(used):
         return _local(fetch_file(used), "")
     split = hub_split(used)
     if folder := split.folder:
         return _local(folder, "" if meant.startswith(LOCAL_PREFIXES) else hub_split(written).dataset)
-    file = cached_file(used)  # of a stream there is none, and no hash
+    file = inputs.file(used)  # of a stream there is none, and no hash
     return Origin(f"{split.name}, sha256:{file_hash(file)}" if file else split.name)
 
 
