@@ -1,4 +1,4 @@
-"""The exported IR against its torch model and its mask: zeros per MatMul, i8 stored and executed, same answers."""
+"""The exported IR against its torch model and mask: zeros per MatMul, i8 storage and execution, same predictions."""
 
 import numpy as np
 import pytest

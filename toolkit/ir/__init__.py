@@ -1,1 +1,1 @@
-"""OpenVINO IR: made, opened up, checked."""
+"""OpenVINO IR: conversion, inspection, conformance checks, sparse engine and packing."""

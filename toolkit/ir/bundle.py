@@ -1,11 +1,11 @@
-"""One compressed file for one deployment: an IR folder, packed so that its zeros and codes compress, and back.
+"""Lossless compressed bundle of an IR folder, exploiting zeros and 8-bit codes: packing and unpacking.
 
-What compresses well must lie together. So the .bin is taken apart: of a sparse constant the positions of its non-zeros
-and their values, of floats each byte by itself, of the sparse kernel's weights the distances between indices. Parts of
-one kind are joined to a stream, and each stream goes through zstd. Unpacking gives every file back bit for bit, which
-`pack` makes sure of before it keeps what it wrote.
+Similar data compresses best when it is contiguous, so the .bin is split: a sparse constant into the positions and the
+values of its non-zeros, floats into byte planes, packed matrices into index deltas and values. Parts of one kind are
+concatenated to a stream, and each stream is compressed with zstd. Unpacking restores every file bit for bit; `pack`
+verifies this before it writes the target.
 
-    POFABNDL, u32 version, u32 bytes of the index packed, u32 bytes of it unpacked, index (JSON), streams
+    POFABNDL, u32 version, u32 bytes of the compressed index, u32 bytes of the raw index, index (JSON), streams
 """
 
 import hashlib
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 SUFFIX = ".pofa"
 _MAGIC, _VERSION = b"POFABNDL", 1
 _MODEL, _WEIGHTS = "openvino_model.xml", "openvino_model.bin"
-_LEVEL = 9  # 19 takes twenty times as long and saves 1 %
-_LARGE = 1024  # bytes from which a constant is worth a look
-_SPARSE = 0.3  # share of zeros from which positions and values go apart
-# The sparse kernel's header (native/format.h): where its sections begin.
+_LEVEL = 9  # zstd level; 19 takes twenty times as long and saves 1 %
+_LARGE = 1024  # bytes; smaller constants are not split
+_SPARSE = 0.3  # fraction of zeros from which positions and values are stored separately
+# Header of a packed matrix (native/format.h): sizes and section offsets.
 _BLOB, _BLOB_HEADER = b"POFASPRS", struct.Struct("<8s8I10Q")
 
 
@@ -42,30 +42,31 @@ class _Constant:
 
 
 def pack(folder: Path, target: Path) -> int:
-    """Writes a folder's files into one.
+    """Packs an IR folder into one file.
 
     Args:
-        folder: An IR folder; files only, no folders in it.
-        target: File to write; it is whole or not there.
+        folder: IR folder without subfolders.
+        target: Bundle to write; written atomically.
 
     Returns:
-        Bytes written.
+        Size of the bundle in bytes.
 
     Raises:
-        UserError: There is no whole IR in the folder, or more than one; or what was written does not come back the
-            same.
+        UserError: The folder has no complete IR or has subfolders, or a file does not survive the round trip.
     """
     for name in (_MODEL, _WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"no {name} here", where=str(folder), instead="<run>/tasks/<task>/export/<variant>")
+            raise UserError(f"{name} is missing", where=str(folder), instead="<run>/tasks/<task>/export/<variant>")
     inner = next((p.name for p in sorted(folder.iterdir()) if p.is_dir()), None)
     if inner is not None:
-        raise UserError(f"it has a folder in it, {inner}", where=str(folder), instead="an IR folder, which has none")
+        raise UserError(
+            f"the IR folder contains a subfolder, {inner}", where=str(folder), instead="a folder of files only"
+        )
     streams: dict[str, list[Any]] = defaultdict(list)
     files = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         data = path.read_bytes()
-        parts = _take_apart(data, _constants(folder / _MODEL), streams) if path.name == _WEIGHTS else None
+        parts = _split(data, _constants(folder / _MODEL), streams) if path.name == _WEIGHTS else None
         if parts is None:
             streams["text"].append(_bytes(data))
         files.append({"name": path.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "parts": parts})
@@ -82,7 +83,7 @@ def pack(folder: Path, target: Path) -> int:
     content = b"".join([_MAGIC, struct.pack("<III", _VERSION, len(head), len(described)), head, *payload])
     for name, data in _files(content, target):
         if (folder / name).read_bytes() != data:
-            raise UserError(f"{name} would not come back the same; nothing was written", where=str(folder))
+            raise UserError(f"{name} would not be restored exactly; nothing was written", where=str(folder))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     partial.write_bytes(content)
@@ -91,16 +92,22 @@ def pack(folder: Path, target: Path) -> int:
 
 
 def unpack(source: Path, folder: Path) -> None:
-    """Writes the files of a bundle into a new folder.
+    """Unpacks a bundle into a new folder.
+
+    Args:
+        source: Bundle written by `pack`.
+        folder: Folder to create.
 
     Raises:
-        UserError: The bundle is damaged, cut off or newer than this toolkit, or the folder exists.
+        UserError: The bundle is damaged, truncated or newer than this toolkit, or the folder exists.
     """
     if folder.exists():
-        raise UserError("it is already there", where=str(folder), instead="another folder; nothing was overwritten")
+        raise UserError(
+            "folder already exists", where=str(folder), instead="choose another folder (nothing was overwritten)"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = Path(scratch) / "whole"
+        made = Path(scratch) / "unpacked"
         made.mkdir()
         for name, data in _files(source.read_bytes(), source):
             (made / name).write_bytes(data)
@@ -108,20 +115,20 @@ def unpack(source: Path, folder: Path) -> None:
 
 
 def _files(content: bytes, source: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of a bundle's files, each checked."""
+    """Yields names and contents of a bundle's files, each verified by its checksum."""
     start = len(_MAGIC) + 12
     if content[: len(_MAGIC)] != _MAGIC or len(content) < start:
-        raise UserError("not a bundle of `pruneofa pack`", where=str(source))
+        raise UserError("not a bundle written by `pruneofa pack`", where=str(source))
     version, packed, size = struct.unpack_from("<III", content, len(_MAGIC))
     if version > _VERSION:
         raise UserError(f"written by a newer toolkit (version {version})", where=str(source), instead="pip install -U")
     try:
-        yield from _whole_files(content, start, packed, size)
+        yield from _read_files(content, start, packed, size)
     except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"the bundle is damaged ({error})", where=str(source), instead="another copy of it") from None
+        raise UserError(f"the bundle is damaged ({error})", where=str(source), instead="an intact copy") from None
 
 
-def _whole_files(content: bytes, start: int, packed: int, size: int) -> Iterator[tuple[str, bytes]]:
+def _read_files(content: bytes, start: int, packed: int, size: int) -> Iterator[tuple[str, bytes]]:
     import numpy as np
 
     codec = _codec()
@@ -133,36 +140,36 @@ def _whole_files(content: bytes, start: int, packed: int, size: int) -> Iterator
         at += stream["packed"]
     for file in index["files"]:
         if Path(file["name"]).name != file["name"] or file["name"] in ("", ".", ".."):
-            raise ValueError(f"the file name {file['name']!r}")
+            raise ValueError(f"invalid file name {file['name']!r}")
         if file["parts"] is None:
             data = streams["text"].take(file["size"]).tobytes()
         else:
-            data = b"".join(_put_together(p, streams).tobytes() for p in file["parts"])
+            data = b"".join(_reassemble(p, streams).tobytes() for p in file["parts"])
         if len(data) != file["size"] or hashlib.sha256(data).hexdigest() != file["sha256"]:
-            raise ValueError(f"the checksum of {file['name']}")
+            raise ValueError(f"wrong checksum of {file['name']}")
         yield file["name"], data
 
 
 class _Reader:
-    """A stream, read from its beginning to its end."""
+    """Sequential reader of a stream."""
 
     def __init__(self, data: "np.ndarray") -> None:
         self._data, self._at = data, 0
 
     def take(self, size: int) -> "np.ndarray":
         if not 0 <= size <= len(self._data) - self._at:
-            raise ValueError("a stream ends early")
+            raise ValueError("truncated stream")
         self._at += size
         return self._data[self._at - size : self._at]
 
 
 def _constants(model: Path) -> list[_Constant]:
-    """The large constants of an IR, in the order of the .bin."""
+    """Returns the large constants of an IR, ordered by their offset in the .bin."""
     found = []
     try:
         root = ElementTree.parse(model).getroot()
     except ElementTree.ParseError as error:
-        raise UserError(f"not an IR ({error})", where=str(model), instead="export it again") from None
+        raise UserError(f"not a valid IR ({error})", where=str(model), instead="export the model again") from None
     for layer in root.iter("layer"):
         data = layer.find("data")
         if layer.get("type") == "Const" and data is not None and int(data.get("size", 0)) >= _LARGE:
@@ -170,8 +177,8 @@ def _constants(model: Path) -> list[_Constant]:
     return sorted(found, key=lambda c: c.offset)
 
 
-def _take_apart(data: bytes, constants: list[_Constant], streams: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Hands the .bin's bytes to the streams; the parts say how they came from there."""
+def _split(data: bytes, constants: list[_Constant], streams: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Distributes the .bin's bytes over the streams and returns the parts, which describe how to reassemble it."""
     parts: list[dict[str, Any]] = []
     at = 0
 
@@ -184,10 +191,10 @@ def _take_apart(data: bytes, constants: list[_Constant], streams: dict[str, list
 
     for constant in constants:
         if constant.offset < at or constant.offset + constant.size > len(data):
-            continue  # shared with another constant
+            continue  # overlaps a constant that is split already, or exceeds the file
         plain(constant.offset)
         raw = _bytes(data[at : at + constant.size])
-        part = _constant_apart(raw, constant.kind, streams)
+        part = _split_constant(raw, constant.kind, streams)
         if part is not None:
             parts.append(part)
             at += constant.size
@@ -195,11 +202,11 @@ def _take_apart(data: bytes, constants: list[_Constant], streams: dict[str, list
     return parts
 
 
-def _constant_apart(raw: "np.ndarray", kind: str, streams: dict[str, list[Any]]) -> dict[str, Any] | None:
+def _split_constant(raw: "np.ndarray", kind: str, streams: dict[str, list[Any]]) -> dict[str, Any] | None:
     import numpy as np
 
     if raw[: len(_BLOB)].tobytes() == _BLOB:
-        return _blob_apart(raw, streams)
+        return _split_packed(raw, streams)
     width = {"i8": 1, "u8": 1, "f16": 2, "f32": 4}.get(kind)
     if width is None or raw.size % width:
         return None
@@ -213,10 +220,10 @@ def _constant_apart(raw: "np.ndarray", kind: str, streams: dict[str, list[Any]])
     return {"form": "sparse", "kind": kind, "size": raw.size, "width": width, "kept": int(kept.sum())}
 
 
-def _blob_apart(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str, Any] | None:
-    """The sparse kernel's weights: indices as distances from the one before in the same row, values by their bytes.
+def _split_packed(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str, Any] | None:
+    """Splits a packed matrix into index deltas within each row, byte planes of its values, and the rest.
 
-    None: the header does not describe what is behind it.
+    Returns None if the header is inconsistent with the data.
     """
     import numpy as np
 
@@ -229,7 +236,7 @@ def _blob_apart(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str, A
         return None
     indices = raw[indices_at : indices_at + entries]
     before = np.concatenate([np.zeros(min(step, entries), np.uint8), indices[:-step]]) if entries else indices
-    streams["distances"].append(indices - before)  # modulo 256, so nothing is lost where a row begins
+    streams["distances"].append(indices - before)  # modulo 256, so the deltas across row boundaries are lossless too
     streams[f"packed values {width}"].append(_planes(raw[values_at : values_at + count * width], width))
     rest = np.concatenate([raw[:indices_at], raw[indices_at + entries : values_at], raw[values_at + count * width :]])
     streams["packed rest"].append(rest)
@@ -239,29 +246,30 @@ def _blob_apart(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str, A
     }
 
 
-def _put_together(part: dict[str, Any], streams: dict[str, _Reader]) -> "np.ndarray":
-    """The inverse of what `_take_apart` did to one part."""
+def _reassemble(part: dict[str, Any], streams: dict[str, _Reader]) -> "np.ndarray":
+    """Reassembles one part; the inverse of `_split`."""
     import numpy as np
 
     form = part["form"]
     if form == "plain":
         return streams["plain"].take(part["size"])
     if form == "dense":
-        return _together(streams[f"dense {part['kind']}"].take(part["size"]), part["width"])
+        return _from_planes(streams[f"dense {part['kind']}"].take(part["size"]), part["width"])
     if form == "sparse":
         width = part["width"]
         total = part["size"] // width
         kept = np.unpackbits(streams["positions"].take(-(-total // 8)), count=total).astype(bool)
         values = np.zeros(total, dtype=f"u{width}")
-        values[kept] = _together(streams[f"values {part['kind']}"].take(part["kept"] * width), width).view(f"u{width}")
+        planes = streams[f"values {part['kind']}"].take(part["kept"] * width)
+        values[kept] = _from_planes(planes, width).view(f"u{width}")
         return values.view(np.uint8)
     if form != "packed":
-        raise ValueError(f"the form {form!r}")
+        raise ValueError(f"unknown form {form!r}")
     distances = streams["distances"].take(part["entries"])
     indices = np.empty_like(distances)
     for i in range(part["step"]):
         indices[i :: part["step"]] = np.cumsum(distances[i :: part["step"]], dtype=np.uint8)
-    values = _together(streams[f"packed values {part['width']}"].take(part["count"] * part["width"]), part["width"])
+    values = _from_planes(streams[f"packed values {part['width']}"].take(part["count"] * part["width"]), part["width"])
     rest = streams["packed rest"].take(part["rest"])
     between = part["values_at"] - part["indices_at"] - part["entries"]
     first, middle, last = np.split(rest, [part["indices_at"], part["indices_at"] + between])
@@ -269,13 +277,14 @@ def _put_together(part: dict[str, Any], streams: dict[str, _Reader]) -> "np.ndar
 
 
 def _planes(raw: "np.ndarray", width: int) -> "np.ndarray":
-    """Bytes of multi-byte values, all first ones, all second ones, …: exponents lie together."""
+    """Splits multi-byte values into byte planes (all first bytes, all second bytes, …), which groups the exponents."""
     import numpy as np
 
     return np.ascontiguousarray(raw.reshape(-1, width).T).reshape(-1)
 
 
-def _together(planes: "np.ndarray", width: int) -> "np.ndarray":
+def _from_planes(planes: "np.ndarray", width: int) -> "np.ndarray":
+    """Interleaves byte planes; the inverse of `_planes`."""
     import numpy as np
 
     return np.ascontiguousarray(planes.reshape(width, -1).T).reshape(-1)

@@ -1,37 +1,42 @@
-"""The constant behind an operation's input, and what the operations between make of it."""
+"""Constants that feed an operation's input, and the dequantization operations in between."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from toolkit.core.errors import UserError
 
-_AROUND_CONSTANTS = {"Convert", "Multiply", "Subtract", "FakeQuantize", "Transpose", "Reshape"}
+_DEQUANTIZATION = {"Convert", "Multiply", "Subtract", "FakeQuantize", "Transpose", "Reshape"}
 
 
 def constant_of(op: Any, port: int = 1) -> Any | None:
-    """The constant behind an operation's weight input, through Convert, Multiply, Subtract and the like; or None."""
+    """Returns the constant that feeds an input, directly or through dequantization operations; or None."""
     *_, last = chain(op, port)
     return last if last.get_type_name() == "Constant" else None
 
 
 def zeros_of(op: Any) -> Any:
-    """Bool array of the stored matrix's shape: True where the dequantized weight is zero."""
+    """Returns a bool array of the stored matrix's shape: True where the dequantized weight is zero."""
     import numpy as np
 
     constant = constant_of(op)
     assert constant is not None
     values = np.asarray(constant.data)
-    offset = zero_point(op, 1)  # moves the code that means zero
+    offset = zero_point(op, 1)  # a zero point shifts the code that represents zero
     return values == 0 if offset is None else values.astype(np.float32) == offset
 
 
 def dequantized(op: Any, port: int, codes: Any = None) -> Any:
-    """float32 array of the stored matrix's shape: what Convert, Subtract, Multiply and FakeQuantize make of it.
+    """Returns the dequantized constant as a float32 array of the stored matrix's shape.
+
+    Evaluates the Convert, Subtract, Multiply and FakeQuantize operations between the constant and the input.
 
     Args:
-        op: An operation with a constant behind `port`.
-        port: The input.
-        codes: Instead of what is stored; broadcast, so ones [rows, 1] show the scale of each row.
+        op: Operation whose input `port` is fed by a constant.
+        port: Index of the input.
+        codes: Values to use in place of the stored ones; broadcast, so ones [rows, 1] yield the scale of each row.
+
+    Raises:
+        UserError: An operation of another type is located between the constant and the input.
     """
     import numpy as np
 
@@ -46,12 +51,12 @@ def dequantized(op: Any, port: int, codes: Any = None) -> Any:
         elif kind == "FakeQuantize":
             value = _fake_quantized(node, value)
         elif kind != "Convert":
-            raise UserError(f"{kind} between a constant and {op.get_friendly_name()} is not understood")
+            raise UserError(f"unsupported operation {kind} between a constant and {op.get_friendly_name()}")
     return value
 
 
 def _fake_quantized(node: Any, value: Any) -> Any:
-    """OpenVINO's definition: clamp to the input range, round to one of `levels`, stretch to the output range."""
+    """OpenVINO's FakeQuantize: clamp to the input range, round to one of `levels`, rescale to the output range."""
     import numpy as np
 
     low, high, out_low, out_high = (np.asarray(node.input_value(i).get_node().data, np.float32) for i in range(1, 5))
@@ -61,16 +66,16 @@ def _fake_quantized(node: Any, value: Any) -> Any:
 
 
 def chain(op: Any, port: int) -> Iterator[Any]:
-    """The operations from an input back to its constant, or to the first that computes something."""
+    """Yields the operations from an input back to its constant, or to the first that is not a dequantization."""
     node = op.input_value(port).get_node()
     yield node
-    while node.get_type_name() in _AROUND_CONSTANTS:
+    while node.get_type_name() in _DEQUANTIZATION:
         node = node.input_value(0).get_node()
         yield node
 
 
 def zero_point(op: Any, port: int) -> Any | None:
-    """Float array of what is subtracted from the codes, or None."""
+    """Returns the zero point that is subtracted from the codes, as a float array; None if there is none."""
     import numpy as np
 
     for node in chain(op, port):

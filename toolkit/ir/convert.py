@@ -1,4 +1,4 @@
-"""From a torch model to an OpenVINO IR folder that optimum-intel opens."""
+"""Conversion of a torch model to an OpenVINO IR folder that optimum-intel can load."""
 
 import contextlib
 import warnings
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor]) -> None:
-    """Writes `openvino_model.xml/.bin`, the config, the tokenizer and the tokenizer's own IR.
+    """Writes `openvino_model.xml/.bin`, the config, the tokenizer and the tokenizer's IR.
 
-    Batch and length stay dynamic; FP32 stays FP32.
+    Batch size and sequence length are dynamic; FP32 weights are not compressed to FP16.
 
     Args:
-        model: A classifier, with or without NNCF's quantizers; its weights are left as they are.
-        tokenizer: Goes beside the model.
-        folder: Made if it is not there.
-        sample: Model inputs, int64 [n, length] each; their names become the IR's.
+        model: Classifier with or without NNCF quantizers; its weights are left unchanged.
+        tokenizer: Tokenizer to save next to the model.
+        folder: Output folder; created if missing.
+        sample: Model inputs, int64 [n, length] each; their names become the names of the IR's inputs.
     """
     import openvino as ov
     from openvino_tokenizers import convert_tokenizer
@@ -27,7 +27,7 @@ def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor
     folder.mkdir(parents=True, exist_ok=True)
     model = model.cpu().eval()
     with traceable_masks(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of branches that the same config always takes
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # its branches depend only on the config
         converted = ov.convert_model(model, example_input=sample)
     converted.reshape({port: ov.PartialShape([-1, -1]) for port in converted.inputs})
     ov.save_model(converted, folder / "openvino_model.xml", compress_to_fp16=False)
@@ -38,7 +38,7 @@ def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor
 
 @contextlib.contextmanager
 def traceable_masks() -> Iterator[None]:
-    """transformers builds attention masks from Python ints, which tracing lacks: an encoder's mask is said plainly."""
+    """Replaces transformers' mask construction, which tracing cannot follow, by an encoder's plain padding mask."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
 
     def padding_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Opens an IR and says what is in it, matrix by matrix: nothing is taken on trust from the exporter."""
+"""Inspection of an IR: storage, sparsity and quantization of every matrix, read from the IR itself."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,27 +9,27 @@ from toolkit.ir.constants import chain, constant_of, zero_point, zeros_of
 Granularity = Literal["per_channel", "per_tensor", ""]
 Scheme = Literal["sym", "asym", ""]
 
-# Operations that move values without changing them: behind them a quantized value is still quantized.
+# Operations that move values without changing them, so that quantized inputs yield quantized outputs.
 _PASSES_THROUGH = {"Reshape", "Transpose", "Convert", "Gather", "StridedSlice", "Slice", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
 class MatMul:
-    """One product with a constant matrix.
+    """A MatMul with a constant matrix.
 
     Attributes:
         name: The operation's name in the IR.
-        weight_name: Name of the torch parameter, where the IR still knows it, else empty.
-        shape: Of the stored matrix.
+        weight_name: Name of the torch parameter; empty if the IR does not contain it.
+        shape: Shape of the stored matrix.
         stored_type: Element type in the .bin: f32, i8, …
-        zero_fraction: Share of weights that are exactly zero once dequantized.
-        input_fake_quantized: Whether the activations come from a FakeQuantize, so that the product runs in 8 bits.
-        module: Name of the torch module, e.g. `bert.encoder.layer.0.attention.self.query`; empty if not known.
-        weight_granularity: `per_channel` or `per_tensor`; empty where nothing dequantizes the weight.
-        weight_scheme: `sym`, or `asym` with a zero point; empty where nothing dequantizes the weight.
-        activation_scheme: Of the FakeQuantize before it: `sym` where zero is in the middle or at the end of its range,
-            else `asym`; empty without one.
-        largest_code: Largest absolute value of an integer weight as it is stored; 0 for other types.
+        zero_fraction: Fraction of weights that are exactly zero after dequantization.
+        input_fake_quantized: Whether a FakeQuantize feeds the activations, so that the MatMul runs in 8 bits.
+        module: Name of the torch module, e.g. `bert.encoder.layer.0.attention.self.query`; empty if unknown.
+        weight_granularity: `per_channel` or `per_tensor`; empty if the weight is not dequantized.
+        weight_scheme: `sym`, or `asym` with a zero point; empty if the weight is not dequantized.
+        activation_scheme: Scheme of the input's FakeQuantize: `sym` if zero is the centre or an end of its range,
+            else `asym`; empty without a FakeQuantize.
+        largest_code: Largest absolute value of a stored integer weight; 0 for other types.
     """
 
     name: str
@@ -47,7 +47,7 @@ class MatMul:
 
 @dataclass(frozen=True)
 class Embedding:
-    """One table of constant rows; attributes as of `MatMul`."""
+    """An embedding table; its attributes have the same meaning as those of `MatMul`."""
 
     name: str
     module: str
@@ -59,12 +59,12 @@ class Embedding:
 
 @dataclass(frozen=True)
 class AttentionProduct:
-    """Attention's product of queries and keys.
+    """The attention MatMul of queries and keys.
 
     Attributes:
         name: The operation's name in the IR.
-        module: Name of the torch module that computes it; empty if not known.
-        activation_scheme: `sym` or `asym` where queries and keys both come from a FakeQuantize, else empty.
+        module: Name of the attention's torch module; empty if unknown.
+        activation_scheme: `sym` or `asym` if a FakeQuantize feeds both queries and keys, else empty.
     """
 
     name: str
@@ -74,7 +74,13 @@ class AttentionProduct:
 
 @dataclass(frozen=True)
 class IRInspection:
-    """What `inspect_ir` found."""
+    """Result of `inspect_ir`.
+
+    Attributes:
+        matmuls: All MatMuls with a constant matrix.
+        embeddings: All embedding tables.
+        attentions: All attention MatMuls.
+    """
 
     matmuls: tuple[MatMul, ...]
     embeddings: tuple[Embedding, ...] = ()
@@ -82,7 +88,7 @@ class IRInspection:
 
 
 def inspect_ir(folder: Path) -> IRInspection:
-    """Every product with a constant matrix, every embedding and every attention of an IR.
+    """Returns all MatMuls with a constant matrix, embeddings and attention MatMuls of an IR.
 
     Raises:
         UserError: The IR cannot be read.
@@ -98,21 +104,24 @@ def inspect_ir(folder: Path) -> IRInspection:
 
 
 def executed(folder: Path, group_size: int | None = None) -> dict[str, str]:
-    """What the CPU plugin makes of each fully connected layer, after one real inference.
+    """Returns the precision in which the CPU plugin executes each fully connected layer, after one inference.
 
-    `u8` or `i8` says that activations arrive in 8 bits only where the IR has FakeQuantize; before 8-bit weights alone
-    the plugin reports the weights' type, and `quantizes_at_run_time` says what becomes of the activations.
+    `u8` or `i8` implies 8-bit activations only if the IR has a FakeQuantize. For weight-only quantization the plugin
+    reports the weights' type; `quantizes_at_run_time` detects quantized activations in that case.
 
     Args:
-        folder: Any IR folder.
-        group_size: Dynamic quantization's group; None: the plugin's default.
+        folder: IR folder.
+        group_size: Group size of dynamic quantization; None: the plugin's default.
 
     Returns:
-        Module name (or the layer's name in the IR) -> runtime precision.
+        Runtime precision by module name, or by the layer's name in the IR where the module is unknown.
+
+    Raises:
+        UserError: The IR cannot be read.
     """
     import numpy as np
 
-    compiled = _compiled(folder, group_size)
+    compiled = _compile(folder, group_size)
     ones = np.ones((1, 16), dtype=np.int64)
     compiled({port.get_any_name(): ones for port in compiled.inputs})
     layers = [(n, n.get_rt_info()) for n in compiled.get_runtime_model().get_ordered_ops()]
@@ -124,28 +133,31 @@ def executed(folder: Path, group_size: int | None = None) -> dict[str, str]:
 
 
 def quantizes_at_run_time(folder: Path) -> bool:
-    """Whether this CPU quantizes activations while it runs this IR: its answers differ from those without.
+    """Returns whether this CPU runs an IR with dynamic quantization: disabling it changes the logits.
 
-    The runtime graph does not tell: it says `i8` and an f32 kernel for both.
+    The runtime graph does not show the difference: it reports `i8` and an f32 kernel in both cases.
+
+    Raises:
+        UserError: The IR cannot be read.
     """
     import numpy as np
 
-    answers = []
+    logits = []
     for group_size in (None, 0):
-        compiled = _compiled(folder, group_size)
+        compiled = _compile(folder, group_size)
         tokens = np.arange(64, dtype=np.int64).reshape(2, 32) % 30
-        answers.append(compiled({p.get_any_name(): _plausible(p.get_any_name(), tokens) for p in compiled.inputs})[0])
-    return not np.array_equal(*answers)
+        logits.append(compiled({p.get_any_name(): _dummy_input(p.get_any_name(), tokens) for p in compiled.inputs})[0])
+    return not np.array_equal(*logits)
 
 
-def _plausible(name: str, tokens: Any) -> Any:
-    """Some model inputs: ids as they are, a mask of ones, segments of zeros."""
+def _dummy_input(name: str, tokens: Any) -> Any:
+    """Returns a valid model input: the given token ids, a mask of ones, or segment ids of zeros."""
     import numpy as np
 
     return {"attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}.get(name, tokens)
 
 
-def _compiled(folder: Path, group_size: int | None) -> Any:
+def _compile(folder: Path, group_size: int | None) -> Any:
     from toolkit.ir.runtime import core, read_ir
 
     config = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -163,7 +175,7 @@ def _matmuls(op: Any) -> list[MatMul]:
 
 
 def _packed(constant: Any, rounds: bool) -> MatMul:
-    """A matrix of a SparseLinear; `sparse_engine.py` names its constant after the product that it stands for."""
+    """Inspects a matrix of a SparseLinear; `sparse_engine.py` names its constant after the replaced MatMul."""
     import numpy as np
 
     from toolkit.ir import kernels
@@ -206,10 +218,10 @@ def _matmul(op: Any) -> MatMul | None:
 
 
 def _embedding(op: Any) -> Embedding | None:
-    """A Gather of rows from a constant table of floats, of what a dequantization makes one, or of its codes."""
+    """Inspects a Gather of rows from a constant table: floats, dequantized codes, or codes dequantized afterwards."""
     constant = constant_of(op, 0) if op.get_type_name() == "Gather" else None
     if constant is None or len(constant.get_output_shape(0)) != 2 or constant.get_output_shape(0)[1] == 1:
-        return None  # a column: the scales of a table
+        return None  # a single column holds the scales of a table
     kind = constant.get_element_type().get_type_name()
     codes = kind == "i8" and not op.get_output_element_type(0).is_real()  # dequantized after the Gather
     if not codes and not op.get_output_element_type(0).is_real():
@@ -233,7 +245,7 @@ def _attention(op: Any) -> AttentionProduct | None:
 
 
 def _granularity(op: Any, port: int) -> Granularity:
-    """By the number of scales of the Multiply that dequantizes."""
+    """Returns the granularity, given by the number of scales of the dequantizing Multiply."""
     import numpy as np
 
     for node in chain(op, port):
@@ -258,7 +270,7 @@ def _largest_code(constant: Any) -> int:
 
 
 def _activation_scheme(op: Any, port: int) -> Scheme:
-    """By the ranges of the FakeQuantize that feeds an input."""
+    """Returns the scheme, given by the ranges of the FakeQuantize that feeds an input."""
     import numpy as np
 
     node = op.input_value(port).get_node()
@@ -273,7 +285,7 @@ def _activation_scheme(op: Any, port: int) -> Scheme:
 
 
 def _module(node: Any) -> str:
-    """`__module.bert.pooler.dense/aten::linear/MatMul` -> `bert.pooler.dense`."""
+    """Returns the torch module: `__module.bert.pooler.dense/aten::linear/MatMul` -> `bert.pooler.dense`."""
     name: str = node.get_friendly_name()
     return name.removeprefix("__module.").partition("/")[0] if name.startswith("__module.") else ""
 

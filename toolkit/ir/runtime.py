@@ -1,4 +1,4 @@
-"""Opening what this toolkit exports: an OpenVINO core that knows SparseLinear, where its extension is built."""
+"""OpenVINO core and IR loading, with the SparseLinear extension if it is built."""
 
 import functools
 from pathlib import Path
@@ -11,14 +11,14 @@ MODEL = "openvino_model.xml"
 
 
 def core() -> Any:
-    """This process's `openvino.Core`, with the operation SparseLinear if its extension is built."""
+    """Returns this process's `openvino.Core`, with the operation SparseLinear if its extension is built."""
     return _core(kernels.extension())
 
 
 @functools.cache
 def _core(extension: Path | None) -> Any:
-    # Never closed. OpenVINO 2026.4 gives each core a signal stack; two that are closed in the order they were opened in
-    # leave one that is unmapped, and the next signal with a handler (Ctrl-C, a child's end) is a segmentation fault.
+    # Cached and never closed. OpenVINO 2026.4 gives each core a signal stack. Closing two cores in the order in which
+    # they were opened leaves an unmapped one installed, and the next handled signal (Ctrl-C, SIGCHLD) segfaults.
     import openvino as ov
 
     made = ov.Core()
@@ -28,41 +28,39 @@ def _core(extension: Path | None) -> Any:
 
 
 def read_ir(folder: Path) -> Any:
-    """The `openvino.Model` of an IR folder.
+    """Returns the `openvino.Model` of an IR folder.
 
     Raises:
-        UserError: OpenVINO cannot read it, or it needs the sparse kernel, which is not built.
+        UserError: OpenVINO cannot read the IR, or the IR needs the sparse kernels and they are not built.
     """
     path = folder / MODEL
     needed_extension(folder)
     try:
         return core().read_model(path)
     except RuntimeError as error:
-        raise UserError(f"OpenVINO cannot read it ({_reason(error)})", where=str(path)) from None
+        raise UserError(f"OpenVINO cannot read the IR ({_reason(error)})", where=str(path)) from None
 
 
 def needed_extension(folder: Path) -> Path | None:
-    """The extension that an IR folder cannot be opened without; None if any OpenVINO opens it.
+    """Returns the extension that is needed to load an IR folder; None if stock OpenVINO can load it.
 
     Raises:
-        UserError: It needs the sparse kernel, which is not built.
+        UserError: The IR needs the sparse kernels and they are not built.
     """
     if not is_engine(folder):
         return None
     if path := kernels.extension():
         return path
-    raise UserError(
-        "this IR runs on the sparse kernel, which is not built here", where=str(folder), instead=kernels.BUILD
-    )
+    raise UserError("the IR needs the sparse kernels, which are not built", where=str(folder), instead=kernels.BUILD)
 
 
 def is_engine(folder: Path) -> bool:
-    """Whether an IR has the operation SparseLinear."""
+    """Returns whether an IR contains the operation SparseLinear."""
     path = folder / MODEL
     return path.is_file() and b'type="SparseLinear"' in path.read_bytes()
 
 
 def _reason(error: RuntimeError) -> str:
-    """OpenVINO's own sentence: its last line that is no place in its sources."""
+    """Returns the last line of OpenVINO's message, which states the error; source locations precede it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"

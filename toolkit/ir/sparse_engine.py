@@ -1,8 +1,8 @@
-"""From a sparse IR to one whose pruned matrices run on the sparse kernel: zeros are neither stored nor multiplied.
+"""Conversion of a sparse IR to the sparse engine: SparseLinear operations that neither store nor multiply zeros.
 
-Weights keep exactly the values, or the 8-bit codes and scales, that they have in the plain IR. What quantizes
-activations in an INT8 IR is taken out: arithmetic is FP32. 4x1 matrices of codes are the exception, since they are
-multiplied as codes. Their activations stay quantized on every CPU, so that answers do not depend on it.
+Weights keep exactly the values, or the 8-bit codes and scales, of the plain IR. Activation quantizers of an INT8 IR are
+removed, so arithmetic is FP32. The exception are 4x1 matrices of 8-bit codes, which the kernels multiply as integers:
+their activations stay quantized on every CPU, so that predictions do not depend on the CPU.
 """
 
 import shutil
@@ -18,23 +18,23 @@ from toolkit.ir.runtime import MODEL, read_ir
 
 Range = tuple[float, float]
 
-# Share of zeros from which the kernel beats OpenVINO's dense FP32 product (benchmarks/: it does from about 65 %).
+# Fraction of zeros from which the kernels beat OpenVINO's dense FP32 MatMul (break-even in benchmarks/: about 65 %).
 BREAK_EVEN = 0.7
 
 
 class NotSparseEnoughError(UserError):
-    """No matrix of an IR has as many zeros as the kernel needs to pay."""
+    """No matrix of an IR is sparse enough for the kernels to be faster than dense MatMuls."""
 
 
 @dataclass(frozen=True)
 class EngineSummary:
-    """What `to_engine` did.
+    """Summary of a conversion by `to_sparse_engine`.
 
     Attributes:
-        matrices: Names of the products that the kernel computes now, in the graph's order.
-        operations: How many SparseLinear operations they became.
-        in_8_bits: How many of the products have activations in 8 bits.
-        ordinary: Products with a constant matrix that stayed, each with its share of zeros.
+        matrices: Names of the MatMuls that were replaced, in graph order.
+        operations: Number of SparseLinear operations that replace them.
+        in_8_bits: Number of replaced MatMuls with 8-bit activations.
+        ordinary: Fraction of zeros of the MatMuls with a constant matrix that stay dense, by name.
     """
 
     matrices: tuple[str, ...]
@@ -45,16 +45,16 @@ class EngineSummary:
 
 @dataclass
 class _Product:
-    """One MatMul that the kernel can take over, with what follows it."""
+    """A MatMul that SparseLinear can replace, together with its bias and activation."""
 
     op: Any
-    last: Any  # its bias's Add, or the activation behind that
+    last: Any  # the last operation to replace: the MatMul, its bias's Add or the activation
     blob: Any
     pattern: kernels.Pattern
     rows: int
     columns: int
     activation: kernels.Activation
-    range: Range | None  # of its activations, if they are in 8 bits
+    range: Range | None  # range of the activations if they are in 8 bits
 
     @property
     def input(self) -> Any:
@@ -62,26 +62,26 @@ class _Product:
 
 
 def to_sparse_engine(source: Path, target: Path) -> EngineSummary:
-    """Writes the engine's form of an IR folder: everything beside the model is copied.
+    """Converts an IR folder to the sparse engine; files other than the model are copied.
 
     Args:
-        source: A plain IR folder, FP32 or INT8.
+        source: Plain IR folder, FP32 or INT8.
         target: Folder to write.
 
     Raises:
-        KernelMissingError: The kernel is not there and cannot be built.
-        TooFewZerosError: The IR has no product sparse enough.
+        KernelMissingError: The kernels are not built and cannot be built.
+        NotSparseEnoughError: The IR has no MatMul with at least `BREAK_EVEN` zeros.
     """
     import openvino as ov
 
     model = read_ir(source)
     ranges = _ranges(model)
-    _arithmetic_in_fp32(model)
-    products, ordinary = _products(model, ranges)
+    _remove_activation_quantizers(model)
+    products, dense = _products(model, ranges)
     if not products:
-        most = max(ordinary.values(), default=0.0)
+        most = max(dense.values(), default=0.0)
         raise NotSparseEnoughError(
-            f"no matrix is sparse enough for the kernel: at most {most:.0%} zeros, it pays from {BREAK_EVEN:.0%}",
+            f"no matrix is sparse enough: at most {most:.0%} zeros, the sparse kernels need {BREAK_EVEN:.0%}",
             where=str(source),
         )
     operations = _replace(products)
@@ -93,22 +93,26 @@ def to_sparse_engine(source: Path, target: Path) -> EngineSummary:
             shutil.copy2(file, target)
     ov.save_model(model, target / MODEL, compress_to_fp16=False)
     in_8_bits = sum(p.range is not None for p in products)
-    return EngineSummary(tuple(p.op.get_friendly_name() for p in products), operations, in_8_bits, ordinary)
+    return EngineSummary(tuple(p.op.get_friendly_name() for p in products), operations, in_8_bits, dense)
 
 
 def reference_ir(source: Path, target: Path) -> None:
-    """Writes the plain IR that the engine must agree with: the same weights, dense, and FP32 products.
+    """Writes the reference IR for checking the sparse engine: the same weights in dense FP32 MatMuls.
 
-    Activations that the engine has in 8 bits are rounded as there.
+    Activations that the sparse engine quantizes to 8 bits are fake-quantized with the same ranges.
+
+    Args:
+        source: Plain IR folder, FP32 or INT8.
+        target: Folder to write; receives the model only.
     """
     import openvino as ov
     from openvino import opset13
 
     model = read_ir(source)
     ranges = _ranges(model)
-    _arithmetic_in_fp32(model)
+    _remove_activation_quantizers(model)
     for op in model.get_ordered_ops():
-        if op.get_type_name() != "MatMul" or not _is_matrix(op):
+        if op.get_type_name() != "MatMul" or not _has_constant_matrix(op):
             continue
         _to_fp32(op)
         if ends := ranges.get(id_of(op)):
@@ -120,56 +124,56 @@ def reference_ir(source: Path, target: Path) -> None:
 
 
 def _ranges(model: Any) -> dict[str, Range]:
-    """Of the activations of 4x1 matrices of codes: from where to where they are quantized, by the product's `id_of`."""
+    """Returns the ranges of the activations of 4x1 matrices of codes, by the `id_of` of their MatMul."""
     found = {}
     for op in model.get_ordered_ops():
-        if op.get_type_name() != "MatMul" or not _is_matrix(op) or not _fits(op):
+        if op.get_type_name() != "MatMul" or not _has_constant_matrix(op) or not _is_suitable(op):
             continue
         quantizer = op.input_value(0).get_node()
-        while quantizer.get_type_name() in ("Reshape", "Transpose"):  # it does not matter which comes first
+        while quantizer.get_type_name() in ("Reshape", "Transpose"):  # in either order
             quantizer = quantizer.input_value(0).get_node()
         if quantizer.get_type_name() != "FakeQuantize" or quantizer.get_attributes()["levels"] != 256:
             continue
         constants = [constant_of(quantizer, i) for i in range(1, 5)]
         ends = [float(c.data.reshape(())) for c in constants if c is not None and c.data.size == 1]
-        of_codes = _pattern(zeros_of(op)) == "4x1" and _codes(op)[1] is not None
-        if len(ends) == 4 and ends[:2] == ends[2:] and of_codes:
+        has_integer_blocks = _pattern(zeros_of(op)) == "4x1" and _codes(op)[1] is not None
+        if len(ends) == 4 and ends[:2] == ends[2:] and has_integer_blocks:
             found[id_of(op)] = (ends[0], ends[1])
     return found
 
 
-def _arithmetic_in_fp32(model: Any) -> None:
-    """Takes out every FakeQuantize of activations; those of weights go into the codes."""
+def _remove_activation_quantizers(model: Any) -> None:
+    """Removes every FakeQuantize of activations; weights are dequantized from a constant and keep theirs."""
     for op in model.get_ordered_ops():
         if op.get_type_name() == "FakeQuantize" and constant_of(op, 0) is None:
             op.output(0).replace(op.input_value(0))
 
 
-def _is_matrix(op: Any) -> bool:
-    """Whether a product's second factor is a stored matrix, dequantized at most."""
+def _has_constant_matrix(op: Any) -> bool:
+    """Returns whether a MatMul's second operand is a constant matrix, possibly dequantized."""
     *between, last = (node.get_type_name() for node in chain(op, 1))
     dequantizes = {"Convert", "Subtract", "Multiply", "FakeQuantize"}
     return last == "Constant" and set(between) <= dequantizes and len(constant_of(op).get_output_shape(0)) == 2  # type: ignore[union-attr]
 
 
-def _fits(op: Any) -> bool:
-    """Whether the kernel pays for a product with a stored matrix."""
+def _is_suitable(op: Any) -> bool:
+    """Returns whether a MatMul with a constant matrix has the right layout and enough zeros for the kernels."""
     attributes = op.get_attributes()
     return attributes["transpose_b"] and not attributes["transpose_a"] and zeros_of(op).mean() >= BREAK_EVEN
 
 
 def _products(model: Any, ranges: dict[str, Range]) -> tuple[list[_Product], dict[str, float]]:
-    """Products for the kernel, and the shares of zeros of the ones that stay, made FP32."""
-    products, ordinary = [], {}
+    """Returns the MatMuls to replace, and the fractions of zeros of the others, whose weights become FP32."""
+    products, dense = [], {}
     for op in model.get_ordered_ops():
-        if op.get_type_name() != "MatMul" or not _is_matrix(op):
+        if op.get_type_name() != "MatMul" or not _has_constant_matrix(op):
             continue
-        if _fits(op):
+        if _is_suitable(op):
             products.append(_product(op, ranges.get(id_of(op))))
         else:
-            ordinary[op.get_friendly_name()] = float(zeros_of(op).mean())
+            dense[op.get_friendly_name()] = float(zeros_of(op).mean())
             _to_fp32(op)
-    return products, ordinary
+    return products, dense
 
 
 def _product(op: Any, range_: Range | None) -> _Product:
@@ -178,12 +182,12 @@ def _product(op: Any, range_: Range | None) -> _Product:
     codes, scales = _codes(op)
     rows, columns = codes.shape
     last, bias = op, None
-    if (add := _only_follower(op)) and add.get_type_name() == "Add":
+    if (add := _only_consumer(op)) and add.get_type_name() == "Add":
         constant = add.input_value(1 - _port(op, add)).get_node()
         if constant.get_type_name() == "Constant" and np.prod(constant.get_output_shape(0)) in (1, rows):
             last, bias = add, np.asarray(constant.data, dtype=np.float32).reshape(-1)
     activation: kernels.Activation = "none"
-    if (gelu := _only_follower(last)) and gelu.get_type_name() == "Gelu":
+    if (gelu := _only_consumer(last)) and gelu.get_type_name() == "Gelu":
         mode = str(gelu.get_attributes().get("approximation_mode", "ERF")).upper()
         last, activation = gelu, "gelu_erf" if mode == "ERF" else "gelu_tanh"
     pattern = _pattern(zeros_of(op))
@@ -191,10 +195,10 @@ def _product(op: Any, range_: Range | None) -> _Product:
 
 
 def _codes(op: Any) -> tuple[Any, Any]:
-    """Codes int8 and the scale of each row, where the matrix is stored so; else FP32 weights and no scales.
+    """Returns int8 codes and per-row scales if the matrix is stored that way, else FP32 weights and None.
 
-    Of weights behind a FakeQuantize these are the rounded ones. OpenVINO's converter leaves none in what this toolkit
-    exports: it stores their codes.
+    Fake-quantized weights are returned rounded. OpenVINO's converter leaves none in this toolkit's exports: it folds
+    them to 8-bit codes.
     """
     import numpy as np
 
@@ -209,7 +213,7 @@ def _codes(op: Any) -> tuple[Any, Any]:
 
 
 def _pattern(zeros: Any) -> kernels.Pattern:
-    """4x1 where storing whole blocks of four rows costs at most a quarter more values."""
+    """Returns 4x1 if storing complete 4x1 blocks adds at most 25 % to the number of values, else 1x1."""
     if len(zeros) % 4:
         return "1x1"
     blocks = ~zeros.reshape(-1, 4, zeros.shape[1]).all(axis=1)
@@ -217,7 +221,7 @@ def _pattern(zeros: Any) -> kernels.Pattern:
 
 
 def _to_fp32(op: Any) -> None:
-    """A matrix that stays ordinary is stored as FP32: behind 8-bit weights the plugin may quantize activations."""
+    """Stores a dense matrix as FP32, since the plugin may quantize the activations of 8-bit weights dynamically."""
     from openvino import opset13
 
     if constant_of(op).get_element_type().get_type_name() != "f32":  # type: ignore[union-attr]
@@ -225,22 +229,22 @@ def _to_fp32(op: Any) -> None:
 
 
 def _replace(products: list[_Product]) -> int:
-    """Puts SparseLinear in the products' place: chains first, then those with one input together, then the rest."""
+    """Replaces MatMuls by SparseLinear: first chains of two, then groups with a common input, and single ones."""
     from openvino.utils.node_factory import NodeFactory
 
     by_op = {id_of(p.op): p for p in products}
     left = list(products)
     groups: list[tuple[list[_Product], bool]] = []
     for first in products:
-        follower = _only_follower(first.last)
-        second = by_op.get(id_of(follower)) if follower is not None else None
-        chains = second is not None and _port(first.last, follower) == 0 and first.activation != "none"
+        consumer = _only_consumer(first.last)
+        second = by_op.get(id_of(consumer)) if consumer is not None else None
+        chains = second is not None and _port(first.last, consumer) == 0 and first.activation != "none"
         if chains and second is not None and second.activation == "none" and _kind(first) == _kind(second):
             groups.append(([first, second], True))
             left = [p for p in left if p is not first and p is not second]
     while left:
         head = left[0]
-        same = [p for p in left if _alike(p, head)]
+        same = [p for p in left if _can_merge(p, head)]
         groups.append((same, False))
         left = [p for p in left if not any(p is s for s in same)]
     factory = NodeFactory()
@@ -250,7 +254,8 @@ def _replace(products: list[_Product]) -> int:
     return len(groups)
 
 
-def _alike(one: _Product, other: _Product) -> bool:
+def _can_merge(one: _Product, other: _Product) -> bool:
+    """Returns whether one operation can compute both MatMuls."""
     same_input = id_of(one.input.get_node()) == id_of(other.input.get_node())
     return (
         same_input
@@ -260,7 +265,7 @@ def _alike(one: _Product, other: _Product) -> bool:
 
 
 def _kind(product: _Product) -> tuple[kernels.Pattern, bool]:
-    """Matrices of one operation are of one pattern, with activations in 8 bits or not."""
+    """Returns the pattern and whether activations are in 8 bits; both are equal within one operation."""
     return product.pattern, product.range is not None
 
 
@@ -271,7 +276,8 @@ def _insert(factory: Any, members: list[_Product], chain: bool) -> None:
     blobs = []
     for product in members:
         constant = opset13.constant(product.blob)
-        constant.set_friendly_name(f"{product.op.get_friendly_name()}/packed")  # `inspect_ir` tells the module by it
+        # `inspect_ir` derives the module from this name.
+        constant.set_friendly_name(f"{product.op.get_friendly_name()}/packed")
         blobs.append(constant.output(0))
     attributes = {
         "format_version": kernels.FORMAT_VERSION,
@@ -290,7 +296,7 @@ def _insert(factory: Any, members: list[_Product], chain: bool) -> None:
 
 
 def _gather_before_dequantizing(model: Any) -> None:
-    """Embeddings: rows are looked up as 8-bit codes and dequantized then, so the table is never made FP32."""
+    """Dequantizes embedding rows after the lookup, so that the FP32 table is never materialised."""
     import numpy as np
     from openvino import opset13
 
@@ -304,24 +310,24 @@ def _gather_before_dequantizing(model: Any) -> None:
             continue
         zero = opset13.constant(np.array(0, dtype=np.int64))
         rows = opset13.gather(opset13.constant(codes), op.input_value(1), zero)
-        of_rows = opset13.gather(opset13.constant(scales), op.input_value(1), zero)
-        value = opset13.multiply(opset13.convert(rows, "f32"), of_rows)
+        row_scales = opset13.gather(opset13.constant(scales), op.input_value(1), zero)
+        value = opset13.multiply(opset13.convert(rows, "f32"), row_scales)
         value.set_friendly_name(op.get_friendly_name())
         op.output(0).replace(value.output(0))
 
 
-def _only_follower(op: Any) -> Any | None:
-    """The one operation that reads an operation's one output."""
+def _only_consumer(op: Any) -> Any | None:
+    """Returns the only consumer of an operation's output; None if there are several or none."""
     readers = list(op.output(0).get_target_inputs())
     return readers[0].get_node() if len(readers) == 1 else None
 
 
 def _port(op: Any, reader: Any) -> int:
-    """Which input of a reader an operation feeds."""
+    """Returns the index of the reader's input that an operation feeds."""
     inputs: Iterable[int] = range(reader.get_input_size())
     return next(i for i in inputs if id_of(reader.input_value(i).get_node()) == id_of(op))
 
 
 def id_of(op: Any) -> str:
-    """Python makes new objects for one node; its unique name stays."""
+    """Returns a node's unique name, since OpenVINO creates a new Python object at each access."""
     return str(op.get_name())

@@ -50,7 +50,7 @@ def predict_ir(
         pad_id: The tokenizer's padding id.
         batch_size: Examples per inference.
         properties: OpenVINO properties of the compiled model, in addition to its precision.
-        per_token: The logits of one example are [C, length], not [C].
+        per_token: Whether the logits of one example are [C, length] rather than [C].
 
     Raises:
         UserError: OpenVINO returns fewer rows than the batch has.
@@ -100,7 +100,7 @@ def cached_predictions(
         pad_id: The tokenizer's padding id.
         cache: Cache folder with one file per result.
         properties: OpenVINO properties of the compiled model, in addition to its precision.
-        per_token: The logits of one example are [C, length], not [C].
+        per_token: Whether the logits of one example are [C, length] rather than [C].
 
     Raises:
         UserError: OpenVINO returns fewer rows than a batch has.

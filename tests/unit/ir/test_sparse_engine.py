@@ -1,4 +1,4 @@
-"""IRs on the sparse kernel: they answer as the plain ones do, from any application that loads the extension."""
+"""Sparse engine: IRs with SparseLinear predict as the plain ones do, in any application that loads the extension."""
 
 import os
 import subprocess
@@ -155,7 +155,7 @@ def test_products_in_8_bits_equal_those_of_floats_with_rounded_activations(block
 
 def test_dense_model_is_refused_with_the_share_of_zeros_that_it_would_need(case, irs, tmp_path):
     case.export(case.plain().eval(), tmp_path / "dense")
-    with pytest.raises(UserError, match="it pays from 70%"):
+    with pytest.raises(UserError, match="the sparse kernels need 70%"):
         to_sparse_engine(tmp_path / "dense", tmp_path / "engine")
 
 
@@ -202,7 +202,7 @@ def test_eight_requests_of_a_thousand_runs_each_give_identical_results(irs, bloc
 
 
 def test_the_default_precision_of_the_cpu_is_taken_too(irs):
-    """Processors with AMX compute in bf16 unless told otherwise."""
+    """CPUs with AMX compute in bf16 by default."""
     exact = compiled(irs / "engine-fp32")
     default = core().compile_model(read_ir(irs / "engine-fp32"), "CPU")
     wanted = exact(feed(exact, 2, 16))[0]

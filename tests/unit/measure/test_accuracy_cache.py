@@ -21,7 +21,7 @@ def asked(monkeypatch):
     """Recorded calls of `predict_ir`: (folder, examples, properties). Each call returns different logits."""
     found = []
 
-    def predict(folder, examples, pad_id, properties=None):
+    def predict(folder, examples, pad_id, properties=None, per_token=False):
         found.append((folder, examples, properties))
         rng = np.random.default_rng(len(found))
         if hasattr(examples, "questions"):

@@ -1,4 +1,4 @@
-"""Quantization by the recipe: each request is looked for in the IR, matrix by matrix; zeros and answers are kept."""
+"""Quantization by the recipe: every setting is verified in the IR, per matrix; zeros and predictions are preserved."""
 
 import numpy as np
 import pytest
@@ -140,7 +140,7 @@ def test_the_scheme_of_activations_is_in_the_ir(case, tmp_path):
 
 
 def test_a_single_quantizer_is_what_nncf_gives_all(case):
-    """The edited scale of one matrix equals the one of a model that is quantized so as a whole."""
+    """The scale of one edited matrix equals that of a model with this setting everywhere."""
     for fix in ("disable", "enable"):
         edited, _ = case.quantized(op_wise={".*": PER_TENSOR}, overflow_fix=fix)
         whole, _ = case.quantized(model_wise=PER_TENSOR, overflow_fix=fix)
@@ -184,7 +184,7 @@ def test_static_quantization_does_what_its_recipes_say(case):
 
 @pytest.mark.parametrize("pattern", ["layer.7", "^query$"])
 def test_an_expression_that_matches_nothing_is_an_error(case, pattern):
-    with pytest.raises(UserError, match="matches nothing") as caught:
+    with pytest.raises(UserError, match="matches no quantizable operation") as caught:
         case.quantized(op_wise={pattern: FP32})
     assert "bert.embeddings.word_embeddings" in caught.value.instead
     assert caught.value.where == "quantization.op_wise"
@@ -199,7 +199,7 @@ def test_a_type_of_operation_that_the_model_has_not_is_an_error():
     assert caught.value.instead == "Linear"
 
 
-def test_honoured_says_what_is_not(case, default, tmp_path):
+def test_mismatches_name_each_operation_that_differs_from_the_recipe(case, default, tmp_path):
     case.export(default, tmp_path)
     inspection = inspect_ir(tmp_path)
 
@@ -208,10 +208,10 @@ def test_honoured_says_what_is_not(case, default, tmp_path):
 
     one = f"{LAYER}0.output.dense"
     assert breaches() == []
-    assert any("per_tensor was wanted" in b for b in breaches(op_wise={one: PER_TENSOR}))
-    assert any(b.startswith(one) and "f32 was wanted" in b for b in breaches(op_wise={one: FP32}))
+    assert any("expected per_tensor" in b for b in breaches(op_wise={one: PER_TENSOR}))
+    assert any(b.startswith(one) and "expected f32" in b for b in breaches(op_wise={one: FP32}))
     assert any(
-        b.startswith(one) and "sym was wanted" in b for b in breaches(model_wise={"activation": {"scheme": "sym"}})
+        b.startswith(one) and "expected sym" in b for b in breaches(model_wise={"activation": {"scheme": "sym"}})
     )
     assert any("word_embeddings" in b for b in breaches(optype_wise={"Embedding": FP32}))
     assert len([b for b in breaches(optype_wise={"MatMul": FP32}) if "queries and keys" in b]) == 2

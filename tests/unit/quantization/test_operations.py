@@ -1,4 +1,4 @@
-"""Operations and their quantizers: found by the graph in every family, bypassed without a trace, returned for good."""
+"""Operations and their quantizers: found in every model family, bypassed temporarily, or kept in FP32."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""The search for the matrices that go back to FP32: how many trials, which ones, and what is kept."""
+"""The search for the matrices to keep in FP32: number of trials, subsets tried and selection."""
 
 import pytest
 

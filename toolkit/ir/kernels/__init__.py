@@ -1,7 +1,7 @@
-"""The native sparse kernels: built for the installed OpenVINO (`library`), called through their C interface (`packed`).
+"""The native sparse kernels: their build for the installed OpenVINO (`library`) and their C interface (`packed`).
 
-Two libraries come out of one build. The kernels pack matrices and multiply; the OpenVINO extension is the same code as
-an operation (`SparseLinear`) that any OpenVINO application loads. An extension fits one OpenVINO release only.
+One build produces two libraries. The kernels library packs and multiplies matrices; the OpenVINO extension offers the
+same code to any OpenVINO application as the operation `SparseLinear`. An extension fits one OpenVINO release only.
 """
 
 from toolkit.ir.kernels.library import BUILD as BUILD

@@ -1,4 +1,4 @@
-"""The kernels' two libraries: where they are cached, by OpenVINO version and sources, and how CMake builds them."""
+"""Build of the kernels library and the OpenVINO extension with CMake, cached by OpenVINO version and sources."""
 
 import functools
 import hashlib
@@ -19,11 +19,11 @@ BUILD = "pruneofa kernels build"
 
 
 class KernelMissingError(UserError):
-    """The kernel is not there and cannot be built here; everything else works without it."""
+    """The kernels are not built and cannot be built here; everything except the sparse engine works without them."""
 
 
 def extension() -> Path | None:
-    """The OpenVINO extension for the installed OpenVINO, or None if it has not been built, or there is no OpenVINO."""
+    """Returns the extension for the installed OpenVINO; None if it is not built or OpenVINO is not installed."""
     if util.find_spec("openvino") is None:
         return None
     path = folder() / EXTENSION
@@ -31,12 +31,12 @@ def extension() -> Path | None:
 
 
 def available() -> bool:
-    """Whether the kernel is built, or can be as far as one can tell without trying."""
+    """Returns whether the kernels are built, or the tools to build them are installed."""
     return extension() is not None or missing_tool() is None
 
 
 def folder() -> Path:
-    """Where the libraries lie that fit these sources and the installed OpenVINO."""
+    """Returns the cache folder of the libraries for the current sources and the installed OpenVINO."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "pruneofa" / "kernels" / f"openvino-{metadata.version('openvino')}-{_sources_hash()[:12]}"
 
@@ -51,18 +51,18 @@ def _sources_hash() -> str:
 
 
 def sources() -> Path:
-    """The folder with the C++ code: `native/` of the repository, packaged with the toolkit."""
+    """Returns the folder with the C++ sources: the repository's `native/`, packaged with the toolkit."""
     return paths.NATIVE
 
 
 def build() -> Path:
-    """Builds both libraries, unless they are there.
+    """Builds both libraries unless they are cached.
 
     Returns:
-        The OpenVINO extension.
+        Path of the OpenVINO extension.
 
     Raises:
-        KernelMissingError: There is no compiler or no CMake, or the build fails.
+        KernelMissingError: OpenVINO, a compiler or CMake is missing, or the build fails.
     """
     target = folder()
     if not (target / EXTENSION).is_file():
@@ -73,21 +73,27 @@ def build() -> Path:
             )
             _cmake("--build", work, "--parallel")
             finished = Path(tempfile.mkdtemp(dir=target.parent))
-            finished.chmod(0o755)  # a model server under another user may load them
+            finished.chmod(0o755)  # readable by a model server that runs as another user
             for name in (KERNELS, EXTENSION):
                 shutil.copy2(Path(work) / name, finished)
             try:
-                finished.rename(target)  # whole or not at all: another process may build the same
+                finished.rename(target)  # atomic; fails if another process has built the same libraries
             except OSError:
                 shutil.rmtree(finished)
     return target / EXTENSION
 
 
 def build_checks(target: Path) -> Path:
-    """Builds the kernel's own test program with the address and undefined-behaviour sanitizers.
+    """Builds the kernels' native test program with the address and undefined-behaviour sanitizers.
+
+    Args:
+        target: Build folder.
+
+    Returns:
+        Path of the program.
 
     Raises:
-        KernelMissingError: As of `build`.
+        KernelMissingError: OpenVINO, a compiler or CMake is missing, or the build fails.
     """
     _cmake("-S", str(sources()), "-B", str(target), "-DPOFA_SANITIZE=ON")
     _cmake("--build", str(target), "--parallel")
@@ -95,7 +101,7 @@ def build_checks(target: Path) -> Path:
 
 
 def missing_tool() -> str | None:
-    """What a build needs and this machine lacks, in words; None if nothing."""
+    """Returns the name of a tool that the build needs and that is not installed; None if all are."""
     if util.find_spec("openvino") is None:
         return "OpenVINO"
     if not any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
@@ -104,7 +110,7 @@ def missing_tool() -> str | None:
 
 
 def _cmake_program() -> str | None:
-    """The one installed with the toolkit, which is not on the PATH unless its environment is activated; or any."""
+    """Returns the cmake of this Python environment, which may not be on the PATH, or the one on the PATH."""
     beside = Path(sys.executable).with_name("cmake")
     return str(beside) if beside.is_file() else shutil.which("cmake")
 
@@ -119,10 +125,11 @@ def _openvino_cmake() -> Path:
 def _cmake(*arguments: str) -> None:
     if missing := missing_tool():
         raise KernelMissingError(
-            f"the sparse kernel cannot be built: {missing} is missing", instead="install it, or go on without"
+            f"the sparse kernels cannot be built: {missing} is missing",
+            instead="install it, or continue without the kernels",
         )
     result = subprocess.run([str(_cmake_program()), *arguments], capture_output=True, text=True)
     if result.returncode:
         lines = [line for line in (result.stdout + result.stderr).splitlines() if "rror" in line]
-        why = lines[0].strip() if lines else f"cmake exits with {result.returncode}"
-        raise KernelMissingError(f"the sparse kernel could not be built: {why}", where=str(sources()))
+        why = lines[0].strip() if lines else f"cmake failed with exit code {result.returncode}"
+        raise KernelMissingError(f"building the sparse kernels failed: {why}", where=str(sources()))

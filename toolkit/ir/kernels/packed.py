@@ -1,4 +1,4 @@
-"""The kernels' C interface: matrices packed without their zeros, unpacked, and multiplied."""
+"""Python bindings of the kernels' C interface: packing, unpacking and multiplying sparse matrices."""
 
 import ctypes
 import functools
@@ -11,7 +11,7 @@ from toolkit.ir.kernels.library import BUILD, KERNELS, KernelMissingError, folde
 
 Pattern = Literal["1x1", "4x1"]
 Activation = Literal["none", "gelu_erf", "gelu_tanh"]
-FORMAT_VERSION = 2  # of the packed form; `native/format.h` says it too
+FORMAT_VERSION = 2  # of the packed format; the same as in `native/format.h`
 _ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh")
 _VALUE_TYPES = ("float32", "float16", "int8")
 
@@ -19,12 +19,12 @@ _VALUE_TYPES = ("float32", "float16", "int8")
 def _library() -> ctypes.CDLL:
     path = folder() / KERNELS
     if not path.is_file():
-        raise KernelMissingError("the sparse kernel is not built", instead=BUILD)
-    return _opened(path)
+        raise KernelMissingError("the sparse kernels are not built", instead=BUILD)
+    return _open(path)
 
 
 @functools.cache
-def _opened(path: Path) -> ctypes.CDLL:
+def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.pofa_error.restype = ctypes.c_char_p
     library.pofa_isa.restype = ctypes.c_char_p
@@ -34,12 +34,12 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """The one of `instruction_sets` that the kernel uses here, unless PRUNEOFA_ISA names another."""
+    """Returns the instruction set that the kernels use: the fastest supported one, or that of PRUNEOFA_ISA."""
     return str(_library().pofa_isa().decode())
 
 
 def format_version() -> int:
-    """Version of the packed form that `pack` writes."""
+    """Returns the version of the packed format that `pack` writes."""
     return int(_library().pofa_format_version())
 
 
@@ -51,18 +51,22 @@ def pack(
     block_columns: int = 0,
     group_rows: int = 0,
 ) -> Any:
-    """A matrix without its zeros, as the kernel reads it.
+    """Packs a matrix without its zeros, in the format that the kernels read.
 
     Args:
-        values: float32, float16 or int8 [rows, columns]: weights, or the codes of 8-bit weights.
-        scales: float32 [rows]: what a row's codes are multiplied by; None: 1.
-        biases: float32 [rows]; None: 0.
-        pattern: `4x1` stores four neighbouring rows together, zeros between them included.
-        block_columns: Columns of a block, 256 at most; 0: the default.
-        group_rows: Rows of a group, 254 at most; 0: the default.
+        values: Weights, or the codes of 8-bit weights: float32, float16 or int8 [rows, columns].
+        scales: Scale of each row's codes, float32 [rows]; None: 1.
+        biases: Bias of each row, float32 [rows]; None: 0.
+        pattern: `4x1` stores blocks of four adjacent rows, including zeros within a block.
+        block_columns: Columns per block, at most 256; 0: the default.
+        group_rows: Rows per group, at most 254; 0: the default.
 
     Returns:
-        uint8 [bytes].
+        The packed matrix, uint8 [bytes].
+
+    Raises:
+        KernelMissingError: The kernels are not built.
+        UserError: An argument is out of range.
     """
     import numpy as np
 
@@ -75,24 +79,24 @@ def pack(
         *(_pointer(values), _VALUE_TYPES.index(values.dtype.name), *map(_pointer, per_row), rows, columns),
         *(int(pattern[0]), block_columns, group_rows),
     )
-    room = values.nbytes + 65_536  # a sparse matrix fits, and is packed once
+    room = values.nbytes + 65_536  # enough for a sparse matrix; a dense one is packed twice
     while True:
         blob = np.empty(room, dtype=np.uint8)
         size = _library().pofa_pack(*arguments, _pointer(blob), ctypes.c_size_t(room))
-        _sound(size)
+        _check(size)
         if size <= room:
             return blob[:size].copy()
         room = size
 
 
 def describe(blob: Any) -> dict[str, Any]:
-    """What a packed matrix is: rows, columns, pattern, value type, non-zeros, entries stored.
+    """Returns the properties of a packed matrix: rows, columns, pattern, value type, non-zeros, stored entries.
 
     Raises:
-        UserError: The blob is damaged, cut off or newer than this library.
+        UserError: The blob is damaged, truncated, or of an older or newer format version than this library's.
     """
     facts = (ctypes.c_uint64 * 6)()
-    _sound(_library().pofa_describe(_pointer(blob), ctypes.c_size_t(blob.size), facts))
+    _check(_library().pofa_describe(_pointer(blob), ctypes.c_size_t(blob.size), facts))
     rows, columns, block, kind, nonzeros, entries = facts
     return {
         **{"rows": rows, "columns": columns, "pattern": f"{block}x1", "values": _VALUE_TYPES[kind]},
@@ -101,33 +105,34 @@ def describe(blob: Any) -> dict[str, Any]:
 
 
 def unpack(blob: Any) -> tuple[Any, Any, Any]:
-    """The inverse of `pack`: values [rows, columns], scales [rows], biases [rows].
+    """Unpacks a matrix into values [rows, columns], scales [rows] and biases [rows]; the inverse of `pack`.
 
     Raises:
-        UserError: As of `describe`.
+        UserError: The blob is damaged, truncated, or of an older or newer format version than this library's.
     """
     import numpy as np
 
     facts = describe(blob)
     values = np.empty((facts["rows"], facts["columns"]), dtype=facts["values"])
     scales, biases = np.empty((2, facts["rows"]), dtype=np.float32)
-    _sound(_library().pofa_unpack(_pointer(blob), ctypes.c_size_t(blob.size), *map(_pointer, (values, scales, biases))))
+    _check(_library().pofa_unpack(_pointer(blob), ctypes.c_size_t(blob.size), *map(_pointer, (values, scales, biases))))
     return values, scales, biases
 
 
 class Layer:
-    """Packed matrices ready to multiply, outside OpenVINO: for tests and for timing the kernel alone.
+    """A layer of packed matrices outside OpenVINO, for tests and for timing the kernels alone.
 
     Args:
-        blobs: Packed matrices, uint8 each. They are read where they lie.
-        chain: The first makes the second's input; else each makes an output from the same input.
-        activation: After each matrix, or between the two of a chain.
-        ranges: Low and high for each matrix: the activations that it meets are rounded to 256 equal steps from low to
-            high first. None: they are not rounded.
+        blobs: Packed matrices, uint8 each; they are not copied.
+        chain: Whether the first matrix's output is the second's input; otherwise all matrices share one input and
+            each produces an output.
+        activation: Activation after each matrix, or between the two matrices of a chain.
+        ranges: Low and high end of each matrix's input range, which is quantized to 256 levels; None: inputs are not
+            quantized.
         isa: One of `instruction_sets`; None: the fastest.
 
     Raises:
-        UserError: A blob is damaged, or this processor lacks the instruction set.
+        UserError: A blob is damaged, or this CPU does not support the instruction set.
     """
 
     def __init__(
@@ -154,17 +159,17 @@ class Layer:
             *(pointers, sizes, len(blobs), int(chain), _ACTIVATIONS.index(activation), ends, name),
             ctypes.byref(self._handle),
         )
-        _sound(opened)
+        _check(opened)
 
     def __call__(self, x: Any) -> list[Any]:
-        """float32 [tokens, columns] -> float32 [tokens, rows] for each output; on the calling thread alone."""
+        """Maps float32 [tokens, columns] to float32 [tokens, rows] per output, on the calling thread only."""
         import numpy as np
 
         x = np.ascontiguousarray(x, dtype=np.float32)
         assert x.shape[1:] == (self._columns,), f"{x.shape} is not [tokens, {self._columns}]"
         out = [np.empty((len(x), rows), dtype=np.float32) for rows in self._rows]
         pointers = (ctypes.c_void_p * len(out))(*(y.ctypes.data for y in out))
-        _sound(_library().pofa_run(self._handle, _pointer(x), ctypes.c_size_t(len(x)), pointers, None, 1))
+        _check(_library().pofa_run(self._handle, _pointer(x), ctypes.c_size_t(len(x)), pointers, None, 1))
         return out
 
     def __del__(self) -> None:
@@ -173,9 +178,9 @@ class Layer:
 
 
 def instruction_sets() -> Iterator[str]:
-    """Those of `scalar`, `avx2`, `avxvnni`, `avx512` and `vnni` that this processor runs.
+    """Yields the instruction sets that this CPU supports: `scalar`, `avx2`, `avxvnni`, `avx512` and `vnni`.
 
-    The two with `vnni` are AVX2 and AVX-512 with products of 8-bit numbers.
+    `avxvnni` and `vnni` are AVX2 and AVX-512 with 8-bit dot products.
     """
     blob = pack(_ones())
     for name in ("scalar", "avx2", "avxvnni", "avx512", "vnni"):
@@ -196,6 +201,6 @@ def _pointer(array: Any) -> ctypes.c_void_p | None:
     return None if array is None else ctypes.c_void_p(array.ctypes.data)
 
 
-def _sound(code: int) -> None:
+def _check(code: int) -> None:
     if code < 0:
         raise UserError(_library().pofa_error(int(code)).decode())
