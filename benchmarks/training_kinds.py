@@ -166,7 +166,7 @@ class Bench:
         """Half way through the pruning: every step is an update, so that one can be timed."""
         from toolkit.models.load import prunable_matrices
         from toolkit.recipe import Pruning
-        from toolkit.sparsity.pruners import make_sparsifier
+        from toolkit.sparsity.factory import make_sparsifier
 
         compression = {"target_sparsity": 0.9, "start_step": 0, "end_step": 20, "update_frequency_on_step": 1}
         pruning = Pruning.model_validate({"backend": backend, "approach": {"weight_compression": compression}})

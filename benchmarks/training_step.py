@@ -83,7 +83,7 @@ def peak(settings: tuple[Any, ...], name: str) -> float:
     import torch
 
     from toolkit.recipe import Pruning
-    from toolkit.sparsity.pruners import make_sparsifier
+    from toolkit.sparsity.factory import make_sparsifier
     from toolkit.training import evaluation  # noqa: F401
 
     bench = Bench(*settings, keep=not name.startswith("plain") or name == KEPT)

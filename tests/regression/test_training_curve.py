@@ -12,7 +12,7 @@ from toolkit.data.corpus import load_corpus
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices
 from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import Corpus, KDLossSettings, Pruning, Train
-from toolkit.sparsity.pruners import make_sparsifier
+from toolkit.sparsity.factory import make_sparsifier
 from toolkit.training import vocabulary_loss
 from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher

@@ -35,10 +35,20 @@ LAYERS = [
 ]
 
 
-def imported(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it, as dotted names."""
+MOST_PACKAGES, MOST_FILES, MOST_LINES = 12, 17, 400
+
+
+def imported(path: Path, *, runtime: bool = False) -> set[str]:
+    """Every module that a file imports, anywhere in it, as dotted names; `runtime`: not for type checkers."""
+    tree = ast.parse(path.read_text())
+    ignored: set[ast.AST] = set()
+    if runtime:
+        blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+        ignored = {inner for block in blocks for inner in ast.walk(block)}
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
+        if node in ignored:
+            continue
         if isinstance(node, ast.Import):
             names |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -76,6 +86,65 @@ def test_imports_go_down_the_layers(path):
         assert there > here, f"{name_of(path)} imports {name}, which is not below it"
 
 
+def test_there_are_twelve_packages_at_most_and_each_file_is_short():
+    packages = {p.name for p in ROOT.iterdir() if (p / "__init__.py").is_file()}
+    assert packages == {name for layer in LAYERS for name in layer} - {"__main__", "kernels"}
+    assert len(packages) <= MOST_PACKAGES
+    for folder in {path.parent for path in MODULES}:
+        assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder
+    for path in MODULES:
+        assert len(path.read_text().splitlines()) <= MOST_LINES, path
+
+
+def module_of(name: str) -> str | None:
+    """The module that an imported name belongs to; None: none of the toolkit's."""
+    parts = name.split(".")
+    for length in range(len(parts), 1, -1):
+        path = ROOT.parent.joinpath(*parts[:length])
+        if path.with_suffix(".py").is_file():
+            return ".".join(parts[:length])
+        if (path / "__init__.py").is_file():
+            return ".".join(parts[:length])
+    return None
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {}
+    for path in MODULES:
+        own = module_of(".".join(("toolkit", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"))
+        graph[own] = {m for n in imported(path, runtime=True) if n.startswith("toolkit.") and (m := module_of(n))}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
+        if module not in done:
+            for other in sorted(graph.get(module, set()) - {module}):
+                visit(other, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+STAGES = ROOT / "pipeline" / "stages"
+
+
+@pytest.mark.parametrize("path", sorted(STAGES.glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_a_stage_imports_no_other_and_a_helper_belongs_to_one(path):
+    for name in imported(path):
+        if name.startswith("toolkit.pipeline.stages."):
+            assert name.split(".")[3].startswith(f"{path.stem}_"), f"{path.stem} imports {name}"
+
+
+def test_only_the_command_line_reads_incs_files():
+    readers = {
+        name_of(path).split("/")[0] for path in MODULES if any("toolkit.recipe.inc" in name for name in imported(path))
+    }
+    assert readers == {"cli", "recipe"}
+    outside = [p for p in ROOT.glob("recipe/*.py") if any("toolkit.recipe.inc" in name for name in imported(p))]
+    assert not outside
+
+
 def loaded_after(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter that has run `code`."""
     script = f"import sys\n{code}\nprint(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
@@ -86,11 +155,22 @@ def loaded_after(code: str) -> set[str]:
 HEAVY = {"torch", "transformers", "openvino", "nncf", "neural_compressor", "datasets", "plotly", "sklearn"}
 
 
-def test_planning_modules_load_no_heavy_library():
-    assert (
-        not loaded_after("import toolkit.cli, toolkit.pipeline.run, toolkit.pipeline.preflight, toolkit.recipe.load")
-        & HEAVY
-    )
+# What a light command may load: each of these files costs no heavy library.
+LIGHT = [
+    *("core", "recipe", "recipe/inc", "reporting", "reporting/scoreboard", "cli", "ir/kernels", "pipeline"),
+    *(f"models/{name}.py" for name in ("architectures", "published", "sources", "checkpoint")),
+    *(f"data/{name}.py" for name in ("files", "hub", "published", "tables", "task_rows", "question_answering")),
+    *(f"data/{name}.py" for name in ("metrics", "masking", "segment_pairs", "labels", "examples", "resolved_inputs")),
+    *(f"sparsity/{name}.py" for name in ("assignment", "schedule")),
+    *(f"training/{name}.py" for name in ("lr_schedule", "distributed")),
+]
+
+
+def test_what_light_commands_use_loads_no_heavy_library():
+    files = [f for entry in LIGHT for f in ([ROOT / entry] if entry.endswith(".py") else (ROOT / entry).glob("*.py"))]
+    names = [".".join(("toolkit", *f.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for f in files]
+    assert len(names) > 80
+    assert not loaded_after(f"import {', '.join(names)}") & HEAVY
 
 
 def test_checking_a_recipe_with_all_rows_of_its_tasks_loads_no_heavy_library(tiny_bert, tiny_task_files):

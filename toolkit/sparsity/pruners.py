@@ -1,16 +1,15 @@
 """The `Sparsifier` protocol and the pruners that implement it. Back ends select the weights; masking is done here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
-from toolkit.models.checkpoint import MIN_SPARSITY
-from toolkit.recipe import LOCK, Pruning, ResolvedPruner
-from toolkit.recipe.pruning import Backend, needs_gradients, unsupported
-from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity
+from toolkit.recipe import ResolvedPruner
+from toolkit.recipe.pruning import needs_gradients
+from toolkit.sparsity.assignment import reachable_sparsity
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.schedule import PruningSchedule
 from toolkit.sparsity.scores import SCORES, group_lasso_gradient
@@ -215,66 +214,3 @@ class PrunerGroup:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for pruner in self.pruners:
             pruner.load_state_dict(state)
-
-
-def _magnitude() -> type[GradualPruner]:
-    from toolkit.sparsity.backends.magnitude import MagnitudePruner
-
-    return MagnitudePruner
-
-
-def _inc() -> type[GradualPruner]:
-    from toolkit.sparsity.backends.inc import INCPruner
-
-    return INCPruner
-
-
-def _nncf() -> type[GradualPruner]:
-    from toolkit.sparsity.backends.nncf import NNCFPruner
-
-    return NNCFPruner
-
-
-# Back end -> pruner class; the back end's library is imported only when it is used.
-_BACKENDS: dict[Backend, Callable[[], type[GradualPruner]]] = {"magnitude": _magnitude, "inc": _inc, "nncf": _nncf}
-
-
-def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_epoch: int) -> PrunerGroup:
-    """Returns the recipe's pruners, each attached to the matrices that it selects.
-
-    Args:
-        pruning: The recipe's pruning section.
-        matrices: Parameter name -> layer of all prunable matrices.
-        steps_per_epoch: Optimizer steps per epoch; converts ramps given in epochs.
-
-    Raises:
-        UserError: The back end does not support a setting, the names do not fit the model, or a pattern lock selects
-            dense matrices.
-    """
-    where = "pruning.approach.weight_compression"
-    sections = pruning.approach.weight_compression.resolve(steps_per_epoch)
-    pruners: list[PatternLock | GradualPruner] = []
-    for section, names in zip(sections, assign_matrices(sections, matrices, where), strict=True):
-        selected = {name: matrices[name] for name in names}
-        pruner = _lock(selected, where) if section.prune_type == LOCK else _gradual(pruning, section, where)
-        pruner.attach(selected)
-        pruners.append(pruner)
-    return PrunerGroup(pruners, pruning.learning_rate_rewinding)
-
-
-def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
-    mask = SparsityMask.from_zeros({name: module.weight for name, module in matrices.items()})
-    if mask.sparsity() < MIN_SPARSITY:
-        raise UserError(
-            f"pattern_lock selects {len(matrices)} matrices without zeros, e.g. {next(iter(matrices))}",
-            where=f"{where}.pruners",
-            instead="names of matrices that are already sparse",
-        )
-    return PatternLock(mask)
-
-
-def _gradual(pruning: Pruning, section: ResolvedPruner, where: str) -> GradualPruner:
-    problem = unsupported(pruning.backend, section)
-    if problem:
-        raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")
-    return _BACKENDS[pruning.backend]()(section)

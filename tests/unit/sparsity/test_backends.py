@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
 from toolkit.recipe import Pruning
+from toolkit.sparsity.factory import make_sparsifier
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.sparsity.pruners import PrunerGroup, make_sparsifier
+from toolkit.sparsity.pruners import PrunerGroup
 
 BACKENDS = ["inc", "nncf", "magnitude"]
 START, END, FREQUENCY, STEPS = 2, 14, 3, 18

@@ -8,8 +8,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from toolkit.recipe import Pruning
+from toolkit.sparsity.factory import make_sparsifier
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.sparsity.pruners import make_sparsifier
 
 SCHEDULE = {"start_step": 2, "end_step": 10, "update_frequency_on_step": 2}
 

@@ -17,7 +17,7 @@ from toolkit.recipe import Pruning, Task, TaskPruning, WeightCompression
 from toolkit.recipe.pruning import unsupported
 from toolkit.sparsity.assignment import reachable_sparsity
 from toolkit.sparsity.checks import check_target
-from toolkit.sparsity.pruners import make_sparsifier
+from toolkit.sparsity.factory import make_sparsifier
 
 STEPS, END = 14, 10
 TYPES = ["magnitude", "snip", "snip_momentum", "gradient_sensitivity", "group_lasso"]

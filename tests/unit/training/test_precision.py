@@ -11,7 +11,7 @@ from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrice
 from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import Corpus, DistillationTrain, KDLossSettings, Pruning, Train
 from toolkit.recipe.load import parse_recipe
-from toolkit.sparsity.pruners import make_sparsifier
+from toolkit.sparsity.factory import make_sparsifier
 from toolkit.training import distributed, trainer
 from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher

@@ -26,8 +26,9 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.models.load import load_task_model, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.sparsity.assignment import require_end_within
     from toolkit.sparsity.checks import check_locked, check_target, sparsity_metrics
+    from toolkit.sparsity.factory import make_sparsifier
     from toolkit.sparsity.mask import MASK_FILE, checkpoint_mask
-    from toolkit.sparsity.pruners import PatternLock, PrunerGroup, make_sparsifier
+    from toolkit.sparsity.pruners import PatternLock, PrunerGroup
     from toolkit.training.datasets import steps_per_epoch, task_data
     from toolkit.training.evaluation import task_metrics
     from toolkit.training.loop import fit, seed_everything
