@@ -1,4 +1,4 @@
-"""`pruneofa`: each command is one function; heavy imports happen inside, so that `--help` and `check` are quick."""
+"""The `pruneofa` command line: one function per command, with heavy imports inside so that `--help` starts fast."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from toolkit.cli.inc import inc_app
 from toolkit.core.errors import CheckFailed, UserError
 
 app = typer.Typer(
-    help="Prune a BERT-like model once, transfer it to many tasks, ship it as sparse INT8 OpenVINO IR.",
+    help="Prune a BERT-like model once, transfer it to many tasks, and deploy it as sparse INT8 OpenVINO IR.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(inc_app, name="inc")
 app.add_typer(deploy.kernels_app, name="kernels")
-# In the order in which `--help` lists them.
+# The order of the commands in `--help`.
 for command in (
     *(run.init, run.check, run.plan, run.run, inspect.inspect, report.report, doctor, run.schema),
     *(bench.bench, deploy.pack, deploy.unpack, scoreboard.reproduce, scoreboard.scoreboard),
@@ -39,7 +39,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
 
 
 def main() -> None:
-    """Entry point: turns errors into messages and exit codes (2: the user's, 1: a failed check, 130: interrupted)."""
+    """Entry point; maps exceptions to messages and exit codes (2: user error, 1: failed check, 130: interrupted)."""
     _quiet_libraries()
     try:
         app()
@@ -48,7 +48,7 @@ def main() -> None:
     except CheckFailed as error:
         code = _fail(str(error), 1)
     except KeyboardInterrupt:
-        code = _fail("interrupted; the same command goes on where this one stopped", 130)
+        code = _fail("interrupted; run the same command again to resume", 130)
     except ModuleNotFoundError as error:
         from toolkit.pipeline.requirements import extra_of, install_command
 
@@ -58,8 +58,11 @@ def main() -> None:
         code = _fail(f"{library} is not installed\n  Instead: {install_command(extra)}", 2)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            code = _fail("the disk is full; make room, then run the same command again: finished stages are kept", 2)
-        elif error.filename is not None:  # a path that cannot be read, or written to
+            what = (
+                "the disk is full; free some space and run the same command again to resume (finished stages are kept)"
+            )
+            code = _fail(what, 2)
+        elif error.filename is not None:  # a path that cannot be read or written
             code = _fail(f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}", 2)
         else:
             raise
@@ -74,7 +77,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _quiet_libraries() -> None:
-    """No telemetry; no network unless the user has asked for it; before any library reads its environment."""
+    """Disables telemetry and verbose logging; must run before any library reads its environment."""
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -84,7 +87,7 @@ def _quiet_libraries() -> None:
         "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_ext"),
     }.items():
         os.environ.setdefault(name, value)
-    # NNCF's extension is loaded through ninja, which lies beside this interpreter: the environment need not be active.
+    # NNCF builds its extension with ninja. It is next to the interpreter, but not on PATH if no environment is active.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    # OpenVINO and NNCF send an event at import; without this package they fall back to stubs that send nothing.
+    # OpenVINO and NNCF send a telemetry event at import; without this package they use stubs that send nothing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

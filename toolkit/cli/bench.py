@@ -159,7 +159,8 @@ def _sentence(ranked: "Sequence[LatencyStats]", candidates: Mapping[str, _Candid
     best_variant = candidates[chosen.model].variant
     if engine is not None and best_variant.int8 and not best_variant.engine:
         text += (
-            f" INT8 MatMuls are faster than the sparse kernel on this CPU ({engine.model}: {_median(engine):.2f} ms)."
+            " Dense INT8 MatMuls are faster than the sparse kernels on this CPU "
+            f"({engine.model}: {_median(engine):.2f} ms)."
         )
     if ranked[0] is not chosen:
         text += f" {ranked[0].model} is faster ({_median(ranked[0]):.2f} ms) but not accurate enough."

@@ -1,4 +1,4 @@
-"""`pruneofa doctor`: this machine against what the toolkit needs."""
+"""`pruneofa doctor`: check of the machine against the toolkit's requirements."""
 
 import shutil
 import sys
@@ -16,29 +16,33 @@ if TYPE_CHECKING:
 
 
 def doctor_table() -> "tuple[Table, bool]":
-    """Versions against the pins, ISA, cores, memory, disk, compiler; and whether all versions are the pinned ones."""
+    """Builds the table of versions, machine, disk, compiler and native extensions.
+
+    Returns:
+        The table, and whether all installed versions are the pinned ones.
+    """
     from rich.table import Table
 
     from toolkit.core import machine
 
     table = Table(title="doctor", show_header=True)
-    for column in ("what", "found", "wanted"):
+    for column in ("item", "found", "required"):
         table.add_column(column)
-    sound = True
+    all_pinned = True
     for name, wanted in pinned_versions().items():
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             found = "not installed"
-            if extra := extra_of(name):  # this machine may be there for training alone
+            if extra := extra_of(name):  # extras are optional, e.g. on a machine that only trains
                 table.add_row(name, found, f"{wanted}, for the extra `{extra}`")
                 continue
         same = found.split("+")[0] == wanted
-        sound &= same
+        all_pinned &= same
         table.add_row(name, found if same else f"[red]{found}[/]", wanted)
     for extra in EXTRAS:
         absent = missing_module(extra)
-        table.add_row(f"extra {extra}", f"{absent} is missing" if absent else "whole", install_command(extra))
+        table.add_row(f"extra {extra}", f"{absent} is missing" if absent else "complete", install_command(extra))
     for what, value in machine.describe().items():
         table.add_row(what, ", ".join(map(str, value)) if isinstance(value, list) else str(value), "")
     table.add_row("python", sys.version.split()[0], ">= 3.10")
@@ -50,30 +54,28 @@ def doctor_table() -> "tuple[Table, bool]":
     built = any(extension.rglob("*.so")) if extension.is_dir() else False
     table.add_row("NNCF extension", "built" if built else "not built: the first quantization builds it", "built")
     if kernels.extension():
-        found = f"built, computes with {kernels.isa()}"
+        found = f"built, uses {kernels.isa()}"
     else:
         missing = kernels.missing_tool()
         found = f"not built: {kernels.BUILD}"
         if missing:
-            found = f"cannot be built: {missing} is missing; the plain IRs are exported"
+            found = f"cannot be built: {missing} is missing; only IRs without the sparse engine are exported"
     table.add_row("sparse kernel", found, "built")
-    return table, sound
+    return table, all_pinned
 
 
 def pinned_versions() -> dict[str, str]:
-    """The pins of constraints.txt; empty where the toolkit was installed without its repository."""
+    """Returns the versions pinned in constraints.txt; empty if the toolkit is installed without its repository."""
     lines = paths.PINS.read_text().splitlines() if paths.PINS.is_file() else []
     pins = (line.partition(";")[0].strip().partition("==") for line in lines if not line.startswith("#"))
     return {name: version for name, equals, version in pins if equals}
 
 
 def doctor() -> None:
-    """Compare this machine with what the toolkit needs: versions, ISA, cores, memory, disk, NNCF's extension."""
+    """Check this machine against the toolkit's requirements: versions, ISA, cores, memory, disk, NNCF extension."""
     from rich.console import Console
 
-    pass
-
-    table, sound = doctor_table()
+    table, all_pinned = doctor_table()
     Console().print(table)
-    if not sound:
-        raise CheckFailed("some versions are not the pinned ones: pip install -c constraints.txt -e '.[all]'")
+    if not all_pinned:
+        raise CheckFailed("some versions differ from the pinned ones: pip install -c constraints.txt -e '.[all]'")

@@ -1,4 +1,4 @@
-"""`pruneofa inc explain`, and the recipe behind `pruneofa run --inc`."""
+"""`pruneofa inc explain`, and the translation for `pruneofa run --inc`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from toolkit.recipe import Recipe
     from toolkit.recipe.inc import IncFlags
 
-inc_app = typer.Typer(help="Read Intel Neural Compressor's YAML.", no_args_is_help=True, rich_markup_mode="rich")
+inc_app = typer.Typer(
+    help="Translate Intel Neural Compressor YAML files.", no_args_is_help=True, rich_markup_mode="rich"
+)
 
 
 @inc_app.command("explain")
@@ -21,7 +23,7 @@ def inc_explain(
     files: Annotated[list[Path], typer.Argument(help="INC YAML files that belong together")],
     flags: "IncFlags",
 ) -> None:
-    """Print the recipe that INC's files amount to, key by key; it can be saved and run."""
+    """Translate INC files to a recipe and print it, with the origin of every value; it can be saved and run."""
     from toolkit.recipe.inc import explain, read_inc
 
     typer.echo(explain(read_inc(files, flags, placeholders=True)))
@@ -30,16 +32,19 @@ def inc_explain(
 def recipe_of_inc(
     files: list[Path], flags: "IncFlags", first: Path | None, overrides: list[str] | None
 ) -> "tuple[Recipe, Path | None]":
-    """The recipe that INC's files amount to, and the workspace that they name; prints what of them is not used.
+    """Translates INC files to a recipe and prints the ignored keys to stderr.
 
     Args:
         files: INC's files.
-        flags: What INC's scripts took on their command line.
-        first: What stands where a recipe would: an override, or nothing.
+        flags: Command-line flags of INC's example scripts.
+        first: The first positional argument of the command: an override or None.
         overrides: Changes to the recipe.
 
+    Returns:
+        The recipe, and INC's workspace folder if a file sets it.
+
     Raises:
-        UserError: `first` is a recipe; or as `read_inc`.
+        UserError: `first` is a recipe, a file or an override is invalid, a key is not supported, or a flag is missing.
     """
     from toolkit.recipe.inc import read_inc
     from toolkit.recipe.load import validated

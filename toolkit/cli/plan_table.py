@@ -1,4 +1,4 @@
-"""What a plan will cost, as `pruneofa plan` shows it."""
+"""Cost table of `pruneofa plan`: steps, memory, time and disk per stage."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +18,13 @@ def plan_table(
     available: float | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> "Table":
-    """One row per step; arguments and errors as of `estimate`."""
+    """Returns a table with one row per step; arguments and errors are those of `estimate`."""
     from rich.table import Table
 
     rows = estimate(recipe, run_folder, measure, available, log)
     legend = (
-        "~ from a few steps on its first layers; ≤ the same, every example at its longest; = measured in this folder"
+        "~ estimated from a few steps on the first layers; ≤ the same, with all examples at maximum length; "
+        "= measured in this folder"
     )
     remarks = [row.remark for row in rows if row.remark]
     table = Table(title=f"{recipe.name}: {run_folder}", caption="\n".join([legend, *dict.fromkeys(remarks)]))

@@ -1,4 +1,4 @@
-"""What a terminal shows while stages run. The only place that draws progress bars."""
+"""Progress display of running stages: Rich bars on a terminal, lines in logs, optional TensorBoard."""
 
 import contextlib
 import time
@@ -23,11 +23,11 @@ from toolkit.core.errors import UserError
 if TYPE_CHECKING:
     from toolkit.pipeline.graph import Step
 
-_PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal (CI, a log file)
+_PLAIN_EVERY = 30.0  # seconds between lines if the output is not a terminal (CI, a log file)
 
 
 class _Bar:
-    """A `Progress` drawn as one Rich bar; as a line now and then where the output is not a terminal."""
+    """`Progress` shown as a Rich bar, or as periodic lines if the output is not a terminal."""
 
     def __init__(self, label: str, console: Console) -> None:
         self._label, self._console = label, console
@@ -71,7 +71,7 @@ def _figure(name: str, value: float) -> str:
 
 
 class _Tracked:
-    """A `Progress` whose figures also go into a TensorBoard log."""
+    """`Progress` that also writes its figures to a TensorBoard log."""
 
     def __init__(self, shown: Progress, folder: Path) -> None:
         try:
@@ -97,7 +97,13 @@ class _Tracked:
 
 @contextlib.contextmanager
 def stage_progress(step: "Step", console: Console, track: Path | None = None) -> Iterator[Progress]:
-    """The progress display of one stage, from its start to its end; with `track`, a TensorBoard log there too."""
+    """Context manager for the progress display of one stage.
+
+    Args:
+        step: Stage that runs.
+        console: Console to print to.
+        track: Folder for TensorBoard logs; None: no log.
+    """
     bar = _Bar(step.label, console)
     tracked = _Tracked(bar, track / step.label) if track else None
     if not console.is_terminal:

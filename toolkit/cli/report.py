@@ -1,4 +1,4 @@
-"""`pruneofa report`, and the report that ends a run."""
+"""`pruneofa report`, and the report at the end of `pruneofa run`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
     out: Annotated[Path | None, typer.Option(help="folder to write; default: <first run>/report")] = None,
 ) -> None:
-    """Write the report (HTML, Markdown) of finished runs again, from their manifests alone."""
+    """Regenerate the report (HTML, Markdown) of finished runs from their manifests."""
     from rich.console import Console
 
     from toolkit import reporting
@@ -31,7 +31,7 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
     """Writes and prints the report.
 
     Raises:
-        CheckFailed: A promise of the recipe was measured and missed.
+        CheckFailed: The recipe's accuracy criterion is not met.
     """
     from rich.console import Console
 
@@ -40,7 +40,7 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
 
     terminal = Console()
     terminal.print(reporting.console([manifests]))
-    if module := missing_module("report"):  # training alone asks for no page
+    if module := missing_module("report"):  # optional, e.g. on a machine that only trains
         found = f"No report page: {module} is not installed; {install_command('report')}"
     else:
         page = reporting.build([manifests], folder / "report")

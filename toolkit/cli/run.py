@@ -1,4 +1,4 @@
-"""`pruneofa init`, `check`, `plan`, `run` and `schema`: from a recipe to a finished run."""
+"""`pruneofa init`, `check`, `plan`, `run` and `schema`: commands that work on a recipe."""
 
 import os
 from dataclasses import asdict
@@ -19,20 +19,27 @@ if TYPE_CHECKING:
     from toolkit.recipe.inc import IncFlags
 
 QUICKSTART = "quickstart"
-RecipeFile = Annotated[Path, typer.Argument(help="recipe (YAML); without it: the quickstart", show_default=False)]
+RecipeFile = Annotated[Path, typer.Argument(help="recipe (YAML); default: the quickstart", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="changes to the recipe, e.g. pruning.target_sparsity=0.85", show_default=False),
 ]
-RunsFolder = Annotated[Path, typer.Option("--runs", help="where run folders lie")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="directory that holds the run folders")]
 
 
 def shipped(name: str) -> Path:
-    """A recipe that comes with the toolkit, by its name under yaml_configs/ (without .yaml)."""
+    """Returns the path of a recipe that is shipped with the toolkit.
+
+    Args:
+        name: Path under yaml_configs/, without .yaml.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
     path = paths.RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = sorted(str(p.relative_to(paths.RECIPES).with_suffix("")) for p in paths.RECIPES.rglob("*.yaml"))
-        raise UserError(f"there is no shipped recipe {name!r}", instead=f"one of: {', '.join(known) or '(none found)'}")
+        raise UserError(f"no shipped recipe {name!r}", instead=f"one of: {', '.join(known) or '(none found)'}")
     return path
 
 
@@ -50,17 +57,18 @@ def init(
     target: Annotated[Path, typer.Argument(help="file to write")] = Path("recipe.yaml"),
     recipe: Annotated[str, typer.Option("--from", help="shipped recipe to copy")] = "template",
 ) -> None:
-    """Copy a commented recipe to start from."""
+    """Create a recipe from a commented template."""
     source = shipped(recipe)
     if target.exists():
-        raise UserError("it is already there", where=str(target), instead="another name; nothing was overwritten")
+        what = "file already exists"
+        raise UserError(what, where=str(target), instead="choose another name (nothing was overwritten)")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(source.read_text())
     typer.echo(f"Wrote {target}. Edit it, then: pruneofa check {target}")
 
 
 def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
-    """Validate a recipe: keys, lengths, every row and line of the data, matrices, sparsity. Loads no torch."""
+    """Validate a recipe: keys, lengths, every row and line of the data, matrices, sparsity. Does not load torch."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -69,7 +77,7 @@ def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # ty
 
     loaded, console = _load(recipe, overrides), Console()
     for what, found in check_recipe(loaded):
-        mark = f"[green]✓[/] {what}: " if what else "    "  # lines without a name belong to the one before
+        mark = f"[green]✓[/] {what}: " if what else "    "  # a line without a name continues the previous one
         console.print(f"{mark}{escape(found)}", highlight=False, soft_wrap=True)
     for line in missing_requirements(loaded):
         console.print(f"[yellow]![/] {escape(line)}", highlight=False, soft_wrap=True)
@@ -80,7 +88,7 @@ def plan(
     overrides: Overrides = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Show the stages, what is cached, steps, and memory, time and disk by a short measurement on this machine."""
+    """Show stages, cache state and steps; estimate memory, time and disk with a short measurement on this machine."""
     from rich.console import Console
 
     from toolkit.cli.plan_table import plan_table
@@ -96,15 +104,17 @@ def plan(
 def run(
     recipe: RecipeFile = None,  # type: ignore[assignment]
     overrides: Overrides = None,
-    start: Annotated[str | None, typer.Option("--from", help="make this stage and all later ones anew")] = None,
-    only: Annotated[str | None, typer.Option("--only", help="run this stage alone")] = None,
-    track: Annotated[bool, typer.Option("--track", help="log training curves for TensorBoard too")] = False,
-    runs: Annotated[Path | None, typer.Option("--runs", help="where run folders lie; default: runs")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="rerun this stage and all later ones")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="run only this stage")] = None,
+    track: Annotated[bool, typer.Option("--track", help="also log training curves for TensorBoard")] = False,
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="directory that holds the run folders; default: runs")
+    ] = None,
     inc: IncFiles = None,
     *,
     flags: "IncFlags",
 ) -> None:
-    """Run a recipe, or INC's files: only what is not there yet; an interrupted stage goes on where it stopped."""
+    """Run a recipe or INC files: finished stages are reused, interrupted stages are resumed."""
     if start and only:
         raise UserError("--from and --only cannot be used together", instead="one of them")
     given = [name for name, value in asdict(flags).items() if value is not None]
@@ -112,8 +122,8 @@ def run(
         loaded, workspace = recipe_of_inc(inc, flags, recipe, overrides)
     elif given:
         raise UserError(
-            f"--{given[0].replace('_', '-')} goes with --inc",
-            instead="--inc prune.yaml, or for a recipe an override such as transfer.epoch=3",
+            f"--{given[0].replace('_', '-')} requires --inc",
+            instead="--inc prune.yaml; with a recipe, an override such as transfer.epoch=3",
         )
     else:
         loaded, workspace = _load(recipe, overrides), None
@@ -126,7 +136,15 @@ def run(
 def execute(
     loaded: "Recipe", folder: Path, start: str | None = None, only: str | None = None, track: bool = False
 ) -> "list[Manifest]":
-    """Checks and runs a recipe with its progress shown; the manifests of the run's finished stages."""
+    """Checks and runs a recipe, showing its progress, and returns the manifests of the run's finished stages.
+
+    Args:
+        loaded: The recipe.
+        folder: Run folder.
+        start: Label of the first stage to rerun; None: reuse all finished stages.
+        only: Label of the only stage to run; None: all stages.
+        track: Whether to write a TensorBoard log to the run folder.
+    """
     from rich.console import Console
 
     from toolkit.cli import progress
@@ -135,7 +153,7 @@ def execute(
     from toolkit.pipeline.run import Run
     from toolkit.recipe.load import dump_recipe
 
-    check_recipe(loaded, read_rows=False)  # `Run` does, of what it fetches too
+    check_recipe(loaded, read_rows=False)  # `Run` checks the rows, including those of files that it downloads
     terminal = Console()
     if loaded.threads:
         os.environ["OMP_NUM_THREADS"] = str(loaded.threads)

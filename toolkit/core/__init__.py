@@ -1,1 +1,1 @@
-"""The base layer: errors, artifacts, files, machine. Imports nothing else of the toolkit, and no torch."""
+"""Base layer: errors, artifacts, files, machine. Imports no other package of the toolkit, and no torch at import."""

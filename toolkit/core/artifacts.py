@@ -1,7 +1,8 @@
-"""What stages hand to each other and leave on disk: artifacts, manifests, hashes.
+"""Artifacts and manifests: the data model of stage results, in memory and on disk.
 
-A finished stage is a folder with a `manifest.json`. Its key says what it was to be made of; the content hashes of its
-inputs, what it was made of. It stands as long as both are what they were. Nothing here imports torch.
+A finished stage is a folder with a `manifest.json`. Its cache key identifies the requested configuration, inputs and
+data; the content hashes of its inputs identify what was used. The result is valid while both are unchanged. Nothing
+here imports torch.
 """
 
 from collections.abc import Iterable
@@ -18,13 +19,13 @@ Kind = Literal["dense", "sparse", "task", "quantized", "ir", "measurement"]
 
 
 class Artifact(BaseModel):
-    """A folder (or file) with known content.
+    """A folder (or file) identified by its content hash.
 
     Attributes:
-        kind: What it holds.
-        path: Where it lies; relative to the run folder inside a manifest.
+        kind: Type of the content.
+        path: Location; relative to the run folder inside a manifest.
         sha256: Content hash, see `content_hash`.
-        parents: Hashes of the artifacts that it was made from.
+        parents: Content hashes of the artifacts that it was computed from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,7 +37,7 @@ class Artifact(BaseModel):
 
 
 class Check(BaseModel):
-    """One invariant, as measured. `limit` says what it was held against."""
+    """One measured invariant; `limit` is the value that `measured` was compared with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,14 +48,14 @@ class Check(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The record of one finished stage; reports are pure functions of these."""
+    """Record of one finished stage; reports are pure functions of manifests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: str
     task: str | None = None
     key: str  # hash of config, inputs and data: the cache key
-    config: dict[str, Any]  # the recipe sections the stage saw
+    config: dict[str, Any]  # the recipe sections that the stage depends on
     inputs: dict[str, str]  # input name -> content hash
     data: dict[str, Any] = {}  # provenance: file -> hash, rows, notes
     seed: int
@@ -72,7 +73,7 @@ class Manifest(BaseModel):
 
 @dataclass
 class StageResult:
-    """What a stage function returns; the pipeline wraps it into a `Manifest`."""
+    """Return value of a stage function; the pipeline wraps it into a `Manifest`."""
 
     kind: Kind
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class StageResult:
 
 
 class Progress(Protocol):
-    """Where a stage says how far it is. `figures` are shown by name: loss, sparsity, learning_rate."""
+    """Interface through which a stage reports progress. `figures` are shown by name: loss, sparsity, learning_rate."""
 
     def start(self, total: int) -> None: ...
     def update(self, step: int, **figures: float) -> None: ...
@@ -90,7 +91,7 @@ class Progress(Protocol):
 
 
 class NullProgress:
-    """A `Progress` that shows nothing (tests, libraries)."""
+    """`Progress` that shows nothing, for tests and library use."""
 
     def start(self, total: int) -> None: ...
     def update(self, step: int, **figures: float) -> None: ...
@@ -99,16 +100,16 @@ class NullProgress:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use besides its recipe sections and inputs.
+    """Environment of a stage: folders, seed and progress display.
 
     Attributes:
-        folder: Where the stage writes its result; becomes the stage's folder when it returns.
-        work: Scratch that survives an interruption (trainer checkpoints); deleted when the stage is done.
-        cache: What all stages of a run share and is made again when it is missing, each under a name made of its
-            content; it stays.
+        folder: Output folder; it becomes the stage's folder when the stage returns.
+        work: Scratch folder that survives an interruption (trainer checkpoints); deleted when the stage is done.
+        cache: Folder shared by all stages of a run and kept after it. Entries are named by their content and
+            recomputed when missing.
         seed: Seed of all randomness in the stage.
-        task: Name of the task, None for `teacher`, `student` and `report`.
-        progress: Where to say how far the stage is.
+        task: Name of the task; None for `teacher`, `student` and `report`.
+        progress: Progress display of the stage.
     """
 
     folder: Path
@@ -125,10 +126,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a stage folder, or None when the stage has not finished there.
+    """Returns the manifest of a stage folder, or None if the folder has no finished stage.
 
     Raises:
-        UserError: The manifest is there but cannot be read.
+        UserError: The manifest exists but cannot be read.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -139,10 +140,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(
             f"this manifest cannot be read ({str(error).splitlines()[0]})",
             where=str(path),
-            instead="delete the folder; the next run makes it again",
+            instead="delete the folder; the next run reruns the stage",
         ) from None
 
 
 def failed_checks(checks: Iterable[Check]) -> list[Check]:
-    """Those that do not hold."""
+    """Returns the checks that failed."""
     return [c for c in checks if not c.ok]

@@ -1,13 +1,13 @@
-"""The two ways in which a command ends badly; `cli` turns them into messages and exit codes."""
+"""Exceptions for user errors and failed checks; `cli` turns them into messages and exit codes."""
 
 
 class UserError(Exception):
-    """Something the user can mend: a recipe, a file, a path. Exit code 2, no traceback.
+    """An error that the user can fix: in a recipe, a file or a path. Exit code 2, no traceback.
 
     Args:
-        what: What is wrong, in one sentence.
-        where: File and line (`recipe.yaml:12`), key or path; empty when there is none.
-        instead: What to write or do instead; empty when it is obvious.
+        what: Description of the error, in one sentence.
+        where: File and line (`recipe.yaml:12`), key or path; empty if unknown.
+        instead: What to write or do instead; empty if it is obvious.
     """
 
     def __init__(self, what: str, *, where: str = "", instead: str = "") -> None:
@@ -20,4 +20,4 @@ class UserError(Exception):
 
 
 class CheckFailed(Exception):
-    """An invariant or a promised criterion was measured and missed. Exit code 1, no traceback."""
+    """A measured invariant or accuracy criterion that was not met. Exit code 1, no traceback."""

@@ -9,7 +9,7 @@ MANIFEST = "manifest.json"
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex."""
+    """Returns the SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -18,7 +18,7 @@ def file_hash(path: Path) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """Hash of a file, or of a folder's relative names and contents (manifest and hidden files left out)."""
+    """Returns the hash of a file, or of a folder's relative paths and contents (without manifest and hidden files)."""
     if path.is_file():
         return file_hash(path)
     entries = [
@@ -30,13 +30,13 @@ def content_hash(path: Path) -> str:
 
 
 def json_hash(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON, hex."""
+    """Returns the SHA-256 of a value's canonical JSON, in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a file that later runs rely on: a kill leaves the old text or the new one, never an empty file."""
+    """Writes a text file atomically: if the process is killed, the file has either the old or the new content."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)

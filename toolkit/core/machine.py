@@ -1,4 +1,4 @@
-"""The machine, the library versions and the commit behind a measurement."""
+"""Provenance of a measurement: machine, library versions and commit."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.core import paths
 
-# The instruction sets that decide how fast, and how exactly, 8-bit and 16-bit products are computed.
+# Instruction sets that determine the speed and the accuracy of 8-bit and 16-bit matrix products.
 _INTERESTING = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 _LIBRARIES = (
     "torch",
@@ -27,7 +27,7 @@ _LIBRARIES = (
 
 
 def isa() -> set[str]:
-    """Instruction-set flags of this CPU, as Linux spells them (`avx2`, `avx512_vnni`, ...); empty elsewhere."""
+    """Returns the CPU's instruction-set flags in Linux's spelling (`avx2`, `avx512_vnni`, ...); empty elsewhere."""
     for line in _cpuinfo():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
@@ -36,12 +36,12 @@ def isa() -> set[str]:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe() -> dict[str, Any]:
-    """CPU model, the instruction sets that matter, usable cores, memory in GB (2^30 bytes), operating system."""
+    """Returns CPU model, relevant instruction sets, usable cores, memory in GB (2^30 bytes) and operating system."""
     models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     flags = isa()
     return {
@@ -54,7 +54,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that shape a result; those that are not installed are left out."""
+    """Returns the versions of Python and of the installed libraries that affect results."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -65,9 +65,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this toolkit, with `-dirty` when files differ from it; empty outside a checkout."""
+    """Returns the commit of this toolkit, with `-dirty` if tracked files differ from it; empty outside a checkout."""
     top = _git(paths.PACKAGE, "rev-parse", "--show-toplevel")
-    # An installed copy may lie inside somebody else's repository (a virtual environment in a project).
+    # An installed copy may be inside another repository (a virtual environment in a project).
     if not top or Path(top) / paths.PACKAGE.name != paths.PACKAGE:
         return ""
     return _git(paths.PACKAGE, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
@@ -87,7 +87,7 @@ def _cpuinfo() -> list[str]:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes in all, and free ones, of what training runs in: the GPU's memory where there is a GPU."""
+    """Returns total and free bytes of the memory that training uses: the GPU's if there is one, else the host's."""
     import psutil
     import torch
 

@@ -1,12 +1,12 @@
-"""Locations of the package and, in a checkout, of the repository's files around it.
+"""Paths of the package and, in a checkout, of the repository's files.
 
-The only place that computes a path from `__file__`: a module that moves to another folder changes no path.
+No other module computes a path from `__file__`, so moving a module does not change any path.
 """
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-REPOSITORY = PACKAGE.parent  # of an installed copy: the folder of all packages
+REPOSITORY = PACKAGE.parent  # site-packages if the toolkit is installed without a checkout
 NATIVE = PACKAGE / "native"  # C++ sources of the sparse kernels; a link to the repository's `native/`
 RECIPES = REPOSITORY / "yaml_configs"
 SCOREBOARD = REPOSITORY / "benchmarks" / "scoreboard.yaml"

@@ -1,7 +1,7 @@
-"""YAML with the line of every key, and without the surprises of YAML 1.1.
+"""YAML reader that records the line of every key and follows the core schema of YAML 1.2.
 
-PyYAML follows YAML 1.1, in which `1e-4` is a text, `no` is false and the pattern `2:4` is 124. Here plain words are
-read by the core rules of YAML 1.2. Only node trees are built and walked: no tag can make an object.
+PyYAML implements YAML 1.1, in which `1e-4` is a string, `no` is false and the pattern `2:4` is 124. Only node trees are
+built and walked, so a tag cannot construct a Python object.
 """
 
 import re
@@ -15,13 +15,13 @@ from toolkit.core.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 
-# No recipe comes near these. They keep a file that is something else, or malicious, from costing time and memory.
+# Far above the size of any recipe. The limits bound time and memory for malicious files and files of another kind.
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50  # sections within sections
-MAX_VALUES = 20_000  # an alias counts as often as it is used: a few nested ones can stand for billions
+MAX_VALUES = 20_000  # aliases count once per use: a few nested ones can expand to billions of values
 
 _YAML = "tag:yaml.org,2002:"
-# Tags that say no more than the shape of the value. !Pruner is Intel Neural Compressor's.
+# Tags that only state the type of the node. !Pruner is Intel Neural Compressor's.
 _SHAPES = {"map", "seq", "!Pruner"}
 _PLAIN_WORDS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -37,13 +37,13 @@ _PLAIN_WORDS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Its own table of plain words: PyYAML's loaders, shared by the whole process, stay as they are."""
+    """Loader with its own table of plain scalars, so that PyYAML's process-wide loaders are not modified."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's class attribute)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes what YAML 1.1 or 1.2 would take for something else than a text."""
+    """Dumper that quotes strings which YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -55,14 +55,14 @@ for _tag, _pattern, _first in _PLAIN_WORDS:
 
 
 class Place(NamedTuple):
-    """Where something was written: for people, and for putting mistakes in order."""
+    """Position in a document: `text` is shown in messages, `order` sorts mistakes."""
 
     order: int
     text: str
 
 
 class Mistake(NamedTuple):
-    """Something wrong in a document; mistakes are told in the order of their places."""
+    """An error in a document; mistakes are reported in the order of their places."""
 
     order: int
     error: UserError
@@ -70,13 +70,13 @@ class Mistake(NamedTuple):
 
 @dataclass
 class Document:
-    """What a YAML text says, and where.
+    """Parsed content of a YAML document, with the position of every key.
 
     Attributes:
-        data: Dicts (all keys are texts), lists, texts, numbers, truth values, None.
-        places: Where each key and list item was written; `()` is the whole text.
+        data: Dicts with string keys, lists, strings, numbers, booleans and None.
+        places: Key path -> position of the key or list item; `()` is the entire document.
         empty: Keys with nothing after the colon (`data` has None there, as for `null`).
-        mistakes: Found while reading, so that they can be told together with later ones.
+        mistakes: Errors found while reading, to be reported together with validation errors.
     """
 
     data: Any = None
@@ -85,13 +85,13 @@ class Document:
     mistakes: list[Mistake] = field(default_factory=list)
 
     def place(self, path: KeyPath) -> Place:
-        """Of this key, or of the innermost section around it that was written."""
+        """Returns the position of a key, or of the innermost enclosing section that is written."""
         while path not in self.places:
             path = path[:-1]
         return self.places[path]
 
-    def complain(self, path: KeyPath, what: str, instead: str = "") -> None:
-        """Notes a mistake at a key."""
+    def add_mistake(self, path: KeyPath, what: str, instead: str = "") -> None:
+        """Adds a mistake at a key."""
         place = self.place(path)
         self.mistakes.append(Mistake(place.order, UserError(what, where=place.text, instead=instead)))
 
@@ -106,24 +106,30 @@ def read_yaml(path: Path) -> Document:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise UserError(f"larger than {MAX_BYTES / 1e6:g} MB: this is no file of settings", where=str(path))
+            what = f"larger than {MAX_BYTES / 1e6:g} MB: too large for a configuration file"
+            raise UserError(what, where=str(path))
         text = raw.decode("utf-8")
     except FileNotFoundError:
-        raise UserError("there is no such file", where=str(path), instead=_neighbours(path)) from None
+        raise UserError("no such file", where=str(path), instead=_neighbours(path)) from None
     except IsADirectoryError:
-        raise UserError("this is a folder", where=str(path), instead="the YAML file in it") from None
+        raise UserError("is a folder, not a file", where=str(path), instead="the path of a YAML file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"this is not a text file in UTF-8 ({error.reason})", where=str(path)) from None
+        raise UserError(f"not a UTF-8 text file ({error.reason})", where=str(path)) from None
     except OSError as error:
-        raise UserError(f"this file cannot be read ({error.strerror})", where=str(path)) from None
+        raise UserError(f"the file cannot be read ({error.strerror})", where=str(path)) from None
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
-    """Reads a YAML text; its places are called `<name>:<line>`, or `<name>` without `lines`.
+    """Parses a YAML text.
+
+    Args:
+        text: The YAML text.
+        name: Name of the document in error messages.
+        lines: Whether positions are shown as `<name>:<line>` instead of `<name>`.
 
     Raises:
-        UserError: It is not valid YAML, nested too deeply, or its aliases stand for too much.
+        UserError: The text is not valid YAML, is nested too deeply, or has too many values after expanding aliases.
     """
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -142,36 +148,38 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
 
 
 def dump_yaml(data: Any) -> str:
-    """YAML that `parse_yaml` reads back as the same data."""
+    """Returns YAML that `parse_yaml` reads back as the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def dump_flow(data: Any) -> str:
-    """The same on one line."""
+    """Returns YAML in flow style, on one line, that `parse_yaml` reads back as the same data."""
     text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6)
-    if "\n" in text.removesuffix("...\n").strip():  # a text of several lines
+    if "\n" in text.removesuffix("...\n").strip():  # a multi-line string
         text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=True, default_style='"', width=10**6)
     return text.removesuffix("...\n").strip()
 
 
 class _Reader:
-    """Walks a node tree into a `Document`."""
+    """Converts a node tree to a `Document`."""
 
     def __init__(self, name: str, lines: bool) -> None:
         self.name, self.lines = name, lines
         self.document = Document(places={(): Place(0, name)})
-        self.open: set[int] = set()  # nodes around the current one: an anchor may contain itself
+        self.open: set[int] = set()  # ids of the enclosing nodes, to detect an anchor that contains itself
         self.values = 0
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         if id(node) in self.open:
-            self.document.complain(path, "this anchor contains itself")
+            self.document.add_mistake(path, "this anchor contains itself")
             return None
         self._limit(node)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if node.tag.removeprefix(_YAML) not in _SHAPES:
-            self.document.complain(path, f"unknown tag {node.tag!r}", instead="no tag; only !Pruner is known")
+            self.document.add_mistake(
+                path, f"unknown tag {node.tag!r}", instead="remove the tag; only !Pruner is known"
+            )
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -186,7 +194,7 @@ class _Reader:
         if len(self.open) > MAX_DEPTH:
             raise UserError(f"nested too deeply: more than {MAX_DEPTH} levels", where=where)
         if self.values > MAX_VALUES:
-            raise UserError(f"more than {MAX_VALUES} values, aliases (*name) counted as often as used", where=where)
+            raise UserError(f"more than {MAX_VALUES} values, aliases (*name) counted once per use", where=where)
 
     def _item(self, node: yaml.Node, path: KeyPath) -> Any:
         self._note(node, path)
@@ -203,20 +211,20 @@ class _Reader:
                 continue
             key = key_node.value
             if not isinstance(key, str):
-                self.document.complain(path, "a key must be one word, not a list or section")
+                self.document.add_mistake(path, "a key must be a plain value, not a list or section")
                 continue
             before = self.document.place((*path, key)).order
             self._note(key_node, (*path, key))
             if key in own:
-                said = f"the key `{key}` is there twice, first in line {before}"
-                self.document.complain((*path, key), said, instead="only one of them")
+                what = f"duplicate key `{key}`, first defined in line {before}"
+                self.document.add_mistake((*path, key), what, instead="keep only one of them")
             if key in own or key in inherited:
                 self._forget((*path, key), own.get(key, inherited.get(key)))
             own[key] = self._mapping_value(value_node, (*path, key))
         return inherited | own
 
     def _forget(self, path: KeyPath, value: Any) -> None:
-        """The value of a key that is given anew: its empty keys are no more."""
+        """Removes the recorded empty keys of a value that a later key replaces."""
         inside = isinstance(value, dict | list)
         for gone in [p for p in self.document.empty if p[: len(path)] == path] if inside else [path]:
             self.document.empty.pop(gone, None)
@@ -227,14 +235,14 @@ class _Reader:
         return self.value(node, path)
 
     def _merged(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
-        """`<<: *base` or `<<: [*first, *second]`; earlier ones win."""
+        """Returns the content of `<<: *base` or `<<: [*first, *second]`; earlier sections take precedence."""
         result: dict[str, Any] = {}
         for base in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             value = self.value(base, path)
             if isinstance(value, dict):
                 result = value | result
             else:
-                self.document.complain(path, "`<<` takes a section", instead="<<: *name, with &name on a section")
+                self.document.add_mistake(path, "`<<` needs a section", instead="<<: *name, with &name on a section")
         return result
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
@@ -252,11 +260,12 @@ class _Reader:
                 case "float":
                     return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
         except (ValueError, KeyError):
-            self.document.complain(path, f"{text[:40]!r} is no value for the tag {node.tag!r}", instead="no tag")
+            what = f"{text[:40]!r} is not a valid value for the tag {node.tag!r}"
+            self.document.add_mistake(path, what, instead="remove the tag")
             return None
-        if node.tag == "!Pruner" and not text:  # a pruner with nothing but defaults
+        if node.tag == "!Pruner" and not text:  # a pruner with all defaults
             return {}
-        self.document.complain(path, f"unknown tag {node.tag!r}", instead="no tag; only !Pruner is known")
+        self.document.add_mistake(path, f"unknown tag {node.tag!r}", instead="remove the tag; only !Pruner is known")
         return None
 
     def _note(self, node: yaml.Node, path: KeyPath) -> None:
@@ -273,13 +282,13 @@ def _syntax_hint(text: str, error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark
     line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
-        return "spaces at the beginning of the line, not tabs"
+        return "indent with spaces, not tabs"
     if line.count(": ") > 1:
-        return "quotes around a text that contains ': '"
+        return "put quotes around text that contains ': '"
     return ""
 
 
 def _neighbours(path: Path) -> str:
-    """Recipes that lie where the missing one was looked for."""
+    """Lists the YAML files in the folder of the missing one."""
     found = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     return f"one of {', '.join(found)}" if found else "a path to a recipe; `pruneofa init` writes one"

@@ -1,4 +1,4 @@
-"""The recipe's sections on distillation: the loss against the teacher, and where it is computed."""
+"""Recipe sections for distillation: the loss against the teacher and the tokens at which it is computed."""
 
 from typing import Any, Literal
 
@@ -11,13 +11,17 @@ from toolkit.recipe.train import Precision, Train
 class KDLossSettings(Section):
     """loss_weights[0] * task loss + loss_weights[1] * T^2 * distance(teacher, student); paper, section 3."""
 
-    temperature: Number = Field(2.0, gt=0, description="T: logits are divided by it before they are compared")
+    temperature: Number = Field(
+        2.0, gt=0, description="T: logits are divided by it before teacher and student are compared"
+    )
     loss_types: tuple[Literal["CE"], Literal["KL", "CE", "MSE"]] = Field(
         ("CE", "KL"),
-        description="cross entropy with the labels; then the distance from the teacher: KL divergence, its soft cross "
-        "entropy (CE: the same gradient), or the mean squared difference of logits (MSE)",
+        description="[task loss, distillation loss]: cross entropy with the labels; KL divergence from the teacher, "
+        "soft cross entropy with the teacher (CE: same gradient as KL), or mean squared error of the logits (MSE)",
     )
-    loss_weights: tuple[Number, Number] = Field((0.5, 0.5), description="weights of the two losses; they add up to 1")
+    loss_weights: tuple[Number, Number] = Field(
+        (0.5, 0.5), description="weights of task loss and distillation loss; they must add up to 1"
+    )
 
     @model_validator(mode="after")
     def _weights_sum_to_one(self) -> "KDLossSettings":
@@ -27,15 +31,16 @@ class KDLossSettings(Section):
 
 
 class IntermediateSettings(Section):
-    """Sum of loss_weights[i] * distance(student's layer, teacher's layer), over pairs of layers."""
+    """Sum of loss_weights[i] * distance(student layer, teacher layer) over pairs of layers."""
 
     layer_mappings: tuple[tuple[str, str] | tuple[str, int, str, int], ...] = Field(
         min_length=1,
-        description="[student's layer, teacher's layer], or [layer, output, layer, output] where a layer gives several",
+        description="[student layer, teacher layer], or [layer, output index, layer, output index] for layers with "
+        "several outputs",
     )
-    loss_types: tuple[Literal["MSE", "L1", "KL"], ...] = Field((), description="one for each pair; default: MSE")
-    loss_weights: tuple[Number, ...] = Field((), description="one for each pair; default: all alike, adding up to 1")
-    add_origin_loss: bool = Field(False, description="add the loss with the labels")
+    loss_types: tuple[Literal["MSE", "L1", "KL"], ...] = Field((), description="one per pair; default: MSE")
+    loss_weights: tuple[Number, ...] = Field((), description="one per pair; default: equal weights that add up to 1")
+    add_origin_loss: bool = Field(False, description="add the task loss (with the labels)")
 
     @model_validator(mode="after")
     def _one_for_each_pair(self) -> "IntermediateSettings":
@@ -48,7 +53,7 @@ class IntermediateSettings(Section):
         return self
 
     def pairs(self) -> "list[tuple[str, int, str, int, str, float]]":
-        """(student's layer, output, teacher's layer, output, loss type, weight) of each pair."""
+        """Returns (student layer, output index, teacher layer, output index, loss type, weight) of each pair."""
         count = len(self.layer_mappings)
         types, weights = self.loss_types or ("MSE",) * count, self.loss_weights or (1 / count,) * count
         found = []
@@ -59,7 +64,7 @@ class IntermediateSettings(Section):
 
 
 class Criterion(Section):
-    """INC's form: the loss's name, then its settings; one loss, KnowledgeDistillationLoss when nothing is said."""
+    """INC's form: one loss by name, with its settings; default: KnowledgeDistillationLoss."""
 
     KnowledgeDistillationLoss: KDLossSettings | None = Field(None, json_schema_extra={"default": {}})
     IntermediateLayersKnowledgeDistillationLoss: IntermediateSettings | None = None
@@ -74,7 +79,7 @@ class Criterion(Section):
 
     @property
     def settings(self) -> "KDLossSettings | IntermediateSettings":
-        """Those of the loss that is named; their type says which it is."""
+        """The settings of the selected loss; their type identifies the loss."""
         chosen = self.IntermediateLayersKnowledgeDistillationLoss or self.KnowledgeDistillationLoss
         assert chosen is not None
         return chosen
@@ -85,21 +90,22 @@ class DistillationTrain(Train):
 
     criterion: Criterion = Criterion()
     teacher_precision: Precision | None = Field(
-        None, description="of the teacher's forward pass, which has no gradients to lose; default: that of the student"
+        None, description="precision of the teacher's forward pass; default: the student's"
     )
 
     @model_validator(mode="after")
     def _whole_layers_if_compiled(self) -> "DistillationTrain":
         if self.compile and self.criterion.IntermediateLayersKnowledgeDistillationLoss:
-            raise wrong("cannot be true where layers are compared: each is looked into", "compile", instead="false")
+            what = "is not supported with a loss on layer outputs, which forward hooks record"
+            raise wrong(what, "compile", instead="false")
         return self
 
 
 class Sample(Section):
-    """Positions drawn by chance."""
+    """Randomly sampled positions."""
 
     sample: Fraction = Field(
-        gt=0, description="share of a sequence's tokens: the masked ones, and as many others as are lacking"
+        gt=0, description="fraction of a sequence's tokens: the masked ones, filled up with randomly drawn others"
     )
 
 
@@ -107,28 +113,28 @@ Positions = Literal["masked", "all"] | Sample
 
 
 class StudentDistillation(Section):
-    """Pre-training loss of the student."""
+    """Pre-training of the student with distillation from the teacher."""
 
     train: DistillationTrain
     positions: Positions = Field(
         "masked",
-        description="tokens at which student and teacher are compared: the masked ones (cheap), every attended one "
-        "(the paper), or {sample: 0.3}, the masked ones and others by chance",
+        description="tokens at which the distillation loss is computed: masked (fast), all (every attended token, as "
+        "in the paper), or {sample: 0.3} (the masked ones and randomly drawn others)",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _one_of_three(cls, values: Any) -> Any:
-        """In one sentence: of a union, pydantic says what is wrong with each of its parts."""
+        """Raises one error for the union: pydantic would report one per member."""
         found = values.get("positions", "masked") if isinstance(values, dict) else "masked"
-        share = found.get("sample") if isinstance(found, dict) and found.keys() == {"sample"} else None
-        drawn = isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < 1
-        if not (drawn or isinstance(found, Sample) or found in ("masked", "all")):
-            raise wrong("must be masked, all, or {sample: <share>}", "positions", instead="masked, or {sample: 0.3}")
+        fraction = found.get("sample") if isinstance(found, dict) and found.keys() == {"sample"} else None
+        sampled = isinstance(fraction, int | float) and not isinstance(fraction, bool) and 0 < fraction < 1
+        if not (sampled or isinstance(found, Sample) or found in ("masked", "all")):
+            raise wrong("must be masked, all, or {sample: <fraction>}", "positions", instead="masked, or {sample: 0.3}")
         return values
 
 
 class Distillation(Section):
-    """Fine-tuning with a task teacher."""
+    """Fine-tuning with distillation from a task teacher."""
 
     train: DistillationTrain

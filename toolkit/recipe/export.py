@@ -1,4 +1,4 @@
-"""The recipe's `export` section, and the table of variants: what `sparse-int8` means is said here and nowhere else."""
+"""Recipe section `export`, and the table of export variants, which is the only definition of their properties."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,15 +14,15 @@ VariantName = Literal[
 
 @dataclass(frozen=True)
 class Variant:
-    """One form in which a task's model is exported.
+    """A variant in which a task's model is exported.
 
     Attributes:
-        name: Name of the variant, and of its folder.
-        sparse: The task's sparse model, not the dense task teacher.
-        int8: Weights in 8 bits.
-        source_stage: Stage whose checkpoint the variant is made from.
-        colour: Colour of the variant in plots, as CSS writes it.
-        base: For a variant on the sparse engine, the plain IR that is converted; None for a plain IR.
+        name: Name of the variant and of its folder.
+        sparse: Whether the variant is the task's sparse model; otherwise the dense task teacher.
+        int8: Whether weights are in 8 bits.
+        source_stage: Stage whose checkpoint is exported.
+        colour: CSS colour of the variant in plots.
+        base: For a sparse-engine variant, the plain IR that it is converted from; None for a plain IR.
     """
 
     name: VariantName
@@ -34,12 +34,12 @@ class Variant:
 
     @property
     def engine(self) -> bool:
-        """Whether the pruned matrices run on the sparse engine."""
+        """Whether the variant uses the sparse engine for the pruned matrices."""
         return self.base is not None
 
     @property
     def plain(self) -> VariantName:
-        """The plain IR: the variant itself, or the one that it is converted from."""
+        """Name of the plain IR: the variant itself, or the one that it is converted from."""
         return self.base or self.name
 
 
@@ -54,28 +54,28 @@ VARIANTS: dict[str, Variant] = {
         Variant("sparse-engine-int8", True, True, "quantize", "#be185d", base="sparse-int8"),
     )
 }
-# Every ratio is to the first; the second is what the recipe is run for; 8 bits may cost it so much against the third.
+# Baseline of all ratios; main result of a recipe; its FP32 reference for the accuracy criterion.
 DENSE: VariantName = "dense-fp32"
 SHIPPED: VariantName = "sparse-int8"
 SHIPPED_FP32: VariantName = "sparse-fp32"
 
 
 def engine_variant(name: str) -> VariantName | None:
-    """The variant on the sparse engine that is made from a plain one; None if there is none."""
+    """Returns the sparse-engine variant that is converted from a plain one; None if there is none."""
     return next((variant.name for variant in VARIANTS.values() if variant.base == name), None)
 
 
 class Export(Section):
-    """OpenVINO IR folders."""
+    """Export to OpenVINO IR."""
 
     variants: tuple[VariantName, ...] = Field(
         get_args(VariantName),
         min_length=1,
-        description="what to export and compare; sparse-engine-*: on the sparse kernel",
+        description="variants to export and compare; sparse-engine-*: pruned matrices use the sparse kernels",
     )
     tolerance: Number = Field(
         0.02,
         gt=0,
-        description="mean |IR - torch| of INT8 logits at most, as a share of their range; ten times that for any one",
+        description="maximum mean |IR - torch| of INT8 logits, as a fraction of their range; tenfold for any one logit",
     )
-    metric_tolerance: Fraction = Field(0.01, description="largest |IR - torch| of the metric on the whole dev split")
+    metric_tolerance: Fraction = Field(0.01, description="maximum |IR - torch| of the metric on the complete dev split")

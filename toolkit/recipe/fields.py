@@ -1,4 +1,4 @@
-"""What all sections of a recipe are made of: the base class, the kinds of numbers, and how a validator complains."""
+"""Base class, number types and validation errors shared by all recipe sections."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -7,23 +7,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
-def _no_truth_value(value: Any) -> Any:
-    """Python counts true as 1; a recipe that says `steps: true` is mistaken."""
+def _reject_bool(value: Any) -> Any:
+    """Rejects booleans: Python's True is an int, but `steps: true` in a recipe is an error."""
     if isinstance(value, bool):
         raise PydanticCustomError("number_type", "not a number")
     return value
 
 
-_NotBool = BeforeValidator(_no_truth_value)
+_NotBool = BeforeValidator(_reject_bool)
 Number = Annotated[float, _NotBool]
 Fraction = Annotated[float, Field(ge=0, lt=1), _NotBool]
 Count = Annotated[int, Field(gt=0), _NotBool]
-Length = Annotated[int, Field(ge=8), _NotBool]  # tokens; with fewer there is hardly a word beside [CLS] and [SEP]
+Length = Annotated[int, Field(ge=8), _NotBool]  # tokens; [CLS] and [SEP] leave too few for text below that
 Position = Annotated[int, Field(ge=0), _NotBool]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # it becomes the name of a folder
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # used as a folder name
 NAME_RULE = "letters, digits, '-', '_' and '.', the first one a letter or digit"
 
-# Keys of one section that exclude each other.
+# Mutually exclusive keys of one section.
 EXCLUSIVE = (
     {"steps", "epoch"},
     {"relative", "absolute"},
@@ -34,25 +34,31 @@ EXCLUSIVE = (
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys are errors, `labels: [0, 1]` are texts, no infinities."""
+    """Base class of all sections: frozen, no unknown keys, numbers become strings where needed, no infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 def wrong(what: str, *at: str | int, instead: str = "") -> PydanticCustomError:
-    """What a validator raises: `what` is wrong with the key `at` of its section (no key: with the section)."""
+    """Returns the exception for a validator to raise.
+
+    Args:
+        what: Description of the error.
+        at: Path of the key inside the validator's section; empty: the section itself.
+        instead: What to write instead.
+    """
     return PydanticCustomError("recipe", "{what}", {"what": what, "at": at, "instead": instead})
 
 
 def drop_excluded(section: dict[str, Any], key: str) -> None:
-    """Takes out what the value of `key` stands in place of: keys that exclude it."""
+    """Removes the keys of a section that are mutually exclusive with `key`."""
     for group in EXCLUSIVE:
         for other in group - {key} if key in group else ():
             section.pop(other, None)
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Two sections of the same kind as one: keys of `above` win, sections are joined key by key, lists replaced."""
+    """Merges two sections of the same type recursively; values of `above` take precedence, lists are replaced."""
     joined = dict(below)
     for key, value in above.items():
         drop_excluded(joined, key)
@@ -62,10 +68,10 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def default_choice(default: str) -> Callable[[Any], Any]:
-    """A section that names one of several things names this one when it is empty."""
+    """Returns a validator that fills an empty one-of-several section with its default choice."""
 
     def fill(values: Any) -> Any:
-        said = isinstance(values, dict) and any(value is not None for value in values.values())
-        return values if said or not isinstance(values, dict) else {default: {}}
+        chosen = isinstance(values, dict) and any(value is not None for value in values.values())
+        return values if chosen or not isinstance(values, dict) else {default: {}}
 
     return fill

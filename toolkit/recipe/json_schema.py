@@ -1,6 +1,6 @@
-"""What the JSON schema of a YAML format knows about a key: its neighbours, its description, what its value must be.
+"""Queries on the JSON schema of a YAML format: sibling keys, descriptions and allowed values.
 
-The schema is the one source for error messages and for overrides, so that neither has a list of keys of its own.
+Error messages and overrides are derived from the schema, so that no list of keys has to be maintained.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.fields import EXCLUSIVE, NAME_RULE, Section
 
 Node = dict[str, Any]
-_KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text"}
+_KINDS = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "a string"}
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
 
@@ -23,25 +23,25 @@ class Schema:
     """The JSON schema of one format.
 
     Attributes:
-        model: The type of the whole file.
+        model: The pydantic type of the entire file.
     """
 
     model: type[Section]
 
     @property
     def root(self) -> Node:
-        """The schema itself."""
+        """The JSON schema."""
         return _json(self.model)
 
     def node_at(self, path: KeyPath) -> Node | None:
-        """The schema of a key's value, or None when the format knows no such key."""
+        """Returns the schema of a key's value, or None if the format has no such key."""
         node: Node | None = self.root
         for key in path:
             node = _child(self.resolved(node), key) if node is not None else None
         return node
 
     def resolved(self, node: Node) -> Node:
-        """Follows references, and looks through `or null`."""
+        """Follows references and skips the null branch of optional values."""
         while True:
             if "$ref" in node:
                 node = self.root["$defs"][node["$ref"].rpartition("/")[2]]
@@ -51,11 +51,11 @@ class Schema:
                 return node
 
     def is_section(self, node: Node) -> bool:
-        """Whether the value has keys."""
+        """Returns whether the value is a section with keys."""
         return self.resolved(node).get("type") == "object"
 
     def known_keys(self, node: Node, data: object = None) -> list[str]:
-        """The keys that a section may have; where the user names them (`tasks`), those that `data` has."""
+        """Returns the keys allowed in a section; for user-defined keys (`tasks`), the keys of `data`."""
         node = self.resolved(node)
         if "properties" in node:
             return list(node["properties"])
@@ -64,16 +64,16 @@ class Schema:
         return list(data) if isinstance(data, dict) else []
 
     def described(self, path: KeyPath) -> str:
-        """The description of a key, empty when there is none."""
+        """Returns the description of a key; empty if there is none."""
         node = self.node_at(path) or {}
         return str(node.get("description") or self.resolved(node).get("description", "")).replace("\n", " ")
 
     def candidates(
         self, data: object, node: Node | None = None, path: tuple[str, ...] = ()
     ) -> Iterator[tuple[str, ...]]:
-        """Every key that a file with these sections may have, written in it or not.
+        """Yields every key that a file with these sections may have, whether it is written or not.
 
-        Sections that are absent and have no default are not entered: their stage does not run.
+        Absent sections without a default are skipped: their stage does not run.
         """
         node = node if node is not None else self.root
         written = data if isinstance(data, dict) else {}
@@ -85,7 +85,7 @@ class Schema:
                 yield from self.candidates(written.get(key), child, (*path, key))
 
     def wanted(self, node: Node) -> str:
-        """What a value must be, in words: `a whole number > 0`."""
+        """Returns a description of the allowed values, e.g. `an integer > 0`."""
         node = self.resolved(node)
         if "enum" in node:
             return "one of " + ", ".join(map(str, node["enum"]))
@@ -131,7 +131,7 @@ def _on_by_default(child: Node, key: str, written: dict[str, Any]) -> bool:
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """The word that was probably meant; empty when none is like it."""
+    """Returns the closest match of a misspelt word; empty if there is none."""
     folded = {w.lower(): w for w in words}
     close = get_close_matches(word.lower(), list(folded), n=1, cutoff=0.6)
     return folded[close[0]] if close else ""

@@ -1,15 +1,15 @@
-"""Reads recipes from YAML, changes them from the command line, and says what is wrong with them in words.
+"""Recipe loader: reads YAML, applies command-line overrides, and reports all errors with their lines.
 
-    recipe.yaml:12: student.distillation.train.steps must be a whole number > 0, not 'many'
+    recipe.yaml:12: student.distillation.train.steps must be an integer > 0, not 'many'
 
-All mistakes of a file are told together, in the order in which they are written.
+All errors of a file are reported together, in the order of their lines.
 """
 
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -21,10 +21,7 @@ from toolkit.recipe.messages import mistakes_in, together
 from toolkit.recipe.overrides import apply_override, set_key
 from toolkit.recipe.references import is_hub, with_local_folder
 
-if TYPE_CHECKING:
-    pass
-
-# Where a recipe names files; `*` is any name or list item.
+# Keys of a recipe that hold file names; `*` is any name or list item.
 _FILE_KEYS = (
     ("model", "source"),
     ("corpus", "files", "*"),
@@ -34,26 +31,26 @@ _FILE_KEYS = (
     ("tasks", "*", "ready", "*"),
     ("ready", "*"),
 )
-_AFTER_ALL_LINES = 10**9  # overrides are told after the file's own mistakes
+_AFTER_ALL_LINES = 10**9  # errors of overrides are reported after those of the file
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
-    A section with nothing in it (`export:`) has all its defaults; `export: null` is a section that is not there.
-    Relative file names are looked for beside the recipe first; those in overrides are left as the shell has them.
+    An empty section (`export:`) gets all defaults; `export: null` removes the section. Relative file names are resolved
+    against the recipe's folder first; those in overrides are relative to the current directory.
 
     Args:
         path: YAML file.
-        overrides: Changes `key.path=value`. The path may be cut to any part that is unambiguous and ends in the last
+        overrides: Changes `key.path=value`. The path may be shortened to any unambiguous part that ends in the last
             key: `pruning.target_sparsity=0.85`.
 
     Raises:
-        UserError: Something is wrong; the message names every mistake with its line.
+        UserError: The recipe or an override is invalid; the message lists every error with its line.
     """
     document = read_yaml(Path(path))
     if not isinstance(document.data, dict):
-        what = "this file is empty" if document.data is None else "a recipe is a mapping of `key: value` lines"
+        what = "the file is empty" if document.data is None else "a recipe must be a mapping of `key: value` lines"
         raise UserError(what, where=str(path), instead="start from a copy: pruneofa init")
     for keys in _FILE_KEYS:
         document.data = _rewrite(document.data, keys, lambda name: _beside(Path(path).parent, name))
@@ -61,29 +58,34 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe that is no file: its places are told as `<name>`, its file names are left as they are.
+    """Parses a recipe from a string. Errors refer to `<name>`; file names are not resolved.
 
     Raises:
-        UserError: As `load_recipe`.
+        UserError: The recipe or an override is invalid.
     """
     return validated(parse_yaml(text, name, lines=False), name, overrides)
 
 
 def validated(document: Document, name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a document holds, with the changes of the command line; the document is changed by them.
+    """Validates a document as a recipe, after applying overrides to it in place.
+
+    Args:
+        document: The parsed YAML; modified by the overrides.
+        name: Name of the document in error messages.
+        overrides: Changes `key.path=value`, as for `load_recipe`.
 
     Raises:
-        UserError: As `load_recipe`.
+        UserError: The recipe or an override is invalid.
     """
     fill_empty(document, RECIPE)
-    said = []
+    applied = []
     for number, text in enumerate(overrides):
         place = Place(_AFTER_ALL_LINES + number, f"override {text!r}")
         try:
-            said.append((*apply_override(document, text, place), place))
+            applied.append((*apply_override(document, text, place), place))
         except UserError as error:
             document.mistakes.append(Mistake(place.order, error))
-    for path, value, place in said:  # what is said of one task stays, whatever was said of all of them after it
+    for path, value, place in applied:  # an override of one task takes precedence over a later one of all tasks
         if path[0] == "tasks":
             set_key(document, path, value, place)
     recipe = None
@@ -98,12 +100,12 @@ def validated(document: Document, name: str, overrides: Sequence[str] = ()) -> R
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """YAML that loads back to an equal recipe, with all defaults written out."""
+    """Returns YAML that loads back to an equal recipe, with all defaults written out."""
     return dump_yaml(recipe.model_dump(mode="json", exclude_none=True))
 
 
 def schema_json() -> str:
-    """The JSON schema of recipes, for editors that complete and check YAML."""
+    """Returns the JSON schema of recipes, for editors that complete and check YAML."""
     return json.dumps(RECIPE.root, indent=2)
 
 
@@ -111,7 +113,7 @@ def schema_json() -> str:
 
 
 def fill_empty(document: Document, schema: Schema) -> None:
-    """`key:` with nothing after it: a section with its defaults, or as if the key were not there."""
+    """Replaces empty values (`key:`): sections get their defaults, other keys are removed."""
     for path in document.empty:
         parent: Any = document.data
         for key in path[:-1]:
@@ -124,7 +126,7 @@ def fill_empty(document: Document, schema: Schema) -> None:
 
 
 def _rewrite(value: Any, keys: Sequence[str], change: Callable[[str], str]) -> Any:
-    """Applies `change` to the texts under `keys`; values of an unexpected type are left for the validation."""
+    """Applies `change` to the strings under `keys`; values of an unexpected type are left to the validation."""
     if not keys:
         return change(value) if isinstance(value, str) else value
     if isinstance(value, list) and keys[0] == "*":
@@ -135,17 +137,11 @@ def _rewrite(value: Any, keys: Sequence[str], change: Callable[[str], str]) -> A
 
 
 def _beside(folder: Path, name: str) -> str:
-    """The path of a file that lies in `folder`; any other name (hub id, package:, current directory) as it is."""
-    if is_hub(name):  # a local folder may stand in place of the id
+    """Resolves a file name against `folder` if it exists there; returns other names (hub id, package:) unchanged."""
+    if is_hub(name):  # a local folder with the data set's name takes precedence
         return with_local_folder(name, folder)
     if name.startswith("~/"):
         return str(Path(name).expanduser())
     if not name or name.startswith("package:") or not (folder / name).exists():
         return name
     return os.path.normpath(folder.resolve() / name)  # not resolved: a link's target may have another suffix
-
-
-# --- overrides -----------------------------------------------------------------------------------------------------
-
-
-# --- pydantic's errors in words ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Validation errors in words: what is wrong, in which line, and what to write instead."""
+"""Translation of pydantic's validation errors to messages with a line number and a suggestion."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def mistakes_in(error: ValidationError, document: Document, schema: Schema) -> list[Mistake]:
-    """What pydantic found wrong with `document.data`, in words and with places.
+    """Converts a validation error of `document.data` to mistakes with positions.
 
     Args:
-        error: Of validating the data as `schema.model`.
-        document: Where the data were written.
-        schema: What they should have been.
+        error: Error from validating the data as `schema.model`.
+        document: Document that was validated.
+        schema: Schema of the expected format.
     """
     return _in_places(error.errors(include_url=False), document, schema)
 
 
 def _in_places(errors: "list[ErrorDetails]", document: Document, schema: Schema) -> list[Mistake]:
     found = []
-    # Consequences of another mistake are not told: a key missing under its right name, a list short of its bad items.
+    # Follow-up errors are dropped: a key reported missing because it is misspelt, a list with invalid items.
     misspelt = [e["loc"] for e in errors if e["type"] == "extra_forbidden"]
     meant = {(*loc[:-1], _sibling(loc, schema)) for loc in misspelt}
     around = {e["loc"][:n] for e in errors for n in range(len(e["loc"]))}
@@ -35,7 +35,7 @@ def _in_places(errors: "list[ErrorDetails]", document: Document, schema: Schema)
         if (error["type"] == "missing" and error["loc"] in meant) or error["loc"] in around:
             continue
         if error["loc"][:1] == ("tasks",) and error["loc"][2:] in wrong:
-            continue  # laid over from the recipe's section
+            continue  # merged from the recipe's section, where the same error is reported
         path, what, instead = _in_words(error, document.data, schema)
         place = document.place(path)
         found.append(Mistake(place.order, UserError(what, where=place.text, instead=instead)))
@@ -43,16 +43,16 @@ def _in_places(errors: "list[ErrorDetails]", document: Document, schema: Schema)
 
 
 def _in_words(error: "ErrorDetails", data: Any, schema: Schema) -> tuple[KeyPath, str, str]:
-    """Key, what is wrong with it, what to write instead."""
+    """Returns the key, the description of the error, and what to write instead."""
     path, value = error["loc"], error["input"]
-    if error["type"] == "recipe":  # raised by one of our own validators
+    if error["type"] == "recipe":  # raised by a validator of this package, see `wrong`
         path = (*path, *error["ctx"]["at"])
         return path, f"{dotted(path)}: {error['ctx']['what']}".removeprefix(": "), error["ctx"]["instead"]
     if path[-1] == "[key]":
         path = path[:-1]
         if schema.known_keys(schema.node_at(path[:-1]) or {}):
             return path, f"unknown key `{dotted(path)}`", _known_instead(path, data, schema)
-        return path, f"`{path[-1]}` cannot be the name of a folder", NAME_RULE
+        return path, f"`{path[-1]}` is not a valid folder name", NAME_RULE
     if error["type"] == "extra_forbidden":
         return path, f"unknown key `{dotted(path)}`", _known_instead(path, data, schema)
     if error["type"] == "missing":
@@ -68,7 +68,7 @@ def _sibling(path: KeyPath, schema: Schema) -> str:
 
 
 def _known_instead(path: KeyPath, data: Any, schema: Schema) -> str:
-    """For an unknown key: the same key further inside, a sibling like it, the same key elsewhere, or all siblings."""
+    """For an unknown key, suggests the same key in a subsection, a similar sibling, the key elsewhere, or all keys."""
     around, same = path[:-1], [p for p in schema.candidates(data) if p[-1] == path[-1]]
     inside = [".".join(p) for p in same if p[: len(around)] == around]
     if len(inside) == 1:
@@ -79,7 +79,7 @@ def _known_instead(path: KeyPath, data: Any, schema: Schema) -> str:
 
 
 def _hint(node: Node, value: Any, schema: Schema) -> str:
-    """A value that was probably meant."""
+    """Suggests a valid value."""
     node = schema.resolved(node)
     if node.get("type") == "array" and isinstance(value, str | int | float):
         return f"[{dump_flow(value)}]"
@@ -91,7 +91,7 @@ def _hint(node: Node, value: Any, schema: Schema) -> str:
 
 
 def dotted(path: KeyPath) -> str:
-    """`student.pruners[0].pattern`."""
+    """Formats a key path, e.g. `student.pruners[0].pattern`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
@@ -105,8 +105,8 @@ def _shown(value: Any) -> str:
 
 
 def together(mistakes: list[Mistake], name: str) -> UserError:
-    """One error that tells all mistakes, in the order of their places."""
+    """Combines mistakes to one error, in the order of their positions."""
     ordered = [m.error for m in sorted(mistakes, key=lambda m: m.order)]
     if len(ordered) == 1:
         return ordered[0]
-    return UserError(f"{len(ordered)} mistakes in {name}\n" + "\n".join(map(str, ordered)))
+    return UserError(f"{len(ordered)} errors in {name}\n" + "\n".join(map(str, ordered)))

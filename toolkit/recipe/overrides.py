@@ -1,4 +1,4 @@
-"""Changes to a recipe from the command line: `key=value`, the key cut to any part that is unambiguous."""
+"""Command-line overrides of a recipe: `key=value`, with the key shortened to any unambiguous part."""
 
 from typing import Any
 
@@ -10,7 +10,11 @@ from toolkit.recipe.json_schema import RECIPE, nearest
 
 
 def apply_override(document: Document, text: str, place: Place) -> tuple[tuple[str, ...], Any]:
-    """Sets what an override says; its key and value."""
+    """Applies an override to the document and returns the full key and the value.
+
+    Raises:
+        UserError: The override has no `=`, or its key is unknown or ambiguous.
+    """
     name, equals, value_text = (part.strip() for part in text.partition("="))
     if not (name and equals and value_text):
         raise UserError("not of the form key=value", where=place.text, instead="student.steps=100, or teacher=null")
@@ -18,16 +22,16 @@ def apply_override(document: Document, text: str, place: Place) -> tuple[tuple[s
     value = parse_yaml(value_text, place.text, lines=False)
     document.mistakes += [Mistake(place.order, error) for _, error in value.mistakes]
     set_key(document, path, value.data, place)
-    if path[0] in OWN_STAGES:  # what is said of a stage holds for all tasks
+    if path[0] in OWN_STAGES:  # an override of a stage applies to all tasks
         for name in document.data.get("tasks") or {}:
             old = _take_out(document, own := ("tasks", name, *path), place)
             if isinstance(old, dict) and isinstance(value.data, dict):
-                set_key(document, own, {}, place)  # a section for more to be said of
+                set_key(document, own, {}, place)  # keeps the task's section for later overrides
     return path, value.data
 
 
 def set_key(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:
-    """Sets a key of a recipe that was said at `place`; sections on the way to it are made."""
+    """Sets a key of a recipe and its position; creates missing sections on the path."""
     section = document.data
     for key in path[:-1]:
         section = section.setdefault(key, {})
@@ -36,12 +40,12 @@ def set_key(document: Document, path: tuple[str, ...], value: Any, place: Place)
 
 
 def _take_out(document: Document, path: tuple[str, ...], place: Place) -> Any:
-    """Makes room for a value: its old one goes, what excludes it, and pruners' own, which would win over a section's.
+    """Removes a key's old value, the keys that exclude it, and pruner values that would take precedence over it.
 
     Args:
         document: The recipe.
-        path: A key; nothing happens where its section is not there.
-        place: Who says so.
+        path: Path of the key; nothing is changed if its section does not exist.
+        place: Position of the new value.
 
     Returns:
         The old value, or None.
@@ -60,7 +64,7 @@ def _take_out(document: Document, path: tuple[str, ...], place: Place) -> Any:
 
 
 def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, ...]:
-    """The one key that `name` means."""
+    """Returns the full path of the only key that matches `name`."""
     dotted = {".".join(path): path for path in known}
     if name in dotted:
         return dotted[name]
@@ -68,7 +72,7 @@ def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, .
     if len(matches) == 1:
         return dotted[matches[0]]
     if matches:
-        raise UserError(f"`{name}` can mean several keys", where=place.text, instead=f"one of {', '.join(matches)}")
+        raise UserError(f"`{name}` is ambiguous", where=place.text, instead=f"one of {', '.join(matches)}")
     last = name.rpartition(".")[2]
     meant = nearest(last, [path[-1] for path in known])
     near = _of_recipe([full for full, path in dotted.items() if path[-1] == meant])
@@ -80,7 +84,7 @@ def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, .
 
 
 def _of_recipe(found: list[str]) -> list[str]:
-    """Leaves out what is set elsewhere too: pruning in `student` where tasks only lock; a task's own stages."""
+    """Drops matches that another one implies: `transfer.pruning` by `student`, a task's stage by the recipe's."""
     return [
         f
         for f in found
@@ -90,6 +94,6 @@ def _of_recipe(found: list[str]) -> list[str]:
 
 
 def _is_part(parts: list[str], full: list[str]) -> bool:
-    """Whether `parts` is a subsequence of `full` that ends in its last key."""
+    """Returns whether `parts` is a subsequence of `full` that ends in the last key of `full`."""
     rest = iter(full[:-1])
     return parts[-1] == full[-1] and all(part in rest for part in parts[:-1])

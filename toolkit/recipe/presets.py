@@ -1,6 +1,6 @@
-"""The public tasks by name: what a recipe's `preset` fills in where the recipe itself says nothing.
+"""Presets for public tasks: default values for keys that a recipe with `preset` does not set.
 
-A new public task is one more entry here. Class names are in the order of the numbers in the published files.
+A new public task is one more entry here. Class names are in the order of the label ids in the published files.
 """
 
 from typing import Any, Literal
@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "columns": ["question1", "question2"],
         "labels": ["not_duplicate", "duplicate"],
         "metrics": ["accuracy", "f1"],
-        "drop_empty": True,  # Quora's file has pairs with one question missing
+        "drop_empty": True,  # Quora's file has pairs with a missing question
     },
     "qnli": _glue("qnli") | {"columns": ["question", "sentence"], "labels": ["entailment", "not_entailment"]},
     "mrpc": _glue("mrpc")

@@ -289,8 +289,6 @@ class TaskPruning(Pruning):
         return self.only_locks and not named
 
 
-
-
 def needs_gradients(pruner: ResolvedPruner) -> bool:
     """Returns whether the pruner's scores are computed from gradients."""
     return pruner.prune_type in GRADIENT_SCORES

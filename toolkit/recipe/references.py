@@ -1,4 +1,4 @@
-"""The grammar of references to models and data: a path, `package:…`, `hub:…`, or `owner/name[@revision]`."""
+"""Parser for references to models and data: a path, `package:…`, `hub:…`, or `owner/name[@revision]`."""
 
 import os
 import re
@@ -11,19 +11,19 @@ from toolkit.recipe.corpus import Corpus
 from toolkit.recipe.task import Task
 
 HUB_PREFIX = "hub:"
-# A split may be a slice, train[:1000], and the path of a folder may have colons.
+# A split may contain a slice (train[:1000]), and the path of a local folder may contain colons.
 HUB_SPLIT = re.compile(r"(?P<name>.+):(?P<config>[^:\[\]]*):(?P<split>[^:\[\]]+(?:\[[^\]]*\][^:\[\]]*)*)")
-LOCAL_PREFIXES = ("/", ".", "~")  # no data set on the hub has a name that begins so
+LOCAL_PREFIXES = ("/", ".", "~")  # no data set name on the hub starts with these
 HUB_FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
 
 
 def is_hub(spec: str) -> bool:
-    """Whether a file of a recipe is a split on the hub."""
+    """Returns whether a recipe's file name refers to a split on the hub."""
     return spec.startswith(HUB_PREFIX)
 
 
 def with_local_folder(spec: str, folder: Path) -> str:
-    """The same split, of the local folder that lies in `folder` under the data set's name, if there is one."""
+    """Redirects a hub split to a local folder with the data set's name inside `folder`, if there is one."""
     found = HUB_SPLIT.fullmatch(spec.removeprefix(HUB_PREFIX))
     if not found or not (folder / found["name"]).is_dir():
         return spec
@@ -31,9 +31,9 @@ def with_local_folder(spec: str, folder: Path) -> str:
 
 
 def package_path(spec: str) -> Path:
-    """The file or folder behind `package:<distribution>[/<path in site-packages>]`, without importing the package.
+    """Resolves `package:<distribution>[/<path in site-packages>]` to a path, without importing the package.
 
-    With no path: the folder of the distribution that holds a model (`config.json` beside `model.safetensors`).
+    Without a path, returns the distribution's model folder (the one with `config.json` and `model.safetensors`).
 
     Raises:
         UserError: The distribution is not installed, or has no such file.
@@ -41,7 +41,7 @@ def package_path(spec: str) -> Path:
     name, _, inside = spec.removeprefix("package:").partition("/")
     try:
         distribution = metadata.distribution(name)
-    except (metadata.PackageNotFoundError, ValueError):  # ValueError: no name at all
+    except (metadata.PackageNotFoundError, ValueError):  # ValueError: empty name
         raise UserError(
             f"the package {name!r} is not installed", where=spec, instead=f"pip install --no-deps {name}"
         ) from None
@@ -53,7 +53,7 @@ def package_path(spec: str) -> Path:
             raise UserError(
                 f"the package {name!r} has no such file",
                 where=spec,
-                instead=f"package:{name}/{alike}" if alike else "a path as in `pip show --files`",
+                instead=f"package:{name}/{alike}" if alike else "a path that `pip show --files` lists",
             )
         return path
     paths = [Path(str(distribution.locate_file(f))) for f in files if f.name == "config.json"]
@@ -64,10 +64,10 @@ def package_path(spec: str) -> Path:
 
 
 def task_files(task: Task) -> list[str]:
-    """What a recipe names as the data files of a task, the train file first."""
+    """Returns the data files of a task as written in the recipe, the training file first."""
     return [f for f in (task.train, task.dev, *task.more_dev.values()) if f]
 
 
 def corpus_files(corpus: Corpus, tasks: Mapping[str, Task]) -> list[str]:
-    """What a recipe names as the files that pre-training text comes from."""
+    """Returns the files of the pre-training text as written in the recipe, including training files of tasks."""
     return [*corpus.files, *(tasks[t].train for t in corpus.tasks)]

@@ -1,4 +1,4 @@
-"""The recipe's section of each stage; a task may have some of its own in place of the recipe's."""
+"""Recipe sections of the stages; a task can override some of them."""
 
 from pydantic import Field, model_validator
 
@@ -10,23 +10,25 @@ from toolkit.recipe.train import Train
 
 
 class TrainOnly(Section):
-    """`teacher` (dense model fitted to the corpus, MLM) and `task_teacher` (fitted to a task)."""
+    """`teacher` (dense model trained on the corpus with MLM) or `task_teacher` (fine-tuned on a task)."""
 
     train: Train
 
 
 class Student(Section):
-    """The one sparse pre-trained model."""
+    """The sparse pre-trained model, shared by all tasks."""
 
     pruning: Pruning = Pruning()
     distillation: StudentDistillation
 
 
 class Transfer(Section):
-    """The sparse model fitted to a task, its pattern locked; or, with other pruners, a dense one pruned on the task."""
+    """Fine-tuning of the sparse model with its pattern locked; with other pruners, a dense model pruned on the task."""
 
     pruning: TaskPruning = TaskPruning()
-    distillation: Distillation | None = Field(None, description="training with a task teacher; or use `pruning.train`")
+    distillation: Distillation | None = Field(
+        None, description="training with a task teacher; alternative to `pruning.train`"
+    )
 
     @model_validator(mode="after")
     def _one_training(self) -> "Transfer":
@@ -35,17 +37,19 @@ class Transfer(Section):
 
     @property
     def train(self) -> Train:
-        """How it trains, with or without a teacher."""
+        """Training settings, with or without a teacher."""
         train = self.distillation.train if self.distillation else self.pruning.train
         assert train is not None
         return train
 
 
 class Quantize(Section):
-    """The task model in 8 bits, pattern still locked, taught by the task teacher where it is trained."""
+    """Quantization of the task model with its pattern locked; training can use distillation from the task teacher."""
 
     quantization: Quantization = Quantization()
-    distillation: Distillation | None = Field(None, description="training with a task teacher; or `quantization.train`")
+    distillation: Distillation | None = Field(
+        None, description="training with a task teacher; alternative to `quantization.train`"
+    )
     tuning: Tuning = Tuning()
 
     @model_validator(mode="after")
@@ -64,7 +68,7 @@ class Quantize(Section):
         if self.train and self.train.compile:
             raise wrong("fake quantization cannot be compiled", section, "train", "compile", instead="false")
         if self.train and self.train.precision == "auto":
-            what = "cannot be auto: in bf16 the steps of 8 bits are rounded once more"
+            what = "cannot be auto: bf16 would round the quantized values a second time"
             raise wrong(what, section, "train", "precision", instead="fp32")
         if self.train and self.train.recompute:
             raise wrong("fake quantization cannot be recomputed", section, "train", "recompute", instead="false")
@@ -72,7 +76,7 @@ class Quantize(Section):
 
     @property
     def train(self) -> Train | None:
-        """How it trains, with or without a teacher; None: post-training quantization."""
+        """Training settings, with or without a teacher; None: post-training quantization."""
         return self.distillation.train if self.distillation else self.quantization.train
 
 

@@ -1,4 +1,4 @@
-"""The recipe's `train` section, the same for every training stage: length, batches, optimizer, loss."""
+"""Recipe section `train`, shared by all training stages: duration, batch size, optimizer and precision."""
 
 from typing import Literal
 
@@ -14,13 +14,13 @@ class AdamWSettings(Section):
 
     learning_rate: Number = Field(5e-5, gt=0, description="peak learning rate, reached after warm-up")
     weight_decay: Number = Field(0.01, ge=0, description="decoupled weight decay; biases and LayerNorm have none")
-    beta_1: Fraction = Field(0.9, description="decay of the running mean of the gradient")
-    beta_2: Fraction = Field(0.999, description="decay of the running mean of the squared gradient")
-    epsilon: Number = Field(1e-8, gt=0, description="added to the denominator against division by zero")
+    beta_1: Fraction = Field(0.9, description="decay rate of the first moment (mean of the gradient)")
+    beta_2: Fraction = Field(0.999, description="decay rate of the second moment (mean of the squared gradient)")
+    epsilon: Number = Field(1e-8, gt=0, description="added to the denominator for numerical stability")
 
 
 class AdamSettings(AdamWSettings):
-    """The Adam optimizer: weight decay is part of the gradient."""
+    """The Adam optimizer, with weight decay as an L2 penalty in the gradient."""
 
     weight_decay: Number = Field(0.0, ge=0, description="L2 penalty; biases and LayerNorm have none")
 
@@ -29,19 +29,19 @@ class SGDSettings(Section):
     """Stochastic gradient descent."""
 
     learning_rate: Number = Field(gt=0, description="peak learning rate, reached after warm-up")
-    momentum: Fraction = Field(0.0, description="share of the last step's direction that is kept")
-    nesterov: bool = Field(False, description="look ahead along the momentum")
+    momentum: Fraction = Field(0.0, description="momentum factor")
+    nesterov: bool = Field(False, description="use Nesterov momentum")
     weight_decay: Number = Field(0.0, ge=0, description="L2 penalty; biases and LayerNorm have none")
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "SGDSettings":
         if self.nesterov and not self.momentum:
-            raise wrong("needs a momentum", "nesterov", instead="momentum: 0.9")
+            raise wrong("needs a momentum above 0", "nesterov", instead="momentum: 0.9")
         return self
 
 
 class Optimizer(Section):
-    """INC's form: the optimizer's name, then its settings; one optimizer, AdamW when nothing is said."""
+    """INC's form: one optimizer by name, with its settings; default: AdamW."""
 
     AdamW: AdamWSettings | None = Field(None, json_schema_extra={"default": {}})
     Adam: AdamSettings | None = None
@@ -57,34 +57,34 @@ class Optimizer(Section):
 
     @property
     def settings(self) -> "AdamWSettings | SGDSettings":
-        """Those of the optimizer that is named; their type says which it is."""
+        """The settings of the selected optimizer; their type identifies the optimizer."""
         chosen = self.AdamW or self.Adam or self.SGD
         assert chosen is not None
         return chosen
 
 
 class Train(Section):
-    """How long and how to train: `steps` or `epoch`, exactly one of them."""
+    """Duration and hyper-parameters of a training; exactly one of `steps` and `epoch`."""
 
-    steps: Count | None = Field(None, description="optimizer steps")
-    epoch: Count | None = Field(None, description="passes over the training examples")
+    steps: Count | None = Field(None, description="number of optimizer steps")
+    epoch: Count | None = Field(None, description="number of passes over the training examples")
     batch_size: Count = Field(32, description="examples per forward pass")
     gradient_accumulation_steps: Count = Field(1, description="forward passes per optimizer step")
     optimizer: Optimizer = Optimizer()
-    warmup_ratio: Fraction = Field(0.01, description="share of the steps in which the learning rate rises from 0")
-    max_grad_norm: Number = Field(1.0, gt=0, description="gradients with a larger norm are scaled down to it")
+    warmup_ratio: Fraction = Field(0.01, description="fraction of the steps with linear warm-up of the learning rate")
+    max_grad_norm: Number = Field(1.0, gt=0, description="gradient clipping: maximum norm")
     precision: Precision = Field(
-        "fp32", description="bf16: autocast, weights stay fp32; auto: bf16 on GPUs that have it and CPUs with AMX"
+        "fp32", description="bf16: autocast with fp32 weights; auto: bf16 on GPUs that support it and CPUs with AMX"
     )
     compile: bool = Field(
-        False, description="torch.compile; on the CPUs measured it took half a minute and gained nothing"
+        False, description="use torch.compile; on the CPUs measured, it took half a minute and gave no speed-up"
     )
     recompute: bool = Field(
         False,
-        description="layers run again in the backward pass instead of keeping what they made: less memory, more "
-        "time, the same result",
+        description="activation checkpointing: recompute layers in the backward pass; less memory, more time, same "
+        "result",
     )
-    checkpoint_every: Count = Field(500, description="steps between resumable checkpoints")
+    checkpoint_every: Count = Field(500, description="steps between checkpoints for resuming")
     log_every: Count = Field(10, description="steps between points of the training curve")
 
     @model_validator(mode="after")
@@ -96,5 +96,5 @@ class Train(Section):
     @model_validator(mode="after")
     def _not_both(self) -> "Train":
         if self.compile and self.recompute:
-            raise wrong("cannot be true beside `compile`", "recompute", instead="one of the two")
+            raise wrong("cannot be combined with `compile`", "recompute", instead="one of the two")
         return self

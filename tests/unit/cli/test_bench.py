@@ -55,41 +55,41 @@ def shown(tmp_path, monkeypatch, measured, within, isa=(), task=None):
 
 def test_the_fastest_variant_that_keeps_the_accuracy_is_named(tmp_path, monkeypatch):
     text = shown(tmp_path, monkeypatch, MEASURED, 0.01)
-    assert "accuracy of at least 0.8910 is wanted, 1.00% below dense-fp32 on 1,000 dev examples" in text
+    assert "required accuracy is at least 0.8910, 1.00% below dense-fp32 on 1,000 dev examples" in text
     assert "batch 1, 64 tokens: deploy sparse-engine-int8 (5.10 ms)." in text
 
 
 def test_a_faster_one_that_loses_too_much_is_mentioned_and_ties_are_said(tmp_path, monkeypatch):
     text = shown(tmp_path, monkeypatch, MEASURED, 0.008)
-    assert "deploy sparse-fp32 (20.40 ms). Not to be told apart from it: dense-fp32." in text
-    assert "sparse-engine-int8 is faster (5.10 ms) but loses too much." in text
+    assert "deploy sparse-fp32 (20.40 ms). Within measurement noise: dense-fp32." in text
+    assert "sparse-engine-int8 is faster (5.10 ms) but not accurate enough." in text
 
 
 def test_when_nothing_keeps_the_accuracy_the_closest_is_named(tmp_path, monkeypatch):
     sparse = {n: v for n, v in MEASURED.items() if n.startswith("sparse")}
     text = shown(tmp_path, monkeypatch, sparse, -0.5)
-    assert "none keeps the accuracy. Closest: sparse-fp32 (0.8930)." in text
+    assert "no variant is accurate enough. Closest: sparse-fp32 (0.8930)." in text
 
 
 def test_where_dense_int8_is_faster_than_the_kernel_that_is_said(tmp_path, monkeypatch):
     quick = MEASURED | {"dense-int8": (0.9, (2.0, 2.1, 2.2))}
     text = shown(tmp_path, monkeypatch, quick, 0.01)
     assert "deploy dense-int8 (2.10 ms)." in text
-    assert "INT8 products are faster than the sparse kernel on this CPU (sparse-engine-int8: 5.10 ms)." in text
+    assert "Dense INT8 MatMuls are faster than the sparse kernels on this CPU (sparse-engine-int8: 5.10 ms)." in text
 
 
 def test_with_amx_the_plugins_own_sparse_weights_are_tried_too(tmp_path, monkeypatch):
-    assert "sparse-int8, AMX unpacks" in shown(tmp_path, monkeypatch, MEASURED, 0.01, isa=("amx_int8",))
+    assert "sparse-int8, AMX decompression" in shown(tmp_path, monkeypatch, MEASURED, 0.01, isa=("amx_int8",))
     assert "AMX" not in shown(tmp_path, monkeypatch, MEASURED, 0.01)
 
 
 def test_where_amx_with_sparse_weights_wins_the_sentence_on_8_bit_products_is_not_lost(tmp_path, monkeypatch):
-    quick = MEASURED | {"sparse-int8": (0.9, (4.0, 4.1, 4.2)), "sparse-int8, AMX unpacks": (0.9, (2.0, 2.1, 2.2))}
+    quick = MEASURED | {"sparse-int8": (0.9, (4.0, 4.1, 4.2)), "sparse-int8, AMX decompression": (0.9, (2.0, 2.1, 2.2))}
     text = shown(tmp_path, monkeypatch, quick, 0.01, isa=("amx_int8",))
-    assert "deploy sparse-int8, AMX unpacks, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE=0 (2.10 ms)." in text
-    assert "INT8 products are faster than the sparse kernel on this CPU (sparse-engine-int8: 5.10 ms)." in text
+    assert "deploy sparse-int8, AMX decompression, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE=0 (2.10 ms)." in text
+    assert "Dense INT8 MatMuls are faster than the sparse kernels on this CPU (sparse-engine-int8: 5.10 ms)." in text
 
 
 def test_an_unknown_task_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no task 'other'"):
+    with pytest.raises(UserError, match="no export for task 'other'"):
         shown(tmp_path, monkeypatch, MEASURED, 0.01, task="other")

@@ -36,7 +36,7 @@ def test_init_copies_a_recipe_and_never_overwrites(tmp_path):
     text = target.read_text()
     again = pruneofa("init", str(target))
     assert again.returncode == 2
-    assert "already there" in again.stderr
+    assert "file already exists" in again.stderr
     assert target.read_text() == text
 
 

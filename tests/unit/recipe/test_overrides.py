@@ -129,7 +129,7 @@ def test_override_without_key_or_value_is_refused(write, text):
 def test_wrong_value_in_an_override_is_told_as_the_override(write):
     error = complaint(write(SMALL), "student.steps=many")
     assert error.where == "override 'student.steps=many'"
-    assert "must be a whole number > 0, not 'many'" in error.what
+    assert "must be an integer > 0, not 'many'" in error.what
     assert complaint(write(SMALL), "note=[").where == "override 'note=['"
 
 
@@ -185,4 +185,4 @@ def test_a_bad_override_is_told_once_and_at_the_override(write):
         load_recipe(write(TWO_TASKS), ["transfer.steps=many"])
     assert str(caught.value).count("many'") == 2, "the override, and what is wrong with it"
     assert "override 'transfer.steps=many'" in str(caught.value)
-    assert "2 mistakes" not in str(caught.value)
+    assert "2 errors" not in str(caught.value)

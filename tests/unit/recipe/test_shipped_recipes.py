@@ -1,6 +1,5 @@
 """The recipes that are shipped load, prune within their steps, and take the overrides that they suggest."""
 
-
 import pytest
 
 from toolkit.core import paths

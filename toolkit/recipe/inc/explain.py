@@ -1,4 +1,4 @@
-"""A plan in words: the recipe as YAML that can be saved and run, with a comment on who says what, and who does what."""
+"""Annotated YAML of a translated recipe: comments give the origin of each value and the library that implements it."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ from toolkit.core.yaml_document import KeyPath, dump_flow
 from toolkit.recipe.inc.inc_file import IncPlan
 from toolkit.recipe.pruning import WeightCompression, unsupported
 
-_WIDTH = 44  # where comments start
+_WIDTH = 44  # column of the comments
 
-# Keys whose meaning differs between back ends, or from INC's -> what is done.
-_DONE: dict[KeyPath, str] = {
-    ("transfer", "pruning", "backend"): "inc picks the weights; nncf or magnitude in its place: see the pruners",
+# Keys that back ends implement differently, or differently from INC -> comment on the implementation.
+_IMPLEMENTATION: dict[KeyPath, str] = {
+    ("transfer", "pruning", "backend"): "inc selects the weights; alternatives: nncf, magnitude, see the pruners",
     (
         "transfer",
         "pruning",
         "approach",
         "weight_compression",
         "sparsity_decay_type",
-    ): "the schedule is ours for every back end, with INC's meaning",
+    ): "schedule of the toolkit for every back end, as defined by INC",
     (
         "transfer",
         "pruning",
@@ -25,7 +25,7 @@ _DONE: dict[KeyPath, str] = {
         "weight_compression",
         "prune_domain",
     ): "local: each matrix; global: all together; nncf scales each matrix by its norm first",
-    ("quantize", "quantization", "approach"): "done by NNCF",
+    ("quantize", "quantization", "approach"): "implemented by NNCF",
     (
         "quantize",
         "quantization",
@@ -48,12 +48,12 @@ _DONE: dict[KeyPath, str] = {
         "quantize",
         "tuning",
         "accuracy_criterion",
-    ): "decided on training examples set aside; the verdict is the dev split's",
+    ): "tuned on held-out training examples; verified on the dev split",
 }
 
 
 def explain(plan: IncPlan) -> str:
-    """The recipe as commented YAML; it loads back to the same recipe."""
+    """Returns the recipe as commented YAML that loads back to the same recipe."""
     lines = [f"# {_one_line(note)}" for note in plan.notes]
     lines += [""] if lines else []
     _section(plan, plan.recipe, (), lines)
@@ -71,7 +71,7 @@ def _section(plan: IncPlan, values: dict[str, Any], path: KeyPath, lines: list[s
         elif key == "pruners":
             lines.append(f"{indent}pruners:")
             for number, pruner in enumerate(value):
-                lines += [f"{indent}  # {done}" for done in _backends(plan, path, pruner)]
+                lines += [f"{indent}  # {comment}" for comment in _backends(plan, path, pruner)]
                 lines.append(f"{indent}  - !Pruner")
                 _items(plan, pruner, (*here, number), f"{indent}      ", lines)
         else:
@@ -79,7 +79,7 @@ def _section(plan: IncPlan, values: dict[str, Any], path: KeyPath, lines: list[s
 
 
 def _items(plan: IncPlan, values: dict[str, Any], path: KeyPath, indent: str, lines: list[str]) -> None:
-    """The keys of a pruner, each on a line of its own."""
+    """Appends the keys of a pruner, one per line."""
     for key, value in values.items():
         here: KeyPath = (*path, key)
         origins = [origin for known, origin in plan.origin.items() if known[: len(here)] == here]
@@ -87,7 +87,7 @@ def _items(plan: IncPlan, values: dict[str, Any], path: KeyPath, indent: str, li
 
 
 def _comment(plan: IncPlan, path: KeyPath) -> str:
-    return "; ".join(text for text in (plan.origin.get(path, ""), _DONE.get(path, "")) if text)
+    return "; ".join(text for text in (plan.origin.get(path, ""), _IMPLEMENTATION.get(path, "")) if text)
 
 
 def _commented(line: str, comment: str) -> str:
@@ -95,20 +95,20 @@ def _commented(line: str, comment: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Keys are the user's: one with a line break in it, of any kind, must not end a comment."""
+    """Replaces line breaks, which user-defined keys can contain and which would end a comment."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _backends(plan: IncPlan, path: KeyPath, pruner: dict[str, Any]) -> list[str]:
-    """What each back end can do of a pruner."""
+    """Describes which back ends support a pruner."""
     section: Any = plan.recipe
     for key in path:
         section = section[key]
     (resolved,) = WeightCompression.model_validate(section | {"pruners": [pruner]}).resolve(steps_per_epoch=1)
     if resolved.prune_type == "pattern_lock":
-        return ["kept by the toolkit itself: weights that are zero stay exactly zero, whatever the back end"]
-    said = []
+        return ["enforced by the toolkit for every back end: zero weights stay exactly zero"]
+    support = []
     for backend in ("inc", "nncf", "magnitude"):
         problem = unsupported(backend, resolved)
-        said.append(f"{backend}: cannot do {problem}" if problem else f"{backend}: can do it")
-    return ["; ".join(said)]
+        support.append(f"{backend}: no support for {problem}" if problem else f"{backend}: supported")
+    return ["; ".join(support)]

@@ -1,4 +1,4 @@
-"""One file of INC's as it is read, and the plan that several of them become."""
+"""A parsed INC file, and the translation plan built from one or more of them."""
 
 import copy
 import re
@@ -21,7 +21,7 @@ _INC = Schema(IncFile)
 
 @dataclass(frozen=True)
 class IncFlags:
-    """What the scripts took beside INC's files; None where nothing was said."""
+    """Command-line flags of INC's example scripts; None for flags that are not given."""
 
     model: str | None = None
     teacher: str | None = None
@@ -43,13 +43,13 @@ class IncFlags:
 
 @dataclass
 class IncPlan:
-    """What INC's files amount to.
+    """Recipe translated from INC's files, with the origin of every value.
 
     Attributes:
-        recipe: Data of a recipe, as from YAML.
-        origin: Key of the recipe -> who says so: a line of a file, a flag, or whose default it is.
-        notes: Lines on what is understood and makes no difference.
-        run_folder: Where INC's workspace lies, if a file names it.
+        recipe: Data of a recipe, as read from YAML.
+        origin: Key of the recipe -> origin of its value: line of a file, flag, or default.
+        notes: Messages about ignored keys and flags.
+        run_folder: INC's workspace folder, if a file sets it.
     """
 
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class IncPlan:
     run_folder: str | None = None
 
     def put(self, path: KeyPath, value: Any, origin: str) -> None:
-        """Sets a key of the recipe."""
+        """Sets a key of the recipe and the origin of its value."""
         section: Any = self.recipe
         for key in path[:-1]:
             section = section.setdefault(key, {}) if isinstance(section, dict) else section[key]
@@ -66,39 +66,39 @@ class IncPlan:
         self.origin[path] = origin
 
     def document(self, name: str) -> Document:
-        """The recipe as if it had been read from a file: each key has the place where INC's files say it.
+        """Returns the recipe as a document whose positions refer to the lines of INC's files.
 
         Args:
-            name: What is said to be the place of the whole.
+            name: Name of the document in error messages.
         """
         places: dict[KeyPath, Place] = {(): Place(0, name)}
         for order, (path, origin) in enumerate(self.origin.items(), start=1):
             places[path] = Place(order, origin)
         for path, origin in self.origin.items():
             for length in range(1, len(path) if re.search(r":\d+$", origin) else 0):
-                places.setdefault(path[:length], places[path])  # a section is where its first key is written
+                places.setdefault(path[:length], places[path])  # a section has the position of its first key
         return Document(data=copy.deepcopy(self.recipe), places=places)
 
     def note(self, where: str, key: str, why: str) -> None:
-        """Tells of a key that makes no difference."""
-        line = f"understood, not used: {where}: {key}: {why}"
-        if line not in self.notes:  # two stages may have the same to say
+        """Adds a message about an ignored key."""
+        line = f"ignored: {where}: {key}: {why}"
+        if line not in self.notes:  # two stages can ignore the same key
             self.notes.append(line)
 
 
 class IncSource:
-    """One file of INC's, and which of its keys have been used."""
+    """A parsed INC file that records which of its keys have been used."""
 
     def __init__(self, path: Path, document: Document, file: IncFile) -> None:
         self.path, self.document, self.file = path, document, file
         self._used: set[KeyPath] = set()
 
     def written(self, *path: str | int) -> bool:
-        """Whether the file itself has this key."""
+        """Returns whether the file contains this key."""
         return path in self.document.places
 
     def peek(self, *path: str | int) -> Any:
-        """The value of a key, INC's default where the file does not have it; None inside a section that is absent."""
+        """Returns the value of a key, or INC's default; None inside an absent section."""
         value: Any = self.file
         for key in path:
             if value is None:
@@ -107,20 +107,20 @@ class IncSource:
         return value
 
     def take(self, *path: str | int) -> Any:
-        """The same, and it counts as used, with everything in it."""
+        """Returns the value of a key and marks the key, with everything in it, as used."""
         self._used.add(path)
         return self.peek(*path)
 
     def where(self, *path: str | int) -> str:
-        """`prune.yaml:12`, or whose default it is."""
+        """Returns the origin of a key: `prune.yaml:12`, or `INC's default`."""
         return self.document.place(path).text if self.written(*path) else "INC's default"
 
     def refuse(self, path: KeyPath, why: str, instead: str = "") -> UserError:
-        """An error about a key."""
+        """Returns an error about a key, for the caller to raise."""
         return UserError(f"{dotted(path)}: {why}", where=self.document.place(path).text, instead=instead)
 
     def left_over(self) -> list[KeyPath]:
-        """Keys with values that were written and not used, in the order of the file."""
+        """Returns the keys with values that the file contains and that were not used, in file order."""
         paths = [p for p in self.document.places if p]
         inner = {p[:n] for p in paths for n in range(1, len(p))}
         leaves = [p for p in paths if p not in inner and not any(p[: len(u)] == u for u in self._used)]
@@ -134,14 +134,14 @@ class IncSource:
 
 
 def read_source(path: Path) -> IncSource:
-    """Reads and checks one file.
+    """Reads and validates one INC file.
 
     Raises:
-        UserError: Something in it is wrong; the message names every mistake with its line.
+        UserError: The file is invalid; the message lists every error with its line.
     """
     document = read_yaml(path)
     if not isinstance(document.data, dict):
-        what = "this file is empty" if document.data is None else "INC's files are mappings of `key: value` lines"
+        what = "the file is empty" if document.data is None else "an INC file must be a mapping of `key: value` lines"
         raise UserError(what, where=str(path), instead="model: {name: mine, framework: pytorch}")
     fill_empty(document, _INC)
     file = None

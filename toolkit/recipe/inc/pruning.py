@@ -1,4 +1,4 @@
-"""From INC's `pruning.approach` to the recipe's: pruners, ramps, patterns, names."""
+"""Translation of INC's `pruning.approach`: pruners, schedules, patterns, names."""
 
 from typing import Any
 
@@ -12,7 +12,14 @@ _SHAPE = ("initial_sparsity", "target_sparsity", "prune_domain", "sparsity_decay
 
 
 def pruning(plan: IncPlan, source: IncSource) -> bool:
-    """`weight_compression` (epochs) or `weight_compression_pytorch` (steps). Returns whether it only locks."""
+    """Translates `weight_compression` (in epochs) or `weight_compression_pytorch` (in steps).
+
+    Returns:
+        Whether all pruners only lock the pattern.
+
+    Raises:
+        UserError: A setting is not supported.
+    """
     in_steps = source.peek("pruning", "approach", "weight_compression_pytorch") is not None
     kind = "weight_compression_pytorch" if in_steps else "weight_compression"
     at: KeyPath = ("pruning", "approach", kind)
@@ -20,7 +27,7 @@ def pruning(plan: IncPlan, source: IncSource) -> bool:
     plan.put(("transfer", "pruning", "backend"), "inc", "toolkit's default")
     section = source.peek(*at)
     if section is None:
-        raise source.refuse(("pruning",), "it does not say how", "approach: {weight_compression: {…}}")
+        raise source.refuse(("pruning",), "`approach` is missing", "approach: {weight_compression: {…}}")
     types = [pruner.prune_type or section.prune_type for pruner in section.pruners]
     locks = all(kind == "pattern_lock" for kind in types)
     _layer_types(source, at)
@@ -39,29 +46,29 @@ def pruning(plan: IncPlan, source: IncSource) -> bool:
     for number, kind in enumerate(types):
         _pruner(plan, source, (*at, "pruners", number), (*target, "pruners", number), kind, section, in_steps)
     if locks:
-        _unused_ramp(plan, source, at)
+        _unused_schedule(plan, source, at)
     return locks
 
 
-def _unused_ramp(plan: IncPlan, source: IncSource, at: KeyPath) -> None:
-    """A lock has no ramp; INC's own file says `start_epoch: 0` all the same."""
+def _unused_schedule(plan: IncPlan, source: IncSource, at: KeyPath) -> None:
+    """Notes schedule keys of a pattern lock, which has no schedule; INC's own example sets `start_epoch: 0`."""
     for path in source.left_over():
         if path[: len(at)] == at and path[-1] != "pruners" and "names" not in str(path[-1]):
             source.take(*path)
-            plan.note(source.where(*path), str(path[-1]), "a locked pattern does not change")
+            plan.note(source.where(*path), str(path[-1]), "a locked pattern has no schedule")
 
 
 def _layer_types(source: IncSource, at: KeyPath) -> None:
     types = source.take(*at, "prune_layer_type")
     if types and "Linear" not in types:
-        raise source.refuse((*at, "prune_layer_type"), "only linear layers of the encoder are pruned", "[Linear]")
+        raise source.refuse((*at, "prune_layer_type"), "only linear layers of the encoder can be pruned", "[Linear]")
 
 
 def _n_of_m(plan: IncPlan, pattern: str, target: KeyPath) -> None:
-    """N of every M says the sparsity itself, where nobody else does."""
+    """Sets the target sparsity that an N:M pattern implies."""
     tile = Tile.of(pattern)
     if tile.zeros:
-        plan.put((*target, "target_sparsity"), tile.zeros / tile.columns, f"what {pattern} means")
+        plan.put((*target, "target_sparsity"), tile.zeros / tile.columns, f"implied by {pattern}")
 
 
 def _pruner(
@@ -70,10 +77,11 @@ def _pruner(
     pruner = source.peek(*at)
     typed = (*at, "prune_type") if source.written(*at, "prune_type") else (*at[:-2], "prune_type")
     if kind.endswith("_progressive"):
-        raise source.refuse(typed, "INC's own progressive pruning misses its target", kind.removesuffix("_progressive"))
+        what = "progressive pruning is not supported: in INC it does not reach its target sparsity"
+        raise source.refuse(typed, what, kind.removesuffix("_progressive"))
     if source.take(*at, "method") == "per_channel":
         raise source.refuse(
-            (*at, "method"), "whole channels are not pruned here", "method: per_tensor, pattern: tile_pattern_4x1"
+            (*at, "method"), "channel pruning is not supported", "method: per_tensor, pattern: tile_pattern_4x1"
         )
     source.take(*at, "prune_type")
     plan.put((*target, "prune_type"), kind, source.where(*typed))
@@ -86,7 +94,7 @@ def _pruner(
         if getattr(pruner, key) is not None and kind != "pattern_lock":
             unit, other = ("steps", "") if in_steps else ("epochs", "_pytorch")
             raise source.refuse(
-                (*at, key), f"this section counts in {unit}", f"weight_compression{other}, which does not"
+                (*at, key), f"the schedule of this section is in {unit}", f"use weight_compression{other}"
             )
     for key in ("exclude_names", *_SHAPE, *_STEPS, *_EPOCHS):
         _own(plan, source, at, target, key, kind)
@@ -96,13 +104,13 @@ def _pruner(
 
 
 def _own(plan: IncPlan, source: IncSource, at: KeyPath, target: KeyPath, key: str, kind: str) -> None:
-    """A value that a pruner has of its own; a lock has only names."""
+    """Translates a value that a pruner overrides; a pattern lock has only names."""
     value = source.peek(*at, key)
     if value in (None, ()):
         return
     source.take(*at, key)
     if kind == "pattern_lock" and key != "exclude_names":
-        plan.note(source.where(*at, key), key, "a locked pattern does not change")
+        plan.note(source.where(*at, key), key, "a locked pattern has no schedule")
         return
     plan.put((*target, key), list(value) if isinstance(value, tuple) else value, source.where(*at, key))
 
@@ -119,4 +127,4 @@ def _parameters(plan: IncPlan, source: IncSource, at: KeyPath, target: KeyPath, 
             pattern = source.take(*at, "parameters", "pattern")
             plan.put((*target, "pattern"), pattern, source.where(*at, "parameters", "pattern"))
     for key in parameters.model_fields_set - {"alpha", "pattern"}:
-        raise source.refuse((*at, "parameters", key), "whole attention heads are not pruned here", "leave the key out")
+        raise source.refuse((*at, "parameters", key), "attention head pruning is not supported", "remove the key")

@@ -1,8 +1,8 @@
-"""Intel Neural Compressor 1.x YAML as types: every key of its schema, with INC's defaults and allowed values.
+"""Types of the Intel Neural Compressor 1.x YAML format: every key of its schema, with INC's defaults and valid values.
 
-What is written differs from what is left out (`model_fields_set`): a plan says of each value where it comes from.
-What INC takes as one value or as a list of candidates is a list here. Keys of INC that this toolkit knows and does not
-do are types as well, so that their refusal can say why. `translation.py` turns these types into a recipe.
+Keys that are present in a file are distinguished from defaults (`model_fields_set`), so that a plan can state the
+origin of each value. Keys that INC allows to be one value or a list of candidates are lists here. Unsupported keys have
+types too, so that the error can state the reason. `translate.py` converts these types to a recipe.
 """
 
 import re
@@ -17,12 +17,12 @@ from toolkit.recipe.pruning import PATTERN
 
 
 def _counted(value: Any) -> Any:
-    """INC takes `100, 200` for [100, 200]."""
+    """Converts INC's `100, 200` to [100, 200]."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else as_list(value)
 
 
 def _percentage(value: Any) -> Any:
-    """INC takes "1%" for 0.01."""
+    """Converts INC's "1%" to 0.01."""
     try:
         percent = isinstance(value, str) and value.strip().endswith("%")
         return round(float(value.strip()[:-1]) / 100, 12) if percent else value
@@ -31,7 +31,7 @@ def _percentage(value: Any) -> Any:
 
 
 def _keyed(key: str) -> Callable[[Any], Any]:
-    """A section that INC also takes as the one value in it: `topk: 1`."""
+    """Returns a validator for a section that INC also accepts as a single value: `topk: 1`."""
     return lambda value: {key: value} if isinstance(value, int | str) else value
 
 
@@ -42,13 +42,13 @@ Framework = Literal[
 
 
 class Nothing(Section):
-    """A section without keys: naming it is all."""
+    """A section without keys."""
 
 
 class Model(Section):
-    """What is compressed; the model itself is given beside the file."""
+    """Name and framework; the model itself is given by a flag."""
 
-    name: str = Field(min_length=1, description="what the results are called")
+    name: str = Field(min_length=1, description="run name")
     framework: Framework = Field(description="pytorch")
     inputs: Listed[str] = ()
     outputs: Listed[str] = ()
@@ -63,7 +63,7 @@ Domain = Literal["global", "local"]
 
 
 def _inc_pattern(value: Any) -> Any:
-    """INC's two ways to write blocks are one here."""
+    """Converts INC's two notations of block patterns to one."""
     if not isinstance(value, str):
         return value
     pattern = f"tile_pattern_{value}" if re.fullmatch(r"\d+x\d+", value) else value
@@ -76,7 +76,7 @@ Pattern = Annotated[str, BeforeValidator(_inc_pattern)]
 
 
 class PrunerParameters(Section):
-    """What only some prune types have. All but the first two say which attention heads go."""
+    """Parameters of individual prune types. All but the first two are for attention head pruning."""
 
     alpha: Number = Field(1e-4, ge=0)
     pattern: Pattern | None = None
@@ -89,7 +89,7 @@ class PrunerParameters(Section):
 
 
 class Pruner(Section):
-    """INC's `!Pruner`; what it leaves out is its section's."""
+    """INC's `!Pruner`; missing keys are taken from its section."""
 
     start_epoch: Number | None = Field(None, ge=0)
     end_epoch: Number | None = Field(None, ge=0)
@@ -110,7 +110,7 @@ class Pruner(Section):
 
 
 class WeightCompression(Section):
-    """When, how far and in which pattern weights go."""
+    """Schedule, target sparsity and pattern."""
 
     initial_sparsity: Fraction = 0.0
     target_sparsity: Fraction = 0.97
@@ -133,7 +133,7 @@ class WeightCompression(Section):
 
 
 class PruningApproach(Section):
-    """Epochs (`weight_compression`) or steps (`weight_compression_pytorch`)."""
+    """Pruning with a schedule in epochs (`weight_compression`) or steps (`weight_compression_pytorch`)."""
 
     weight_compression: WeightCompression | None = None
     weight_compression_pytorch: WeightCompression | None = None
@@ -145,14 +145,14 @@ class PruningApproach(Section):
 
 
 class Pruning(Section):
-    """Which weights go, and the training meanwhile."""
+    """Pruning approach and training settings."""
 
     train: Train | None = None
     approach: PruningApproach = PruningApproach()
 
 
 class Distillation(Section):
-    """Training with a teacher, which is given beside the file."""
+    """Distillation settings; the teacher is given by a flag."""
 
     train: Train | None = None
     auto_distillation: Anything | None = None
@@ -163,7 +163,7 @@ Dtype = Literal["int8", "uint8", "fp32", "bf16", "fp16"]
 
 
 class WeightChoices(Section):
-    """How weights are quantized: candidates, the first one preferred."""
+    """Candidate formats of weights, in order of preference."""
 
     granularity: Listed[Granularity] = ()
     scheme: Listed[Literal["asym", "sym", "asym_float"]] = ()
@@ -173,7 +173,7 @@ class WeightChoices(Section):
 
 
 class ActivationChoices(Section):
-    """How activations are quantized: candidates, the first one preferred."""
+    """Candidate formats of activations, in order of preference."""
 
     granularity: Listed[Granularity] = ()
     scheme: Listed[Literal["asym", "sym"]] = ()
@@ -183,21 +183,21 @@ class ActivationChoices(Section):
 
 
 class OpChoices(Section):
-    """Of the whole model, or of some operations."""
+    """Candidate formats of the entire model or of some operations."""
 
     weight: WeightChoices = WeightChoices()
     activation: ActivationChoices = ActivationChoices()
 
 
 class Calibration(Section):
-    """Examples from which ranges are taken."""
+    """Examples from which quantization ranges are computed."""
 
     sampling_size: Annotated[tuple[Count, ...], BeforeValidator(_counted), Field(min_length=1)] = (100,)
     dataloader: Dataloader | None = None
 
 
 class Recipes(Section):
-    """INC's switches."""
+    """INC's optional quantization passes."""
 
     scale_propagation_max_pooling: bool = True
     scale_propagation_concat: bool = True
@@ -207,13 +207,13 @@ class Recipes(Section):
 
 
 class Advance(Section):
-    """INC's switch for TensorFlow."""
+    """INC's option for TensorFlow."""
 
     bias_correction: Literal["weight_empirical"] | None = None
 
 
 class Quantization(Section):
-    """8 bits, of what and how."""
+    """Quantization approach and formats."""
 
     approach: Literal["post_training_static_quant", "post_training_dynamic_quant", "quant_aware_training"] = (
         "post_training_static_quant"
@@ -228,7 +228,7 @@ class Quantization(Section):
 
 
 class Strategy(Section):
-    """How INC's tuner tries combinations of formats."""
+    """INC's tuning strategy."""
 
     name: Literal["basic", "bayesian", "exhaustive", "mse", "random"] = "basic"
     accuracy_weight: Number = 1.0
@@ -239,7 +239,7 @@ class Strategy(Section):
 
 
 class AccuracyCriterion(Section):
-    """What 8 bits may cost."""
+    """Maximum accuracy loss of quantization."""
 
     relative: Share | None = None
     absolute: Share | None = None
@@ -264,7 +264,7 @@ class MultiObjectives(Section):
 
 
 class ExitPolicy(Section):
-    """When tuning ends."""
+    """Limits of the tuning search."""
 
     timeout: Position = 0
     max_trials: Count = 100
@@ -272,14 +272,14 @@ class ExitPolicy(Section):
 
 
 class Workspace(Section):
-    """Where results go."""
+    """Folder of the results."""
 
     path: str | None = None
     resume: str | None = None
 
 
 class Diagnosis(Section):
-    """What INC records of single operations."""
+    """INC's recording of individual operations."""
 
     diagnosis_after_tuning: bool = False
     op_list: Listed[str] = ()
@@ -290,7 +290,7 @@ class Diagnosis(Section):
 
 
 class Tuning(Section):
-    """What is promised of the result, and the search for it."""
+    """Accuracy criterion and tuning search."""
 
     strategy: Strategy = Strategy()
     accuracy_criterion: AccuracyCriterion = AccuracyCriterion()
@@ -304,7 +304,7 @@ class Tuning(Section):
 
 
 class Configs(Section):
-    """Cores and instances."""
+    """Cores and instances of a measurement."""
 
     cores_per_instance: Count | None = None
     num_of_instance: Count = 1
@@ -315,19 +315,19 @@ class Configs(Section):
 
 
 class TopK(Section):
-    """The label is among the k best."""
+    """Top-k accuracy."""
 
     k: Count = 1
 
 
 class Glue(Section):
-    """A task of the GLUE benchmark, by its own metrics."""
+    """The metrics of a GLUE task."""
 
     task: str = Field(min_length=1, description="sst-2")
 
 
 class Metric(Section):
-    """The metric's name, then its settings."""
+    """One metric by name, with its settings."""
 
     topk: Annotated[TopK | None, BeforeValidator(_keyed("k"))] = None
     Accuracy: Nothing | None = None
@@ -353,7 +353,7 @@ class Metric(Section):
 
 
 class Accuracy(Section):
-    """What is measured."""
+    """Accuracy measurement."""
 
     metric: Metric | None = None
     multi_metrics: Anything | None = None
@@ -364,7 +364,7 @@ class Accuracy(Section):
 
 
 class Performance(Section):
-    """How speed is measured."""
+    """Speed measurement."""
 
     warmup: Position = 5
     iteration: int = -1
@@ -374,14 +374,14 @@ class Performance(Section):
 
 
 class Evaluation(Section):
-    """Accuracy and speed."""
+    """Accuracy and speed measurement."""
 
     accuracy: Accuracy = Accuracy()
     performance: Performance = Performance()
 
 
 class IncFile(Section):
-    """A file as INC reads it."""
+    """A complete INC file."""
 
     model: Model
     version: Number = Field(1.0, ge=1, lt=2)

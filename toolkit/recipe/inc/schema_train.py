@@ -1,4 +1,4 @@
-"""Intel Neural Compressor 1.x YAML as types: the `train` section, the same in all of INC's stages."""
+"""Types of the Intel Neural Compressor 1.x YAML format: the `train` section, shared by all of INC's stages."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,8 +11,7 @@ Anything = dict[str, Any]
 
 
 def as_list(value: Any) -> Any:
-    """One value is a list of one."""
-    """INC takes one value for a list of one."""
+    """INC accepts a single value where a list is expected."""
     return [value] if isinstance(value, str | int | float) else value
 
 
@@ -20,7 +19,7 @@ Listed = Annotated[tuple[T, ...], BeforeValidator(as_list)]
 
 
 class Dataloader(Section):
-    """INC builds its own data from this; here the data are files of rows."""
+    """INC's data loader; of its keys, only the batch size has an effect in this toolkit."""
 
     batch_size: Count | None = None
     last_batch: Literal["rollover", "discard"] = "rollover"
@@ -58,14 +57,14 @@ class SGDSettings(Section):
 
 
 def at_most_one(section: Section, what: str) -> None:
-    """Complains of a section in which more than one of several things is named."""
+    """Raises an error if more than one of a section's keys is set."""
     named = [key for key in type(section).model_fields if getattr(section, key) is not None]
     if len(named) > 1:
         raise wrong(f"takes one {what}, not {' and '.join(named)}", instead=f"{named[0]} alone")
 
 
 class Optimizer(Section):
-    """The optimizer's name, then its settings."""
+    """One optimizer by name, with its settings."""
 
     SGD: SGDSettings | None = None
     AdamW: AdamWSettings | None = None
@@ -78,14 +77,14 @@ class Optimizer(Section):
 
 
 class CrossEntropyLossSettings(Section):
-    """The loss with the labels."""
+    """Task loss: cross entropy with the labels."""
 
     reduction: Literal["none", "sum", "mean", "auto", "sum_over_batch_size"] = "mean"
     from_logits: bool = False
 
 
 class KDLossSettings(Section):
-    """The loss with the labels and the distance from the teacher."""
+    """Weighted sum of task loss and distillation loss."""
 
     temperature: Number = Field(1.0, gt=0)
     loss_types: Annotated[tuple[Literal["CE", "KL", "MSE"], ...], Field(min_length=2, max_length=2)] = ("CE", "CE")
@@ -99,9 +98,9 @@ class KDLossSettings(Section):
 
 
 class IntermediateSettings(Section):
-    """Distances between pairs of layers of student and teacher."""
+    """Distances between pairs of student and teacher layers."""
 
-    layer_mappings: tuple[tuple[str, ...], ...] = Field(min_length=1, description="[[student's layer, teacher's]]")
+    layer_mappings: tuple[tuple[str, ...], ...] = Field(min_length=1, description="[[student layer, teacher layer]]")
     loss_types: tuple[Literal["MSE", "KL", "L1"], ...] = ()
     loss_weights: tuple[Annotated[Number, Field(ge=0)], ...] = ()
     add_origin_loss: bool = False
@@ -111,7 +110,7 @@ class IntermediateSettings(Section):
         for number, mapping in enumerate(self.layer_mappings):
             if len(mapping) not in (2, 4) or (len(mapping) == 4 and not (mapping[1] + mapping[3]).isdecimal()):
                 raise wrong(
-                    "must be [student's layer, teacher's layer] or [layer, output's number, layer, output's number]",
+                    "must be [student layer, teacher layer] or [layer, output index, layer, output index]",
                     "layer_mappings",
                     number,
                 )
@@ -122,7 +121,7 @@ class IntermediateSettings(Section):
 
 
 class Criterion(Section):
-    """The loss's name, then its settings."""
+    """One loss by name, with its settings."""
 
     CrossEntropyLoss: CrossEntropyLossSettings | None = None
     SparseCategoricalCrossentropy: CrossEntropyLossSettings | None = None
@@ -137,7 +136,7 @@ class Criterion(Section):
 
 
 class Train(Section):
-    """How INC's own loop trains."""
+    """INC's training settings."""
 
     optimizer: Optimizer | None = None
     criterion: Criterion | None = None

@@ -1,4 +1,4 @@
-"""From INC's `train` sections to the recipe's: how long, with which optimizer, with which loss, and who teaches."""
+"""Translation of INC's `train` sections: duration, optimizer, loss and distillation."""
 
 import re
 from typing import Any
@@ -6,18 +6,35 @@ from typing import Any
 from toolkit.core.yaml_document import KeyPath
 from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, IncSource
 
-# Epochs and learning rate of INC's published commands for Prune-OFA: they were flags, not in the files.
+# Epochs and learning rate of INC's published commands for Prune-OFA, where they are flags and not in the files.
 _PUBLISHED = {"transfer": (9, 1e-4), "quantize": (3, 1e-5)}
 SCRIPT = "default of INC's published command"
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "temperature", "loss_weights")
 
 
 def training(
-    plan: IncPlan, stage: str, stages: list[str], owners: dict[str, IncSource | None], flags: IncFlags, taught: bool
+    plan: IncPlan,
+    stage: str,
+    stages: list[str],
+    owners: dict[str, IncSource | None],
+    flags: IncFlags,
+    has_teacher: bool,
 ) -> None:
-    """How long, with which optimizer and which loss a stage trains."""
+    """Translates duration, optimizer and loss of a stage.
+
+    Args:
+        plan: Plan to write to.
+        stage: `transfer` or `quantize`.
+        stages: All training stages, in order. Flags for epochs and learning rate apply to the first one.
+        owners: Section of INC's files -> file that has it.
+        flags: Command-line flags.
+        has_teacher: Whether the stage is distilled from a teacher.
+
+    Raises:
+        UserError: A setting is not supported, or the loss needs a teacher and there is none.
+    """
     own = "pruning" if stage == "transfer" else "quantization"
-    section = "distillation" if taught else own
+    section = "distillation" if has_teacher else own
     at: KeyPath = (stage, section, "train")
     first = stage == stages[0]
     sources = _sources(owners, [own, "distillation"] if first else [own])
@@ -36,29 +53,29 @@ def training(
         plan.note(
             "--num-train-epochs, --learning-rate",
             stage,
-            f"they are those of {stages[0]}; {stage} has overrides such as {'.'.join(map(str, at))}.epoch=3",
+            f"they apply to {stages[0]}; for {stage} use overrides such as {'.'.join(map(str, at))}.epoch=3",
         )
-    for source, path in _sources(owners, [own, "distillation"]):  # one distillation teaches all stages
-        _criterion(plan, at, source, path, taught)
-    if taught and "criterion" not in plan.recipe[stage]["distillation"]["train"]:
+    for source, path in _sources(owners, [own, "distillation"]):  # one distillation section applies to all stages
+        _criterion(plan, at, source, path, has_teacher)
+    if has_teacher and "criterion" not in plan.recipe[stage]["distillation"]["train"]:
         settings = {"temperature": 1.0, "loss_types": ["CE", "CE"], "loss_weights": [0.5, 0.5]}
         for key, value in settings.items():
             plan.put((*at, "criterion", "KnowledgeDistillationLoss", key), value, "INC's default")
-    if taught:
+    if has_teacher:
         _distillation_flags(plan, (*at, "criterion"), flags)
     elif flags.temperature is not None or flags.loss_weights is not None:
-        plan.note("--temperature, --loss-weights", stage, "nobody teaches: there is no --teacher")
+        plan.note("--temperature, --loss-weights", stage, "there is no --teacher")
 
 
 def _sources(owners: dict[str, IncSource | None], sections: list[str]) -> list[tuple[IncSource, KeyPath]]:
-    """The `train` sections of these sections, then INC's one for all."""
+    """Returns the `train` entries of these sections that exist, followed by INC's top-level `train`."""
     paths: list[tuple[IncSource | None, KeyPath]] = [(owners[s], (s, "train")) for s in sections]
     paths.append((owners["train"], ("train",)))
     return [(source, path) for source, path in paths if source is not None and source.peek(*path) is not None]
 
 
 def _length(sources: list[tuple[IncSource, KeyPath]], at: KeyPath, published: int) -> tuple[KeyPath, int, str]:
-    """Key, steps or epochs, and who says so."""
+    """Returns the key (steps or epoch), its value, and the origin of the value."""
     for source, path in sources:
         keys = [k for k in ("epoch", "end_epoch", "iteration") if source.written(*path, k)]
         if not keys:
@@ -82,7 +99,7 @@ def _optimizer(plan: IncPlan, at: KeyPath, sources: list[tuple[IncSource, KeyPat
                 continue
             where = (*path, "optimizer", name)
             if getattr(settings, "amsgrad", False):
-                raise source.refuse((*where, "amsgrad"), "there is no AMSGrad here", "amsgrad: false")
+                raise source.refuse((*where, "amsgrad"), "AMSGrad is not supported", "amsgrad: false")
             source.take(*where)
             for key in type(settings).model_fields:
                 if key != "amsgrad":
@@ -103,10 +120,10 @@ def _batch(plan: IncPlan, at: KeyPath, sources: list[tuple[IncSource, KeyPath]],
 
 
 def _override(plan: IncPlan, path: KeyPath, value: Any, flag: str) -> None:
-    """A flag's value; what a file had written in its place is told."""
+    """Sets a flag's value; notes the value of a file that it replaces."""
     before = plan.origin.get(path, "")
     if re.search(r":\d+$", before):
-        plan.note(before, str(path[-1]), f"{flag} counts")
+        plan.note(before, str(path[-1]), f"{flag} takes precedence")
     plan.put(path, value, flag)
 
 
@@ -115,10 +132,10 @@ def _drop(plan: IncPlan, path: KeyPath) -> None:
     for key in path[:-1]:
         section = section[key]  # type: ignore[index]
     if section.pop(path[-1], None) is not None:  # type: ignore[arg-type]
-        plan.note(plan.origin.pop(path), str(path[-1]), "--num-train-epochs counts")
+        plan.note(plan.origin.pop(path), str(path[-1]), "--num-train-epochs takes precedence")
 
 
-def _criterion(plan: IncPlan, at: KeyPath, source: IncSource, path: KeyPath, taught: bool) -> None:
+def _criterion(plan: IncPlan, at: KeyPath, source: IncSource, path: KeyPath, has_teacher: bool) -> None:
     criterion = source.peek(*path, "criterion")
     if criterion is None or "criterion" in _at(plan, at):
         return
@@ -126,16 +143,16 @@ def _criterion(plan: IncPlan, at: KeyPath, source: IncSource, path: KeyPath, tau
     if criterion.SelfKnowledgeDistillationLoss is not None:
         raise source.refuse(
             (*where, "SelfKnowledgeDistillationLoss"),
-            "a model does not teach itself here",
+            "self-distillation is not supported",
             "KnowledgeDistillationLoss and --teacher",
         )
     plain = criterion.CrossEntropyLoss or criterion.SparseCategoricalCrossentropy
     if plain is not None:
         named = "CrossEntropyLoss" if criterion.CrossEntropyLoss else "SparseCategoricalCrossentropy"
         if path[0] == "distillation":
-            raise source.refuse((*where, named), "this loss has no teacher", "KnowledgeDistillationLoss: {…}")
+            raise source.refuse((*where, named), "not a distillation loss", "KnowledgeDistillationLoss: {…}")
         if plain.reduction not in ("mean", "auto", "sum_over_batch_size"):
-            raise source.refuse((*where, named, "reduction"), "losses are means over examples", "reduction: mean")
+            raise source.refuse((*where, named, "reduction"), "only the mean over examples is supported", "mean")
         return
     name = (
         "KnowledgeDistillationLoss"
@@ -143,11 +160,11 @@ def _criterion(plan: IncPlan, at: KeyPath, source: IncSource, path: KeyPath, tau
         else "IntermediateLayersKnowledgeDistillationLoss"
     )
     settings = getattr(criterion, name)
-    if not taught:
-        raise source.refuse((*where, name), "who teaches?", "--teacher MODEL")
+    if not has_teacher:
+        raise source.refuse((*where, name), "distillation needs a teacher model", "--teacher MODEL")
     source.take(*where)
     if name == "KnowledgeDistillationLoss" and settings.loss_types[0] != "CE":
-        raise source.refuse((*where, name, "loss_types"), "the loss with the labels is cross entropy", "[CE, KL]")
+        raise source.refuse((*where, name, "loss_types"), "the first loss must be cross entropy (CE)", "[CE, KL]")
     for key in type(settings).model_fields:
         value = getattr(settings, key)
         if key == "layer_mappings":
@@ -176,7 +193,7 @@ def _distillation_flags(plan: IncPlan, at: KeyPath, flags: IncFlags) -> None:
         if value is None:
             continue
         if settings is None:
-            plan.note(flag, key, "the loss compares hidden layers")
+            plan.note(flag, key, "the loss compares hidden layers, not logits")
             continue
         _override(
             plan, (*at, "KnowledgeDistillationLoss", key), list(value) if isinstance(value, tuple) else value, flag

@@ -1,4 +1,4 @@
-"""From INC's files to a recipe: the stages they amount to, the task, the promise. Larger sections have their files."""
+"""Translation of INC's files to a recipe: stages, task, accuracy criterion. Larger sections have their own modules."""
 
 import re
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ _SECTIONS = ("pruning", "quantization", "distillation", "train", "evaluation")
 
 
 def translate(sources: Sequence[IncSource], flags: IncFlags, placeholders: bool) -> IncPlan:
-    """The recipe that INC's files and flags amount to.
+    """Translates INC's files and flags to a recipe.
 
     Raises:
-        UserError: Something cannot be honoured, or a flag is missing.
+        UserError: A setting is not supported, or a flag is missing.
     """
     plan = IncPlan()
     owners = {name: _owner(sources, name) for name in _SECTIONS}
-    prunes, eight_bits, teaches = owners["pruning"], owners["quantization"], owners["distillation"]
-    if not (prunes or eight_bits or teaches):
+    prunes, quantizes, distills = owners["pruning"], owners["quantization"], owners["distillation"]
+    if not (prunes or quantizes or distills):
         raise UserError(
-            "nothing to do in this file: no pruning, distillation or quantization",
+            "nothing to do: the file has no pruning, distillation or quantization section",
             where=str(sources[0].path),
             instead="pruning: {approach: …}, or quantization: {approach: …}",
         )
@@ -35,39 +35,41 @@ def translate(sources: Sequence[IncSource], flags: IncFlags, placeholders: bool)
     model = _flag(flags.model, "--model", "<model>", placeholders)
     plan.put(("model", "source"), model, "--model")
     task = _task(plan, owners["evaluation"], flags, placeholders)
-    transfers = prunes is not None or eight_bits is None
+    transfers = prunes is not None or quantizes is None
     locks = pruning(plan, prunes) if prunes else True
     if not transfers:
-        why = "--model: the files prune nothing, so it is a model of the task"
+        why = "--model: used as the task model, because the files have no pruning section"
         plan.put(("tasks", task, "ready", "transfer"), model, why)
     elif locks:
         plan.put(("ready", "student"), model, "--model: its zeros are locked")
-    teacher = flags.teacher or ("<teacher>" if placeholders and teaches else None)
+    teacher = flags.teacher or ("<teacher>" if placeholders and distills else None)
     if teacher:
         plan.put(("tasks", task, "ready", "task_teacher"), teacher, "--teacher")
-    elif teaches:
-        raise UserError("who teaches?", where=teaches.where("distillation"), instead="--teacher MODEL")
-    trains = eight_bits is not None and eight_bits.peek("quantization", "approach") == "quant_aware_training"
+    elif distills:
+        what = "distillation needs a teacher model"
+        raise UserError(what, where=distills.where("distillation"), instead="--teacher MODEL")
+    trains = quantizes is not None and quantizes.peek("quantization", "approach") == "quant_aware_training"
     stages = ["transfer"] * transfers + ["quantize"] * trains
     for stage in stages:
         training(plan, stage, stages, owners, flags, bool(teacher))
     if not stages:
         for flag in (f for f in TRAINING_FLAGS if getattr(flags, f) is not None):
-            plan.note("flag", f"--{flag.replace('_', '-')}", "nothing is trained")
-    if eight_bits:
-        quantization(plan, eight_bits)
-        _tuning(plan, eight_bits)
-    plan.put(("export",), {}, "every file ends in IR")
-    plan.put(("benchmark",), {}, "every file ends in figures")
+            plan.note("flag", f"--{flag.replace('_', '-')}", "no stage trains")
+    if quantizes:
+        quantization(plan, quantizes)
+        _tuning(plan, quantizes)
+    plan.put(("export",), {}, "always added")
+    plan.put(("benchmark",), {}, "always added")
     _speed(plan, owners["evaluation"])
     return plan
 
 
 def _name(plan: IncPlan, sources: Sequence[IncSource], flags: IncFlags) -> None:
-    """What the run is called, and where INC's workspace puts it."""
+    """Sets the run name, the description and INC's workspace folder."""
     for source in sources:
         if not source.take("model", "framework").startswith(("pytorch", "NA")):
-            raise source.refuse(("model", "framework"), "this toolkit compresses PyTorch models", "framework: pytorch")
+            what = "only PyTorch models are supported"
+            raise source.refuse(("model", "framework"), what, "framework: pytorch")
         if source.written("tuning", "workspace", "path") and plan.run_folder is None:
             plan.run_folder = source.take("tuning", "workspace", "path")
     name = flags.name or sources[0].take("model", "name")
@@ -77,14 +79,14 @@ def _name(plan: IncPlan, sources: Sequence[IncSource], flags: IncFlags) -> None:
 
 
 def _owner(sources: Sequence[IncSource], section: str) -> IncSource | None:
-    """The file that has a section; two may have it only if they say the same."""
+    """Returns the file that has a section; several files may have it only if its content is equal."""
     found = [s for s in sources if s.peek(section) is not None]
     for other in found[1:]:
         if other.peek(section) != found[0].peek(section):
             raise UserError(
-                f"`{section}` is in {found[0].path.name} as well, and says something else there",
+                f"`{section}` is also in {found[0].path.name}, with different content",
                 where=other.where(section),
-                instead=f"one file with `{section}`",
+                instead=f"only one file with `{section}`",
             )
         other.take(section)
     return found[0] if found else None
@@ -92,12 +94,12 @@ def _owner(sources: Sequence[IncSource], section: str) -> IncSource | None:
 
 def _flag(value: str | None, flag: str, placeholder: str, placeholders: bool) -> str:
     if value is None and not placeholders:
-        raise UserError(f"{flag} is missing: INC's files do not say it", instead=f"{flag} …")
+        raise UserError(f"{flag} is missing: INC's files do not contain this setting", instead=f"{flag} …")
     return value or placeholder
 
 
 def _seed(plan: IncPlan, sources: Sequence[IncSource], flags: IncFlags) -> None:
-    """The flag's, else the first that is written; a file that says the same agrees with it."""
+    """Sets the seed: the flag, else the first file's that has one. Other files with the same value are not noted."""
     written = [s for s in sources if s.written("tuning", "random_seed")]
     if flags.seed is not None:
         plan.put(("seed",), flags.seed, "--seed")
@@ -144,12 +146,12 @@ def _task(plan: IncPlan, evaluation: IncSource | None, flags: IncFlags, placehol
 
 
 def _public(name: str) -> str:
-    """The public task that a name means: SST-2, stsb, or mnli-mm for the mismatched dev split of MNLI."""
+    """Returns the preset of a task name: SST-2, stsb, or mnli-mm for the mismatched dev split of MNLI."""
     return name.lower().replace("-", "").replace("_", "").removesuffix("mm")
 
 
 def _metrics(evaluation: IncSource | None, public: dict[str, Any]) -> tuple[list[str], str]:
-    """INC's metric in the recipe's words; none where the public task's own are meant."""
+    """Returns the recipe's metrics for INC's metric, and their origin; empty if the preset's metrics apply."""
     at = ("evaluation", "accuracy", "metric")
     metric = evaluation.peek(*at) if evaluation else None
     if metric is None or evaluation is None:
@@ -165,13 +167,13 @@ def _metrics(evaluation: IncSource | None, public: dict[str, Any]) -> tuple[list
         return ["f1", "exact_match"], evaluation.where(*at, name)
     raise evaluation.refuse(
         (*at, name),
-        "this metric is not computed here of this task",
+        "this metric is not supported for this task",
         "topk: 1, Accuracy, F1 or GLUE of a classification task; SquadF1 of squad",
     )
 
 
 def _tuning(plan: IncPlan, source: IncSource) -> None:
-    """The promise and the search, from the file that quantizes."""
+    """Translates accuracy criterion and tuning of the file that has the quantization section."""
     at: KeyPath = ("quantize", "tuning")
     criterion = source.peek("tuning", "accuracy_criterion")
     kind = "absolute" if criterion is not None and criterion.absolute is not None else "relative"
@@ -179,7 +181,7 @@ def _tuning(plan: IncPlan, source: IncSource) -> None:
     if criterion is not None and not criterion.higher_is_better:
         raise source.refuse(
             ("tuning", "accuracy_criterion", "higher_is_better"),
-            "higher is better for every metric here",
+            "higher is better for all supported metrics",
             "higher_is_better: true",
         )
     source.take("tuning", "accuracy_criterion", kind)
@@ -194,12 +196,12 @@ def _tuning(plan: IncPlan, source: IncSource) -> None:
     objective = source.take("tuning", "objective")
     where = source.where("tuning", "objective")
     if several is not None and source.written("tuning", "objective"):
-        raise source.refuse(("tuning", "multi_objectives"), "`objective` says it as well", "one of the two")
+        raise source.refuse(("tuning", "multi_objectives"), "cannot be combined with `objective`", "one of the two")
     if several is not None:
         if len(several.objective) != 1:
             raise source.refuse(
                 ("tuning", "multi_objectives"),
-                "one objective chooses among those that meet the criterion",
+                "only one objective is supported",
                 "objective: performance",
             )
         objective, where = several.objective[0], source.where("tuning", "multi_objectives", "objective")
@@ -214,13 +216,13 @@ def _tuning(plan: IncPlan, source: IncSource) -> None:
     if source.take("tuning", "exit_policy", "performance_only"):
         if source.written("tuning", "exit_policy", "max_trials"):
             plan.note(
-                source.where("tuning", "exit_policy", "max_trials"), "max_trials", "performance_only is one trial"
+                source.where("tuning", "exit_policy", "max_trials"), "max_trials", "performance_only implies one trial"
             )
         plan.put((*at, "exit_policy", "max_trials"), 1, source.where("tuning", "exit_policy", "performance_only"))
 
 
 def _speed(plan: IncPlan, source: IncSource | None) -> None:
-    """Threads, streams and batch of the benchmark."""
+    """Translates threads, streams and batch size of the benchmark."""
     if source is None:
         return
     at: KeyPath = ("evaluation", "performance")

@@ -1,6 +1,5 @@
 """INC's files as recipes: what each section becomes, what flags do, and that nothing in a file is lost."""
 
-
 import pytest
 
 from toolkit.core import paths
@@ -93,7 +92,9 @@ def test_the_seed_is_the_first_that_is_written_and_others_are_told(read):
 def test_a_criterion_in_a_file_that_quantizes_nothing_is_told(read):
     plan, recipe = read(LOCK + "tuning: {accuracy_criterion: {relative: 0.2}}\n", QAT)
     assert recipe.quantize.tuning.accuracy_criterion.relative == 0.01
-    assert any("tuning.accuracy_criterion.relative: this file quantizes nothing" in note for note in plan.notes)
+    assert any(
+        "tuning.accuracy_criterion.relative: this file has no quantization section" in note for note in plan.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,8 @@ def test_flags_win_over_files_and_say_so(read):
     assert recipe.transfer.train.optimizer.SGD.learning_rate == 0.5
     assert recipe.quantize.train.epoch == 3
     told = "\n".join(plan.notes)
-    assert "epoch: --num-train-epochs counts" in told
-    assert "quantize has overrides such as quantize.quantization.train.epoch=3" in told
+    assert "epoch: --num-train-epochs takes precedence" in told
+    assert "for quantize use overrides such as quantize.quantization.train.epoch=3" in told
 
 
 def test_iterations_of_an_epoch_make_steps_and_a_span_of_epochs_their_number(read):
@@ -171,7 +172,7 @@ def test_n_of_m_says_its_sparsity_itself(read):
     plan, recipe = read(text)
     (pruner,) = recipe.transfer.pruning.approach.weight_compression.resolve()
     assert pruner.target_sparsity == 0.5
-    assert "what 2:4 means" in plan.origin.values()
+    assert "implied by 2:4" in plan.origin.values()
 
 
 def test_cube_stays_incs_cube(read):
@@ -201,8 +202,8 @@ def test_formats_by_model_type_and_operation_arrive_and_other_candidates_are_tol
     assert section.wanted("bert.layer.1.x", "MatMul").activation.dtype == "fp32"
     assert section.recipes.fast_bias_correction is True
     told = "\n".join(plan.notes)
-    assert "sampling_size: the first, 100, is taken" in told
-    assert "granularity: per_channel: per_tensor is taken" in told
+    assert "sampling_size: only the first value, 100, is used" in told
+    assert "granularity: per_channel: per_tensor is used" in told
     assert "dtype: bf16: the operation is kept in FP32" in told
 
 
@@ -232,10 +233,14 @@ STATIC = QAT.replace("quant_aware_training", "post_training_static_quant")
 @pytest.mark.parametrize(
     ("text", "flags", "told"),
     [
-        (STATIC, {"learning_rate": 0.1}, "--learning-rate: nothing is trained"),
-        (QAT + "tuning: {exit_policy: {performance_only: true, max_trials: 9}}\n", {}, "performance_only is one trial"),
+        (STATIC, {"learning_rate": 0.1}, "--learning-rate: no stage trains"),
+        (
+            QAT + "tuning: {exit_policy: {performance_only: true, max_trials: 9}}\n",
+            {},
+            "performance_only implies one trial",
+        ),
         (QAT + "tuning: {multi_objectives: {objective: [modelsize], weight: [1]}}\n", {}, "multi_objectives.weight"),
-        (LOCK, {"temperature": 2.0}, "nobody teaches"),
+        (LOCK, {"temperature": 2.0}, "there is no --teacher"),
     ],
 )
 def test_keys_and_flags_that_others_overrule_are_told(read, text, flags, told):
@@ -262,7 +267,7 @@ def test_squad_f1_is_the_metric_of_squad_and_of_no_other_task(read):
     text = LOCK + "evaluation: {accuracy: {metric: {SquadF1: {}}}}\n"
     _, recipe = read(text, flags=IncFlags(**{**vars(FLAGS), "task": "squad"}))
     assert recipe.tasks["squad"].metrics == ("f1", "exact_match")
-    with pytest.raises(UserError, match="not computed here of this task"):
+    with pytest.raises(UserError, match="not supported for this task"):
         read(text, flags=FLAGS)
 
 
@@ -282,9 +287,9 @@ def test_the_explanation_says_where_a_value_comes_from_and_what_back_ends_do(rea
     text = explain(plan)
     assert "pattern: tile_pattern_4x1" in text
     assert "file0.yaml:2" in text
-    assert "inc: can do it; nncf: cannot do pattern 'tile_pattern_4x1'; magnitude: can do it" in text
-    assert "done by NNCF" in text
-    assert "# understood, not used" not in text
+    assert "inc: supported; nncf: no support for pattern 'tile_pattern_4x1'; magnitude: supported" in text
+    assert "implemented by NNCF" in text
+    assert "# ignored: " not in text
 
 
 def test_a_key_with_line_breaks_in_it_breaks_no_comment(read):
