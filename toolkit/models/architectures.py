@@ -13,6 +13,8 @@ from typing import Any
 # Encoder layer in a parameter name, in all BERT-like naming schemes: bert.encoder.layer.3…,
 # distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
 _LAYER = re.compile(r"(?:^|[._])layers?\.(\d+)\.(?!.*embedding)")
+# How parameter names of an encoder begin that was saved without a head.
+BARE_ENCODER = ("encoder.", "transformer.", "embeddings.", "pooler.")
 _BERT_MATRICES = {
     "attention.self.query": "hh",
     "attention.self.key": "hh",

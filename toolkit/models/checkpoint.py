@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import encoder_prefix, is_in_layer
+from toolkit.models.architectures import BARE_ENCODER, encoder_prefix, is_in_layer
 
 MIN_SPARSITY = 0.01  # a model with a smaller fraction of zeros was never pruned
-_BARE = ("encoder.", "transformer.", "embeddings.", "pooler.")  # parameter names of an encoder saved without a head
 # safetensors dtype -> bytes, and the bits that are all 0 in +0.0 and -0.0 (all but the sign).
 _FLOATS = {"F64": (8, 0x7FFF_FFFF_FFFF_FFFF), "F32": (4, 0x7FFF_FFFF), "F16": (2, 0x7FFF), "BF16": (2, 0x7FFF)}
 # Names of tensors that only quantized models have, as saved by torch, INC, NNCF, compressed-tensors and GPTQ.
@@ -71,7 +70,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             for name, entry in header.items():
                 if name != "__metadata__":
                     start, stop = (size + 8 + int(offset) for offset in entry["data_offsets"])
-                    found[f"{prefix}{name}" if name.startswith(_BARE) else name] = StoredTensor(
+                    found[f"{prefix}{name}" if name.startswith(BARE_ENCODER) else name] = StoredTensor(
                         path, str(entry["dtype"]), tuple(entry["shape"]), start, stop
                     )
         except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):

@@ -63,7 +63,7 @@ def mlm_head(model: "PreTrainedModel") -> VocabularyHead:
     raise UserError(
         f"the masked-LM head of {type(model).__name__} is not supported",
         where="model.source",
-        instead="BERT, DistilBERT, RoBERTa, ELECTRA or ALBERT",
+        instead=f"a model of type {', '.join(ARCHITECTURES)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a task's kind means for a model: the head, its logits, the loss against the labels. One entry per kind."""
+"""Task heads: model class, logits and label loss of each kind of task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from toolkit.recipe import Kind
 
-_IMPOSSIBLE = -1e9  # logit of a position that cannot be an answer: its probability is exactly 0
+_IMPOSSIBLE = -1e9  # logit of a position that cannot be part of an answer: its probability is exactly 0
 
 
 def _no_settings(labels: Sequence[str]) -> dict[str, Any]:
@@ -21,19 +21,19 @@ def _no_settings(labels: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TaskHead:
-    """The head of a task's kind.
+    """Head for one kind of task.
 
     Attributes:
-        auto_class: transformers' class that loads a model with this head.
-        logits: (the model's output, its inputs) to logits of a batch: [n, C], or [n, C, length] with C logits per
-            token.
-        label_loss: (logits, batch) to the loss against the labels, summed over the examples.
-        synthetic_labels: (examples, tokens of each) to random labels, for measuring training steps.
-        width: Class names to C.
-        settings: Class names to what the model's `config.json` says about the head.
+        auto_class: The transformers class that loads a model with this head.
+        logits: (model output, model inputs) -> logits of a batch: [n, C], or [n, C, length] with C logits per token.
+        label_loss: (logits, batch) -> loss against the labels, summed over the examples.
+        synthetic_labels: (number of examples, tokens of each) -> random labels, for measuring training steps.
+        width: Class names -> C.
+        settings: Class names -> settings of the head in the model's `config.json`.
         per_token: The logits of one example are [C, length].
-        distributions: Distributions of one example that are compared with the teacher's, each along the last dimension.
-        distance: The only distance from the teacher that makes sense; None: the one that the recipe names.
+        distributions: Number of distributions per example that are compared with the teacher's, along the last
+            dimension.
+        distance: The only meaningful distance from the teacher; None: the one that the recipe names.
     """
 
     auto_class: Any
@@ -48,19 +48,19 @@ class TaskHead:
 
 
 def task_logits(kind: Kind, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """A forward pass: [n, C] of a classifier (C = 1: a number), [n, 2, length] of starts and ends of an answer.
+    """Runs a forward pass; returns logits [n, C] (regression: C = 1), or [n, 2, length] for starts and ends of answers.
 
-    Padding cannot be an answer, so logits do not depend on the other examples of a batch.
+    Padding cannot be part of an answer, so logits do not depend on the other examples of a batch.
     """
     return HEADS[kind].logits(model(**inputs), inputs)
 
 
 def pad_logits(logits: Sequence[np.ndarray], per_token: bool) -> Tensor:
-    """Logits of single examples as `task_logits` returns them for a batch.
+    """Collates logits of single examples into a batch, as `task_logits` returns it.
 
     Args:
         logits: One array per example: [C], or with `per_token` [C, length], each with its own length.
-        per_token: The layout, as of `TaskHead.per_token`.
+        per_token: Whether the logits are per token (`TaskHead.per_token`).
     """
     if not per_token:
         return torch.from_numpy(np.stack(logits))
@@ -123,7 +123,7 @@ HEADS: dict[Kind, TaskHead] = {
         synthetic_labels=lambda count, length: {"labels": torch.rand(count)},
         width=lambda labels: 1,
         settings=lambda labels: {"num_labels": 1, "problem_type": "regression"},
-        distance="MSE",  # a number is no distribution
+        distance="MSE",  # a single number is not a distribution
     ),
     "question_answering": TaskHead(
         auto_class=AutoModelForQuestionAnswering,

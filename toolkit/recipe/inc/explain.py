@@ -1,10 +1,10 @@
 """Annotated YAML of a translated recipe: comments give the origin of each value and the library that implements it."""
 
-from typing import Any
+from typing import Any, get_args
 
 from toolkit.core.yaml_document import KeyPath, dump_flow
 from toolkit.recipe.inc.inc_file import IncPlan
-from toolkit.recipe.pruning import WeightCompression, unsupported
+from toolkit.recipe.pruning import Backend, WeightCompression, unsupported
 
 _WIDTH = 44  # column of the comments
 
@@ -108,7 +108,7 @@ def _backends(plan: IncPlan, path: KeyPath, pruner: dict[str, Any]) -> list[str]
     if resolved.prune_type == "pattern_lock":
         return ["enforced by the toolkit for every back end: zero weights stay exactly zero"]
     support = []
-    for backend in ("inc", "nncf", "magnitude"):
+    for backend in get_args(Backend):
         problem = unsupported(backend, resolved)
         support.append(f"{backend}: no support for {problem}" if problem else f"{backend}: supported")
     return ["; ".join(support)]

@@ -5,6 +5,7 @@ from typing import Any
 
 from toolkit.core.yaml_document import KeyPath
 from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, IncSource
+from toolkit.recipe.inc.schema_train import KDLossSettings
 
 # Epochs and learning rate of INC's published commands for Prune-OFA, where they are flags and not in the files.
 _PUBLISHED = {"transfer": (9, 1e-4), "quantize": (3, 1e-5)}
@@ -58,8 +59,7 @@ def training(
     for source, path in _sources(owners, [own, "distillation"]):  # one distillation section applies to all stages
         _criterion(plan, at, source, path, has_teacher)
     if has_teacher and "criterion" not in plan.recipe[stage]["distillation"]["train"]:
-        settings = {"temperature": 1.0, "loss_types": ["CE", "CE"], "loss_weights": [0.5, 0.5]}
-        for key, value in settings.items():
+        for key, value in KDLossSettings().model_dump(mode="json").items():
             plan.put((*at, "criterion", "KnowledgeDistillationLoss", key), value, "INC's default")
     if has_teacher:
         _distillation_flags(plan, (*at, "criterion"), flags)
