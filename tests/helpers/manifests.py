@@ -1,4 +1,4 @@
-"""Made-up but realistic manifests of a whole run, as `pipeline.finished` would give them."""
+"""Synthetic but realistic manifests of a complete run, as returned by `graph.finished_manifests`."""
 
 import math
 import random
@@ -191,7 +191,7 @@ def run_manifests(
     shift: float = 0.0,
     variants: tuple[str, ...] = tuple(VARIANTS),
 ) -> list[Manifest]:
-    """A whole run as `pipeline.finished` would give it."""
+    """Manifests of a complete run, as returned by `graph.finished_manifests`."""
     train = {"batch_size": 16, "gradient_accumulation_steps": 2}
     student = manifest(
         "student",

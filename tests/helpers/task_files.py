@@ -12,7 +12,7 @@ from toolkit.recipe import Task
 COLUMNS = ("one", "two", "label")
 GOOD = [("a", "b", "no"), ("c", "d", "yes"), ("e", "f", "no")]
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
-COUNTED = "3 rows to train on, 3 measured; classes no (2), yes (1)"  # of GOOD, as train and as dev
+COUNTED = "3 training rows, 3 evaluation rows; classes no (2), yes (1)"  # of GOOD, as train and as dev
 NULLS = ("jsonl", "parquet")  # the formats that tell nothing from an empty text
 
 

@@ -109,7 +109,7 @@ def finished(recipe_file, tmp_path_factory):
     process = start(recipe_file, two)
     alone(recipe_file, one)
     said = finish(process)
-    assert said.count("the teacher answers the 432 training examples") == 1
+    assert said.count("computing teacher logits for 432 training examples") == 1
     return {1: one / "tiny", 2: two / "tiny"}
 
 
@@ -149,7 +149,7 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(finished, recipe_file
 
 def test_a_run_of_one_process_killed_while_it_pruned_goes_on_with_two(finished, recipe_file, tmp_path):
     kill_in("student", recipe_file, tmp_path, launcher=())
-    assert "goes on from step" in finish(start(recipe_file, tmp_path))
+    assert "resuming from step" in finish(start(recipe_file, tmp_path))
     assert manifest(tmp_path / "tiny", "student")["metrics"]["processes"] == 2
     assert_alike(finished[1], tmp_path / "tiny", 2e-5)
 

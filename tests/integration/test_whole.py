@@ -176,7 +176,7 @@ def test_what_was_made_of_an_input_that_came_out_otherwise_is_made_anew(
 )
 def test_a_stage_without_what_it_needs_is_told_before_anything_runs(finished, tmp_path, gone, stage, need):
     recipe = finished[0].model_copy(update=dict.fromkeys(gone))
-    words = f"stage `{stage}` of task 'toy' needs `{need}`, which nothing makes"
+    words = f"stage `{stage}` of task 'toy' needs `{need}`, which no stage provides"
     with pytest.raises(UserError, match=re.escape(words)):
         Run(recipe, tmp_path, lambda step: pytest.fail(f"{step.label} has begun"))()
 
@@ -248,7 +248,7 @@ def test_a_damaged_artifact_is_named_and_nothing_is_lost(finished, tmp_path):
     shutil.copytree(folder, copied)
     weights = copied / "student/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
-    with pytest.raises(UserError, match="not the ones"):
+    with pytest.raises(UserError, match="files differ from those that the stage wrote"):
         Run(recipe, copied, lambda step: nullcontext(NullProgress()))()
     assert (copied / "teacher/manifest.json").is_file()
 

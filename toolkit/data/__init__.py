@@ -1,1 +1,1 @@
-"""From files to batches: tables, tasks, pre-training text, masking, sampling."""
+"""Data pipeline from files to batches: tables, tasks, pre-training text, masking and sampling."""

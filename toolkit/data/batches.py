@@ -1,4 +1,4 @@
-"""The one place that knows a batch: its keys, its padding, and which of its tensors a model takes."""
+"""Layout of a batch: its keys, its padding, and which of its tensors are model inputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The names under which examples carry what a model should answer: never a model's input.
+# Keys of the labels in an example; they are never model inputs.
 LABEL_KEYS = ("labels", "start_positions", "end_positions", "next_sentence_label")
-KD_POSITIONS = "kd_positions"  # the name under which a batch says where student and teacher are compared, bool
-TEACHER_LOGITS = "teacher_logits"  # the name under which a batch carries what the teacher answers
+KD_POSITIONS = "kd_positions"  # key of the positions at which student and teacher are compared, bool
+TEACHER_LOGITS = "teacher_logits"  # key of the cached logits of the teacher
 Batch = dict[str, Any]
-# What a batch tells the losses: where the teacher is compared, and what sums are divided by.
+# Keys that only the losses read: where the teacher is compared, and the divisors of the sums.
 _LOSS_KEYS = (KD_POSITIONS, "items", "kd_items", "examples")
 
 
 def model_inputs(batch: Batch) -> Batch:
-    """The tensors that go into a model's forward pass: no labels, no teacher's logits, no counts."""
+    """Returns the tensors that go into a model's forward pass: no labels, teacher logits or counts."""
     return {k: v for k, v in batch.items() if k not in (*LABEL_KEYS, TEACHER_LOGITS, *_LOSS_KEYS)}
 
 
@@ -25,11 +25,15 @@ _FILLERS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, KD_POSITIO
 
 
 def pad_masked(items: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
-    """One batch of masked sequences, int64: input_ids, labels, attention_mask (and token_type_ids), [n, longest].
+    """Collates masked sequences into a batch, padded on the right to the longest one.
 
-    So are positions that are drawn by chance, bool.
+    Args:
+        items: Examples, each with `input_ids` and `labels`.
+        pad_id: The tokenizer's padding id.
 
-    `next_sentence_label` of pairs is [n].
+    Returns:
+        `input_ids`, `labels`, `attention_mask` (and `token_type_ids`), [n, longest] int64; sampled `kd_positions`,
+        [n, longest] bool; for pairs `next_sentence_label`, [n] int64.
     """
     lengths = np.array([len(item["input_ids"]) for item in items])
     batch = {"attention_mask": (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)}
@@ -48,10 +52,16 @@ _PAD_VALUES = {"attention_mask": 0, "token_type_ids": 0}
 
 
 def pad(features: Sequence[Mapping[str, Any]], pad_id: int, to: int | None = None) -> dict[str, Tensor]:
-    """One batch, int64: inputs [n, length] padded on the right to the longest example (or to `to`), labels [n]."""
+    """Collates examples into a batch: inputs [n, length] int64, padded on the right, and labels [n].
+
+    Args:
+        features: Examples: name of an input -> ids, name of a label -> number.
+        pad_id: The tokenizer's padding id.
+        to: Length of the padded inputs; None: that of the longest example.
+    """
     length = max(len(f["input_ids"]) for f in features)
     if to is not None:
-        assert length <= to, f"an example of {length} tokens does not fit into {to}"
+        assert length <= to, f"an example of {length} tokens is longer than {to}"
         length = to
     batch = {}
     for name in features[0]:

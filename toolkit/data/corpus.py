@@ -1,4 +1,4 @@
-"""Pre-training text: streamed, and tokenised once into memory-mapped files that all stages of a run share."""
+"""Pre-training corpus: text is streamed and tokenised once into memory-mapped files shared by all stages of a run."""
 
 import hashlib
 import itertools
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SPLITS = ("train", "valid")
-_VALID_EVERY = 20  # one document in so many is for validation
-_LONGEST_DOCUMENT = 100  # paragraphs; a file without blank lines is cut into documents of this length
-_BATCH = 512  # paragraphs tokenised at a time
-_MOSTLY_UNKNOWN = 0.9  # of the tokens; a text with more of them is in a script that the vocabulary does not have
-_TELL_EVERY = 20_000_000  # tokens
+_VALID_EVERY = 20  # every 20th document belongs to the validation split
+_LONGEST_DOCUMENT = 100  # paragraphs; a file without blank lines is split into documents of this length
+_BATCH = 512  # paragraphs per tokenizer call
+_MOSTLY_UNKNOWN = 0.9  # fraction of [UNK]; a text with more of them is in a script that the vocabulary lacks
+_LOG_EVERY = 20_000_000  # tokens
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences of different lengths, memory-mapped. Item i: [length] int64, with [CLS] and [SEP].
+    """Memory-mapped token sequences of different lengths. Item i: [length] int64, with [CLS] and [SEP].
 
     Attributes:
-        ids: All sequences, one after the other.
-        ends: Where in `ids` each sequence ends, [n].
+        ids: Token ids of all sequences, concatenated.
+        ends: End of each sequence in `ids`, exclusive, [n].
     """
 
     ids: np.ndarray
@@ -56,29 +56,29 @@ class Sequences:
         return self.ids[start : self.ends[index]].astype(np.int64)
 
     def example(self, index: int) -> dict[str, np.ndarray]:
-        """What a model reads of a sequence, before anything is masked."""
+        """Returns the model inputs of a sequence, before masking."""
         return {"input_ids": self[index]}
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence, [n] int64."""
+        """Number of tokens of each sequence, [n] int64."""
         return np.diff(self.ends, prepend=0)
 
     @property
     def tokens(self) -> int:
-        """Of all sequences."""
+        """Number of tokens of all sequences."""
         return int(self.ids.size)
 
 
 @dataclass(frozen=True)
 class CorpusData:
-    """A tokenised corpus. Train and validation have no document in common."""
+    """A tokenised corpus; no document is in both the train and the validation split."""
 
     train: Sequences | PairSequences
     valid: Sequences | PairSequences
 
     def summary(self) -> dict[str, int]:
-        """Sequences and tokens of both splits, for the manifest."""
+        """Returns the numbers of sequences and tokens of both splits, for the manifest."""
         splits = {"train": self.train, "valid": self.valid}
         counts = {f"{name}_sequences": len(split) for name, split in splits.items()}
         return counts | {f"{name}_tokens": split.tokens for name, split in splits.items()}
@@ -93,39 +93,39 @@ def load_corpus(
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
 ) -> CorpusData:
-    """Tokenises the corpus into a folder of `cache`, or opens what lies there for the same texts and settings.
+    """Tokenises the corpus into a folder of `cache`, or opens the folder made from the same texts and settings.
 
-    Needs little memory, however long the text. The tasks' train texts come first, then the files; reading stops at
-    `section.limit` sequences. Who is killed while it reads starts anew, streamed text too.
+    Memory use is small and does not depend on the size of the text. The tasks' train texts come first, then the files;
+    reading stops at `section.limit` sequences. Interrupted reading starts from the beginning, streamed text included.
 
     Args:
-        section: Which texts, and how they are cut.
+        section: The texts, and how they are cut into sequences.
         corpus_tasks: The tasks that `section.tasks` names.
-        tokenizer: Of the model that reads them.
-        cache: Folder that all stages of a run share.
-        seed: Of the pairs.
-        say: Is told how far the reading is.
+        tokenizer: The tokenizer of the model that is pre-trained.
+        cache: Folder shared by all stages of a run.
+        seed: Seed of the segment pairs.
+        log: Receives progress messages.
 
     Raises:
-        UserError: A file is missing, not text or without any, there is too little text, the vocabulary does not know
-            it, or `max_seq_length` is more than the model takes.
+        UserError: A file is missing, not text or empty, there is too little text, the vocabulary does not cover it, or
+            `max_seq_length` exceeds the model's maximum.
     """
     require_length(section.max_seq_length, tokenizer.model_max_length, "corpus")
     if section.whole_word_masking:
         require_word_marks(tokenizer)
     folder = cache / f"corpus-{_key(section, corpus_tasks, tokenizer, seed)[:16]}"
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)  # half the size where words allow it
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)  # half the size if ids fit
     if not folder.is_dir():
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write(section, corpus_tasks, tokenizer, partial, dtype, seed, log)
-        partial.rename(folder)  # so a folder of this name is always whole
+        partial.rename(folder)  # atomic: a folder of this name is always complete
     return CorpusData(*(_open(folder / split, section, tokenizer, dtype) for split in _SPLITS))
 
 
 def _key(section: Corpus, corpus_tasks: Mapping[str, Task], tokenizer: "PreTrainedTokenizerFast", seed: int) -> str:
-    """Of all that the sequences depend on; how they are masked is not part of it."""
+    """Cache key of everything that the sequences depend on; how they are masked is not part of it."""
     files = [hub_split(s).content if is_hub(s) else file_hash(fetch_file(s)) for s in section.files]
     tasks_read = {
         name: [task.model_dump(mode="json", include=TEXT_FIELDS), file_hash(fetch_file(task.train))]
@@ -153,24 +153,24 @@ def _write(
         kind(folder / "train", section, tokenizer, dtype, limits[0]) as train,
         kind(folder / "valid", section, tokenizer, dtype, limits[1]) as valid,
     ):
-        stream, told = iter(_texts(section, corpus_tasks)), 0
+        stream, logged = iter(_texts(section, corpus_tasks)), 0
         while (batch := list(itertools.islice(stream, _BATCH))) and not (train.full and valid.ready):
             pieces = [(document, text) for document, paragraph in batch for text in train.pieces(paragraph)]
-            # The tokenizer proper: no offsets, no padding, a third of the time of calling the wrapper.
+            # The Rust tokenizer without its wrapper: no offsets, no padding, a third of the time.
             encoded = tokenizer.backend_tokenizer.encode_batch_fast([t for _, t in pieces], add_special_tokens=False)
             for (document, _), encoding in zip(pieces, encoded, strict=True):
                 writer = valid if document % _VALID_EVERY == 0 else train
                 writer.add(encoding.ids, document)
-            if train.tokens - told >= _TELL_EVERY:
-                told = train.tokens
-                log(f"reading the corpus: {told / 1e6:.0f} M tokens")
+            if train.tokens - logged >= _LOG_EVERY:
+                logged = train.tokens
+                log(f"tokenising the corpus: {logged / 1e6:.0f} M tokens")
     for split, written in zip(_SPLITS, (train, valid), strict=True):
         if written.unknown > _MOSTLY_UNKNOWN * written.words:
             raise UserError(
-                f"{written.unknown / written.words:.0%} of the tokens of its {split} split are {tokenizer.unk_token}: "
-                "this vocabulary does not know the text",
+                f"{written.unknown / written.words:.0%} of the tokens of the {split} split are {tokenizer.unk_token}: "
+                "the vocabulary does not cover this text",
                 where="corpus",
-                instead="text in a language of the model, or a model that knows this one",
+                instead="text in a language of the model, or a model with a vocabulary for this text",
             )
     if section.pairs:
         for split, limit, own_seed in zip(_SPLITS, limits, (seed, seed + 1), strict=True):
@@ -181,16 +181,16 @@ def _write(
             write_pairs(folder / f"{split}.pairs", sentence_ends, document_ends, own, own_seed)
     last = "pairs" if section.pairs else "ends"
     if not all((folder / f"{split}.{last}").stat().st_size for split in _SPLITS):
-        least = "four documents, two to train on and two" if section.pairs else "two documents, one to train on and one"
+        least, half = ("four", "two") if section.pairs else ("two", "one")
         raise UserError(
-            f"too little text: it takes {least} to validate",
+            f"too little text: at least {least} documents are needed, {half} for training and {half} for validation",
             where="corpus",
             instead="more text, with blank lines between the documents of a file",
         )
 
 
 def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[int, str]]:
-    """(document number, paragraph). Each text of a task is a document; in files, blank lines part them."""
+    """Yields (document number, paragraph). A text of a task is a document; in files, blank lines separate documents."""
     document = 0
     for name in section.tasks:
         for text in train_texts(corpus_tasks[name]):
@@ -227,7 +227,7 @@ class _Writer:
         self._first, self._last = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
         self._unknown = tokenizer.unk_token_id
         self._document = -1
-        self.tokens = self.words = self.unknown = 0  # words: tokens that are neither [CLS] nor [SEP]
+        self.tokens = self.words = self.unknown = 0  # words: tokens other than [CLS] and [SEP]
 
     def __enter__(self) -> Self:
         self._ids: BinaryIO = self._path.with_suffix(".ids").open("wb")
@@ -244,7 +244,7 @@ class _Writer:
 
 
 class _SequenceWriter(_Writer):
-    """Packed sequences, or one for each text; keeps at most one unfinished sequence in memory."""
+    """Writes packed sequences, or one sequence per text; keeps at most one unfinished sequence in memory."""
 
     def __enter__(self) -> Self:
         self._ends: BinaryIO = self._path.with_suffix(".ends").open("wb")
@@ -262,16 +262,16 @@ class _SequenceWriter(_Writer):
 
     @property
     def full(self) -> bool:
-        """Whether it takes no more."""
+        """Whether the limit is reached."""
         return self._limit is not None and self._written >= self._limit
 
     @staticmethod
     def pieces(paragraph: str) -> list[str]:
-        """What is tokenised as one."""
+        """Returns the texts to tokenise: the paragraph."""
         return [paragraph]
 
     def add(self, ids: list[int], document: int) -> None:
-        """Takes the tokens of one text; a [SEP] parts two documents in one packed sequence."""
+        """Adds the tokens of one text; a [SEP] separates two documents in a packed sequence."""
         width = self._section.max_seq_length - Sequences.specials
         if not self._section.pack:
             self._write(ids[:width])
@@ -280,10 +280,10 @@ class _SequenceWriter(_Writer):
             self._rest += self._last
         self._document = document
         self._rest += ids
-        whole = len(self._rest) // width * width
-        for start in range(0, whole, width):
+        complete = len(self._rest) // width * width
+        for start in range(0, complete, width):
             self._write(self._rest[start : start + width])
-        self._rest = self._rest[whole:]
+        self._rest = self._rest[complete:]
 
     def _write(self, ids: list[int]) -> None:
         if not ids or self.full:
@@ -294,48 +294,48 @@ class _SequenceWriter(_Writer):
 
 
 class _SentenceWriter(_Writer):
-    """Sentences of documents, from which pairs are made; keeps nothing in memory."""
+    """Writes the sentences from which segment pairs are made; keeps nothing in memory."""
 
     def __enter__(self) -> Self:
         self._sentences: BinaryIO = self._path.with_suffix(".sentences").open("wb")
         self._documents: BinaryIO = self._path.with_suffix(".documents").open("wb")
-        self._count = self._parted = 0
+        self._sentence_count = self._document_count = 0
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
-        if self._count:
-            self._documents.write(np.int64(self._count).tobytes())
+        if self._sentence_count:
+            self._documents.write(np.int64(self._sentence_count).tobytes())
         self._sentences.close()
         self._documents.close()
         super().__exit__(*error)
 
     @property
     def ready(self) -> bool:
-        """Whether there are two documents: B may be from another one."""
-        return self._parted >= 2
+        """Whether there are at least two documents, so that B can be from another one than A."""
+        return self._document_count >= 2
 
     @property
     def full(self) -> bool:
-        """Whether it takes no more: a pair has fewer tokens than are read of it, since its ends are cut."""
+        """Whether there is enough text. A pair has fewer tokens than are read for it, since its ends are trimmed."""
         enough = self._limit is not None and self.tokens >= self._limit * self._section.max_seq_length
         return enough and self.ready
 
     @staticmethod
     def pieces(paragraph: str) -> list[str]:
-        """What is tokenised as one."""
+        """Returns the texts to tokenise: the sentences of the paragraph."""
         return sentences(paragraph)
 
     def add(self, ids: list[int], document: int) -> None:
-        """Takes the tokens of one sentence."""
+        """Adds the tokens of one sentence."""
         if not ids or self.full:
             return
         if document != self._document:
-            self._parted += 1
-            if self._count:
-                self._documents.write(np.int64(self._count).tobytes())
+            self._document_count += 1
+            if self._sentence_count:
+                self._documents.write(np.int64(self._sentence_count).tobytes())
         self._document = document
         self._append(ids)
-        self._count += 1
+        self._sentence_count += 1
         self._sentences.write(np.int64(self.tokens).tobytes())
 
 
@@ -350,5 +350,5 @@ def _open(
 
 
 def _integers(path: Path) -> np.ndarray:
-    """Memory-mapped; an empty file cannot be mapped."""
+    """Memory-maps a file of int64; an empty file, which cannot be mapped, gives an empty array."""
     return np.memmap(path, dtype=np.int64, mode="r") if path.stat().st_size else np.zeros(0, np.int64)

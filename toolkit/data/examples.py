@@ -1,7 +1,7 @@
 """Tokenised examples of a task, one class per kind: reads labels, encodes rows, turns logits into predictions.
 
-A new kind is a class here (or a class like `question_answering.Windows` in a module of its own) and its entry in
-`EXAMPLES`; `models/task_heads.py` has what its head is for a model. Loads no torch.
+A new kind needs a class here (or in its own module, like `question_answering.Windows`), an entry in `EXAMPLES` and a
+head in `models/task_heads.py`. Loads no torch.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ class Examples:
         labels: Label of each example, [n].
         kind: The task's kind.
         per_token: The logits of one example are [C, length], not [C].
-        texts_repeat: Several rows have the same text.
-        examples_per_row: Examples that a row becomes on average, where nothing was read.
+        texts_repeat: Several rows may have the same text.
+        examples_per_row: Average number of examples per row, for estimates without reading the data.
         metrics: Name of a metric -> (truth [n], predictions [n]) -> score.
     """
 
@@ -56,49 +56,49 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, [n] int64."""
+        """Number of tokens of each example, [n] int64."""
         return np.fromiter(map(len, self.inputs["input_ids"]), dtype=np.int64, count=len(self))
 
     @property
     def truth(self) -> np.ndarray:
-        """What is to be predicted, [n]."""
+        """The correct answers, [n]."""
         return self.labels
 
     @classmethod
     def targets(cls, rows: "Sequence[TaskRow]", labels: Sequence[str]) -> np.ndarray:
-        """The labels of rows, [n].
+        """Returns the labels of rows, [n].
 
         Raises:
-            UserError: A label is none of the task's; the message names the row.
+            UserError: A label is not one of the task's; the message names the row.
         """
-        raise AssertionError("a kind defines it")
+        raise AssertionError("defined by each kind")
 
     @classmethod
     def encode(
         cls, rows: "Sequence[TaskRow]", labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
     ) -> Self:
         """Tokenises rows; texts longer than the section's `max_seq_length` are truncated."""
-        wanted = cls.targets(rows, labels)
+        truth = cls.targets(rows, labels)
         texts = [row.texts for row in rows]
         if not texts:
-            return cls([], {name: [] for name in tokenizer.model_input_names}, wanted)
+            return cls([], {name: [] for name in tokenizer.model_input_names}, truth)
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=section.max_seq_length)
-        return cls(texts, {name: encoded[name] for name in tokenizer.model_input_names}, wanted)
+        return cls(texts, {name: encoded[name] for name in tokenizer.model_input_names}, truth)
 
     @staticmethod
     def token_counts(counts: Sequence[int], section: Task) -> list[int]:
-        """Lengths of the examples that a row becomes.
+        """Returns the lengths of the examples that a row is encoded as.
 
         Args:
-            counts: Tokens of each of the row's texts, without special tokens.
+            counts: Number of tokens of each of the row's texts, without special tokens.
             section: The task's section.
         """
         return [min(section.max_seq_length, sum(counts) + 1 + len(counts))]
 
     def predicted(self, logits: Sequence[np.ndarray]) -> np.ndarray:
-        """Predictions from logits [n, C]."""
-        raise AssertionError("a kind defines it")
+        """Returns the predictions for logits [n, C]."""
+        raise AssertionError("defined by each kind")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ClassExamples(Examples):
         return np.array([class_number(row.label, row.where, labels) for row in rows], dtype=np.int64)
 
     def predicted(self, logits: Sequence[np.ndarray]) -> np.ndarray:
-        """Class numbers."""
+        """Returns class numbers, [n]."""
         return np.asarray(logits).argmax(axis=1)
 
 
@@ -129,9 +129,9 @@ class NumberExamples(Examples):
         return np.array([number_of(row.label, row.where) for row in rows], dtype=np.float32)
 
     def predicted(self, logits: Sequence[np.ndarray]) -> np.ndarray:
-        """Numbers."""
-        found: np.ndarray = np.asarray(logits)[:, 0]
-        return found
+        """Returns numbers, [n]."""
+        numbers: np.ndarray = np.asarray(logits)[:, 0]
+        return numbers
 
 
 Split = Examples | Windows
@@ -162,7 +162,7 @@ def score(
 
 
 def fingerprint(examples: Split) -> str:
-    """Hash of every token id of every input: of all that a model sees of them."""
+    """Returns a hash of all token ids of all inputs, that is of everything a model reads."""
     digest = hashlib.sha256()
     for name in sorted(examples.inputs):
         ids: Sequence[Sequence[int]] = examples.inputs[name]

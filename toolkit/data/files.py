@@ -1,4 +1,4 @@
-"""Files of pre-training text, as lines; and a look at all of them before anything is trained. Loads no torch."""
+"""Access to text files: download, decompression and reading by line. Loads no torch."""
 
 import bz2
 import gzip
@@ -15,10 +15,10 @@ from toolkit.recipe.references import is_hub, package_path
 
 
 def paragraphs(path: Path) -> Iterator[str]:
-    """The lines of a file without white space around them: a paragraph each, and empty ones between documents.
+    """Yields the stripped lines of a file: one paragraph each, and empty lines between documents.
 
     Raises:
-        UserError: The file is damaged or not UTF-8, which says the line; or it was read to its end and has no text.
+        UserError: The file is damaged or not UTF-8 (the message names the line), or has no text at all.
     """
     empty = True
     for line in raw_lines(path):
@@ -26,11 +26,11 @@ def paragraphs(path: Path) -> Iterator[str]:
         empty = empty and not text
         yield text
     if empty:
-        raise UserError("no text in this file", where=str(path), instead="a paragraph a line, or leave it out")
+        raise UserError("no text in this file", where=str(path), instead="add text, or leave the file out")
 
 
 def _open_zstd(path: Path, mode: str, **settings: Any) -> Any:
-    """pyarrow's reader: it says when a file was cut off, which others pass over."""
+    """Opens a .zst file with pyarrow, which reports truncated files; other readers ignore the truncation."""
     import pyarrow as pa
 
     stream = io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
@@ -45,28 +45,29 @@ _OPENERS: dict[str, Callable[..., Any]] = {
 }
 
 
-_LONGEST_LINE = 1 << 20  # characters; a longer line is handed on in pieces, so that no file has to fit in memory
+_LONGEST_LINE = 1 << 20  # characters; longer lines are read in pieces, so that no file has to fit in memory
 
 
 def fetch_file(spec: str) -> Path:
-    """A file given by path, as `package:…`, or as `hub:…`, which is fetched once.
+    """Returns the local path of a file given as a path, `package:…` or `hub:…`; the latter is downloaded once.
 
     Raises:
-        UserError: It is not there, or cannot be fetched.
+        UserError: The file does not exist or cannot be downloaded.
     """
     if is_hub(spec):
         return hub_split(spec).fetched()
     path = package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
     if not path.is_file():
-        raise UserError("no such file", where=spec, instead="a path from the recipe's folder or from where you stand")
+        instead = "a path relative to the recipe file or to the current directory"
+        raise UserError("no such file", where=spec, instead=instead)
     return path
 
 
 def cached_file(spec: str) -> Path | None:
-    """As `local_file`; None for a split on the hub that was not fetched yet.
+    """Like `fetch_file`, without downloading: None for a split on the hub that is not cached.
 
     Raises:
-        UserError: A local file or package is not there.
+        UserError: A local file or package does not exist.
     """
     if not is_hub(spec):
         return fetch_file(spec)
@@ -75,7 +76,7 @@ def cached_file(spec: str) -> Path | None:
 
 
 def is_compression(suffix: str) -> bool:
-    """Whether a file of this suffix is compressed text."""
+    """Whether files with this suffix are compressed text."""
     return suffix in _OPENERS
 
 
@@ -88,40 +89,39 @@ def open_text(path: Path) -> TextIO:
 
 
 def raw_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their line ends, one by one.
+    """Yields the lines of a text file, line ends included.
 
     Raises:
-        UserError: The file is not UTF-8, has zero bytes, or its compression is damaged.
+        UserError: The file is not UTF-8, contains zero bytes, or its compressed data is damaged.
     """
     try:
         with open_text(path) as stream:
             while line := stream.readline(_LONGEST_LINE):
-                if (
-                    "\0" in line
-                ):  # UTF-16 without a mark at its beginning decodes as UTF-8, every other character a zero
-                    raise _unreadable(path, ValueError("it has zero bytes, as UTF-16 has"), lambda raw: b"\0" in raw)
+                # UTF-16 without a byte-order mark decodes as UTF-8, with a zero for every other character.
+                if "\0" in line:
+                    raise _unreadable(path, ValueError("it contains zero bytes, like UTF-16"), lambda raw: b"\0" in raw)
                 yield line
     except (UnicodeDecodeError, EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise _unreadable(path, error, _undecodable if isinstance(error, UnicodeDecodeError) else None) from None
     except OSError as error:
-        if error.errno is not None:  # bz2 and zstd say OSError without a number for damaged data
+        if error.errno is not None:  # bz2 and zstd raise OSError without an errno for damaged data
             raise
         raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception, bad: Callable[[bytes], bool] | None = None) -> UserError:
-    """`bad` tells the line that the message names; None: the fault is no line's."""
+    """Error for an unreadable file. `bad` recognises the line to name; None: the error is not in a single line."""
     return UserError(
         f"cannot be read as text ({str(error) or type(error).__name__})",
         where=f"{path}:{_first_line(path, bad)}" if bad else str(path),
-        instead="a whole UTF-8 file, plain or .xz, .gz, .bz2, .zst",
+        instead="a complete UTF-8 file, plain or .xz, .gz, .bz2, .zst",
     )
 
 
 def _first_line(path: Path, bad: Callable[[bytes], bool]) -> int:
-    """Number of the first line that is bad; decoding goes by blocks and cannot tell."""
+    """Number of the first bad line; decoding works on blocks, so its errors have no line number."""
     with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
-        ends = (line for block in stream for line in block.splitlines())  # an old Mac's lines end in a lone CR
+        ends = (line for block in stream for line in block.splitlines())  # classic Mac OS ends lines with a lone CR
         return next(number for number, line in enumerate(ends, 1) if bad(line))
 
 

@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face hub: `hub:<dataset>[@revision]:<config>:<split>`. Loads no torch.
 
-In place of a data set's id there may be the path of a local folder laid out like one.
+The id may also be the path of a local folder with the layout of a data set.
 """
 
 import re
@@ -23,9 +23,10 @@ class HubSplit:
     """One split of a data set.
 
     Attributes:
-        dataset: Id on the hub, or a local folder laid out like one.
-        config: Empty: the data set's only one.
-        revision: Commit, tag or branch; None: the newest.
+        dataset: Id on the hub, or path of a local folder with the layout of a data set.
+        config: Configuration; empty for the data set's only one.
+        split: Name of the split, or a slice of it.
+        revision: Commit, tag or branch; None: the latest.
     """
 
     dataset: str
@@ -35,53 +36,55 @@ class HubSplit:
 
     @property
     def name(self) -> str:
-        """As recipes write it."""
+        """The reference as it is written in recipes."""
         revision = f"@{self.revision}" if self.revision else ""
         return f"{HUB_PREFIX}{self.dataset}{revision}:{self.config}:{self.split}"
 
     @property
     def folder(self) -> Path | None:
-        """The local folder that the data set is; None: it is on the hub.
+        """The data set's local folder; None: the data set is on the hub.
 
         Raises:
-            UserError: It can only be a folder, and there is none.
+            UserError: The id is that of a local folder, which does not exist.
         """
-        if self.revision:  # which a folder has not
+        if self.revision:  # local folders have none
             return None
         folder = Path(self.dataset).expanduser()
         if folder.is_dir():
             return folder.resolve()
         if self.dataset.startswith(LOCAL_PREFIXES):
             raise UserError(
-                "no such folder", where=self.name, instead=f"a folder laid out like a data set, or {HUB_FORM}"
+                "no such folder", where=self.name, instead=f"a folder with the layout of a data set, or {HUB_FORM}"
             )
         return None
 
     @property
     def content(self) -> str:
-        """What stands for its rows in a cache key. Of the hub its name, since nobody reads all of a stream for a key.
+        """Identifies the rows in a cache key: content hash of a local folder, or the name of a split on the hub.
+
+        Hashing the rows of a split on the hub would require downloading all of them.
 
         Raises:
-            UserError: As `folder`.
+            UserError: The local folder does not exist.
         """
         return json_hash([self.config, self.split, content_hash(self.folder)]) if self.folder else self.name
 
     def load(self, *, streaming: bool = False) -> Any:
-        """The split as `datasets` gives it.
+        """Loads the split with `datasets`.
 
         Raises:
-            UserError: There is none of that name, one of its files is empty, or the hub cannot be reached; or a local
-                folder would be taken for the revision.
+            UserError: The split does not exist, one of its files is empty, the hub cannot be reached, or a local folder
+                would be loaded instead of the revision.
         """
         import datasets
 
         datasets.disable_progress_bars()
         folder = self.folder
-        if folder is None and Path(self.dataset).is_dir():  # which `datasets` prefers, and would keep under this name
+        if folder is None and Path(self.dataset).is_dir():  # `datasets` would load and cache the folder instead
             raise UserError(
-                "a folder here has the name of this data set, and a revision is the hub's",
+                "a local folder has the name of this data set, but only data sets on the hub have revisions",
                 where=self.name,
-                instead="the name without a revision if the folder is meant; or move the folder, or run elsewhere",
+                instead="the name without the revision to load the folder; or move it, or run in another directory",
             )
         try:
             return datasets.load_dataset(
@@ -91,26 +94,26 @@ class HubSplit:
                 revision=self.revision,
                 streaming=streaming,
             )
-        except Exception as error:  # the hub client and each file format raise types of their own
+        except Exception as error:  # the hub client and each file format raise different types
             empty = _empty_file(folder) if folder else None
-            if empty or isinstance(error, StopIteration):  # which `datasets` lets out where a file has no first row
+            if empty or isinstance(error, StopIteration):  # raised by `datasets` for a file without rows
                 raise UserError(
-                    "this file is empty" if empty else "one of its files is empty",
+                    "the file is empty" if empty else "a file of the data set is empty",
                     where=str(empty or self.name),
-                    instead="rows in it, or a folder without it",
+                    instead="add rows, or remove the file",
                 ) from None
             raise UserError(
-                f"the hub does not give this split ({type(error).__name__}: {_first_line(error)})",
+                f"cannot load this split ({type(error).__name__}: {_first_line(error)})",
                 where=self.name,
                 instead="a connection (HF_HUB_OFFLINE unset), another name, or a local file",
             ) from None
 
     @property
     def file(self) -> Path:
-        """Where `fetched` keeps it. Of a local folder another file whenever one of the folder's files has changed.
+        """Path of the copy that `fetched` caches. It changes whenever a file of a local folder changes.
 
         Raises:
-            UserError: As `folder`.
+            UserError: The local folder does not exist.
         """
         from huggingface_hub.constants import HF_HOME
 
@@ -118,31 +121,32 @@ class HubSplit:
         dataset, state = (folder.name, [str(folder), _state(folder)]) if folder else (self.dataset, [])
         parts = (dataset, self.revision or "", self.config, self.split)
         readable = re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip("_")
-        # The slices [:80%] and [80%:] read alike once their signs are gone; the hash tells them apart.
+        # The slices [:80%] and [80%:] are equal without their signs; the hash distinguishes them.
         return Path(HF_HOME) / "pruneofa" / f"{readable}-{json_hash([*parts, *state])[:12]}.parquet"
 
     def fetched(self) -> Path:
-        """The split as one Parquet file, fetched once. Class numbers stay numbers.
+        """Returns the path of the split as one Parquet file, downloaded once. Class numbers stay numbers.
 
         Raises:
-            UserError: As `load`.
+            UserError: The split cannot be loaded (see `load`).
         """
         file = self.file
         if not file.is_file():
             split = self.load()
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent) as scratch:  # another run may fetch the same
+            with tempfile.TemporaryDirectory(dir=file.parent) as scratch:  # another run may download it too
                 split.to_parquet(Path(scratch) / file.name)
-                (Path(scratch) / file.name).replace(file)  # so a file of this name is always whole
+                (Path(scratch) / file.name).replace(file)  # atomic: a file of this name is complete
         return file
 
     def texts(self, column: str) -> Iterator[str]:
-        """The texts of a column, read as they come: nothing behind the last one asked for is fetched.
+        """Streams the texts of a column; nothing after the last text that is consumed is downloaded.
 
-        Who is interrupted starts anew: no place in the stream is kept.
+        An interrupted stream starts again from the beginning: its position is not saved.
 
         Raises:
-            UserError: As `load`; there is no such column, its values are no texts, or the reading breaks off.
+            UserError: The split cannot be loaded (see `load`), the column does not exist or does not contain text, or
+                the stream is interrupted.
         """
         number = 0
         for number, row in enumerate(self._guarded(self.load(streaming=True)), 1):
@@ -151,24 +155,24 @@ class HubSplit:
                 raise UserError(f"no column {column!r}", where=where, instead=f"one of {', '.join(row)}")
             if not isinstance(row[column], str | None):
                 texts = [name for name, value in row.items() if isinstance(value, str)]
-                what = f"column {column!r} has no texts, but e.g. {str(row[column])[:40]}"
+                what = f"column {column!r} does not contain text, but e.g. {str(row[column])[:40]}"
                 raise UserError(what, where=where, instead=f"corpus.column: {' or '.join(texts) or '<a text column>'}")
             yield row[column] or ""
         if not number:
             raise UserError("the split is empty", where=self.name, instead="another split")
 
     def _guarded(self, stream: Iterable[Record]) -> Iterator[Record]:
-        """The same rows; what ends them too early is told as what it is."""
+        """Yields the same rows; raises any error of the stream as a UserError."""
         number = 1
         try:
             for row in stream:
                 yield row
                 number += 1
-        except Exception as error:  # a dropped connection and a damaged file have a type of their own in each library
+        except Exception as error:  # each library raises other types for lost connections and damaged files
             raise UserError(
-                f"reading broke off ({type(error).__name__}: {_first_line(error)})",
+                f"reading was interrupted ({type(error).__name__}: {_first_line(error)})",
                 where=f"{self.name}, document {number:,}",
-                instead="the same command again, which reads from the start; or a local copy, which cannot break off",
+                instead="run the command again, which reads from the start; or use a local copy",
             ) from None
 
 
@@ -177,22 +181,22 @@ def _first_line(error: Exception) -> str:
 
 
 def _empty_file(folder: Path) -> Path | None:
-    """The first data file without a byte in it, if there is one."""
+    """Returns the first data file without any content, or None."""
     files = (p for p in sorted(folder.rglob("*")) if p.suffix in _DATA and p.is_file())
     return next((p for p in files if not p.stat().st_size), None)
 
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a folder's files: cheap to ask for, and never the same after an edit."""
+    """Name, size and modification time of each file of a folder: cheap to read, and different after every edit."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())
     return [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 def hub_split(spec: str) -> HubSplit:
-    """Reads `hub:<dataset>[@revision]:<config>:<split>`.
+    """Parses `hub:<dataset>[@revision]:<config>:<split>`.
 
     Raises:
-        UserError: It has another form.
+        UserError: The reference has another form.
     """
     found = HUB_SPLIT.fullmatch(spec.removeprefix(HUB_PREFIX))
     if not found:

@@ -1,4 +1,4 @@
-"""Labels of tasks: a class's name or number, or a number, as files of every format write them. Loads no torch."""
+"""Parsing of task labels: class names, class numbers and regression targets. Loads no torch."""
 
 import math
 import re
@@ -11,7 +11,16 @@ from toolkit.core.errors import UserError
 
 
 def class_number(label: Any, where: str, labels: Sequence[str]) -> int:
-    """A label is a class name; or a class number, where no class has a number for a name. false is 0, and true is 1."""
+    """Returns the class number of a label: a class name, or a class number if no class name is a number.
+
+    Args:
+        label: The label as read from a file; false is 0, and true is 1.
+        where: Location of the row, for the error.
+        labels: Class names in the order of the class numbers.
+
+    Raises:
+        UserError: The label is not one of the task's.
+    """
     name = label_name(label)
     number = str(int(label)) if isinstance(label, bool) else label_number(label)
     for known in (name, number):
@@ -24,28 +33,28 @@ def class_number(label: Any, where: str, labels: Sequence[str]) -> int:
     raise UserError(
         f"the label {name!r} is not one of the task's",
         where=where,
-        instead=f"one of {', '.join(labels)}{range_} (`rows` leaves rows out)",
+        instead=f"one of {', '.join(labels)}{range_} (`rows` can exclude rows)",
     )
 
 
 def label_name(label: Any) -> str:
-    """A label as the name of a class; white space around it is nobody's intention."""
+    """Returns a label as a class name, without surrounding white space."""
     return str(label).strip()
 
 
 def label_number(label: Any) -> str:
-    """The same; but 1 for 1.0, which tools write for a column of whole numbers as soon as one of them is missing."""
+    """Returns a label as a class number: 1 for 1.0, which tools write for a column of integers with missing values."""
     name = label_name(label)
     return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else name
 
 
 def is_number(text: str) -> bool:
-    """Whether a label is a whole number, as `label_number` writes it."""
+    """Whether a label, as returned by `label_number`, is an integer."""
     return text.removeprefix("-").isdecimal()
 
 
 def number_of(label: Any, where: str) -> float:
-    """The number of a regression task's row.
+    """Returns the number of a regression task's row.
 
     Raises:
         UserError: The label is not a finite float32; the message names the row.
@@ -54,6 +63,6 @@ def number_of(label: Any, where: str) -> float:
         number = float(label)
     except (TypeError, ValueError):
         number = math.nan
-    if not abs(number) <= np.finfo(np.float32).max:  # NaN is not either
+    if not abs(number) <= np.finfo(np.float32).max:  # also true for NaN
         raise UserError(f"the label {label!r} is not a number", where=where, instead="e.g. 3.8")
     return number

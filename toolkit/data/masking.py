@@ -1,4 +1,4 @@
-"""Masked-language-model examples: tokens hidden as BERT does it, and their batches."""
+"""Token masking for masked language modelling, and sampled positions for distillation."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def masked_count(length: int, probability: float, specials: int = 2) -> int:
-    """How many of a sequence's tokens are to be guessed: a share, at least one.
+    """Returns how many tokens of a sequence are masked: a fraction, at least one.
 
     Args:
-        length: Its tokens.
-        probability: The share.
-        specials: How many of the tokens are [CLS] and [SEP].
+        length: Number of tokens of the sequence.
+        probability: Fraction of the tokens without [CLS] and [SEP].
+        specials: Number of [CLS] and [SEP] tokens in the sequence.
     """
     return max(1, round(probability * (length - specials)))
 
@@ -31,20 +31,20 @@ def mask_tokens(
     specials: int = 2,
     whole_words: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Hides tokens to be guessed: BERT's rule (Devlin et al. 2019, section 3.1).
+    """Masks tokens by BERT's rule (Devlin et al. 2019, section 3.1).
 
-    `masked_count` tokens are picked, never a special one. Of these 80 % become [MASK], 10 % a random word, 10 % stay.
+    `masked_count` tokens are selected, never a special one: 80 % become [MASK], 10 % a random word, 10 % are unchanged.
 
     Args:
-        ids: [length].
-        rng: Decides what is picked, and its fate.
-        tokenizer: Knows the special tokens.
-        probability: Share of the tokens.
-        specials: How many of the tokens are [CLS] and [SEP].
-        whole_words: Pick words with all of their pieces, as many as there is room for.
+        ids: Token ids, [length].
+        rng: Random generator for the selection and the replacement.
+        tokenizer: The tokenizer that made the ids.
+        probability: Fraction of the tokens without [CLS] and [SEP].
+        specials: Number of [CLS] and [SEP] tokens in the sequence.
+        whole_words: Select words with all of their pieces, as many as fit into the count.
 
     Returns:
-        `input_ids` and `labels`, both [length] int64; labels are -100 where nothing is to be guessed.
+        `input_ids` and `labels`, both [length] int64; labels are -100 at tokens that were not selected.
     """
     ordinary, mask_id, vocabulary = _facts(tokenizer)
     words = np.flatnonzero(ordinary[ids])
@@ -62,19 +62,19 @@ def mask_tokens(
     return {"input_ids": inputs, "labels": labels}
 
 
-def sampled_count(length: int, masked: int, share: float) -> int:
-    """At how many of a sequence's tokens student and teacher are compared.
+def sampled_count(length: int, masked: int, fraction: float) -> int:
+    """Returns at how many tokens of a sequence student and teacher are compared.
 
     Args:
-        length: Its tokens.
-        masked: How many of them are to be guessed.
-        share: Of the tokens.
+        length: Number of tokens of the sequence.
+        masked: Number of masked tokens; all of them are compared.
+        fraction: Fraction of the tokens to compare.
     """
-    return max(masked, round(share * length))
+    return max(masked, round(fraction * length))
 
 
 def sample_positions(labels: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` positions of a sequence, bool [length]: all that are to be guessed, and others by chance."""
+    """Returns `count` positions of a sequence as bool [length]: all masked ones, and others at random."""
     chosen = labels != -100
     others = np.flatnonzero(~chosen)
     lacking = min(len(others), max(0, count - int(chosen.sum())))
@@ -83,18 +83,18 @@ def sample_positions(labels: np.ndarray, rng: np.random.Generator, count: int) -
 
 
 def require_word_marks(tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Whole words need a vocabulary that marks which pieces go on with a word.
+    """Checks that the vocabulary marks the pieces that continue a word, as whole-word masking requires.
 
     Raises:
-        UserError: This one does not.
+        UserError: The vocabulary has no such marks.
     """
     _continues(tokenizer)
 
 
 @lru_cache(maxsize=4)
 def _facts(tokenizer: "PreTrainedTokenizerFast") -> tuple[np.ndarray, int, int]:
-    """Vocabulary id -> whether it is no special token; [MASK]'s id; the size. A tokenizer takes its time to answer."""
-    ordinary = np.ones(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # more than words where ids have gaps
+    """Vocabulary id -> whether it is not a special token; id of [MASK]; vocabulary size. Cached: slow to compute."""
+    ordinary = np.ones(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # > vocabulary size if ids have gaps
     ordinary[tokenizer.all_special_ids] = False
     assert isinstance(tokenizer.mask_token_id, int)
     return ordinary, tokenizer.mask_token_id, tokenizer.vocab_size
@@ -102,13 +102,13 @@ def _facts(tokenizer: "PreTrainedTokenizerFast") -> tuple[np.ndarray, int, int]:
 
 @lru_cache(maxsize=4)
 def _continues(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
-    """Vocabulary id -> whether it goes on with the word before it: `##` of WordPiece, no `Ġ` or `▁` elsewhere."""
+    """Vocabulary id -> whether it continues the word before it: `##` in WordPiece, no `Ġ` or `▁` elsewhere."""
     vocabulary = tokenizer.get_vocab()
     pieces = np.zeros(max(vocabulary.values()) + 1, dtype=bool)
     begin = next((mark for mark in ("##", "Ġ", "▁") if any(word.startswith(mark) for word in vocabulary)), None)
     if begin is None:
         raise UserError(
-            "this tokenizer does not mark which of its pieces begin a word",
+            "the tokenizer does not mark which pieces begin a word",
             where="corpus.whole_word_masking",
             instead="whole_word_masking: false",
         )
@@ -117,9 +117,9 @@ def _continues(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
     return pieces
 
 
-def _whole_words(words: np.ndarray, goes_on: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of whole words in random order, those that still fit into `count`; at least one word."""
-    starts = np.flatnonzero(~goes_on | (np.diff(words, prepend=-2) > 1))
+def _whole_words(words: np.ndarray, continues: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of whole words in random order, as many words as fit into `count`; at least one."""
+    starts = np.flatnonzero(~continues | (np.diff(words, prepend=-2) > 1))
     groups = np.split(words, starts[1:]) if len(starts) else [words]
     picked: list[np.ndarray] = []
     room = count

@@ -1,4 +1,4 @@
-"""Metrics in [0, 1] (correlations in [-1, 1]) of predictions against the correct answers."""
+"""Task metrics of predictions against the correct answers, in [0, 1] (correlations in [-1, 1])."""
 
 import math
 import re
@@ -16,15 +16,16 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def in_order(logits: Sequence[np.ndarray], order: Answers, lengths: Answers, per_token: bool) -> Sequence[np.ndarray]:
-    """Logits of examples that were answered in another order, without their padding.
+    """Returns logits in the order of the examples, without padding.
 
     Args:
-        logits: One array per answer: [C] of a classifier, [2, padded length] of starts and ends.
-        order: Number of the example that each answer is to.
-        lengths: Tokens of each example.
+        logits: One array per prediction: [C] for a classifier, [2, padded length] for starts and ends.
+        order: Index of the example that each array belongs to, [n].
+        lengths: Number of tokens of each example, [n].
+        per_token: Whether the logits of an example are [C, length].
 
     Returns:
-        By example: one array [n, C]; or a list of [2, length].
+        One array [n, C], or with `per_token` a list of n arrays [C, length].
     """
     found: list[Any] = [None] * len(order)
     for row, index in zip(logits, order, strict=True):
@@ -40,7 +41,7 @@ def f1(truth: Any, predicted: Any, average: str = "binary") -> float:
 
 
 def mean_f1(truth: Any, predicted: Any) -> float:
-    """Mean over the classes of their F1."""
+    """Mean of the F1 scores of the classes (macro F1)."""
     return f1(truth, predicted, average="macro")
 
 
@@ -59,7 +60,7 @@ def matthews(truth: Any, predicted: Any) -> float:
 
 
 def pearson(truth: Any, predicted: Any) -> float:
-    """0 where one side does not vary: there is no correlation then."""
+    """Pearson correlation; 0 where one side is constant, for which it is undefined."""
     if np.std(truth) == 0 or np.std(predicted) == 0:
         return 0.0
     return float(np.corrcoef(truth, predicted)[0, 1])
@@ -73,7 +74,7 @@ def spearman(truth: Any, predicted: Any) -> float:
 
 
 def plain_answer(text: str) -> str:
-    """An answer as SQuAD v1.1 compares it: lower case, no punctuation, no English articles, single spaces.
+    """Returns an answer normalised as in SQuAD v1.1: lower case, no punctuation, no English articles, single spaces.
 
     Source: the definition that comes with the data set (Rajpurkar et al., 2016, section 6.1, and its script).
     """
@@ -81,20 +82,20 @@ def plain_answer(text: str) -> str:
 
 
 def answer_matches(answers: Sequence[str], predicted: str) -> float:
-    """1 when the prediction is one of the right answers, up to `plain_answer`; nothing predicted is never right."""
+    """Returns 1 if the prediction is one of the correct answers, up to `plain_answer`; an empty one never is."""
     return float(bool(predicted) and any(plain_answer(predicted) == plain_answer(a) for a in answers))
 
 
 def answer_overlap(answers: Sequence[str], predicted: str) -> float:
-    """Largest F1 of the words in common, each counted as often as it stands on both sides, over the right answers."""
+    """Returns the largest F1 of words in common over the correct answers; repeated words count repeatedly."""
     return max((_overlap(plain_answer(a).split(), plain_answer(predicted).split()) for a in answers), default=0.0)
 
 
-def _overlap(right: list[str], predicted: list[str]) -> float:
-    common = sum((Counter(right) & Counter(predicted)).values())
-    return 2 * common / (len(right) + len(predicted)) if common else 0.0
+def _overlap(correct: list[str], predicted: list[str]) -> float:
+    common = sum((Counter(correct) & Counter(predicted)).values())
+    return 2 * common / (len(correct) + len(predicted)) if common else 0.0
 
 
 def mean_over_examples(measure: Callable[[Sequence[str], str], float]) -> Callable[[Any, Any], float]:
-    """A metric: the mean over all examples of a measure of single ones."""
+    """Returns a metric: the mean of a per-example measure over all examples."""
     return lambda truth, predicted: math.fsum(map(measure, truth, predicted)) / len(predicted)

@@ -30,7 +30,7 @@ ROWS = {
 
 
 def published_rows(spec: str) -> int | None:
-    """Rows of a public split, whatever its revision; None: not known, or not on the hub."""
+    """Returns the number of rows of a public split, whatever its revision; None: unknown, or not on the hub."""
     if not is_hub(spec):
         return None
     split = hub_split(spec)

@@ -1,4 +1,4 @@
-"""Question answering by cutting answers out of a text: windows over long contexts, and answers from their logits."""
+"""Extractive question answering: windows over long contexts, and answers from span logits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,14 @@ _BATCH = 500  # questions tokenised at a time: their character offsets are large
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a text.
+    """A question about a context.
 
     Attributes:
-        where: File and line, or what names the row.
-        answers: The right answers, as they stand in the context.
-        starts: Character of the context at which each begins.
+        where: Location of the row: file and line, or the nearest equivalent.
+        question: Text of the question.
+        context: Text that contains the answers.
+        answers: The correct answers, as they occur in the context.
+        starts: Index of the first character of each answer in the context.
     """
 
     where: str
@@ -37,17 +39,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Windows:
-    """Questions, each with one window of its context or several. Item i is window i, as a model takes it.
+    """Questions, each with one or several windows over its context. Item i is window i, as model input.
 
     Attributes:
-        questions: What is asked; what is counted and scored.
+        questions: The questions; metrics count these, not the windows.
         inputs: Name of a model input -> one list of ids per window.
-        starts: Token at which the first right answer begins, [windows] int64; 0 ([CLS]) where it is not in the window.
-        ends: Its last token.
-        question_of: Number of the question that each window belongs to, [windows].
-        offsets: First character of the context, and the one behind the last, of each token, [length, 2]; -1 for tokens
-            that are not the context's.
-        settings: How answers are put together.
+        starts: First token of the first correct answer, [windows] int64; 0 ([CLS]) where it is not in the window.
+        ends: Last token of the same answer, [windows] int64.
+        question_of: Index of the question that each window belongs to, [windows].
+        offsets: Start and end (exclusive) of each token in the context, in characters, [length, 2] per window; -1 for
+            tokens outside the context.
+        settings: Settings of the windows and of the answer spans.
     """
 
     questions: list[Question]
@@ -75,17 +77,17 @@ class Windows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each window, [windows] int64."""
+        """Number of tokens of each window, [windows] int64."""
         return np.fromiter(map(len, self.inputs["input_ids"]), dtype=np.int64, count=len(self))
 
     @property
     def truth(self) -> list[tuple[str, ...]]:
-        """The right answers to each question."""
+        """The correct answers to each question."""
         return [question.answers for question in self.questions]
 
     @classmethod
     def targets(cls, rows: "Sequence[TaskRow]", labels: Sequence[str]) -> list[Question]:
-        """The questions of rows.
+        """Returns the questions of rows.
 
         Raises:
             UserError: The answers of a row are malformed; the message names the row.
@@ -96,19 +98,19 @@ class Windows:
     def encode(
         cls, rows: "Sequence[TaskRow]", labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
     ) -> "Windows":
-        """Tokenises rows; contexts longer than the section's `max_seq_length` are cut into windows."""
+        """Tokenises rows; contexts longer than the section's `max_seq_length` are split into windows."""
         return windows_of(cls.targets(rows, labels), tokenizer, section.max_seq_length, section.windows)
 
     @staticmethod
     def token_counts(counts: Sequence[int], section: Task) -> list[int]:
-        """Lengths of the windows that a question becomes.
+        """Returns the lengths of the windows that a row is encoded as.
 
         Args:
-            counts: Tokens of question and context, without special tokens.
+            counts: Number of tokens of question and context, without special tokens.
             section: The task's section.
         """
         question = min(counts[0], section.windows.max_question_length) + 3
-        width = section.max_seq_length - question  # of a window's piece of the context
+        width = section.max_seq_length - question  # context tokens per window
         lengths = [question + min(counts[1], width)]
         rest = counts[1] - width
         while rest > 0:
@@ -117,10 +119,10 @@ class Windows:
         return lengths
 
     def predicted(self, logits: Sequence[np.ndarray]) -> list[str]:
-        """The best answer to each question: the largest start + end logit over all of its windows.
+        """Returns the best answer to each question: the largest start + end logit over all of its windows.
 
         Args:
-            logits: [2, length] of each window.
+            logits: One array [2, length] per window.
         """
         best: list[tuple[float, str]] = [(-np.inf, "")] * len(self.questions)
         for scores, offsets, number in zip(logits, self.offsets, self.question_of, strict=True):
@@ -133,7 +135,7 @@ class Windows:
 
 
 def _best_span(scores: np.ndarray, allowed: np.ndarray, settings: AnswerWindows) -> tuple[float, int, int] | None:
-    """Score, first and last token of the best answer among the n best starts and ends; None: none is allowed."""
+    """Score, first and last token of the best span of the n best starts and ends; None: no span is allowed."""
     starts, ends = (_largest(np.where(allowed, row, -np.inf), settings.n_best) for row in scores)
     sums = scores[0][starts][:, None] + scores[1][ends][None, :]
     lengths = ends[None, :] - starts[:, None] + 1
@@ -145,21 +147,21 @@ def _best_span(scores: np.ndarray, allowed: np.ndarray, settings: AnswerWindows)
 
 
 def _largest(row: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` largest finite values, the largest first."""
+    """Positions of the `count` largest finite values, in descending order of value."""
     order = np.argsort(-row, kind="stable")[:count]
     return order[np.isfinite(row[order])]
 
 
 def read_question(where: str, texts: tuple[str, ...], answers: Any) -> Question:
-    """A row of the columns question, context and answers.
+    """Parses a row of question, context and answers.
 
     Args:
-        where: What an error names.
+        where: Location of the row, for errors.
         texts: Question and context.
         answers: SQuAD's `{text: […], answer_start: […]}`.
 
     Raises:
-        UserError: The answers have another form, there is none, or one is not in the context.
+        UserError: The answers have another form, there are none, or one is not in the context.
     """
     question, context = texts
     form = '{"text": ["an answer"], "answer_start": [17]}'
@@ -168,11 +170,11 @@ def read_question(where: str, texts: tuple[str, ...], answers: Any) -> Question:
     except (TypeError, KeyError, ValueError):
         raise UserError("the answers are not in SQuAD's form", where=where, instead=form) from None
     if not found:
-        raise UserError("a question without an answer", where=where, instead=f"{form}, or leave the row out")
+        raise UserError("the question has no answer", where=where, instead=f"{form}, or leave the row out")
     for text, start in found:
         if start < 0 or not text or context[start : start + len(text)] != text:
             at = context.find(text) if text else -1
-            instead = f"answer_start {at}" if at >= 0 else "an answer that stands in the context, letter by letter"
+            instead = f"answer_start {at}" if at >= 0 else "an answer that occurs verbatim in the context"
             raise UserError(
                 f"the answer {text!r} is not at character {start} of the context", where=where, instead=instead
             )
@@ -180,14 +182,14 @@ def read_question(where: str, texts: tuple[str, ...], answers: Any) -> Question:
 
 
 def _list(values: Any) -> list[Any]:
-    """A text would be taken letter by letter."""
+    """Accepts lists only: iterating over a text would yield its characters."""
     if not isinstance(values, list):
         raise TypeError
     return values
 
 
 def _answer(text: Any, start: Any) -> tuple[str, int]:
-    """26.0 is a place too: tools write it for a column of whole numbers as soon as one of them is missing."""
+    """Accepts 26.0 as a position too: tools write it for a column of integers with missing values."""
     if not isinstance(text, str) or type(start) not in (int, float) or start % 1 != 0:
         raise TypeError
     return text, int(start)
@@ -196,7 +198,10 @@ def _answer(text: Any, start: Any) -> tuple[str, int]:
 def windows_of(
     questions: list[Question], tokenizer: "PreTrainedTokenizerFast", length: int, settings: AnswerWindows
 ) -> Windows:
-    """Tokenises: [CLS] question [SEP] a piece of the context [SEP], neighbours overlapping by `stride` tokens."""
+    """Tokenises questions into windows `[CLS] question [SEP] part of the context [SEP]`.
+
+    The parts of neighbouring windows overlap by `settings.stride` tokens.
+    """
     names = tokenizer.model_input_names
     inputs: dict[str, list[list[int]]] = {name: [] for name in names}
     spans: list[tuple[int, int]] = []
@@ -226,14 +231,14 @@ def windows_of(
 
 
 def _cut(question: str, tokenizer: "PreTrainedTokenizerFast", length: int) -> str:
-    """The first `length` tokens of a question; white space before it would count as one."""
+    """Truncates a question to `length` tokens; leading white space would count as one."""
     question = question.strip()
     ends = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return question[: ends[length - 1][1]] if len(ends) > length else question
 
 
 def _answer_tokens(question: Question, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token of the first right answer; (0, 0) where the window does not hold all of it."""
+    """First and last token of the first correct answer; (0, 0) where the window does not contain all of it."""
     start, end = question.starts[0], question.starts[0] + len(question.answers[0])
     inside = np.flatnonzero((offsets[:, 0] >= 0) & (offsets[:, 1] > start) & (offsets[:, 0] < end))
     if not len(inside) or offsets[inside[0], 0] > start or offsets[inside[-1], 1] < end:

@@ -1,4 +1,4 @@
-"""Models and data files that a recipe names, each looked up once for a whole command. Loads no torch."""
+"""Lookup of the models and data files of a recipe, once each per command. Loads no torch."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from toolkit.models.sources import cached_model, fetch_model
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """What a model reference stands for.
+    """A model reference with its local checkpoint.
 
     Attributes:
-        source: The reference as the recipe has it.
-        folder: The checkpoint's folder; None for a model on the hub that is not cached.
+        source: The reference as it is written in the recipe.
+        folder: Folder of the checkpoint; None for a model on the hub that is not cached.
     """
 
     source: str
@@ -45,10 +45,10 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class ResolvedInputs:
-    """Looks up references when they are needed, and each of them once.
+    """Resolves references on demand, each of them once.
 
     Attributes:
-        fetch: Download what is on the hub; else a model or file that is not cached is unknown.
+        fetch: Whether to download from the hub; else models and files that are not cached are None.
     """
 
     fetch: bool = False
@@ -56,7 +56,7 @@ class ResolvedInputs:
     _files: dict[str, Path | None] = field(default_factory=dict, repr=False)
 
     def model(self, source: str) -> ResolvedModel:
-        """The model behind a reference.
+        """Resolves a reference to a model.
 
         Raises:
             UserError: There is no such folder, and the source is not a valid hub id, or the hub cannot be reached.
@@ -67,10 +67,10 @@ class ResolvedInputs:
         return self._models[source]
 
     def file(self, spec: str) -> Path | None:
-        """The file behind a reference; None for a split of the hub that is not cached.
+        """Resolves a reference to a file; None for a split of the hub that is not cached.
 
         Raises:
-            UserError: A local file or package is missing, or the split cannot be fetched.
+            UserError: A local file or package is missing, or the split cannot be downloaded.
         """
         if spec not in self._files:
             self._files[spec] = fetch_file(spec) if self.fetch else cached_file(spec)

@@ -1,4 +1,4 @@
-"""The order of training examples, as a pure function of (seed, position): resuming needs no state, and is exact."""
+"""Deterministic order of training examples: a pure function of (seed, position), so that resuming is exact."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-_WINDOW = 16  # batches that are sorted by length together, so that a batch holds examples of like length
+_WINDOW = 16  # batches; their examples are sorted by length, so that each batch has examples of similar length
 
 
 class LengthGroupedDataset(Dataset):
-    """A map-style dataset as long as the training run; item k is the k-th example that training sees.
+    """Map-style dataset as long as the training run; item k is the k-th training example.
 
-    Every pass over the examples is a fresh permutation. Within windows of a few batches examples are put together
-    by length (little padding), and the batches of a window are shuffled.
+    Every epoch is a new permutation. Within windows of a few batches, examples are grouped by length (little padding)
+    and the batches are shuffled.
 
     Args:
-        lengths: Tokens of each example, [n].
-        item: Example index and a random generator of its own -> what the collator gets.
-        batch_size: Examples of one forward pass.
-        steps: Optimizer steps.
-        accumulation: Forward passes in one optimizer step.
-        seed: Seed of order and masking.
+        lengths: Number of tokens of each example, [n].
+        item: (index of an example, random generator for this item) -> input of the collator.
+        batch_size: Examples per forward pass.
+        steps: Number of optimizer steps.
+        accumulation: Forward passes per optimizer step.
+        seed: Seed of the sampling order and of masking.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class LengthGroupedDataset(Dataset):
         return item | {"step": k // self._per_step}
 
     def index(self, k: int) -> int:
-        """Which example the k-th is."""
+        """Returns the index of the k-th training example."""
         size = _WINDOW * self._batch
         return int(self._window(k // size)[k % size])
 
     def step_lengths(self, step: int) -> np.ndarray:
-        """Lengths of all examples of an optimizer step: what its losses are averaged over."""
+        """Returns the lengths of all examples of an optimizer step, over which its losses are averaged."""
         first = step * self._per_step
         return self._lengths[[self.index(k) for k in range(first, first + self._per_step)]]
 
     def shard(self, rank: int, processes: int) -> "RankShard":
-        """What one of several processes sees of every batch."""
+        """Returns the part of every batch that one of several processes trains on."""
         return RankShard(self, rank, processes)
 
     def _make_window(self, window: int) -> np.ndarray:
@@ -74,7 +74,7 @@ class LengthGroupedDataset(Dataset):
 
 
 class RankShard(Dataset):
-    """Every n-th example of a stream, so that n processes share a batch, each with examples of every length in it."""
+    """Every n-th example: n processes split each batch, and each gets examples of all of its lengths."""
 
     def __init__(self, stream: LengthGroupedDataset, rank: int, processes: int) -> None:
         self._stream, self._rank, self._processes = stream, rank, processes

@@ -1,4 +1,4 @@
-"""Pairs of segments for next-sentence prediction: spans of a tokenised corpus, made once, a few integers each."""
+"""Segment pairs for next-sentence prediction: spans over a tokenised corpus, five integers per pair."""
 
 import itertools
 import re
@@ -12,19 +12,19 @@ from toolkit.recipe import Corpus
 
 SPECIALS = 3  # [CLS] A [SEP] B [SEP]
 
-# A sentence ends at . ! or ? before a capital letter or a digit, not behind an initial or the commonest titles. Nine of
-# ten ends are also those of BlingFire, and it is four times as fast; Punkt and pysbd need 15 and 300 times as long.
-# Segments are many sentences long: a wrong end now and then moves where one begins, and nothing else.
+# A sentence ends at . ! or ? before a capital letter or a digit, but not after an initial or a common title. Nine of
+# ten ends agree with BlingFire, which takes four times as long; Punkt and pysbd take 15 and 300 times as long.
+# Segments are many sentences long, so an occasional wrong end only shifts the boundary of a segment.
 _SENTENCE_END = re.compile(r"(?:[!?]|(?<![A-Z])(?<!\b(?:Mr|Dr|St|vs))(?<!\bMrs)\.)[\"')\]]*(?=\s+[\"'(\[]*[A-Z0-9])")
 
 
 @dataclass(frozen=True)
 class PairSequences:
-    """Pairs of different lengths, memory-mapped. An example: input_ids, token_type_ids [length], next_sentence_label.
+    """Memory-mapped pairs of different lengths. An example: input_ids, token_type_ids [length], next_sentence_label.
 
     Attributes:
-        ids: Tokens of all sentences of all documents, one after the other.
-        spans: First and behind-last token of A and of B, and 1 where B is from elsewhere, [n, 5] int64.
+        ids: Token ids of all sentences of all documents, concatenated.
+        spans: Start and end (exclusive) of A and of B, and 1 where B is from another document, [n, 5] int64.
         cls: Id of [CLS].
         sep: Id of [SEP].
     """
@@ -39,7 +39,7 @@ class PairSequences:
         return len(self.spans)
 
     def example(self, index: int) -> dict[str, np.ndarray]:
-        """What a model reads of a pair, before anything is masked."""
+        """Returns the model inputs of a pair and its label, before masking."""
         a0, a1, b0, b1, random = self.spans[index]
         cls, sep = np.array([self.cls]), np.array([self.sep])
         parts = [cls, self.ids[a0:a1], sep, self.ids[b0:b1], sep]
@@ -52,32 +52,32 @@ class PairSequences:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each pair, [n] int64."""
+        """Number of tokens of each pair, [n] int64."""
         a0, a1, b0, b1, _ = self.spans.T
         lengths: np.ndarray = a1 - a0 + b1 - b0 + SPECIALS
         return lengths
 
     @property
     def tokens(self) -> int:
-        """Of all pairs."""
+        """Number of tokens of all pairs."""
         return int(self.lengths.sum())
 
 
 def sentences(paragraph: str) -> list[str]:
-    """A paragraph of prose, cut behind each sentence; nothing of it is lost but the space between."""
+    """Splits a paragraph into sentences; only the white space between them is dropped."""
     cuts = [0, *(match.end() for match in _SENTENCE_END.finditer(paragraph)), len(paragraph)]
     return [text for start, end in itertools.pairwise(cuts) if (text := paragraph[start:end].strip())]
 
 
 def write_pairs(path: Path, sentence_ends: np.ndarray, document_ends: np.ndarray, section: Corpus, seed: int) -> int:
-    """Makes the pairs of one split, document by document; returns how many.
+    """Writes the pairs of one split, document by document; returns their number.
 
     Args:
         path: File to write: int64 [n, 5], as `PairSequences.spans`.
-        sentence_ends: Where each sentence ends among the tokens, [sentences].
-        document_ends: Where each document ends among the sentences, [documents].
-        section: `pairs`, `max_seq_length`, `limit`.
-        seed: Of all that is random.
+        sentence_ends: End of each sentence, exclusive, counted in tokens, [sentences].
+        document_ends: End of each document, exclusive, counted in sentences, [documents].
+        section: The corpus section: `pairs`, `max_seq_length` and `limit` are read.
+        seed: Seed of all random choices.
     """
     written = 0
     with path.open("wb") as stream:
@@ -90,7 +90,7 @@ def write_pairs(path: Path, sentence_ends: np.ndarray, document_ends: np.ndarray
 def pairs_of(
     sentence_ends: np.ndarray, document_ends: np.ndarray, section: Corpus, seed: int
 ) -> Iterator[tuple[int, ...]]:
-    """All pairs of one split, as `PairSequences.spans`; the arguments are those of `write_pairs`."""
+    """Yields all pairs of one split, as rows of `PairSequences.spans`; the arguments are those of `write_pairs`."""
     rng = np.random.default_rng(seed)
     for document in rng.permutation(len(document_ends)) if len(document_ends) > 1 else ():
         yield from _pairs_of(int(document), sentence_ends, document_ends, section, rng)
@@ -99,8 +99,8 @@ def pairs_of(
 def _pairs_of(
     document: int, ends: np.ndarray, documents: np.ndarray, section: Corpus, rng: np.random.Generator
 ) -> Iterator[tuple[int, ...]]:
-    """BERT's way through a document: as many sentences as fill a sequence are cut into A and B; where B is from
-    elsewhere, the sentences behind A are not lost but begin the next pair.
+    """Yields the pairs of a document as BERT does: the sentences that fill a sequence are split into A and B. Where B
+    is from another document, the sentences after A are not lost but begin the next pair.
     """
     assert section.pairs is not None
     most = section.max_seq_length - SPECIALS
@@ -118,7 +118,7 @@ def _pairs_of(
         a = (token(first), token(cut))
         random = last - first == 1 or rng.random() < section.pairs.random_next_probability
         if random:
-            b = _elsewhere(document, target - (a[1] - a[0]), ends, documents, rng)
+            b = _random_segment(document, target - (a[1] - a[0]), ends, documents, rng)
             first = cut
         else:
             b = (token(cut), token(last))
@@ -132,10 +132,10 @@ def _range(ends: np.ndarray, index: int) -> tuple[int, int]:
     return (int(ends[index - 1]) if index else 0), int(ends[index])
 
 
-def _elsewhere(
+def _random_segment(
     document: int, wanted: int, ends: np.ndarray, documents: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Tokens of sentences of a random other document, from a random one of them on."""
+    """Token span of consecutive sentences of a random other document, from a random sentence on."""
     other = int(rng.integers(len(documents) - 1))
     other += other >= document
     low, high = _range(documents, other)
@@ -148,7 +148,7 @@ def _elsewhere(
 def _trimmed(
     a: tuple[int, int], b: tuple[int, int], most: int, rng: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Both together cut to `most` tokens: always from the longer one, each time at a random end."""
+    """Trims both segments to `most` tokens together: each token from the longer one, at a random end."""
     lengths = [a[1] - a[0], b[1] - b[0]]
     excess = sum(lengths) - most
     if excess <= 0:
@@ -157,7 +157,7 @@ def _trimmed(
     alone = min(excess, abs(lengths[0] - lengths[1]))
     rest = excess - alone
     cuts = [rest // 2, rest // 2]
-    cuts[1] += rest % 2  # at equal length B is cut first
+    cuts[1] += rest % 2  # at equal length B is trimmed first
     cuts[longer] += alone
     fronts = [int(rng.binomial(cut, 0.5)) for cut in cuts]
     ends = [(x + f, y - (c - f)) for (x, y), c, f in zip((a, b), cuts, fronts, strict=True)]

@@ -1,4 +1,4 @@
-"""Rows of data files: TSV, CSV, JSON lines, Parquet, and SQuAD's nested JSON. Loads no torch."""
+"""Readers for tables: TSV, CSV, JSON lines, Parquet, and SQuAD's nested JSON. Loads no torch."""
 
 import csv
 import difflib
@@ -11,7 +11,7 @@ from toolkit.core.errors import UserError
 from toolkit.data.files import is_compression, raw_lines
 
 Record = dict[str, Any]
-_LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a long document
+_LONGEST_FIELD = 2**31 - 1  # characters; csv's default limit of 131,072 is less than a long document
 _FORMATS: dict[str, Literal["tsv", "csv", "json", "parquet"]] = {
     ".tsv": "tsv",
     ".csv": "csv",
@@ -22,10 +22,10 @@ _FORMATS: dict[str, Literal["tsv", "csv", "json", "parquet"]] = {
 
 
 def table_format(path: Path) -> Literal["tsv", "csv", "json", "parquet"]:
-    """By the suffix, the one before any compression suffix.
+    """Returns the format of a table by its suffix, ignoring a compression suffix.
 
     Raises:
-        UserError: It is none of these.
+        UserError: The suffix is not that of a table.
     """
     suffix = next((s for s in reversed(path.suffixes) if not is_compression(s)), "")
     if suffix not in _FORMATS:
@@ -34,17 +34,18 @@ def table_format(path: Path) -> Literal["tsv", "csv", "json", "parquet"]:
 
 
 def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, Record]]:
-    """Rows of a table as (where it stands, column -> value): texts, from JSON and Parquet numbers and lists too.
+    """Yields the rows of a table as (location, column -> value).
 
-    `where` is `file:line`, or what comes nearest: a row number in Parquet, a question's id in SQuAD's JSON. A value
-    that JSON or Parquet has as null is None.
+    Values are texts; from JSON and Parquet also numbers, lists and None for null. The location is `file:line`, or the
+    nearest equivalent: a row number in Parquet, a question's id in SQuAD's JSON.
 
     Args:
         path: The file.
-        columns: Those that it must have.
+        columns: Names of the required columns.
 
     Raises:
-        UserError: The format is unknown, a column is not there, or the file is empty or damaged; says the line.
+        UserError: The format is unknown, a column is missing, or the file is empty or damaged; the message names the
+            line.
     """
     empty = True
     for where, row in _READERS[table_format(path)](path, columns):
@@ -55,11 +56,11 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, Re
 
 
 def text(value: Any) -> str:
-    """A value of a table as text; nothing there is an empty text."""
+    """Returns a value of a table as text; None is an empty text."""
     return "" if value is None else str(value)
 
 
-def _must_have(columns: Sequence[str], names: Iterable[str], where: str) -> None:
+def _require_columns(columns: Sequence[str], names: Iterable[str], where: str) -> None:
     missing = next((c for c in columns if c not in names), None)
     if missing is not None:
         near = difflib.get_close_matches(missing, list(names), n=1)
@@ -67,25 +68,25 @@ def _must_have(columns: Sequence[str], names: Iterable[str], where: str) -> None
         raise UserError(f"no column {missing!r}", where=where, instead=instead)
 
 
-def _must_be_different(names: Sequence[str], where: str) -> None:
-    """Of two columns with one name a row would keep the last, silently."""
+def _require_unique_names(names: Sequence[str], where: str) -> None:
+    """Rejects columns of the same name, of which a row would silently keep the last."""
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         what = f"two columns have the name {twice!r}"
-        raise UserError(what, where=where, instead="a name of its own for each")
+        raise UserError(what, where=where, instead="a unique name for each column")
 
 
 def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    """GLUE's TSV files quote nothing: a quotation mark in them is text.
+    """Reads TSV and CSV. GLUE's TSV files do not quote: a quotation mark in them is text.
 
-    In CSV a quotation mark that is not closed would swallow all rows behind it, hence `strict`.
+    In CSV an unclosed quotation mark would swallow all following rows, hence `strict`.
     """
     quotes = table_format(path) == "csv"
     settings: dict[str, Any] = {"strict": True} if quotes else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(_lines(path), **settings)
     names: list[str] = []
-    begun = 1  # the line of the row that is being read
+    begun = 1  # first line of the current row
     try:
         for fields in reader:
             where, begun = f"{path}:{reader.line_num}", reader.line_num + 1
@@ -93,9 +94,9 @@ def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record
                 continue
             if not names:
                 names = fields
-                _must_be_different(names, where)
-                _must_be_parted(columns, names, where, "," if quotes else "\t")
-                _must_have(columns, names, where)
+                _require_unique_names(names, where)
+                _require_delimiter(columns, names, where, "," if quotes else "\t")
+                _require_columns(columns, names, where)
             elif len(fields) == len(names):
                 yield where, dict(zip(names, fields, strict=True))
             else:
@@ -104,24 +105,25 @@ def _text_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record
         raise UserError(
             f"not a table ({error})",
             where=f"{path}:{begun}",
-            instead='a field in quotation marks ends with one, and has "" for one that is text: "he said ""no"""'
+            instead='close each quoted field, and write a quotation mark in it as "": "he said ""no"""'
             if quotes
             else "",
         ) from None
 
 
-def _must_be_parted(columns: Sequence[str], names: Sequence[str], where: str, mark: str) -> None:
-    """A table with another mark between its fields has one long column, which nobody has asked for."""
+def _require_delimiter(columns: Sequence[str], names: Sequence[str], where: str, mark: str) -> None:
+    """Rejects a table with another delimiter, which would be read as a single column."""
     if len(names) != 1 or names[0] in columns:
         return
-    marks = {"\t": ("tabs", "the suffix .tsv"), ",": ("commas", "the suffix .csv"), ";": ("semicolons", "commas")}
-    for other, (called, instead) in marks.items():
+    others = {"\t": ("tab", "name it .tsv"), ",": ("comma", "name it .csv"), ";": ("semicolon", "use commas")}
+    for other, (name, instead) in others.items():
         if other != mark and other in names[0]:
-            raise UserError(f"one column, with {called} in its name", where=where, instead=instead)
+            what = f"the header is one field that contains {name}s: the file looks {name}-separated"
+            raise UserError(what, where=where, instead=instead)
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Whole lines, however long: a row has to fit in memory anyway."""
+    """Yields complete lines of any length: a row has to fit in memory anyway."""
     pieces: list[str] = []
     for piece in raw_lines(path):
         pieces.append(piece)
@@ -133,10 +135,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    """One object per line; or the whole file as one object with `data`, as SQuAD has it."""
+    """Reads JSON lines, or a file that is one object with `data` as in SQuAD."""
     if (articles := _squad_articles(path)) is not None:
         for where, row in _squad_rows(path, articles):
-            _must_have(columns, row, where)
+            _require_columns(columns, row, where)
             yield where, row
         return
     for number, line in enumerate(_lines(path), 1):
@@ -145,17 +147,17 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record
             try:
                 found = json.loads(line, object_pairs_hook=_without_repeats)
             except _RepeatedKey as error:
-                raise UserError(str(error), where=where, instead="a name of its own for each value") from None
+                raise UserError(str(error), where=where, instead="a unique name for each value") from None
             except (ValueError, RecursionError) as error:
                 raise _not_an_object(where, error) from None
             if not isinstance(found, dict):
                 raise _not_an_object(where)
-            _must_have(columns, found, where)
+            _require_columns(columns, found, where)
             yield where, found
 
 
 class _RepeatedKey(Exception):
-    """Python would keep the last of the values, silently."""
+    """A name occurs twice in an object; Python would silently keep the last value."""
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> Record:
@@ -170,15 +172,15 @@ def _not_an_object(where: str, error: ValueError | RecursionError | None = None)
     why = ""
     if isinstance(error, json.JSONDecodeError):
         why = f" ({error.msg}, character {error.pos + 1} of the line)"
-    elif isinstance(error, ValueError):  # Python's own limit, a few thousand
-        why = ", or one with a number of too many digits"
+    elif isinstance(error, ValueError):  # Python's limit, a few thousand digits
+        why = ", or it contains a number with too many digits"
     return UserError(f"not a JSON object{why}", where=where, instead='one {"column": value, …} per line')
 
 
 def _squad_articles(path: Path) -> list[Any] | None:
-    """The articles of a file in SQuAD's form; None where the file is something else.
+    """Returns the articles of a file in SQuAD's form, or None for other files.
 
-    JSON lines are told from it by their first line: it is a whole object, and without a list `data`.
+    JSON lines are recognised by their first line, which is a complete object without a list `data`.
     """
     first = next((line for line in _lines(path) if line.strip()), "")
     if not first.lstrip().startswith("{"):
@@ -186,13 +188,13 @@ def _squad_articles(path: Path) -> list[Any] | None:
     try:
         found = json.loads(first)
     except (ValueError, RecursionError):
-        found = _whole_object(path)
+        found = _single_object(path)
     articles = found.get("data") if isinstance(found, dict) else None
     return articles if isinstance(articles, list) else None
 
 
-def _whole_object(path: Path) -> Any:
-    """The value that is the whole file; None: it is none, and by its suffix it does not claim to be."""
+def _single_object(path: Path) -> Any:
+    """Parses a file as one JSON value; None: the file is not one, and its suffix is .jsonl."""
     try:
         return json.loads("".join(raw_lines(path)))
     except json.JSONDecodeError as error:
@@ -201,14 +203,14 @@ def _whole_object(path: Path) -> Any:
         raise UserError(
             f"damaged JSON ({error.msg}, character {error.colno} of the line)",
             where=f"{path}:{error.lineno}",
-            instead='SQuAD\'s {"data": […]} from end to end, or one {"column": value, …} per line',
+            instead='a complete {"data": […]} of SQuAD, or one {"column": value, …} per line',
         ) from None
-    except (ValueError, RecursionError):  # numbers or nesting beyond Python's limits: whoever reads the lines says it
+    except (ValueError, RecursionError):  # numbers or nesting beyond Python's limits: reported by the reader of lines
         return None
 
 
 def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Record]]:
-    """Questions as rows of the columns that the hub's SQuAD has."""
+    """Yields questions as rows with the columns of SQuAD on the hub."""
     where = str(path)
     try:
         for article in articles:
@@ -231,7 +233,7 @@ def _squad_rows(path: Path, articles: list[Any]) -> Iterator[tuple[str, Record]]
                     )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"not in SQuAD's form behind this place ({type(error).__name__}: {error})",
+            f"not in SQuAD's form from here on ({type(error).__name__}: {error})",
             where=where,
             instead='{"data": [{"paragraphs": [{"context": …, "qas": [{"id", "question", "answers"}]}]}]}',
         ) from None
@@ -244,14 +246,14 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Rec
     number = 0
     try:
         file = pq.ParquetFile(path)
-        _must_be_different(file.schema_arrow.names, str(path))
-        _must_have(columns, file.schema_arrow.names, str(path))
+        _require_unique_names(file.schema_arrow.names, str(path))
+        _require_columns(columns, file.schema_arrow.names, str(path))
         for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
     except UnicodeDecodeError as error:
-        where = f"{path}, row {number + 1} or behind it"
+        where = f"{path}, row {number + 1} or later"
         raise UserError(f"not UTF-8 ({error})", where=where, instead="texts in UTF-8") from None
     except (pa.ArrowException, OSError) as error:  # a damaged page is a plain OSError
         if isinstance(error, OSError) and error.errno is not None:

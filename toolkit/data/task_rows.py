@@ -1,4 +1,4 @@
-"""A task's rows: read, split, and every text and label of them looked at. Loads no torch, so that `check` can do it."""
+"""Rows of a task: reading, splitting and validation of every text and label. Loads no torch: `check` uses it."""
 
 import hashlib
 import itertools
@@ -19,21 +19,21 @@ from toolkit.data.tables import Record, read_rows, text
 from toolkit.recipe import KINDS, Task
 from toolkit.recipe.references import is_hub, task_files
 
-_INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, control and format characters
-_LONGEST_NUMBER = 100  # digits of a label; Python itself reads no more than some thousands
-_FEW_CLASSES = 10  # so many are told by name
+_INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode categories of spaces, line ends, control and format characters
+_LONGEST_NUMBER = 100  # digits of a label; Python itself parses at most a few thousand
+_FEW_CLASSES = 10  # up to this number, classes are listed by name
 _KINDS_OF_VALUE = {int: "number", float: "number", bool: "truth value", list: "list", dict: "object"}
 
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A row that the task keeps.
+    """A row of a task, after filtering.
 
     Attributes:
-        where: `file:line`, or what comes nearest.
-        texts: The text, or the two of a pair; none is empty.
-        label: As the file has it; never missing.
-        group: What `hold_out` parts the rows by.
+        where: `file:line`, or the nearest equivalent.
+        texts: The text, or the two texts of a pair; none is empty.
+        label: The label as stored in the file; never missing.
+        group: Value of `hold_out.column`: rows with the same value are in the same split. None without `hold_out`.
     """
 
     where: str
@@ -47,10 +47,11 @@ class TaskRows:
     """The splits of a task.
 
     Attributes:
-        labels: Class names in the order of the class numbers; none where there are no classes.
-        tune: Set aside of the train split.
-        dev: Name of a measured split -> its rows; the name of `dev` itself, which comes first, is empty.
-        left_out: A sentence for each file with rows that `drop_empty` has left out.
+        labels: Class names in the order of the class numbers; empty for a task without classes.
+        train: Rows to train on.
+        tune: Rows of the train split that are reserved for tuning decisions.
+        dev: Name of an evaluation split -> its rows; `dev` itself comes first, with an empty name.
+        left_out: A message for each file with rows that `drop_empty` has left out.
     """
 
     labels: tuple[str, ...]
@@ -61,12 +62,12 @@ class TaskRows:
 
 
 def read_task(name: str, section: Task) -> TaskRows:
-    """Reads the splits; those on the hub are fetched.
+    """Reads the splits of a task; those on the hub are downloaded.
 
     Raises:
-        UserError: A file is missing or damaged, a column is not there, a text is empty, a label is missing or not one
-            of the classes, or a split is empty or has one class only; or a class that the recipe does not name is
-            measured nowhere.
+        UserError: A file is missing or damaged, a column is missing, a text is empty, a label is missing or not one of
+            the classes, a split is empty or has a single class, or a class that the recipe does not name occurs in no
+            evaluation split.
     """
     left_out: list[str] = []
     all_train, dev = _splits(section, left_out)
@@ -75,27 +76,27 @@ def read_task(name: str, section: Task) -> TaskRows:
     tune, train = _set_aside(all_train, section)
     if KINDS[section.kind].has_classes:
         for split, rows in (("train", train), ("dev", dev), *more.items()):
-            _must_differ(name, split, rows, labels)
+            _require_two_classes(name, split, rows, labels)
         if not section.labels:
-            _must_be_measured(all_train, itertools.chain(dev, *more.values()), labels)
+            _require_evaluated(all_train, itertools.chain(dev, *more.values()), labels)
     return TaskRows(labels, train, tune, {"": dev} | more, tuple(left_out))
 
 
 def read_train(section: Task) -> list[TaskRow]:
-    """The rows that stages train on; nothing is said of their labels.
+    """Returns the rows that stages train on; their labels are not compared with the classes.
 
     Raises:
-        UserError: The train file is missing or damaged, or has not the section's columns.
+        UserError: The train file is missing or damaged, or lacks one of the section's columns.
     """
     rows = _read(section.train, section, []) if section.dev else _splits(section, [])[0]
     return _set_aside(rows, section)[1]
 
 
 def check_rows(name: str, section: Task) -> str:
-    """Reads every row of the files that are at hand as a stage would, and says how many there are, and of what classes.
+    """Reads every row of the locally available files as a stage would; returns a summary of rows and classes.
 
     Raises:
-        UserError: As `read_task`; or a number or an answer is not one.
+        UserError: The rows are invalid (see `read_task`), or a number or an answer is malformed.
     """
     specs = task_files(section)
     here = [spec for spec in specs if cached_file(spec) is not None]
@@ -104,11 +105,11 @@ def check_rows(name: str, section: Task) -> str:
         measured = [row for rows in found.dev.values() for row in rows]
         train = found.train + found.tune
         numbers, _ = (targets(rows, found.labels, section) for rows in (train, measured))
-        said = [f"{len(train):,} rows to train on, {len(measured):,} measured"]
+        summary = [f"{len(train):,} training rows, {len(measured):,} evaluation rows"]
         if KINDS[section.kind].has_classes:
-            said.append(_classes(found.labels, numbers))
-        return "; ".join([*said, *found.left_out])
-    # What is still on the hub: its labels may be all that there are.
+            summary.append(_classes(found.labels, numbers))
+        return "; ".join([*summary, *found.left_out])
+    # Without the train split the classes are known only if the recipe names them.
     counts, labels, left_out = [], section.labels, list[str]()
     for spec in here:
         rows = _read(spec, section, left_out)
@@ -117,20 +118,20 @@ def check_rows(name: str, section: Task) -> str:
         if labels or not KINDS[section.kind].has_classes:
             targets(rows, labels, section)
         counts.append(len(rows))
-    return "; ".join([f"{sum(counts):,} rows at hand", *left_out]) if counts else ""
+    return "; ".join([f"{sum(counts):,} rows available locally", *left_out]) if counts else ""
 
 
 def targets(rows: Sequence[TaskRow], labels: Sequence[str], section: Task) -> Any:
-    """What is to be answered: class numbers [n] int64, numbers [n] float32, or a list of n questions.
+    """Returns the labels of rows: class numbers [n] int64, numbers [n] float32, or a list of n questions.
 
     Raises:
-        UserError: A label is not one of the task's; says the row.
+        UserError: A label is not one of the task's; the message names the row.
     """
     return EXAMPLES[section.kind].targets(rows, labels)
 
 
 def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
-    """The classes, and how many rows each has."""
+    """Summary of the classes and their numbers of rows."""
     if len(labels) > _FEW_CLASSES:
         return f"{len(labels):,} classes"
     counts = np.bincount(numbers, minlength=len(labels))
@@ -138,7 +139,7 @@ def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
 
 
 def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[TaskRow]]:
-    """Train and dev rows; with `hold_out`, no group of rows has a part in both."""
+    """Returns train and dev rows; with `hold_out`, all rows of a group are in the same split."""
     train = _read(section.train, section, left_out)
     if section.dev:
         return train, _read(section.dev, section, left_out)
@@ -157,20 +158,20 @@ def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[Tas
 
 
 def _set_aside(train: list[TaskRow], section: Task) -> tuple[list[TaskRow], list[TaskRow]]:
-    """The rows of `tune` and those that stay in train; always the same ones, whatever the recipe's seed."""
+    """Returns the rows of `tune` and the remaining train rows; the choice does not depend on the recipe's seed."""
     count = min(section.tuning_examples, len(train) // 10)
     chosen = set(np.random.default_rng(0).permutation(len(train))[:count].tolist())
     return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]
 
 
 def _part(row: TaskRow, parts: int) -> int:
-    """Which of the parts a row's group belongs to: the same on every machine and in every order of the rows."""
+    """Returns the fold of a row's group: the same on every machine and in every order of the rows."""
     assert row.group is not None
     return int.from_bytes(hashlib.sha256(row.group.encode()).digest()[:8], "big") % parts
 
 
 def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
-    """The rows of a file that `section.rows` keeps; what `section.drop_empty` has left out is said in `left_out`."""
+    """Returns the rows of a file selected by `section.rows`; adds a message on rows without text to `left_out`."""
     path = fetch_file(spec)
     group = section.hold_out.column if section.hold_out else None
     columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
@@ -189,9 +190,9 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
                 f"the text in column {empty!r} is empty", where=where, instead="a text, or drop_empty: true"
             )
         label = _label(row, section, where)
-        rows.append(TaskRow(where, texts, label, _whole(text(row[group]), group, where) if group else None))
+        rows.append(TaskRow(where, texts, label, _require_encodable(text(row[group]), group, where) if group else None))
     if not rows:
-        what = "every row has an empty text" if empties else "no row has the values that `rows` asks for"
+        what = "every row has an empty text" if empties else "no row has the values required by `rows`"
         raise UserError(what if seen else "no rows", where=str(path))
     if empties:
         first = (spec if is_hub(spec) else path.name) + empties[0].removeprefix(str(path))
@@ -200,7 +201,7 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
 
 
 def _label(row: Record, section: Task, where: str) -> Any:
-    """As the file has it."""
+    """Returns the label as stored in the file."""
     label = row[section.label]
     if KINDS[section.kind].scalar_label and not isinstance(label, str | Number | None):
         raise UserError(
@@ -209,14 +210,14 @@ def _label(row: Record, section: Task, where: str) -> Any:
             instead="another column: a label is a text or a number",
         )
     missing = label is None or (isinstance(label, str) and _is_blank(label))
-    if missing or (KINDS[section.kind].has_classes and label != label):  # NaN, a hole in a column of numbers
+    if missing or (KINDS[section.kind].has_classes and label != label):  # NaN: missing in a column of numbers
         raise UserError(
             f"the label in column {section.label!r} is missing",
             where=where,
             instead=f"one of {', '.join(section.labels)}" if section.labels else "a label, or leave the row out",
         )
     if isinstance(label, str):
-        _whole(label, section.label, where)
+        _require_encodable(label, section.label, where)
     if isinstance(label, str | int) and len(str(label)) > _LONGEST_NUMBER and is_number(number := label_number(label)):
         raise UserError(
             f"the label in column {section.label!r} is a number of {len(number):,} digits",
@@ -227,15 +228,15 @@ def _label(row: Record, section: Task, where: str) -> Any:
 
 
 def _is_blank(text: str) -> bool:
-    """Whether a text shows nothing: white space, and characters without width."""
+    """Whether a text consists of white space and zero-width characters only."""
     return all(unicodedata.category(character) in _INVISIBLE for character in text)
 
 
 def _text(row: Record, column: str, where: str) -> str:
-    """A null is an empty text; of anything else Python would make a text that nobody wrote."""
+    """Returns a text, empty for null. Other types are errors: their `str` is hardly what the file means."""
     value = row[column]
     if value is None or isinstance(value, str):
-        return _whole(value or "", column, where)
+        return _require_encodable(value or "", column, where)
     raise UserError(
         f"column {column!r} has a {_kind_of(value)} where a text should be",
         where=where,
@@ -243,14 +244,16 @@ def _text(row: Record, column: str, where: str) -> str:
     )
 
 
-def _whole(text: str, column: str, where: str) -> str:
-    """JSON can hold half of a character that takes two units in UTF-16; neither a tokenizer nor a file takes it."""
+def _require_encodable(text: str, column: str, where: str) -> str:
+    """Rejects unpaired UTF-16 surrogates: JSON can contain them, but tokenizers and files cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start].encode("ascii", "backslashreplace").decode()
         raise UserError(
-            f"column {column!r} has half a character: {half}", where=where, instead="the whole one, or leave it out"
+            f"column {column!r} contains an unpaired surrogate: {half}",
+            where=where,
+            instead="the complete character, or remove it",
         ) from None
     return text
 
@@ -260,27 +263,27 @@ def _kind_of(value: Any) -> str:
 
 
 def _labels(train: Sequence[TaskRow], section: Task) -> tuple[str, ...]:
-    """Of a task of classes: their names, said by the recipe or found in the train split."""
+    """Returns the class names, from the recipe or else from the train split; empty for a task without classes."""
     if not KINDS[section.kind].has_classes:
         return ()
     return section.labels or _labels_found(train, section)
 
 
 def _labels_found(rows: Iterable[TaskRow], section: Task) -> tuple[str, ...]:
-    """The different labels, in the order of their numbers when they are numbers, else by name."""
+    """Returns the distinct labels, sorted as numbers if all are numbers, else by name."""
     labels = [row.label for row in rows]
     found, numbers = ({form(label) for label in labels} for form in (label_name, label_number))
     if len(found) > max(2, len(labels) // 2):
         raise UserError(
-            f"{len(found)} different values in {len(labels)} rows: these are no classes",
+            f"{len(found)} different values in {len(labels)} rows: too many to be classes",
             where=f"{section.train}, column {section.label!r}",
             instead="a column with the name or number of a class",
         )
     return tuple(sorted(numbers, key=int) if all(map(is_number, numbers)) else sorted(found))
 
 
-def _must_differ(name: str, split: str, rows: Sequence[TaskRow], labels: Sequence[str]) -> None:
-    """Rows that all have one label teach and tell nothing."""
+def _require_two_classes(name: str, split: str, rows: Sequence[TaskRow], labels: Sequence[str]) -> None:
+    """Rejects a split with a single label, which can neither train nor evaluate a classifier."""
     numbers = {class_number(row.label, row.where, labels) for row in rows}
     if len(numbers) == 1:
         raise UserError(
@@ -290,8 +293,8 @@ def _must_differ(name: str, split: str, rows: Sequence[TaskRow], labels: Sequenc
         )
 
 
-def _must_be_measured(train: Sequence[TaskRow], measured: Iterable[TaskRow], labels: Sequence[str]) -> None:
-    """A slip in one label would make a class of its own, which nothing that is measured could show."""
+def _require_evaluated(train: Sequence[TaskRow], measured: Iterable[TaskRow], labels: Sequence[str]) -> None:
+    """Rejects a class that occurs in no evaluation split: a typo in a label would create one unnoticed."""
     known = {class_number(row.label, row.where, labels) for row in measured}
     strays = [(row, number) for row in train if (number := class_number(row.label, row.where, labels)) not in known]
     if strays:
@@ -299,8 +302,8 @@ def _must_be_measured(train: Sequence[TaskRow], measured: Iterable[TaskRow], lab
         count = sum(other == number for _, other in strays)
         named = dump_flow(list(labels)) if len(labels) <= _FEW_CLASSES else f"[…], with all {len(labels):,} names,"
         raise UserError(
-            f"the label {labels[number]!r} is in {count:,} row{'s' * (count > 1)} to train on, but in none that is "
-            "measured: a slip would look so",
+            f"label {labels[number]!r} occurs in {count:,} training row{'s' * (count > 1)} but in no evaluation split; "
+            "is it a typo?",
             where=row.where,
-            instead=f"one of the other classes; or, if it is meant, `labels: {named}`",
+            instead=f"one of the other classes; or, if it is intended, `labels: {named}`",
         )

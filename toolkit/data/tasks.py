@@ -1,4 +1,4 @@
-"""A task as data: rows of a table -> token ids and labels of its splits, and the scores of a model's answers."""
+"""Tokenised splits of a task, and the scores of a model's predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of one of the measured splits, which lie one after the other in `dev`.
+    """A metric of one evaluation split; all evaluation splits are concatenated in `dev`.
 
     Attributes:
-        name: `accuracy`; of a further split `accuracy (mismatched)`.
-        part: Which examples, or questions, of `dev` it is measured on.
+        name: `accuracy`; for an additional split `accuracy (mismatched)`.
+        metric: Name of the metric without the split.
+        part: Slice of `dev` that is the split, in examples or questions.
     """
 
     name: str
@@ -30,20 +31,23 @@ class Measure:
 
     @property
     def n(self) -> int:
-        """Examples, or questions, behind it."""
+        """Number of examples, or questions, of the split."""
         return int(self.part.stop - self.part.start)
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task, ready for a model: class names in the order of the class numbers, its splits, what is measured.
+    """A task with tokenised splits.
 
     Attributes:
-        kind: What its examples are, and so what head a model of it has.
-        train: What every stage trains on.
-        tune: Set aside of the train split: what decisions are taken by. Empty where the recipe sets none aside.
-        dev: What is reported. Nothing is chosen by it.
-        left_out: A sentence for each file with rows that `drop_empty` has left out.
+        name: Name of the task in the recipe.
+        kind: Kind of the examples, and of the model's head.
+        labels: Class names in the order of the class numbers.
+        train: Split that every stage trains on.
+        tune: Part of the train split reserved for decisions; empty where the recipe reserves none.
+        dev: Evaluation splits; reported, never used for decisions.
+        measures: The metrics of each evaluation split.
+        left_out: A message for each file with rows that `drop_empty` has left out.
     """
 
     name: str
@@ -57,25 +61,29 @@ class TaskData:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of what is measured; the first one counts for tuning."""
+        """Names of the metrics; the first one decides in tuning."""
         return tuple(m.name for m in self.measures)
 
     @property
     def dev_n(self) -> int:
-        """Examples, or questions, that are measured."""
+        """Number of evaluated examples, or questions."""
         return len(self.dev.truth)
 
     def scores(self, logits: Sequence[np.ndarray]) -> dict[str, float]:
-        """Every metric of a model's answers to the whole dev split.
+        """Computes every metric on the complete dev split.
 
         Args:
-            logits: Of each item of `dev`.
+            logits: The model's logits for each item of `dev`.
         """
         truth, predicted = self.dev.truth, self.dev.predicted(logits)
         return {m.name: self._score(m.metric, truth[m.part], predicted[m.part]) for m in self.measures}
 
     def tuning_score(self, logits: Sequence[np.ndarray]) -> float:
-        """The first metric, of the answers to `tune`."""
+        """Computes the first metric on `tune`.
+
+        Args:
+            logits: The model's logits for each item of `tune`.
+        """
         return self._score(self.measures[0].metric, self.tune.truth, self.tune.predicted(logits))
 
     def _score(self, metric: str, truth: Any, predicted: Any) -> float:
@@ -83,10 +91,11 @@ class TaskData:
 
 
 def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") -> TaskData:
-    """Reads and tokenises the splits.
+    """Reads and tokenises the splits of a task.
 
     Raises:
-        UserError: As `rows.read_task` and `rows.targets`; or `max_seq_length` is more than the model takes.
+        UserError: The rows are invalid (see `task_rows.read_task` and `task_rows.targets`), or `max_seq_length` exceeds
+            the model's maximum.
     """
     require_length(section.max_seq_length, tokenizer.model_max_length, f"tasks.{name}")
     read = task_rows.read_task(name, section)
@@ -106,10 +115,12 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
 
 
 def train_texts(section: Task) -> list[str]:
-    """All texts that stages train on, without labels; both texts of a pair, one after the other; no context twice.
+    """Returns all texts that stages train on, without labels; repeated contexts once.
+
+    The two texts of a pair follow each other.
 
     Raises:
-        UserError: The train file is missing or damaged, or has not the section's columns.
+        UserError: The train file is missing or damaged, or lacks one of the section's columns.
     """
     texts = [text for row in task_rows.read_train(section) for text in row.texts]
     return list(dict.fromkeys(texts)) if EXAMPLES[section.kind].texts_repeat else texts

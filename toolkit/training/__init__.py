@@ -1,1 +1,1 @@
-"""One training loop: losses, teacher, hooks, several processes."""
+"""Training: losses, teacher, data, callbacks, data-parallel processes, and the one training loop."""

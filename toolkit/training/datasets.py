@@ -1,4 +1,4 @@
-"""What a training run reads: labelled examples, or masked sequences."""
+"""Training data of a run: labelled examples, or masked sequences."""
 
 import math
 from collections.abc import Callable
@@ -16,43 +16,49 @@ from toolkit.data.tasks import Split
 from toolkit.models.task_heads import pad_logits
 from toolkit.recipe import Corpus, Positions, Sample, Train
 
-_NUMBER = "number"  # of an example
+_NUMBER = "number"  # key of the index of an example
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training run reads: its stream, how examples become a batch, and how long it is."""
+    """Training data of a run.
+
+    Attributes:
+        stream: The examples in training order.
+        collate: Examples -> batch.
+        steps: Number of optimizer steps.
+    """
 
     stream: LengthGroupedDataset
     collate: Callable[[list[dict[str, Any]]], Batch]
     steps: int
 
     def tokens_seen(self) -> int:
-        """Tokens of all examples that training saw, padding not counted."""
+        """Returns the number of tokens of all examples of the run, without padding."""
         return int(sum(self.stream.step_lengths(step).sum() for step in range(self.steps)))
 
 
 def steps_of(section: Train, examples: int) -> int:
-    """Optimizer steps that `steps` or `epoch` amounts to."""
+    """Returns the number of optimizer steps that `steps` or `epoch` amounts to."""
     return section.steps or (section.epoch or 0) * steps_per_epoch(section, examples)
 
 
 def steps_per_epoch(section: Train, examples: int) -> int:
-    """Optimizer steps of one pass over the examples."""
+    """Returns the number of optimizer steps per epoch."""
     return math.ceil(examples / (section.batch_size * section.gradient_accumulation_steps))
 
 
 def task_data(
-    examples: Split, pad_id: int, section: Train, seed: int, answers: Callable[[int], np.ndarray] | None = None
+    examples: Split, pad_id: int, section: Train, seed: int, logits_of: Callable[[int], np.ndarray] | None = None
 ) -> TrainingData:
-    """Labelled examples; the losses are averaged over the examples of an optimizer step.
+    """Returns labelled examples; the losses are averaged over the examples of an optimizer step.
 
     Args:
-        examples: What is trained on.
-        pad_id: Of the tokenizer.
-        section: Length and batch.
-        seed: Of the order.
-        answers: Number of an example -> the teacher's logits of it, where they are known already.
+        examples: The train split.
+        pad_id: The tokenizer's padding id.
+        section: Number of steps and batch size.
+        seed: Seed of the sampling order.
+        logits_of: Index of an example -> its cached teacher logits; None: there are none.
     """
     steps = steps_of(section, len(examples))
     stream = _stream(examples.lengths, lambda i, _: examples[i] | {_NUMBER: i}, section, steps, seed)
@@ -62,8 +68,8 @@ def task_data(
         plain = [{k: v for k, v in f.items() if k not in ("step", _NUMBER)} for f in features]
         counts = {"items": items, "examples": items}
         batch = pad(plain, pad_id) | counts
-        if answers is not None:
-            batch[TEACHER_LOGITS] = pad_logits([answers(f[_NUMBER]) for f in features], examples.per_token)
+        if logits_of is not None:
+            batch[TEACHER_LOGITS] = pad_logits([logits_of(f[_NUMBER]) for f in features], examples.per_token)
         return batch
 
     return TrainingData(stream, collate, steps)
@@ -77,8 +83,17 @@ def mlm_data(
     section: Train,
     seed: int,
 ) -> TrainingData:
-    """Masked sequences; the label loss is averaged over an optimizer step's masked tokens, KL over its `positions`."""
-    share = positions.sample if isinstance(positions, Sample) else None
+    """Returns masked sequences; the label loss is averaged over the masked tokens of an optimizer step.
+
+    Args:
+        sequences: The train split.
+        tokenizer: The tokenizer of the sequences.
+        corpus: Masking probability and whole-word masking.
+        positions: Where student and teacher are compared; the KD loss is averaged over these tokens.
+        section: Number of steps and batch size.
+        seed: Seed of the sampling order and of masking.
+    """
+    fraction = positions.sample if isinstance(positions, Sample) else None
     steps = steps_of(section, len(sequences))
     specials, probability, whole_words = sequences.specials, corpus.mlm_probability, corpus.whole_word_masking
 
@@ -86,7 +101,7 @@ def mlm_data(
         example = sequences.example(index)
         ids = example["input_ids"]
         example |= mask_tokens(ids, rng, tokenizer, probability, specials=specials, whole_words=whole_words)
-        if share is None:
+        if fraction is None:
             return example
         return example | {KD_POSITIONS: sample_positions(example["labels"], rng, compared(len(ids)))}
 
@@ -94,7 +109,7 @@ def mlm_data(
         masked = masked_count(length, probability, specials)
         if positions == "masked":
             return masked
-        return length if share is None else sampled_count(length, masked, share)
+        return length if fraction is None else sampled_count(length, masked, fraction)
 
     stream = _stream(sequences.lengths, item, section, steps, seed)
 

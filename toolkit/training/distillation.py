@@ -1,7 +1,7 @@
-"""The losses: labels, and the teacher's distribution (paper, section 3).
+"""Label and KD losses, and the frozen teacher (paper, section 3).
 
-Every loss is a sum over the items of a forward pass divided by the number of items of the whole optimizer step, so
-that gradients do not depend on how a step is cut into forward passes.
+Every loss is a sum over the items of a forward pass, divided by the number of items of the entire optimizer step.
+Gradients therefore do not depend on how a step is split into forward passes.
 """
 
 import contextlib
@@ -24,7 +24,13 @@ from toolkit.training import vocabulary_loss
 
 @dataclass(frozen=True)
 class LossTerms:
-    """`total` is what is differentiated; `task` and `kd` are its unweighted parts, detached; None when absent."""
+    """Value of a loss.
+
+    Attributes:
+        total: The weighted sum, which is differentiated.
+        task: Unweighted label loss, detached; None if absent.
+        kd: Unweighted KD loss, detached; None if absent.
+    """
 
     total: Tensor
     task: Tensor | None = None
@@ -34,13 +40,13 @@ class LossTerms:
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, items: float | None = None) -> Tensor:
     """T^2 * KL(teacher || student) at temperature T, summed over rows and divided by `items`.
 
-    The factor T^2 keeps the gradient's size as T changes (Hinton et al., 2015, section 2).
+    The factor T^2 keeps the magnitude of the gradient independent of T (Hinton et al., 2015, section 2).
 
     Args:
         student: Logits [n, C].
         teacher: Logits [n, C].
         temperature: T > 0.
-        items: What the sum is divided by; n when absent, so that the result is the mean.
+        items: Divisor of the sum; None: n, for the mean.
     """
     student_log = F.log_softmax(student.float() / temperature, dim=-1)
     teacher_log = F.log_softmax(teacher.float() / temperature, dim=-1)
@@ -51,8 +57,8 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, items: f
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, items: float) -> Tensor:
     """T^2 * cross entropy of the student under the teacher's softmax: KL plus the teacher's entropy, a constant."""
     student_log = F.log_softmax(student.float() / temperature, dim=-1)
-    theirs = F.softmax(teacher.float() / temperature, dim=-1)
-    return -(theirs * student_log).sum() * temperature**2 / items
+    target = F.softmax(teacher.float() / temperature, dim=-1)
+    return -(target * student_log).sum() * temperature**2 / items
 
 
 def squared_difference(student: Tensor, teacher: Tensor, temperature: float, items: float) -> Tensor:
@@ -60,14 +66,14 @@ def squared_difference(student: Tensor, teacher: Tensor, temperature: float, ite
     return (student.float() - teacher.float()).square().mean(dim=-1).sum() / items
 
 
-# INC's names of the distances from the teacher: (student, teacher, temperature, items) -> loss.
+# Distances from the teacher by INC's names: (student, teacher, temperature, items) -> loss.
 _DISTANCES: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "KL": kl_divergence,
     "CE": soft_cross_entropy,
     "MSE": squared_difference,
 }
 
-# The same for hidden features, element by element; KL compares them as softmaxes over the last dimension.
+# Distances of hidden features, per element; KL compares their softmaxes over the last dimension.
 _FEATURE_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "MSE": lambda student, teacher: (student - teacher).square(),
     "L1": lambda student, teacher: (student - teacher).abs(),
@@ -78,19 +84,23 @@ _FEATURE_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Teacher:
-    """A frozen model. A plain object, not a module: it can never become a child of the student.
+    """A frozen teacher model. A plain object, not a module, so that it cannot become a submodule of the student.
 
-    It runs without gradients, but not in inference mode: a loss keeps its logits for the backward pass.
+    It runs without gradients, but not in inference mode: the loss saves its logits for the backward pass.
+
+    Args:
+        model: The model; it is modified in place.
+        device: Device to move the model to; None: its current one.
+        bf16: Whether it runs under bfloat16 autocast; None: as the student does.
     """
 
     def __init__(self, model: nn.Module, device: torch.device | None = None, bf16: bool | None = None) -> None:
-        """In bfloat16 or 32 bits whatever its student runs in; None: as the student."""
         self.model = model.to(device).eval().requires_grad_(False)
         self._bf16 = bf16
 
     @torch.no_grad()
     def __call__(self, function: Callable[[Any], Any]) -> Any:
-        """`function` of the teacher's model, without gradients."""
+        """Returns `function(model)`, computed without gradients."""
         kind = next(self.model.parameters()).device.type
         enabled = torch.is_autocast_enabled(kind) if self._bf16 is None else self._bf16
         with torch.autocast(kind, torch.bfloat16, enabled=enabled):
@@ -98,24 +108,24 @@ class Teacher:
 
 
 def combine(task: Tensor | None, kd: Tensor | None, weights: tuple[float, float]) -> LossTerms:
-    """The weighted sum; a term of weight 0 is not part of the graph."""
+    """Returns the weighted sum; a term of weight 0 is not part of the graph."""
     parts = [w * t for w, t in zip(weights, (task, kd), strict=True) if t is not None and w > 0]
     total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
     return LossTerms(total, None if task is None else task.detach(), None if kd is None else kd.detach())
 
 
 class MlmLoss:
-    """Masked-language-model loss, with or without a teacher; of pairs also that of next-sentence prediction.
+    """Masked-LM loss, with or without a teacher; for segment pairs also the loss of next-sentence prediction.
 
     Hidden states are gathered first: the vocabulary head, by far the largest product of a small model, runs only at
-    the positions that carry a loss, and on a few of them at a time (`toolkit.training.vocabulary_loss`).
+    the positions that contribute to the loss, and in chunks (`toolkit.training.vocabulary_loss`).
 
     Args:
-        head: model -> its vocabulary head, which must not be run as one (`models.mlm_head`).
+        head: model -> its vocabulary head, of which only the parts are run (`models.mlm_heads`).
         teacher: A frozen masked language model, or None.
-        settings: Weights and temperature.
-        positions: Where the teacher is compared; the label loss is always at the masked ones. Positions that are
-            drawn by chance come with the batch (`masking.KD_POSITIONS`).
+        settings: Loss weights and temperature.
+        positions: Where student and teacher are compared; the label loss is always taken at the masked positions.
+            Sampled positions come with the batch (`batches.KD_POSITIONS`).
         next_head: model -> its next-sentence head, pooled output [n, h] -> logits [n, 2]; used for batches of pairs.
     """
 
@@ -133,66 +143,67 @@ class MlmLoss:
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
         masked = batch["labels"] != -100
         if self._teacher is None or self._settings is None:
-            return self._of_labels(model, batch, masked)
+            return self._label_loss(model, batch, masked)
         weights, temperature = self._settings.loss_weights, self._settings.temperature
         distance = _DISTANCES[self._settings.loss_types[1]]
-        # The masked ones are among them, whichever they are.
+        # The chosen positions always include the masked ones.
         chosen = batch["attention_mask"].bool() if self._positions == "all" else batch.get(KD_POSITIONS, masked)
-        # The teacher first: what it needs on the way is gone before the student's layers keep what they make.
+        # The teacher runs first: its temporary memory is free before the student's layers save their activations.
         where = chosen.flatten().nonzero().squeeze(1)
-        theirs, their_following = self._teacher(lambda teacher: self._to_decode(teacher, batch, where))
+        teacher_states, teacher_next = self._teacher(lambda teacher: self._decoder_inputs(teacher, batch, where))
         decode = self._teacher(lambda teacher: vocabulary_loss.decoder_of(self._head(teacher).decoder))
-        ours, following = self._to_decode(model, batch, where)
-        targets, guessed = batch["labels"].flatten()[where], masked.flatten()[where]
-        some = chosen is not masked  # else all of them are guessed
+        states, next_logits = self._decoder_inputs(model, batch, where)
+        targets, is_masked = batch["labels"].flatten()[where], masked.flatten()[where]
+        some = chosen is not masked  # else all chosen positions are masked
 
-        def terms(words: Tensor, their_words: Tensor | None, part: slice) -> tuple[Tensor, ...]:
-            assert their_words is not None
-            here = guessed[part] if some else slice(None)
-            task = F.cross_entropy(words[here].float(), targets[part][here], reduction="sum") / batch["items"]
-            return task, distance(words, their_words, temperature, batch["kd_items"])
+        def terms(logits: Tensor, teacher_logits: Tensor | None, part: slice) -> tuple[Tensor, ...]:
+            assert teacher_logits is not None
+            here = is_masked[part] if some else slice(None)
+            task = F.cross_entropy(logits[here].float(), targets[part][here], reduction="sum") / batch["items"]
+            return task, distance(logits, teacher_logits, temperature, batch["kd_items"])
 
         decoder = self._head(model).decoder
-        total, found = vocabulary_loss.chunked_loss(terms, ours, decoder, weights, lambda part: decode(theirs[part]))
-        task, kd = found
-        if following is None:
+        total, (task, kd) = vocabulary_loss.chunked_loss(
+            terms, states, decoder, weights, lambda part: decode(teacher_states[part])
+        )
+        if next_logits is None:
             return LossTerms(total, task, kd)
-        task_next = self._next_loss(following, batch)
-        kd_next = distance(following, their_following, temperature, batch["examples"])
+        task_next = self._next_loss(next_logits, batch)
+        kd_next = distance(next_logits, teacher_next, temperature, batch["examples"])
         both = combine(task_next, kd_next, weights)
         return LossTerms(total + both.total, task + task_next.detach(), kd + kd_next.detach())
 
     def logits(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Of the vocabulary at the masked positions [m, V]; of pairs those of next-sentence prediction [n, 2] too.
+        """Returns vocabulary logits [m, V] at the masked positions, and for pairs next-sentence logits [n, 2].
 
         Without a graph.
         """
         where = (batch["labels"] != -100).flatten().nonzero().squeeze(1)
         with torch.no_grad():
-            states, following = self._to_decode(model, batch, where)
-            return vocabulary_loss.decoder_of(self._head(model).decoder)(states), following
+            states, next_logits = self._decoder_inputs(model, batch, where)
+            return vocabulary_loss.decoder_of(self._head(model).decoder)(states), next_logits
 
-    def _of_labels(self, model: Any, batch: Batch, masked: Tensor) -> LossTerms:
+    def _label_loss(self, model: Any, batch: Batch, masked: Tensor) -> LossTerms:
         where = masked.flatten().nonzero().squeeze(1)
-        states, following = self._to_decode(model, batch, where)
+        states, next_logits = self._decoder_inputs(model, batch, where)
         targets = batch["labels"].flatten()[where]
 
-        def terms(words: Tensor, _: Tensor | None, part: slice) -> tuple[Tensor, ...]:
-            return (F.cross_entropy(words.float(), targets[part], reduction="sum") / batch["items"],)
+        def terms(logits: Tensor, _: Tensor | None, part: slice) -> tuple[Tensor, ...]:
+            return (F.cross_entropy(logits.float(), targets[part], reduction="sum") / batch["items"],)
 
         total, _ = vocabulary_loss.chunked_loss(terms, states, self._head(model).decoder, (1.0,))
-        if following is not None:
-            total = total + self._next_loss(following, batch)
+        if next_logits is not None:
+            total = total + self._next_loss(next_logits, batch)
         return LossTerms(total, total.detach())
 
-    def _to_decode(self, model: Any, batch: Batch, where: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the decoder takes at some positions [m, e]; of pairs next-sentence prediction's logits too.
+    def _decoder_inputs(self, model: Any, batch: Batch, where: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the decoder's inputs [m, e] at some positions, and for pairs the next-sentence logits [n, 2].
 
-        Positions are numbers [m] in the flattened batch, not a mask: to count those, each use would wait for the GPU.
+        Positions are indices [m] into the flattened batch, not a mask: each use of a mask would wait for the GPU.
         """
         embeddings = model.get_input_embeddings()
-        # Where the decoder shares them, their gradient is dense already. Rows that were looked up are added to it as
-        # they are, not as a second tensor of that size. (What torch.compile makes of it would be dense again.)
+        # With tied weights the decoder's gradient is dense already. A sparse gradient of the lookup is added to it row
+        # by row, without a second dense tensor. (Under torch.compile the lookup's gradient is dense anyway.)
         embeddings.sparse = embeddings.weight is self._head(model).decoder.weight and not _is_compiled(model)
         output = model.base_model(**model_inputs(batch))
         states = self._head(model).transform(output[0].flatten(0, 1)[where])
@@ -201,9 +212,9 @@ class MlmLoss:
         return states, self._next_head(model)(output.pooler_output)
 
     @staticmethod
-    def _next_loss(following: Tensor, batch: Batch) -> Tensor:
-        right = batch["next_sentence_label"]
-        return F.cross_entropy(following.float(), right, reduction="sum") / batch["examples"]
+    def _next_loss(logits: Tensor, batch: Batch) -> Tensor:
+        labels = batch["next_sentence_label"]
+        return F.cross_entropy(logits.float(), labels, reduction="sum") / batch["examples"]
 
 
 def _is_compiled(model: Any) -> bool:
@@ -211,15 +222,15 @@ def _is_compiled(model: Any) -> bool:
 
 
 class TaskLoss:
-    """A task's loss, with or without a teacher; per example.
+    """Loss of a task per example, with or without a teacher.
 
-    Each distribution of an example is compared with the teacher's: one of a classifier, start and end of an answer
-    (their mean). A number has no distribution: in regression the distance is always the squared difference.
+    The distance from the teacher is averaged over the distributions of an example: one in classification, start and end
+    in question answering. Regression has no distribution; there the distance is always the squared difference.
 
     Args:
         kind: The task's kind.
         teacher: A frozen model of the task; not run for batches that carry its logits (`batches.TEACHER_LOGITS`).
-        settings: Weights and temperature; None: labels alone.
+        settings: Loss weights and temperature; None: label loss only.
     """
 
     def __init__(self, kind: Kind, teacher: Teacher | None = None, settings: KDLossSettings | None = None) -> None:
@@ -232,23 +243,23 @@ class TaskLoss:
         if self._settings is None:
             return LossTerms(task, task.detach())
         if TEACHER_LOGITS in batch:
-            theirs = batch[TEACHER_LOGITS]
+            teacher_logits = batch[TEACHER_LOGITS]
         else:
-            assert self._teacher is not None, "a batch has no cached teacher logits and no teacher model was given"
-            theirs = self._teacher(lambda teacher: task_logits(self._kind, teacher, inputs))
+            assert self._teacher is not None, "the batch has no cached teacher logits and no teacher model was given"
+            teacher_logits = self._teacher(lambda teacher: task_logits(self._kind, teacher, inputs))
         distance = _DISTANCES[head.distance or self._settings.loss_types[1]]
-        mine, target = (x.reshape(-1, x.shape[-1]) for x in (logits, theirs))
-        kd = distance(mine, target, self._settings.temperature, head.distributions * batch["items"])
+        student, target = (x.reshape(-1, x.shape[-1]) for x in (logits, teacher_logits))
+        kd = distance(student, target, self._settings.temperature, head.distributions * batch["items"])
         return combine(task, kd, self._settings.loss_weights)
 
 
 class HiddenStateLoss:
-    """The teacher's hidden features, layer by layer: sum of weight * distance, over attended tokens; per example.
+    """Weighted sum of distances between hidden features of student and teacher, over attended tokens; per example.
 
     Args:
         teacher: A frozen model.
-        settings: Which layers are compared, and how.
-        origin: The loss with the labels, added where the settings ask for it.
+        settings: The pairs of layers that are compared, with distances and weights.
+        origin: The label loss, added if the settings include it (`add_origin_loss`).
     """
 
     def __init__(
@@ -260,23 +271,24 @@ class HiddenStateLoss:
         pairs = self._settings.pairs()
         inputs = model_inputs(batch)
         task = None
-        with _features(model, {layer for layer, *_ in pairs}, "student") as ours:
+        with _features(model, {layer for layer, *_ in pairs}, "student") as student_outputs:
             if self._settings.add_origin_loss:
                 task = self._origin(model, batch).total
             else:
                 model.base_model(**inputs)
-        with _features(self._teacher.model, {layer for _, _, layer, *_ in pairs}, "teacher") as theirs:
+        with _features(self._teacher.model, {layer for _, _, layer, *_ in pairs}, "teacher") as teacher_outputs:
             self._teacher(lambda teacher: teacher.base_model(**inputs))
         kd = torch.zeros((), device=batch["input_ids"].device)
         for layer, output, other, other_output, kind, weight in pairs:
-            mine, target = _picked(ours[layer], layer, output), _picked(theirs[other], other, other_output)
-            if mine.shape != target.shape:
+            student = _picked(student_outputs[layer], layer, output)
+            target = _picked(teacher_outputs[other], other, other_output)
+            if student.shape != target.shape:
                 raise UserError(
-                    f"{layer} gives {tuple(mine.shape)}, the teacher's {other} gives {tuple(target.shape)}",
+                    f"the output of {layer} is {tuple(student.shape)}, the teacher's of {other} {tuple(target.shape)}",
                     where="IntermediateLayersKnowledgeDistillationLoss.layer_mappings",
                     instead="layers of the same width",
                 )
-            kd = kd + weight * _per_example(_FEATURE_DISTANCES[kind](mine.float(), target.float()), batch)
+            kd = kd + weight * _per_example(_FEATURE_DISTANCES[kind](student.float(), target.float()), batch)
         kd = kd / batch["examples"]
         return LossTerms(kd if task is None else kd + task, None if task is None else task.detach(), kd.detach())
 
@@ -288,7 +300,7 @@ def mlm_loss(
     positions: Positions,
     next_head: Callable[[Any], Callable[[Tensor], Tensor]] | None = None,
 ) -> Callable[[Any, Batch], LossTerms]:
-    """The loss of pre-training with a teacher that a recipe's `criterion` asks for."""
+    """Returns the loss of pre-training with a teacher, as specified by a recipe's `criterion`."""
     settings = criterion.settings
     if isinstance(settings, IntermediateSettings):
         return HiddenStateLoss(teacher, settings, MlmLoss(head, next_head=next_head))
@@ -298,7 +310,7 @@ def mlm_loss(
 def task_loss(
     kind: Kind, teacher: Teacher | None = None, criterion: Criterion | None = None
 ) -> Callable[[Any, Batch], LossTerms]:
-    """The loss of a task, with the teacher and the loss that a recipe's `criterion` asks for, or with labels alone."""
+    """Returns the loss of a task: with a teacher as specified by a recipe's `criterion`, or of the labels alone."""
     if teacher is None or criterion is None:
         return TaskLoss(kind)
     settings = criterion.settings
@@ -309,7 +321,7 @@ def task_loss(
 
 @contextlib.contextmanager
 def _features(model: Any, layers: set[str], whose: str) -> Iterator[dict[str, Any]]:
-    """Layer name -> what the layer gave in the last forward pass inside the `with`."""
+    """Layer name -> output of the layer in the last forward pass inside the `with`."""
     modules, found = dict(model.named_modules()), {}
     unknown = sorted(layers - modules.keys())
     if unknown:
@@ -335,12 +347,12 @@ def _features(model: Any, layers: set[str], whose: str) -> Iterator[dict[str, An
 
 
 def _picked(output: Any, layer: str, index: int) -> Tensor:
-    """Output number `index` of a layer, which gave one tensor or several."""
+    """Returns output number `index` of a layer with one or several output tensors."""
     several = list(output.values()) if isinstance(output, dict) else output
     outputs = [several] if isinstance(several, Tensor) else list(several)
     if index >= len(outputs):
         raise UserError(
-            f"{layer} has {len(outputs)} output(s), there is no number {index}",
+            f"{layer} has {len(outputs)} output(s), number {index} does not exist",
             where="IntermediateLayersKnowledgeDistillationLoss.layer_mappings",
             instead=f"at most {len(outputs) - 1}",
         )
@@ -349,7 +361,7 @@ def _picked(output: Any, layer: str, index: int) -> Tensor:
 
 
 def _per_example(distance: Tensor, batch: Batch) -> Tensor:
-    """Sum over the examples of the mean over an example's features, at attended tokens where there are tokens."""
+    """Sum over the examples of the mean over the features of an example, at attended tokens if there are tokens."""
     mask = batch["attention_mask"]
     if distance.dim() != 3 or distance.shape[:2] != mask.shape:
         return distance.flatten(1).mean(dim=1).sum()

@@ -1,15 +1,15 @@
-"""Several processes that train one model: `torchrun --nproc_per_node 2 -m toolkit run recipe.yaml`.
+"""Data-parallel training in several processes: `torchrun --nproc_per_node 2 -m toolkit run recipe.yaml`.
 
-`accelerate launch --multi_gpu --num_processes 2` does the same (with `--cpu` it starts one process only). Each process
-holds the whole model, on a GPU of its own where there are GPUs: there is no FSDP.
+`accelerate launch --multi_gpu --num_processes 2` works too (with `--cpu` it starts one process only). Each process
+holds the complete model, on its own GPU if there are GPUs: there is no FSDP.
 
-The first process runs the recipe as if it were alone. The others help: they wait for the name of a stage, train along
-in it, write nothing, and wait again. Every process takes its share of each batch and adds its gradients to those of the
-others, so a recipe gives the same model (up to rounding and dropout) whatever the number of processes. All of them see
-the run folder.
+Rank 0 runs the recipe like a single process. The other ranks are workers: they wait for the name of a stage, take part
+in its training, write nothing, and wait again. Every process computes a part of each batch and gradients are summed
+over the processes, so a recipe gives the same model (up to rounding and dropout) whatever their number. All processes
+need access to the run folder.
 
-The libraries must not know of it: a Trainer that finds itself in a group would wrap the model, which hides it from our
-losses. So what the launcher said is taken out of the environment as soon as the group is there.
+The libraries must not detect the group: a Trainer that does would wrap the model, which hides it from our losses.
+The launcher's environment variables are therefore removed once the group exists.
 """
 
 import atexit
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
     import torch
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK")
-_PATIENCE = timedelta(days=30)  # helpers wait while the first process exports and measures
-_TEXT = 256  # bytes
-_BUCKET = 1 << 23  # numbers that are sent at once
-_LARGE = 1 << 17  # a tensor of so many numbers is sent as it is: to copy it costs more than to send one thing more
-_beside = 1  # processes of the group on this machine, as the launcher said
+_TIMEOUT = timedelta(days=30)  # workers wait while rank 0 exports and measures
+_TEXT = 256  # bytes of a broadcast text
+_BUCKET = 1 << 23  # elements per all-reduce of small tensors
+_LARGE = 1 << 17  # elements; larger tensors get their own all-reduce, which costs less than copying them
+_local_world_size = 1  # processes of the group on this machine
 
 
 class WorkerDone(Exception):
-    """A helper's part of a stage ends with its training: the rest is the first process's."""
+    """Raised in a worker when the training of a stage ends: rank 0 runs the rest of the stage."""
 
 
 def init() -> int:
-    """Joins the group that a launcher has made, once; this process's number in it, 0 where it is alone.
+    """Joins the process group of a launcher, once; returns this process's rank, 0 without a group.
 
     Raises:
         UserError: Some processes have a GPU, and others have none.
     """
-    global _beside
+    global _local_world_size
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        _local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         _see_one_gpu(int(os.environ.get("LOCAL_RANK", "0")))
         import torch
         from torch.distributed.rendezvous import rendezvous
 
-        store, number, size = next(rendezvous("env://", timeout=_PATIENCE))
-        store.set_timeout(_PATIENCE)
+        store, number, size = next(rendezvous("env://", timeout=_TIMEOUT))
+        store.set_timeout(_TIMEOUT)
         backend = "cpu:gloo,cuda:nccl" if _all_have_a_gpu(store, number, size) else "gloo"
-        torch.distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_PATIENCE)
-        # Its threads give tensors back to Python. One that does so while the interpreter closes aborts the process.
+        torch.distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_TIMEOUT)
+        # The group's threads release Python tensors; doing so while the interpreter shuts down aborts the process.
         atexit.register(torch.distributed.destroy_process_group)
     for name in (*_LAUNCHER, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
         os.environ.pop(name, None)
@@ -62,10 +62,10 @@ def init() -> int:
 
 
 def _see_one_gpu(number: int) -> None:
-    """Hides from this process all GPUs but one, the `number`-th of those that it may use.
+    """Hides all GPUs but one from this process: the `number`-th of those that it may use.
 
-    The libraries take the first GPU that they see, whatever `torch.cuda.set_device` said before. The driver reads the
-    variable once, when it is first asked for anything, even for how many GPUs there are: so nothing is asked here.
+    The libraries use the first visible GPU, whatever `torch.cuda.set_device` has selected. The driver reads the
+    variable once, at its first call, even one that only counts GPUs: so there must be no such call here.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = None if visible is None else [gpu.strip() for gpu in visible.split(",")]
@@ -75,53 +75,53 @@ def _see_one_gpu(number: int) -> None:
 def _all_have_a_gpu(store: Any, number: int, size: int) -> bool:
     """Whether the processes train on GPUs.
 
-    They tell each other before there is a group: one of some that do and some that do not would wait for good.
+    They exchange this through the store before the group exists: a group of both kinds would wait forever.
 
     Raises:
-        UserError: Some do, and some do not.
+        UserError: Some processes have a GPU, and others have none.
     """
     import torch
 
     store.set(f"gpu/{number}", str(int(torch.cuda.is_available())))
     without = [other for other in range(size) if store.get(f"gpu/{other}") == b"0"]
     store.set(f"known/{number}", "")
-    if number == 0:  # the store may be its own: it must not leave before the others know
+    if number == 0:  # rank 0 may host the store: it must not exit before the others have read it
         store.wait([f"known/{other}" for other in range(size)])
     if 0 < len(without) < size:
         raise UserError(
-            f"{len(without)} of {size} processes have no GPU of their own (number {without[0]} is the first)",
+            f"{len(without)} of {size} processes have no GPU (the first is rank {without[0]})",
             where="torchrun --nproc_per_node",
-            instead="on each machine as many processes as it has GPUs; with CUDA_VISIBLE_DEVICES= all train on CPUs",
+            instead="at most one process per GPU on each machine; or CUDA_VISIBLE_DEVICES= to train on CPUs",
         )
     return not without
 
 
 def _group() -> Any:
-    """`torch.distributed` where there is a group; does not load torch to find out that there is none."""
+    """`torch.distributed` if there is a group, else None; does not load torch to find out."""
     torch_ = sys.modules.get("torch")
     found = torch_ is not None and torch_.distributed.is_available() and torch_.distributed.is_initialized()
     return torch_.distributed if torch_ is not None and found else None
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Returns the rank of this process; 0 without a group."""
     group = _group()
     return int(group.get_rank()) if group else 0
 
 
 def world_size() -> int:
-    """How many there are."""
+    """Returns the number of processes; 1 without a group."""
     group = _group()
     return int(group.get_world_size()) if group else 1
 
 
 def local_world_size() -> int:
-    """How many of them share this machine's cores."""
-    return _beside
+    """Returns the number of processes that share this machine's cores."""
+    return _local_world_size
 
 
 def broadcast_text(text: str) -> None:
-    """From the first process to the helpers, at most 256 bytes; nothing happens where there are none."""
+    """Sends a text of at most 256 bytes from rank 0 to the workers; does nothing without a group."""
     if group := _group():
         import torch
 
@@ -131,10 +131,10 @@ def broadcast_text(text: str) -> None:
 
 
 def receive_text() -> str:
-    """What the first process tells; waits for it.
+    """Waits for a text from rank 0 and returns it.
 
     Raises:
-        SystemExit: The first process is gone; it has said why.
+        SystemExit: Rank 0 has exited; it has reported the reason.
     """
     import torch
 
@@ -148,12 +148,12 @@ def receive_text() -> str:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process does what is in the `with` before the others: they find on disk what it has made."""
+    """Runs the `with` block in rank 0 before the other ranks, which then find its files on disk."""
     import torch
 
     def wait() -> None:
         if group := _group():
-            group.all_reduce(torch.zeros(1))  # a barrier, on the CPU whatever else there is
+            group.all_reduce(torch.zeros(1))  # a barrier; on the CPU, with any back end
 
     if rank():
         wait()
@@ -163,14 +163,14 @@ def main_process_first() -> Iterator[None]:
 
 
 def broadcast(tensors: "Iterable[torch.Tensor]") -> None:
-    """The first process's values, in place, to all."""
+    """Copies the values of rank 0 to all processes, in place."""
     if group := _group():
         for tensor in tensors:
             group.broadcast(tensor, src=0)
 
 
 def all_reduce_sum(tensors: "Iterable[torch.Tensor]") -> None:
-    """The sum over all processes, in place, the same bits in each of them. All have tensors of the same shapes."""
+    """Sums tensors over all processes, in place and with identical bits. Shapes must be equal in all processes."""
     group = _group()
     if not group:
         return
@@ -190,7 +190,7 @@ def all_reduce_sum(tensors: "Iterable[torch.Tensor]") -> None:
 
 
 def _buckets(tensors: "Iterable[torch.Tensor]") -> "Iterator[list[torch.Tensor]]":
-    """Large tensors alone; of the others a few megabytes each, of one type."""
+    """Yields large tensors alone, and the others in buckets of a few megabytes and of one dtype."""
     bucket: list[torch.Tensor] = []
     for tensor in tensors:
         if tensor.numel() >= _LARGE:
@@ -206,11 +206,11 @@ def _buckets(tensors: "Iterable[torch.Tensor]") -> "Iterator[list[torch.Tensor]]
 
 
 def assert_equal_across_ranks(digest: bytes, what: str) -> None:
-    """Asserts that all processes have the same.
+    """Asserts that a value is equal in all processes.
 
     Args:
-        digest: Hash of it.
-        what: Its name.
+        digest: Hash of the value.
+        what: Name of the value, in the plural.
     """
     if group := _group():
         import torch

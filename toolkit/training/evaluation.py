@@ -1,4 +1,4 @@
-"""What a torch model answers and scores: on a task's splits, and on held-out pre-training text."""
+"""Inference and metrics of a torch model, on the splits of a task and on held-out pre-training text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,14 +22,16 @@ from toolkit.training.hardware import device
 def iter_logits(
     model: Any, examples: Split, pad_id: int, batch_size: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batch after batch, those of like length together: numbers of the examples [b], and their logits, padded.
+    """Yields for each batch the indices of its examples, [b], and their padded logits.
+
+    Examples of similar length are batched together.
 
     Args:
-        model: Knows the task; is put into eval mode and on the GPU where there is one.
-        examples: What it is asked.
-        pad_id: Of the tokenizer.
-        batch_size: Examples in a batch.
-        first: Batches that are left out at the beginning.
+        model: A model of the task; it is set to eval mode and moved to the GPU if there is one.
+        examples: The split to run inference on.
+        pad_id: The tokenizer's padding id.
+        batch_size: Examples per batch.
+        first: Number of batches to skip at the beginning.
     """
     model.eval().to(device())
     order = np.argsort(examples.lengths, kind="stable")
@@ -41,10 +43,10 @@ def iter_logits(
 
 
 def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> Sequence[np.ndarray]:
-    """Logits of every example, in the order of the examples, whatever the batch size.
+    """Computes the logits of every example, in the order of the examples, whatever the batch size.
 
     Returns:
-        [n, C] of a classifier or regressor; [2, length] for each window of question answering.
+        [n, C] for classification and regression; a list of [2, length], one per window, for question answering.
     """
     order: list[int] = []
     logits: list[np.ndarray] = []
@@ -58,23 +60,23 @@ def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> S
 def mlm_metrics(
     model: Any, loss: MlmLoss, sequences: Sequences | PairSequences, tokenizer: Any, probability: float
 ) -> dict[str, float]:
-    """Of held-out sequences, always the same ones, masked in the same way.
+    """Computes metrics on held-out sequences: always the same ones, with the same masking.
 
     Returns:
-        `mlm_loss`, the label loss per masked token; of pairs also `next_sentence_accuracy`. What nothing was
-        measured of is missing: no loss where no token can be guessed, since the vocabulary knows none of them.
+        `mlm_loss`, the label loss per masked token; for pairs also `next_sentence_accuracy`. `mlm_loss` is absent if
+        no token was masked, because the vocabulary contains none of them.
     """
     model.eval().to(device())
-    total = count = right = seen = 0.0
+    total = count = correct = seen = 0.0
     for batch in _held_out(sequences, tokenizer, probability):
-        words, following = loss.logits(model, batch)
+        logits, next_logits = loss.logits(model, batch)
         targets = batch["labels"][batch["labels"] != -100]
-        total += float(torch.nn.functional.cross_entropy(words.float(), targets, reduction="sum"))
+        total += float(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"))
         count += len(targets)
-        if following is not None:
-            right += float((following.argmax(dim=-1) == batch["next_sentence_label"]).sum())
-            seen += len(following)
-    return ({"mlm_loss": total / count} if count else {}) | ({"next_sentence_accuracy": right / seen} if seen else {})
+        if next_logits is not None:
+            correct += float((next_logits.argmax(dim=-1) == batch["next_sentence_label"]).sum())
+            seen += len(next_logits)
+    return ({"mlm_loss": total / count} if count else {}) | ({"next_sentence_accuracy": correct / seen} if seen else {})
 
 
 @torch.inference_mode()
@@ -85,7 +87,7 @@ def layers_metrics(
     tokenizer: Any,
     probability: float,
 ) -> dict[str, float]:
-    """`layers_loss`: distance from the teacher's hidden features per held-out sequence, the same ones always."""
+    """Computes `layers_loss`: distance from the teacher's hidden features per sequence, always on the same ones."""
     model.eval().to(device())
     total = seen = 0.0
     for batch in _held_out(sequences, tokenizer, probability):
@@ -96,7 +98,7 @@ def layers_metrics(
 
 
 def _held_out(sequences: Sequences | PairSequences, tokenizer: Any, probability: float) -> Iterator[Batch]:
-    """At most 512 masked sequences, in batches."""
+    """Yields at most 512 masked sequences, in batches."""
     count = min(512, len(sequences))
     for first in range(0, count, 32):
         items = []
@@ -108,7 +110,7 @@ def _held_out(sequences: Sequences | PairSequences, tokenizer: Any, probability:
 
 
 def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData | None = None) -> dict[str, Any]:
-    """The scores on the whole dev split, and how many examples are behind them; which rows of the files are not."""
+    """Returns the scores on the complete dev split, the numbers of examples, and which rows were left out."""
     return {
         "examples_seen": len(data.stream) if data else 0,
         "train_n": len(task.train.truth),

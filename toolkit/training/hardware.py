@@ -1,4 +1,4 @@
-"""The arithmetic of training: 32 bits, or bfloat16 where the hardware multiplies it faster."""
+"""Hardware settings of training: device, FP32 or bfloat16 precision, and glibc's malloc."""
 
 import ctypes
 import platform
@@ -9,46 +9,46 @@ from toolkit.recipe import DistillationTrain, Train
 
 
 def bf16(train: Train) -> bool:
-    """Whether the model runs under bfloat16 autocast; its weights stay in 32 bits."""
-    return _reduced(train.precision)
+    """Whether the model runs under bfloat16 autocast; its weights stay in FP32."""
+    return _is_bf16(train.precision)
 
 
 def teacher_bf16(train: Train) -> bool | None:
-    """The same of its teacher; None: as the model that it teaches."""
-    said = train.teacher_precision if isinstance(train, DistillationTrain) else None
-    return _reduced(said) if said else None
+    """Whether the teacher runs under bfloat16 autocast; None: as its student does."""
+    precision = train.teacher_precision if isinstance(train, DistillationTrain) else None
+    return _is_bf16(precision) if precision else None
 
 
-def _reduced(precision: str) -> bool:
-    return _wins() if precision == "auto" else precision == "bf16"
+def _is_bf16(precision: str) -> bool:
+    return _bf16_is_faster() if precision == "auto" else precision == "bf16"
 
 
-def _wins() -> bool:
-    """Whether bfloat16 is faster here. CPUs with AVX512_BF16 alone were not measured, the others are slower."""
+def _bf16_is_faster() -> bool:
+    """Whether bfloat16 is faster here. On CPUs without AMX it is slower; AVX512_BF16 alone was not measured."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """Returns the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of glibc's malloc.h
 _ALL = 2**31 - 1
-_MOST_OF_OLD = 32 << 20  # bytes: glibc before 2.35 refuses to keep larger pieces
+_OLD_MAXIMUM = 32 << 20  # bytes; glibc < 2.35 rejects larger mmap thresholds
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what this process frees, for the same process to use again.
+    """Makes glibc keep freed memory in this process, for reuse.
 
-    As it is, glibc hands large tensors back to the system at once. Each training step then gets the same memory anew,
-    page by page and zeroed: up to a tenth of a step. What a process needs at its highest hardly changes by it.
+    By default, glibc returns large tensors to the system at once. Each training step then maps the same memory again,
+    page by page and zeroed, which takes up to a tenth of a step. Peak memory hardly changes.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
-    # Both of them, or none: one alone ends glibc's own adapting, and every tensor would be new memory again.
-    if library.mallopt(_MALLOC_MMAP_THRESHOLD, _ALL) or library.mallopt(_MALLOC_MMAP_THRESHOLD, _MOST_OF_OLD):
+    # Both or neither: one alone disables glibc's dynamic threshold, and every tensor would be mapped again.
+    if library.mallopt(_MALLOC_MMAP_THRESHOLD, _ALL) or library.mallopt(_MALLOC_MMAP_THRESHOLD, _OLD_MAXIMUM):
         library.mallopt(_MALLOC_TRIM_THRESHOLD, _ALL)

@@ -1,4 +1,4 @@
-"""What our training does around the Trainer's steps: pruning, the training curve, and exact checkpoints."""
+"""Trainer callbacks for pruning, the training curve and exact checkpoints."""
 
 import json
 import shutil
@@ -17,28 +17,35 @@ from toolkit.sparsity.pruners import Sparsifier
 from toolkit.training import distributed
 from toolkit.training.distillation import LossTerms
 
-_COMPLETE = "whole.json"  # written last into a checkpoint: one without it was cut off
+_COMPLETE = "whole.json"  # written last into a checkpoint: one without it is incomplete
 _SPARSIFIER = "sparsifier.safetensors"
 
 
 class Hooks(TrainerCallback):
-    """Pruning around the optimizer step, the training curve, and what a checkpoint holds besides the Trainer's own."""
+    """Prunes around the optimizer step, records the training curve, and saves both with the Trainer's checkpoints.
+
+    Args:
+        sparsifier: Pruner of the model; None: nothing is pruned.
+        context: Seed of the run, and progress.
+        log_every: Optimizer steps per point of the training curve.
+        bf16: Whether training runs under bfloat16 autocast; a checkpoint that is loaded overrides this.
+    """
 
     def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int, bf16: bool = False) -> None:
         self.bf16 = bf16
         self.history: list[dict[str, float]] = []
         self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
-        self._sums: dict[str, Tensor] = {}  # since the last point of the curve; of all processes
-        self._own: dict[str, Tensor] = {}  # of this step, of this process
+        self._sums: dict[str, Tensor] = {}  # since the last point of the curve; over all processes
+        self._own: dict[str, Tensor] = {}  # of this step; of this process only
         self._steps_summed = 0
-        self._before, self._began = 0.0, 0.0  # seconds of earlier processes; when this one took its first step
+        self._before, self._began = 0.0, 0.0  # seconds of interrupted runs; start time of this one
 
     def seconds(self) -> float:
-        """Spent on all steps so far, by this process and by those that it goes on from."""
+        """Returns the time of all steps so far, those of interrupted runs included, in seconds."""
         return self._before + time.monotonic() - self._began
 
     def add(self, terms: LossTerms) -> None:
-        """Adds a forward pass to the sums behind the next point of the curve; no value leaves the device here."""
+        """Adds the loss of a forward pass to the next point of the curve, without a device synchronisation."""
         for name, term in (("loss", terms.total), ("task_loss", terms.task), ("kd_loss", terms.kd)):
             if term is not None:
                 self._own[name] = self._own.get(name, torch.zeros((), device=term.device)) + term.detach()
@@ -48,7 +55,7 @@ class Hooks(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if distributed.world_size() > 1:
-            # Dropout is another one in each process, and the same again when the step is made again after a kill.
+            # Dropout differs between processes, but is the same when a step is repeated after an interruption.
             torch.manual_seed(hash((self._context.seed, distributed.rank(), state.global_step)))
         chosen = self._sparsifier is not None and self._sparsifier.before_step(state.global_step)
         if chosen and self._sparsifier is not None and distributed.world_size() > 1:
@@ -70,8 +77,8 @@ class Hooks(TrainerCallback):
         self._steps_summed += 1
         step = state.global_step
         if step % self._log_every and step != state.max_steps:
-            figures = {k: v for k, v in (self.history[-1] if self.history else {}).items() if k != "step"}
-            self._context.progress.update(step, **figures)
+            last = {k: v for k, v in (self.history[-1] if self.history else {}).items() if k != "step"}
+            self._context.progress.update(step, **last)
             return
         row = {name: float(total) / self._steps_summed for name, total in self._sums.items()}
         row["learning_rate"] = float(lr_scheduler.get_last_lr()[0])
@@ -86,27 +93,27 @@ class Hooks(TrainerCallback):
         if self._sparsifier is not None:
             save_file({k: v.contiguous() for k, v in self._sparsifier.state_dict().items()}, folder / _SPARSIFIER)
         sums = {name: float(total) for name, total in self._sums.items()}
-        whole = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
-        whole |= {"bf16": self.bf16, "seconds": self.seconds()}
-        write_atomic(folder / _COMPLETE, json.dumps(whole))
+        saved = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
+        saved |= {"bf16": self.bf16, "seconds": self.seconds()}
+        write_atomic(folder / _COMPLETE, json.dumps(saved))
 
     def load(self, folder: Path) -> None:
-        """Takes up where `on_save` wrote."""
-        whole = json.loads((folder / _COMPLETE).read_text())
-        self.history, self._steps_summed = whole["history"], whole["summed"]
-        self.bf16, self._before = whole["bf16"], whole["seconds"]
-        self._sums = {name: torch.tensor(total) for name, total in whole["sums"].items()}
+        """Restores the state that `on_save` has written to a checkpoint."""
+        saved = json.loads((folder / _COMPLETE).read_text())
+        self.history, self._steps_summed = saved["history"], saved["summed"]
+        self.bf16, self._before = saved["bf16"], saved["seconds"]
+        self._sums = {name: torch.tensor(total) for name, total in saved["sums"].items()}
         if self._sparsifier is not None:
             self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))
 
 
 def last_complete_checkpoint(checkpoints: Path, context: Context) -> Path | None:
-    """The newest checkpoint that was written to its end; those that were cut off are thrown away."""
+    """Returns the newest complete checkpoint, or None; deletes newer ones that are incomplete."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
     for folder in found:
         if (folder / _COMPLETE).is_file():
-            context.progress.message(f"goes on from step {folder.name.split('-')[1]}")
+            context.progress.message(f"resuming from step {folder.name.split('-')[1]}")
             return folder
-        context.progress.message(f"{folder.name} was cut off; going back to the one before it")
+        context.progress.message(f"{folder.name} is incomplete, falling back to the previous one")
         shutil.rmtree(folder)
     return None

@@ -1,4 +1,4 @@
-"""The one training loop: transformers' Trainer with a loss of ours, pruning hooks and an exact resume."""
+"""The one training loop: `transformers.Trainer` with a custom loss, pruning hooks and exact resuming."""
 
 import contextlib
 import random
@@ -32,14 +32,14 @@ def seed_everything(seed: int) -> None:
 
 @dataclass
 class TrainingResult:
-    """What a training run leaves behind besides the weights.
+    """Training curve, step count and timing of a finished run.
 
     Attributes:
-        history: The training curve.
-        steps: Optimizer steps.
-        seconds_per_step: Of all steps, those before an interruption too.
-        processes: How many trained together.
-        bf16: Under bfloat16 autocast.
+        history: The training curve: a dict of values per point.
+        steps: Number of optimizer steps.
+        seconds_per_step: Mean over all steps, those before an interruption included.
+        processes: Number of data-parallel processes.
+        bf16: Whether the model ran under bfloat16 autocast.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -49,13 +49,13 @@ class TrainingResult:
     bf16: bool = False
 
     def metrics(self) -> dict[str, float]:
-        """For the manifest."""
-        figures = {"steps": self.steps, "seconds_per_step": self.seconds_per_step}
-        figures |= {"processes": self.processes} if self.processes > 1 else {}
-        return figures | ({"bf16": True} if self.bf16 else {})
+        """Returns the metrics of the run for the manifest."""
+        found = {"steps": self.steps, "seconds_per_step": self.seconds_per_step}
+        found |= {"processes": self.processes} if self.processes > 1 else {}
+        return found | ({"bf16": True} if self.bf16 else {})
 
     def tokens(self, data: TrainingData) -> dict[str, float]:
-        """For the manifest of pre-training: tokens of all examples, and as many a second as at this run's speed."""
+        """Returns the metrics of pre-training for the manifest: number of tokens seen, and tokens per second."""
         seen = data.tokens_seen()
         return {"tokens_seen": seen, "tokens_per_second": seen / self.steps / self.seconds_per_step}
 
@@ -69,24 +69,24 @@ def fit(
     *,
     sparsifier: Sparsifier | None = None,
 ) -> TrainingResult:
-    """Trains in place, from the last whole checkpoint in `context.work` where there is one.
+    """Trains a model in place, from the last complete checkpoint in `context.work` if there is one.
 
-    An interrupted run that is started again ends with the same weights, bit for bit (same machine and threads):
-    examples and masking are functions of the step, and a checkpoint keeps the generators, optimizer and mask.
-    Several processes (`toolkit.training.distributed`) share each batch; the first one writes, and alone it returns.
+    A resumed run ends with the same weights as an uninterrupted one, bit for bit (same machine and threads): examples
+    and masking are functions of the step, and checkpoints contain random states, optimizer and mask. Several processes
+    (`toolkit.training.distributed`) split each batch; only rank 0 writes files and returns.
 
     Args:
-        model: Anything that `loss` can be computed of.
-        data: The stream of examples.
-        section: Steps, batch, optimizer, checkpoints.
+        model: The model to train; any that `loss` accepts.
+        data: The training examples.
+        section: Steps, batch size, optimizer and checkpoints.
         loss: (model, batch) -> terms; `terms.total` is differentiated.
-        context: Where checkpoints and progress go.
-        sparsifier: Attached already; prunes before steps, puts zeros back after them, and says whether the learning
-            rate is rewound along its schedule. None: nothing is pruned.
+        context: Folder of the checkpoints, seed, and progress.
+        sparsifier: Pruner attached to the model: prunes before steps, restores zeros after them, and may have a
+            schedule for learning-rate rewinding. None: nothing is pruned.
 
     Raises:
         UserError: The batch cannot be divided among the processes; or the rate would be rewound far above its peak.
-        PartDone: This is not the first process.
+        WorkerDone: This process is not rank 0.
     """
     keep_freed_memory()
     rank, processes = distributed.rank(), distributed.world_size()
@@ -110,10 +110,10 @@ def fit(
         train_dataset=data.stream if processes == 1 else data.stream.shard(rank, processes),
         data_collator=data.collate,
         hooks=hooks,
-        # Normalised by the whole optimizer step: given like this, the Trainer does not divide it by the passes again.
+        # Normalised over the entire optimizer step; passed like this, the Trainer does not divide it by the passes.
         compute_loss_func=loss,
         multiplier=_multiplier(section, data.steps, sparsifier, stage),
-        autocast=hooks.bf16,  # as the run began, wherever it goes on
+        autocast=hooks.bf16,  # as when the run started, even if it resumes on other hardware
         optimizer_cls_and_kwargs=optimizer_class(section),
     )
     context.progress.start(data.steps)
@@ -126,7 +126,7 @@ def fit(
 
 @contextlib.contextmanager
 def compiled(model: Any) -> Iterator[None]:
-    """The encoder runs as what torch.compile makes of it; heads and losses, whose sizes change, as they are."""
+    """Runs the encoder under torch.compile within the `with`; heads and losses, whose shapes vary, are not compiled."""
     if model is None:
         yield
         return
@@ -134,12 +134,14 @@ def compiled(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        model.base_model._compiled_call_impl = None  # evaluation has a shape for every batch
+        model.base_model._compiled_call_impl = None  # evaluation has a different shape in each batch
 
 
 @contextlib.contextmanager
 def recomputed(model: Any) -> Iterator[None]:
-    """Layers keep what went into them and run again in the backward pass, with the same random numbers."""
+    """Enables gradient checkpointing within the `with`: layers save their inputs and run again in the backward pass,
+    with the same random numbers.
+    """
     if model is None:
         yield
         return
@@ -152,8 +154,8 @@ def recomputed(model: Any) -> Iterator[None]:
 
 def _multiplier(section: Train, steps: int, sparsifier: Sparsifier | None, stage: str) -> Callable[[int], float]:
     warmup = round(section.warmup_ratio * steps)
-    rewound = sparsifier.rewinding_schedule() if sparsifier else None
-    if rewound is None:
+    ramp = sparsifier.rewinding_schedule() if sparsifier else None
+    if ramp is None:
         return lambda step: lr_schedule.linear(step, steps, warmup)
-    lr_schedule.require_bounded_rewinding(steps, warmup, rewound.start, rewound.end, f"{stage}.pruning")
-    return lambda step: lr_schedule.rewinding(step, steps, warmup, rewound.start, rewound.end, rewound.frequency)
+    lr_schedule.require_bounded_rewinding(steps, warmup, ramp.start, ramp.end, f"{stage}.pruning")
+    return lambda step: lr_schedule.rewinding(step, steps, warmup, ramp.start, ramp.end, ramp.frequency)

@@ -4,27 +4,27 @@ from toolkit.core.errors import UserError
 
 
 def linear(step: int, total: int, warmup: int) -> float:
-    """Rises from 0 to 1 over `warmup` steps, then falls to 0 at step `total`."""
+    """Returns the multiplier of linear decay: rises from 0 to 1 over `warmup` steps, falls to 0 at step `total`."""
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
 def rewinding(step: int, total: int, warmup: int, start: int, end: int, frequency: int) -> float:
-    """Linear decay with warm-up, rewound at each pruning step (paper, section 3; IntelLabs' public schedule).
+    """Returns the multiplier of linear decay, rewound at each pruning step (paper, section 3; IntelLabs' code).
 
-    The steps of the pruning phase do not count towards the decay: before it the rate falls as if it were not there,
-    in it the rate goes back every `frequency` steps to its value at `start` and falls again from there, and after
-    it the rate falls to 0 at `total` from that same value. Where pruning starts within the warm-up, that value is
-    what the decay would be at `start`, above 1: decay / (decay - warmup) at step 0.
+    The steps of the pruning phase do not count towards the decay: before the phase the rate falls as if there were no
+    pruning; during the phase it returns to its value at `start` every `frequency` steps and falls again; after the
+    phase it falls from that value to 0 at `total`. If pruning starts within the warm-up, that value is the one that
+    the decay has at `start`, above 1: decay / (decay - warmup) at step 0.
 
     Args:
         step: Optimizer step, from 0.
-        total: Steps of the whole run.
-        warmup: Steps in which the rate rises from 0.
+        total: Steps of the run.
+        warmup: Steps of warm-up.
         start: First step of the pruning phase.
         end: First step after the pruning phase.
-        frequency: Steps between two prunings.
+        frequency: Steps between two pruning steps.
     """
     if step < warmup:
         return step / max(1, warmup)
@@ -40,17 +40,17 @@ def rewinding(step: int, total: int, warmup: int, start: int, end: int, frequenc
 
 
 def require_bounded_rewinding(total: float, warmup: float, start: float, end: float, where: str) -> None:
-    """A ramp that starts within the warm-up rewinds to at most twice the peak rate; 1.02 times in the paper's recipes.
+    """Checks that a ramp within the warm-up rewinds to at most twice the peak rate; 1.02 times in the paper's recipes.
 
     Args:
-        total: Steps of the whole run; like the others in any unit of time.
-        warmup: Of them with a rising rate.
-        start: Of the pruning phase.
-        end: Of the pruning phase.
-        where: Section that says so.
+        total: Steps of the run; like all others in any common unit.
+        warmup: Steps of warm-up.
+        start: First step of the pruning phase.
+        end: First step after the pruning phase.
+        where: Section of the recipe that defines the ramp.
 
     Raises:
-        UserError: The steps outside the pruning phase are hardly more than the warm-up.
+        UserError: The ramp starts within the warm-up, which is more than half of the steps outside the pruning phase.
     """
     decay = total - (end - start)
     if start < warmup and 2 * warmup > decay:

@@ -1,7 +1,7 @@
-"""What a task's teacher says to the training examples: asked once, kept on disk, read by every later epoch and stage.
+"""Teacher logits of a task's training split, computed once and cached on disk for all later epochs and stages.
 
-A teacher in eval mode says the same to an example whenever it is asked, up to the last digits (padding and neighbours
-of a batch change the order of sums). So an epoch costs no teacher, and a second training of the same task none at all.
+In eval mode the logits of an example are always the same, up to the last digits (padding and the batch change the order
+of sums). The teacher therefore runs once per example, and not at all when the same task is trained again.
 """
 
 import shutil
@@ -31,26 +31,25 @@ from toolkit.training.hardware import bf16, device, teacher_bf16
 Loss = Callable[[Any, Batch], LossTerms]
 
 _LOGITS = "logits.npy"
-_DONE = "done.txt"  # batches whose logits are on disk for good
+_DONE = "done.txt"  # number of batches whose logits are safely on disk
 _BATCH = 32
 _FLUSH_EVERY = 64  # batches
 
 
 @dataclass(frozen=True)
 class TeacherLogits:
-    """The logits of every training example, in the order of the examples, read from disk as they are needed.
+    """Memory-mapped logits of every training example, in the order of the examples.
 
     Attributes:
-        rows: Memory-mapped float32: [n, C] of a classifier or regressor, one row an example; [tokens, 2] of question
-            answering, one row (start, end) a token of each window.
-        ends: Of question answering: the row behind each window's last, [n]; else None.
+        rows: float32: [n, C] with one row per example; for logits per token [tokens, C] with one row per token.
+        ends: For logits per token: end of each example in `rows`, exclusive, [n]; else None.
     """
 
     rows: np.ndarray
     ends: np.ndarray | None
 
     def of(self, index: int) -> np.ndarray:
-        """Of one example: [C]; [2, length] of a window."""
+        """Returns the logits of one example: [C], or [C, length] for logits per token."""
         if self.ends is None:
             row: np.ndarray = self.rows[index]
             return row
@@ -58,7 +57,7 @@ class TeacherLogits:
         return window
 
     def put(self, index: int, logits: np.ndarray) -> None:
-        """Keeps what `of` then gives; padding behind a window's end is left out."""
+        """Stores the logits of one example, without padding."""
         if self.ends is None:
             self.rows[index] = logits
             return
@@ -73,25 +72,24 @@ class TeacherLogits:
 def task_distillation(
     distillation: Distillation | None, teacher: Artifact | None, task: TaskData, tokenizer: Any, context: Context
 ) -> tuple[Loss, Callable[[int], np.ndarray] | None]:
-    """The loss of a task, and the teacher's logits of each example where the loss needs no more of it than those.
+    """Returns the loss of a task, and index of an example -> its teacher logits if cached logits are used.
 
-    A training that sees less than all examples, unless another one had them answered already, and a loss over hidden
-    features ask the teacher at every step instead.
+    The teacher runs at every step instead if the loss compares hidden features, or if the training sees less than all
+    examples and no cached logits exist.
 
     Args:
-        distillation: How it is taught; None: by the labels alone.
-        teacher: A checkpoint that knows the task; None where nobody teaches.
-        task: What is trained on.
-        tokenizer: Of the task's examples.
-        context: Where the logits are kept (`cache`) and progress goes.
+        distillation: Settings of distillation; None: label loss only.
+        teacher: Checkpoint of a model of the task; None without distillation.
+        task: The task to train on.
+        tokenizer: The tokenizer of the task's examples.
+        context: Folder of the cached logits (`cache`), and progress.
 
     Raises:
-        UserError: The teacher cannot be loaded, or does not know the task.
+        UserError: The teacher cannot be loaded, or is not a model of the task.
     """
-
     if distillation is None:
         return TaskLoss(task.kind), None
-    assert teacher is not None, "the pipeline gives it where there is `distillation`"
+    assert teacher is not None, "the pipeline passes a teacher if there is `distillation`"
     path, train = teacher.path, distillation.train
 
     def load() -> Any:
@@ -100,8 +98,8 @@ def task_distillation(
     settings = train.criterion.settings
     steps = steps_of(train, len(task.train))
     seen = steps * train.batch_size * train.gradient_accumulation_steps
-    asked = teacher_bf16(train)
-    reduced = bf16(train) if asked is None else asked
+    own_precision = teacher_bf16(train)
+    reduced = bf16(train) if own_precision is None else own_precision
     key = {
         "teacher": teacher.sha256,
         "examples": fingerprint(task.train),
@@ -109,7 +107,7 @@ def task_distillation(
     }
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
     if isinstance(settings, IntermediateSettings) or (seen < len(task.train) and not folder.is_dir()):
-        return task_loss(task.kind, Teacher(load(), device(), asked), train.criterion), None
+        return task_loss(task.kind, Teacher(load(), device(), own_precision), train.criterion), None
     log = context.progress.message
     logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, log)
     return TaskLoss(task.kind, settings=settings), logits.of
@@ -123,30 +121,30 @@ def teacher_logits(
     bf16: bool,
     log: Callable[[str], None] = lambda _: None,
 ) -> TeacherLogits:
-    """Asks the teacher about every training example, or opens what lies in `folder`.
+    """Computes the teacher's logits of every training example into `folder`, or opens the folder if it exists.
 
-    What an interrupted run has asked already is not asked again.
+    An interrupted computation is resumed.
 
     Args:
-        folder: Belongs to this teacher, these examples and this precision alone.
-        load: Makes the teacher's model; called only where there is something to ask.
-        task: Its `train` split is asked about.
-        pad_id: Of the tokenizer.
-        bf16: The teacher runs under bfloat16 autocast, as it would in the training.
-        say: Is told that it takes a while.
+        folder: Cache folder of this teacher, these examples and this precision.
+        load: Loads the teacher's model; called only if logits are to be computed.
+        task: The task whose `train` split is used.
+        pad_id: The tokenizer's padding id.
+        bf16: Whether the teacher runs under bfloat16 autocast, as it would in training.
+        log: Receives progress messages.
     """
     lengths = task.train.lengths
     ends = np.cumsum(lengths) if task.train.per_token else None
     with distributed.main_process_first():
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
-            log(f"the teacher answers the {len(lengths)} training examples, once")
-            _ask(partial, load(), task.train, ends, HEADS[task.kind].width(task.labels), pad_id, bf16)
-            partial.rename(folder)  # so a folder of this name is always whole
+            log(f"computing teacher logits for {len(lengths):,} training examples (cached afterwards)")
+            _compute(partial, load(), task.train, ends, HEADS[task.kind].width(task.labels), pad_id, bf16)
+            partial.rename(folder)  # atomic: a folder of this name is always complete
     return TeacherLogits(np.load(folder / _LOGITS, mmap_mode="r"), ends)
 
 
-def _ask(
+def _compute(
     folder: Path, model: Any, examples: Split, ends: np.ndarray | None, width: int, pad_id: int, bf16: bool
 ) -> None:
     path, record = folder / _LOGITS, folder / _DONE
@@ -157,11 +155,11 @@ def _ask(
         shape = (len(examples) if ends is None else int(ends[-1]), width)
         open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
     rows = open_memmap(path, mode="r+")
-    kept = TeacherLogits(rows, ends)
+    cached = TeacherLogits(rows, ends)
     with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
         for number, (indices, logits) in enumerate(iter_logits(model, examples, pad_id, _BATCH, done), done + 1):
             for index, row in zip(indices, logits, strict=True):
-                kept.put(int(index), row)
+                cached.put(int(index), row)
             if number % _FLUSH_EVERY == 0:
                 rows.flush()
                 write_atomic(record, str(number))

@@ -1,4 +1,4 @@
-"""Our subclass of `transformers.Trainer`, its arguments and its optimizer."""
+"""Subclass of `transformers.Trainer`, its arguments and its optimizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +19,11 @@ from toolkit.training.hardware import device
 from toolkit.training.hooks import Hooks
 
 _MODEL = "model.safetensors"
-_MOST_LOADERS = 8  # each keeps two batches ready
+_MOST_LOADERS = 8  # processes; each prefetches two batches
 
 
 class CompressionTrainer(Trainer):
-    """A Trainer with a loss of ours, examples in the order of a `Stream`, and a learning rate that is given by step."""
+    """`transformers.Trainer` with a custom loss, a deterministic sampler and a step-based learning-rate schedule."""
 
     def __init__(
         self,
@@ -43,14 +43,15 @@ class CompressionTrainer(Trainer):
         return torch.utils.data.SequentialSampler(stream)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """LambdaLR over the multiplier: a function of the step alone, so that resuming is exact."""
+        """Creates a LambdaLR from the multiplier, a function of the step alone, so that resuming is exact."""
         chosen = optimizer or self.optimizer
         assert chosen is not None
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self._multiplier)
         return self.lr_scheduler
 
-    # transformers writes some checkpoints under older tensor names (LayerNorm.gamma) and does not know them when it
-    # resumes: those weights would silently stay as they were before. And it cannot name NNCF's. So both ways are ours.
+    # transformers saves some checkpoints under legacy tensor names (LayerNorm.gamma) that it does not recognise on
+    # resume, so those weights would silently keep their initial values; NNCF's parameters cannot be mapped at all. We
+    # therefore save and load the weights ourselves.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -64,14 +65,14 @@ class CompressionTrainer(Trainer):
         return model
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward; after the last pass of an optimizer step the gradients are those of all processes."""
+        """Runs a forward and backward pass; the last one of an optimizer step sums gradients over all processes."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             distributed.all_reduce_sum(p.grad for p in self._plain_model().parameters() if p.grad is not None)
         return loss
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Tensor:
-        """The total of the loss's terms; the terms are kept for the training curve."""
+        """Returns the total loss; its terms are recorded for the training curve."""
         assert self.compute_loss_func is not None
         with torch.autocast(device().type, torch.bfloat16, enabled=self._autocast):
             terms: LossTerms = self.compute_loss_func(self.accelerator.unwrap_model(model), inputs)
@@ -80,7 +81,7 @@ class CompressionTrainer(Trainer):
 
 
 def training_arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:
-    """Arguments of the Trainer for a recipe's section; checkpoints go to `folder`."""
+    """Returns the Trainer's arguments for a section of a recipe; checkpoints are saved in `folder`."""
     optimizer = section.optimizer.settings
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -90,40 +91,40 @@ def training_arguments(section: Train, steps: int, folder: Path, seed: int) -> T
         learning_rate=optimizer.learning_rate,
         weight_decay=optimizer.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        bf16=False,  # autocast is ours, around the loss alone
+        bf16=False,  # `compute_loss` applies autocast
         dataloader_num_workers=_loaders(),
         use_cpu=device().type == "cpu",
         seed=seed,
         save_strategy="no" if distributed.rank() else "steps",
         save_steps=section.checkpoint_every,
-        save_total_limit=2,  # the older one is there while the newer one is being written
+        save_total_limit=2,  # the previous one remains while a new one is written
         logging_strategy="no",
         disable_tqdm=True,
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=device().type == "cuda",
         accelerator_config={"non_blocking": device().type == "cuda"},
-        logging_nan_inf_filter=False,  # to look at each step's loss would wait for the GPU
+        logging_nan_inf_filter=False,  # it would wait for the GPU in each step
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # a process has one GPU; the Trainer would spread each batch over all that it sees
+        arguments._n_gpu = 1  # one GPU per process; the Trainer would split each batch over all visible ones
     return arguments
 
 
 def _loaders() -> int:
-    """Processes that make batches while a GPU computes; next to a step on a CPU a batch takes no time.
+    """Number of data-loader processes; 0 on a CPU, where a batch takes no time compared with a step.
 
-    A batch of 512 x 128 tokens takes about 0.15 s of a core, which a fast GPU would wait for. They have this process's
-    share of the cores, less the one that gives the GPU its work.
+    A batch of 512 x 128 tokens takes about 0.15 s of a core, for which a fast GPU would wait. The cores are divided
+    among the training processes; each keeps one core to launch work on its GPU.
     """
     if device().type != "cuda":
         return 0
-    share = machine.cores() // distributed.local_world_size()
-    return max(1, min(_MOST_LOADERS, share - 1))
+    cores = machine.cores() // distributed.local_world_size()
+    return max(1, min(_MOST_LOADERS, cores - 1))
 
 
 def optimizer_class(section: Train) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Class and settings; weight decay is not in them: the Trainer gives it to some parameters only."""
+    """Returns class and settings of the optimizer, without weight decay, which the Trainer sets per parameter group."""
     settings = section.optimizer.settings
     if isinstance(settings, SGDSettings):
         momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}

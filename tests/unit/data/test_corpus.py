@@ -197,9 +197,9 @@ def test_text_in_a_script_that_the_vocabulary_does_not_know_is_refused(tokenizer
     held_out = [number % 20 == 0 for number in range(60)]
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(unknown if held == (split == "valid") else known for held in held_out))
-    with pytest.raises(UserError, match=rf"100% of the tokens of its {split} split are \[UNK\]") as error:
+    with pytest.raises(UserError, match=rf"100% of the tokens of the {split} split are \[UNK\]") as error:
         load_corpus(Corpus(files=(str(path),), pairs=pairs), {}, tokenizer, tmp_path / "cache")
-    assert (error.value.where, "a model that knows" in error.value.instead) == ("corpus", True)
+    assert (error.value.where, "a model with a vocabulary for" in error.value.instead) == ("corpus", True)
     assert [found.suffix for found in (tmp_path / "cache").iterdir()] == [".partial"]
 
 
@@ -208,7 +208,7 @@ def test_text_with_one_known_word_in_ten_is_taken(tokenizer, tmp_path, known, re
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join([" ".join(["a"] * known + ["天"] * (10 - known))] * 40))
     section = Corpus(files=(str(path),), max_seq_length=16, pack=False)
-    with pytest.raises(UserError, match="does not know the text") if refused else nullcontext():
+    with pytest.raises(UserError, match="does not cover this text") if refused else nullcontext():
         load_corpus(section, {}, tokenizer, tmp_path / "cache")
 
 

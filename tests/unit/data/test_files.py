@@ -124,7 +124,7 @@ def test_utf16_without_its_mark_is_refused_with_the_line(tmp_path, suffix):
     path = tmp_path / f"text.txt{suffix}"
     with OPENERS[suffix](path, "wb") as stream:
         stream.write(b"fine\n" + "text\n".encode("utf-16-le"))
-    with pytest.raises(UserError, match="zero bytes, as UTF-16 has") as error:
+    with pytest.raises(UserError, match="zero bytes, like UTF-16") as error:
         list(raw_lines(path))
     assert error.value.where == f"{path}:2"
     assert "\0" not in str(error.value)
@@ -181,9 +181,9 @@ def test_rows_carry_the_line_they_end_on(tmp_path):
         ("a.jsonl", '{"a": \n{"a": 1}\n', r"not a JSON object \(Expecting value, character", ":1"),
         ("a.json", '{"version": "1.1",\n "data": [\n  {"title": "t"', r"damaged JSON .*character 16", ":3"),
         ("a.json", '{"version": "1.1", "data": [{"title": ', "damaged JSON", ":1"),
-        ("a.csv", "a\tb\n1\t2\n", "one column, with tabs", ":1"),
-        ("a.csv", "a;b\n1;2\n", "one column, with semicolons", ":1"),
-        ("a.tsv", "a,b\n1,2\n", "one column, with commas", ":1"),
+        ("a.csv", "a\tb\n1\t2\n", "one field that contains tabs: the file looks tab-separated", ":1"),
+        ("a.csv", "a;b\n1;2\n", "one field that contains semicolons", ":1"),
+        ("a.tsv", "a,b\n1,2\n", "one field that contains commas", ":1"),
         ("a.tsv", "", "the file is empty", ""),
         ("a.jsonl", "\n", "the file is empty", ""),
         ("a.parquet", "PAR0", "not a Parquet file", ""),

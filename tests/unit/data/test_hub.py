@@ -7,6 +7,7 @@ import pytest
 from toolkit.core.errors import UserError
 from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.hub import HubSplit, hub_split
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.data.tables import read_rows
 from toolkit.data.tasks import load_task
 from toolkit.models.load import load_tokenizer
@@ -51,7 +52,7 @@ def test_split_is_fetched_once_into_one_table(dataset, tmp_path):
 
 def test_a_folder_is_never_kept_under_a_revision_of_the_hub(dataset, monkeypatch):
     monkeypatch.chdir(dataset.parent)
-    with pytest.raises(UserError, match="a folder here has the name of this data set") as caught:
+    with pytest.raises(UserError, match="a local folder has the name of this data set") as caught:
         fetch_file("hub:toy@0123abc:small:validation")
     assert caught.value.where == "hub:toy@0123abc:small:validation"
     assert not hub_split("hub:toy@0123abc:small:validation").file.exists()
@@ -128,7 +129,7 @@ def test_streamed_folder_is_known_by_its_content_and_the_hub_by_its_name(tmp_pat
         folder_with(place, text)
         found.append(HubSplit(str(place), "", "train").content)
     assert found[0] == found[1] != found[2]
-    assert data_hashes({"corpus": section, "corpus_tasks": {}}, fetch=True)[1] == {"corpus": [found[2]]}
+    assert data_hashes({"corpus": section, "corpus_tasks": {}}, ResolvedInputs(fetch=True))[1] == {"corpus": [found[2]]}
     assert HubSplit("a/b", "c", "train", "1a").content == "hub:a/b@1a:c:train"
 
 
@@ -146,7 +147,7 @@ def test_folder_with_an_empty_file_is_told_which(dataset, tmp_path, name, stream
     folder.mkdir()
     (folder / ".gitkeep").touch()
     (folder / name).touch()
-    with pytest.raises(UserError, match="this file is empty") as error:
+    with pytest.raises(UserError, match="the file is empty") as error:
         HubSplit(str(folder), "", "train").load(streaming=streaming)
     assert error.value.where == str(folder / name)
 
@@ -154,7 +155,7 @@ def test_folder_with_an_empty_file_is_told_which(dataset, tmp_path, name, stream
 def test_folder_with_a_compressed_file_of_nothing_is_told_so(dataset, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl.gz").write_bytes(gzip.compress(b""))
-    with pytest.raises(UserError, match="one of its files is empty") as error:
+    with pytest.raises(UserError, match="a file of the data set is empty") as error:
         fetch_file(f"hub:{tmp_path}/data::train")
     assert error.value.where == f"hub:{tmp_path}/data::train"
 
@@ -167,7 +168,7 @@ def test_texts_are_streamed(dataset):
 
 
 def test_column_without_texts_is_refused_with_those_that_have_them(dataset):
-    with pytest.raises(UserError, match="column 'label' has no texts") as error:
+    with pytest.raises(UserError, match="column 'label' does not contain text") as error:
         next(hub_split(f"hub:{dataset}:small:train").texts("label"))
     assert error.value.where == f"hub:{dataset}:small:train, document 1"
     assert error.value.instead == "corpus.column: sentence"
@@ -181,7 +182,7 @@ def test_stream_that_breaks_off_is_a_user_error_that_names_the_document(monkeypa
     monkeypatch.setattr(HubSplit, "load", lambda self, streaming: dropped())
     texts = HubSplit("a/b", "c", "train").texts("text")
     assert [next(texts), next(texts)] == ["one", ""]
-    with pytest.raises(UserError, match=r"broke off \(ConnectionResetError: the peer is gone\)") as error:
+    with pytest.raises(UserError, match=r"was interrupted \(ConnectionResetError: the peer is gone\)") as error:
         next(texts)
     assert error.value.where == "hub:a/b:c:train, document 3"
     assert "from the start" in error.value.instead
@@ -225,7 +226,7 @@ def test_name_of_another_form_is_refused(spec):
 
 def test_hub_that_does_not_answer_is_a_user_error_that_names_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="the hub does not give this split") as error:
+    with pytest.raises(UserError, match="cannot load this split") as error:
         fetch_file("hub:no-such/data-set:x:train")
     assert "local file" in error.value.instead
 

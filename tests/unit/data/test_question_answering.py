@@ -111,9 +111,9 @@ def test_gold_positions_as_logits_give_back_the_gold_answers(shared_data, tokeni
         ("a text", "not in SQuAD's form", "answer_start"),
         ({"text": ["x"]}, "not in SQuAD's form", "answer_start"),
         ({"text": ["x"], "answer_start": []}, "not in SQuAD's form", "answer_start"),
-        ({"text": [], "answer_start": []}, "a question without an answer", "leave the row out"),
+        ({"text": [], "answer_start": []}, "the question has no answer", "leave the row out"),
         ({"text": ["fox"], "answer_start": [0]}, "not at character 0", "answer_start 4"),
-        ({"text": ["Fox"], "answer_start": [4]}, "not at character 4", "letter by letter"),
+        ({"text": ["Fox"], "answer_start": [4]}, "not at character 4", "verbatim"),
         (
             {"text": ["fo"], "answer_start": [-3]},
             "not at character -3",

@@ -125,7 +125,7 @@ def test_limit_is_the_number_of_pairs(tiny_text, tokenizer, tmp_path):
 def test_one_document_makes_no_pairs(tokenizer, tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("a b c. D e f.\n")
-    with pytest.raises(UserError, match="two to train on and two to validate"):
+    with pytest.raises(UserError, match="two for training and two for validation"):
         load_corpus(section(path), {}, tokenizer, tmp_path)
 
 

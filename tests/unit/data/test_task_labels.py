@@ -60,7 +60,7 @@ def test_classes_found_in_whole_floats_are_named_like_those_of_integers(tmp_path
 def test_classes_that_are_named_by_fractions_keep_their_names(tmp_path):
     path = write(tmp_path, "jsonl", [("a", "b", 0.5), ("c", "d", 1.0), ("e", "f", 0.5)])
     assert task_rows.read_task("t", pairs(path, labels=())).labels == ("0.5", "1.0")
-    said = "3 rows to train on, 3 measured; classes 0.5 (2), 1.0 (1)"
+    said = "3 training rows, 3 evaluation rows; classes 0.5 (2), 1.0 (1)"
     assert task_rows.check_rows("t", pairs(path, labels=("0.5", "1.0"))) == said
 
 
@@ -76,14 +76,14 @@ def test_class_that_is_trained_and_never_measured_is_refused_with_its_first_row_
     train = write(tmp_path, suffix, [*good, *strays], name="train")
     dev, odd = write(tmp_path, suffix, good, name="dev"), write(tmp_path, suffix, [*good, *strays], name="odd")
     task = pairs(train, dev=dev, labels=())
-    with pytest.raises(UserError, match=f"the label '{named}' is in 2 rows to train on, but in none that") as error:
+    with pytest.raises(UserError, match=f"label '{named}' occurs in 2 training rows but in no eval") as error:
         task_rows.check_rows("t", task)
     assert error.value.where == place(train, 7)
     (meant,) = re.findall(r"`labels: \[(.*)\]`", error.value.instead)
     labels = tuple(name.strip("' \"") for name in meant.split(","))
     assert labels == task_rows.read_task("t", pairs(train, dev=odd, labels=())).labels
     for known in (task.model_copy(update={"labels": labels}), task.model_copy(update={"more_dev": {"odd": odd}})):
-        assert "8 rows to train on" in task_rows.check_rows("t", known)
+        assert "8 training rows" in task_rows.check_rows("t", known)
 
 
 @pytest.mark.parametrize("number", range(20))
@@ -92,7 +92,7 @@ def test_class_of_which_every_row_was_set_aside_is_looked_for_too(tmp_path, numb
     dev = write(tmp_path, "tsv", table, name="dev")
     table[number] = ("a", "b", "7")
     train = write(tmp_path, "tsv", table, name="train")
-    with pytest.raises(UserError, match="the label '7' is in 1 row to train on") as error:
+    with pytest.raises(UserError, match="label '7' occurs in 1 training row but in no evaluation split") as error:
         task_rows.check_rows("t", pairs(train, dev=dev, labels=()))
     assert error.value.where == place(train, number + 1)
 
@@ -103,8 +103,8 @@ def test_check_names_ten_classes_with_their_rows_and_counts_more(tmp_path):
         for classes in (10, 11)
     )
     said = ", ".join(f"c{number:02} ({4 if number < 3 else 3})" for number in range(10))
-    assert task_rows.check_rows("t", pairs(few, labels=())) == f"33 rows to train on, 33 measured; classes {said}"
-    assert task_rows.check_rows("t", pairs(many, labels=())) == "33 rows to train on, 33 measured; 11 classes"
+    assert task_rows.check_rows("t", pairs(few, labels=())) == f"33 training rows, 33 evaluation rows; classes {said}"
+    assert task_rows.check_rows("t", pairs(many, labels=())) == "33 training rows, 33 evaluation rows; 11 classes"
     absent = pairs(write(tmp_path, "tsv", GOOD), labels=("no", "maybe", "yes"))
     assert task_rows.check_rows("t", absent).endswith("classes no (2), maybe (0), yes (1)")
 

@@ -43,7 +43,7 @@ def test_empty_text_or_null_is_refused_with_its_row_or_left_out_when_asked(tmp_p
     said = f"1 row with an empty text left out (first: {Path(place(path, 4)).name})"
     assert task_rows.check_rows("t", pairs(path, drop_empty=True)) == f"{COUNTED}; {said}; {said}"
     elsewhere = pairs(path, dev="hub:nobody/nothing:a:dev", drop_empty=True)
-    assert task_rows.check_rows("t", elsewhere) == f"3 rows at hand; {said}"
+    assert task_rows.check_rows("t", elsewhere) == f"3 rows available locally; {said}"
 
 
 def test_rows_that_are_left_out_are_counted_in_each_file_and_the_first_is_named(tmp_path):
@@ -80,7 +80,7 @@ def test_number_that_python_does_not_read_is_refused_with_its_line_of_json(tmp_p
     for ending in ("jsonl", "json"):
         path = tmp_path / f"long.{ending}"
         path.write_text("\n".join(lines) + "\n")
-        with pytest.raises(UserError, match="a number of too many digits") as error:
+        with pytest.raises(UserError, match="a number with too many digits") as error:
             task_rows.check_rows("t", pairs(str(path)))
         assert error.value.where == f"{path}:{row}"
 
@@ -108,7 +108,7 @@ def test_half_a_character_is_refused_with_its_row_wherever_it_stands(tmp_path, c
     row[column] += " \ud83d"
     path = write(tmp_path, "jsonl", [(*good, "x") for good in GOOD] + [tuple(row)], columns=(*COLUMNS, "group"))
     task = pairs(path, dev=None, labels=(), hold_out={"column": "group"})
-    with pytest.raises(UserError, match=r"has half a character: \\ud83d") as error:
+    with pytest.raises(UserError, match=r"contains an unpaired surrogate: \\ud83d") as error:
         task_rows.check_rows("t", task)
     assert error.value.where == place(path, 4)
 
@@ -169,7 +169,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_place(tmp_path, suffix):
         path.write_bytes(path.read_bytes().replace(b"caf", b"caf\xe9"))
     with pytest.raises(UserError, match=r"cannot be read as text|not UTF-8") as error:
         task_rows.check_rows("t", pairs(str(path)))
-    assert error.value.where == (f"{path}, row 1 or behind it" if suffix == "parquet" else place(str(path), 3))
+    assert error.value.where == (f"{path}, row 1 or later" if suffix == "parquet" else place(str(path), 3))
 
 
 @pytest.mark.parametrize(("suffix", "mark"), [("tsv", "\t"), ("csv", ",")])
@@ -231,10 +231,10 @@ def squad(folder: Path, **changes) -> str:
         ({"question": None}, "the text in column 'question' is empty", "drop_empty"),
         ({"context": " "}, "the text in column 'context' is empty", "drop_empty"),
         ({"context": None}, "the text in column 'context' is empty", "drop_empty"),
-        ({"answers": []}, "a question without an answer", "leave the row out"),
+        ({"answers": []}, "the question has no answer", "leave the row out"),
         ({"answers": [{"text": "b", "answer_start": 0}]}, "not at character 0", "answer_start 2"),
-        ({"answers": [{"text": "", "answer_start": 0}]}, "not at character 0", "letter by letter"),
-        ({"answers": [{"text": "z", "answer_start": 0}]}, "not at character 0", "letter by letter"),
+        ({"answers": [{"text": "", "answer_start": 0}]}, "not at character 0", "verbatim"),
+        ({"answers": [{"text": "z", "answer_start": 0}]}, "not at character 0", "verbatim"),
         ({"answers": [{"text": "b", "answer_start": -1}]}, "not at character -1", "answer_start 2"),
         ({"answers": [{"text": "b", "answer_start": 2.5}]}, "not in SQuAD's form", "[17]"),
         ({"answers": [{"text": "b", "answer_start": "2"}]}, "not in SQuAD's form", "[17]"),
@@ -259,7 +259,7 @@ def test_questions_with_an_empty_text_are_left_out_when_asked(tmp_path):
     path = squad(tmp_path, question=None)
     task = Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16), drop_empty=True)
     said = "1 row with an empty text left out (first: squad.json, question q2)"
-    assert task_rows.check_rows("t", task) == f"1 rows to train on, 1 measured; {said}; {said}"
+    assert task_rows.check_rows("t", task) == f"1 training rows, 1 evaluation rows; {said}; {said}"
 
 
 @pytest.mark.parametrize("suffix", NULLS)
@@ -288,7 +288,7 @@ def test_whole_floats_are_places_of_answers(tmp_path, suffix):
     answers = {"text": ["b"], "answer_start": [2.0]}
     path = write(tmp_path, suffix, [("q", "a b", answers)], columns=("question", "context", "answers"))
     task = Task(preset="squad", train=path, dev=path, windows=AnswerWindows(stride=16))
-    assert task_rows.check_rows("t", task) == "1 rows to train on, 1 measured"
+    assert task_rows.check_rows("t", task) == "1 training rows, 1 evaluation rows"
 
 
 @pytest.mark.parametrize("suffix", NULLS)
@@ -307,7 +307,7 @@ def test_rows_at_hand_are_looked_at_while_others_are_still_on_the_hub(tmp_path, 
     files |= {"more_dev": {"odd": path}} if at_hand == "more_dev" else {at_hand: path}
     with pytest.raises(UserError, match="the label 'maybe' is not one of"):
         task_rows.check_rows("t", pairs("", **files))
-    assert task_rows.check_rows("t", pairs("", **files, rows={"label": ("no", "yes")})) == "3 rows at hand"
+    assert task_rows.check_rows("t", pairs("", **files, rows={"label": ("no", "yes")})) == "3 rows available locally"
 
 
 @pytest.fixture

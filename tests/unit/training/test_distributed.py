@@ -28,7 +28,7 @@ from toolkit.training.trainer import training_arguments
 def test_one_process_is_the_first_of_one_and_loads_no_torch_to_know():
     code = (
         "import sys; from toolkit.training import distributed as d; d.broadcast_text('x')\n"
-        "print(d.connect(), d.rank(), d.processes(), 'torch' in sys.modules)"
+        "print(d.init(), d.rank(), d.world_size(), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "0", "1", "False"]
@@ -69,7 +69,7 @@ def test_a_batch_that_cannot_be_divided_is_the_user_s_error(monkeypatch, tmp_pat
 def test_trials_that_are_trained_again_want_one_process(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     inputs = SimpleNamespace(quantize=SimpleNamespace(tuning=SimpleNamespace(retrain_steps=3)))
-    with pytest.raises(UserError, match="by one process alone"):
+    with pytest.raises(UserError, match="not supported in distributed runs"):
         quantize.run(inputs, None)
 
 
@@ -132,8 +132,8 @@ def test_a_process_leaves_the_group_before_the_interpreter_closes_down(port):
     """One that still has the group's threads then is aborted now and then, its work done."""
     code = (
         "import atexit, torch; from toolkit.training import distributed as d\n"
-        "atexit.register(lambda: print(torch.distributed.is_initialized()))\n"  # called after what `connect` registers
-        "d.connect(); d.told() if d.rank() else d.tell('x'); print(torch.distributed.is_initialized())"
+        "atexit.register(lambda: print(torch.distributed.is_initialized()))\n"  # called after what `init` registers
+        "d.init(); d.receive_text() if d.rank() else d.broadcast_text('x'); print(torch.distributed.is_initialized())"
     )
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     both = [
@@ -202,7 +202,7 @@ def of_one_gpu(rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     pretend(["0"])
-    with pytest.raises(UserError, match=r"1 of 2 processes have no GPU of their own .number 1"):
+    with pytest.raises(UserError, match=r"1 of 2 processes have no GPU .the first is rank 1"):
         distributed.init()
 
 

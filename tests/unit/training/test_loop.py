@@ -12,12 +12,12 @@ from toolkit.data.corpus import load_corpus
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices
 from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import Corpus, Pruning, Train
-from toolkit.sparsity.pruners import make_sparsifier
+from toolkit.sparsity.factory import make_sparsifier
 from toolkit.training import distributed
 from toolkit.training import hooks as training_hooks
 from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher
-from toolkit.training.loop import seed_everything
+from toolkit.training.loop import fit, seed_everything
 
 STEPS, START, UPDATES = 12, 2, (4, 6, 8)  # at its start a ramp prunes nothing yet
 
@@ -32,7 +32,7 @@ def lesson(tiny_bert, tiny_text, tmp_path):
     approach = {"weight_compression": compression | {"update_frequency_on_step": 2}}
     pruning = Pruning.model_validate({"backend": "magnitude", "approach": approach})
 
-    def fit(folder="run", progress=None, **settings):
+    def run(folder="run", progress=None, **settings):
         train = Train.model_validate({"steps": STEPS, "batch_size": 8, "log_every": 1} | settings)
         seed_everything(0)
         student, teacher = (load_masked_lm(tiny_bert) for _ in range(2))
@@ -43,7 +43,7 @@ def lesson(tiny_bert, tiny_text, tmp_path):
         fitted = fit(student, data, train, loss, context, sparsifier=sparsifier)
         return SimpleNamespace(fitted=fitted, model=student, sparsifier=sparsifier, data=data)
 
-    return fit
+    return run
 
 
 def test_processes_agree_on_the_masks_once_for_each_update_of_them(lesson, monkeypatch):
@@ -120,7 +120,7 @@ def test_a_kill_while_a_checkpoint_gets_its_last_file_costs_that_checkpoint_only
     said, progress = [], NullProgress()
     monkeypatch.setattr(progress, "message", said.append)
     resumed = lesson(checkpoint_every=4, progress=progress)
-    assert said == ["checkpoint-8 was cut off; going back to the one before it", "goes on from step 4"]
+    assert said == ["checkpoint-8 is incomplete, falling back to the previous one", "resuming from step 4"]
     assert resumed.fitted.history == through.fitted.history
     for name, weight in resumed.model.state_dict().items():
         assert torch.equal(weight, through.model.state_dict()[name]), name

@@ -30,7 +30,7 @@ def test_a_tensor_as_large_as_one_that_was_freed_costs_no_new_pages():
         return int(run.stdout)
 
     pages = 5 * 4 * 12_000_000 // resource.getpagesize()
-    assert faults("from toolkit.training.allocator import keep_freed_memory; keep_freed_memory()") < pages / 20
+    assert faults("from toolkit.training.hardware import keep_freed_memory; keep_freed_memory()") < pages / 20
     assert faults("") > pages / 20  # or there would be nothing to gain
 
 

@@ -150,7 +150,7 @@ def test_batches_made_by_other_processes_give_the_same_weights_bit_by_bit_after_
     with pytest.raises(KeyboardInterrupt):
         trained(tiny_bert, text, tmp_path / "there", Killed(5), checkpoint_every=3)
     other, same, _ = trained(tiny_bert, text, tmp_path / "there", (said := Said()), checkpoint_every=3)
-    assert said.texts == ["goes on from step 3"]
+    assert said.texts == ["resuming from step 3"]
     assert fitted.history == other.history
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 

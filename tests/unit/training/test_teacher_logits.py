@@ -15,7 +15,7 @@ from toolkit.data.tasks import load_task
 from toolkit.models.load import load_task_model, load_tokenizer, save_checkpoint
 from toolkit.models.task_heads import pad_logits, task_logits
 from toolkit.recipe import Distillation, Task
-from toolkit.training import evaluation, teacher_logits
+from toolkit.training import teacher_logits
 from toolkit.training.datasets import task_data
 from toolkit.training.distillation import Teacher, task_loss
 from toolkit.training.evaluation import iter_logits
@@ -175,14 +175,14 @@ def test_an_interrupted_asking_goes_on_where_it_was_and_ends_with_the_same_file(
             asked.append(number)
             yield answer
 
-    monkeypatch.setattr(evaluation, "iter_logits", answers)
+    monkeypatch.setattr(teacher_logits, "iter_logits", answers)
     whole, broken = (Context(tmp_path, tmp_path, 0, cache=tmp_path / name) for name in ("whole", "broken"))
     with pytest.raises(Stop):
         task_distillation(lesson(), teacher, task, tokenizer, broken)
     assert not [p for p in broken.cache.iterdir() if p.suffix != ".partial"]
     task_distillation(lesson(), teacher, task, tokenizer, broken)
     assert asked[11:13] == [9, 10], "batches 9 and 10 were not on disk for good"
-    monkeypatch.setattr(evaluation, "iter_logits", real)
+    monkeypatch.setattr(teacher_logits, "iter_logits", real)
     task_distillation(lesson(), teacher, task, tokenizer, whole)
     (one,), (other,) = whole.cache.glob("*/logits.npy"), broken.cache.glob("*/logits.npy")
     assert one.read_bytes() == other.read_bytes()

@@ -257,7 +257,7 @@ def test_a_sample_holds_the_masked_positions_and_others_up_to_its_share(tiny):
 
 def test_a_sample_smaller_than_what_is_masked_is_what_is_masked():
     labels = np.array([-100, 3, -100, 5, 6, -100])
-    assert masking.sampled_count(6, masked=3, share=0.1) == 3
+    assert masking.sampled_count(6, masked=3, fraction=0.1) == 3
     chosen = masking.sample_positions(labels, np.random.default_rng(0), 3)
     assert chosen.tolist() == [False, True, False, True, True, False]
     assert masking.sample_positions(labels, np.random.default_rng(0), 9).all()
