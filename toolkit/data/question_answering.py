@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.data.metrics import answer_matches, answer_overlap, mean_over_examples
-from toolkit.recipe import AnswerWindows, Kind, Task
+from toolkit.recipe import KINDS, AnswerWindows, Kind, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,7 +60,6 @@ class Windows:
     offsets: list[np.ndarray]
     settings: AnswerWindows
     kind: ClassVar[Kind] = "question_answering"
-    per_token: ClassVar[bool] = True
     texts_repeat: ClassVar[bool] = True
     examples_per_row: ClassVar[float] = 1.05
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]] = {
@@ -74,6 +73,11 @@ class Windows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         positions = {"start_positions": int(self.starts[index]), "end_positions": int(self.ends[index])}
         return {**{name: ids[index] for name, ids in self.inputs.items()}, **positions}
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the logits of one example are [C, length], not [C]."""
+        return KINDS[self.kind].per_token
 
     @property
     def lengths(self) -> np.ndarray:

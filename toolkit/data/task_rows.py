@@ -12,10 +12,10 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import dump_flow
-from toolkit.data.examples import EXAMPLES
 from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.labels import class_number, is_number, label_name, label_number
 from toolkit.data.tables import Record, read_rows, text
+from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import KINDS, Task
 from toolkit.recipe.references import is_hub, task_files
 

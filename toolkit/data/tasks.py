@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data import task_rows
-from toolkit.data.examples import EXAMPLES, Split, score
+from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
 from toolkit.recipe import Kind, Task
 

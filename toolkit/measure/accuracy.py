@@ -109,7 +109,7 @@ def cached_predictions(
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save_file
 
-    from toolkit.data.examples import fingerprint
+    from toolkit.data.task_kinds import fingerprint
     from toolkit.ir.runtime import is_engine
 
     here = machine.describe()

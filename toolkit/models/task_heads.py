@@ -30,7 +30,6 @@ class TaskHead:
         synthetic_labels: (number of examples, tokens of each) -> random labels, for measuring training steps.
         width: Class names -> C.
         settings: Class names -> settings of the head in the model's `config.json`.
-        per_token: The logits of one example are [C, length].
         distributions: Number of distributions per example that are compared with the teacher's, along the last
             dimension.
         distance: The only meaningful distance from the teacher; None: the one that the recipe names.
@@ -42,7 +41,6 @@ class TaskHead:
     synthetic_labels: Callable[[int, int], dict[str, Tensor]]
     width: Callable[[Sequence[str]], int]
     settings: Callable[[Sequence[str]], dict[str, Any]] = _no_settings
-    per_token: bool = False
     distributions: int = 1
     distance: Literal["MSE"] | None = None
 
@@ -60,7 +58,7 @@ def pad_logits(logits: Sequence[np.ndarray], per_token: bool) -> Tensor:
 
     Args:
         logits: One array per example: [C], or with `per_token` [C, length], each with its own length.
-        per_token: Whether the logits are per token (`TaskHead.per_token`).
+        per_token: Whether the logits are per token (`recipe.task.KINDS`).
     """
     if not per_token:
         return torch.from_numpy(np.stack(logits))
@@ -133,7 +131,6 @@ HEADS: dict[Kind, TaskHead] = {
             name: torch.randint(length - 1, (count,)) for name in ("start_positions", "end_positions")
         },
         width=lambda labels: 2,
-        per_token=True,
         distributions=2,
     ),
 }

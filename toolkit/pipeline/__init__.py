@@ -1,1 +1,1 @@
-"""What runs, in which order, and what is cached. Read `graph.py` first."""
+"""The stage graph, its caching and its execution. Start with `graph.py`."""

@@ -1,4 +1,4 @@
-"""What a stage may see of the recipe, and what of it, and of the data behind it, makes its cache key."""
+"""Recipe sections that a stage reads, and the part of them and of their data files that enters its cache key."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from toolkit.recipe import OWN_STAGES, Recipe
 from toolkit.recipe.references import corpus_files, is_hub
 from toolkit.recipe.task import TEXT_FIELDS
 
-# Where files lie says nothing about what they hold: the key takes their content hashes instead.
+# Paths are left out of cache keys: moving a file does not change its content, whose hash is in the key instead.
 _PATH_KEYS = {
     "model": {"source"},
     "corpus": {"files"},
@@ -19,7 +19,7 @@ _PATH_KEYS = {
 
 
 def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:
-    """The values behind the names; `task` and `corpus_tasks` are picked out of `recipe.tasks`."""
+    """Returns recipe sections by name; `task` and `corpus_tasks` are taken from `recipe.tasks`."""
     special: dict[str, Any] = {
         "task": recipe.tasks[task] if task else None,
         "corpus_tasks": {t: recipe.tasks[t] for t in recipe.corpus.tasks} if recipe.corpus else {},
@@ -28,7 +28,7 @@ def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[
 
 
 def section_values(name: str, value: Any) -> Any:
-    """A section as JSON values, without the paths in it."""
+    """Returns a section as JSON values, without the paths in it."""
     if value is None:
         return None
     if name == "corpus_tasks":
@@ -38,9 +38,9 @@ def section_values(name: str, value: Any) -> Any:
 
 
 def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[str, str], dict[str, Any]]:
-    """Content hashes of the data files: by file, and by what each is there for, as a key needs them.
+    """Returns content hashes of the data files, by file and by role; cache keys contain the latter.
 
-    Text on the hub is streamed, never fetched whole: it has `HubSplit.content`.
+    A corpus on the hub is streamed and never downloaded completely: its hash is `HubSplit.content`.
     """
     hashes: dict[str, str] = {}
     corpus, task = sections.get("corpus"), sections.get("task")

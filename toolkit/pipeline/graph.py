@@ -1,14 +1,14 @@
-"""The stage graph: what a recipe amounts to, and what of it is already there. Read this file first, then `run.py`.
+"""The stage graph: the steps of a recipe, and which of them are cached. Read this file first, then `run.py`.
 
     base ─ teacher ─ student ─┬───────────────┐            once
              └─ task_teacher ─┴─ transfer ─ quantize ─ export ─ benchmark      for each task
                                                                   └─ report
 
 A finished stage is `<run>/<stage>/` or `<run>/tasks/<task>/<stage>/` with a `manifest.json`. Its `key` is a hash of
-what it was made from: its recipe sections, its seed, the contents of its data files and the keys of its inputs; of an
-export for the sparse kernel also the packed form's version. A stage is run only when no folder with that key is there,
-or when an input was made anew since and came out otherwise. It is made in `<stage>.partial/` and renamed when it is
-whole, so a kill at any moment loses at most the work since the last checkpoint in `<stage>.partial/.work/`.
+its recipe sections, the seed, the contents of its data files and the keys of its inputs; for an export to the sparse
+engine also of the version of the packed format. A stage runs only if no folder has its key, or if one of its inputs has
+since been regenerated with different content. It is written to `<stage>.partial/`, which is renamed when it is
+complete, so killing a run loses at most the work since the last checkpoint in `<stage>.partial/.work/`.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,17 @@ from toolkit.recipe import VARIANTS, Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of stage. `toolkit/pipeline/stages/<name>.py` holds its `Inputs` and `run(Inputs, Context)`.
+    """Declaration of a stage. `toolkit/pipeline/stages/<name>.py` defines its `Inputs` and `run(Inputs, Context)`.
 
     Attributes:
-        sections: What `run` may see of the recipe, and so what its cache key depends on.
-        needs: Names of the inputs; the first name of a pair `a|b` that the run has is taken.
-        optional: Inputs that are used when the run has them.
-        teacher: The input that is needed when the stage's section has `distillation`, and not used otherwise.
-        per_task: Made once for each task, or once for all.
-        trains: Several processes can share its work.
+        name: Name of the stage, its module and its folder.
+        kind: Kind of the artifact that it writes.
+        sections: Names of the recipe sections that `run` reads and that its cache key therefore depends on.
+        needs: Names of the required inputs; `a|b` is the first of the alternatives that the run has.
+        optional: Names of the inputs that are used if the run has them.
+        teacher: Name of the input that is required if the stage's section has `distillation`, and unused otherwise.
+        per_task: Whether the stage runs once per task rather than once per run.
+        trains: Whether it can be distributed over several processes.
     """
 
     name: str
@@ -47,9 +49,9 @@ class Stage:
     trains: bool = True
 
     def needed(self, recipe: Recipe, task: str | None) -> tuple[str, ...]:
-        """Inputs that this stage of the recipe cannot do without."""
-        taught = self.teacher and recipe.section(self.name, task).distillation is not None
-        return (*self.needs, self.teacher) if self.teacher and taught else self.needs
+        """Returns the names of the inputs that the stage requires with this recipe."""
+        distilled = self.teacher and recipe.section(self.name, task).distillation is not None
+        return (*self.needs, self.teacher) if self.teacher and distilled else self.needs
 
 
 STAGES = (
@@ -80,11 +82,17 @@ STAGE_NAMES = tuple(s.name for s in STAGES)
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of this recipe, with its place on disk and its cache key.
+    """A stage of a recipe with its inputs, its folder and its cache key.
 
     Attributes:
-        manifest: The record of the finished stage when `folder` holds exactly this step, else None.
-        inputs: Input name -> the step that makes it, or the ready artifact.
+        stage: Declaration of the stage.
+        task: Name of the task; None for the stages of pre-training.
+        folder: Folder of the finished stage.
+        key: Cache key.
+        inputs: Input name -> the step that produces it, or a ready artifact.
+        sections: Section name -> values, see `Stage.sections`.
+        data: Data file -> content hash.
+        manifest: Manifest of the finished stage if `folder` contains exactly this step, else None.
     """
 
     stage: Stage
@@ -98,32 +106,33 @@ class Step:
 
     @property
     def label(self) -> str:
-        """E.g. `sst2/transfer`."""
+        """Task and stage, e.g. `sst2/transfer`."""
         return f"{self.task}/{self.stage.name}" if self.task else self.stage.name
 
 
-def plan(recipe: Recipe, run_folder: Path, inputs: ResolvedInputs) -> list[Step]:
-    """The steps of a recipe in the order in which they run, each with what is already there.
+def plan(recipe: Recipe, run_folder: Path, inputs: ResolvedInputs | None = None) -> list[Step]:
+    """Returns the steps of a recipe in execution order, each with its manifest if it is cached.
 
     Args:
-        recipe: What to do.
-        run_folder: Where it is done.
-        inputs: Models and data files; one that is not cached, and not fetched, has its name for its content.
+        recipe: The recipe.
+        run_folder: Folder of the run; need not exist.
+        inputs: Models and data files; None: those that are cached. Any other one is identified by its name.
 
     Raises:
-        UserError: A model, checkpoint or data file is missing, or a stage has no input.
+        UserError: A model, checkpoint or data file is missing, or no stage provides an input.
     """
-    made: dict[tuple[str | None, str], Step | Artifact] = {}
-    made[None, "base"] = _ready("dense", recipe.model.source, inputs)
+    inputs = inputs or ResolvedInputs()
+    sources: dict[tuple[str | None, str], Step | Artifact] = {}
+    sources[None, "base"] = _ready("dense", recipe.model.source, inputs)
     steps = []
     for task in (None, *recipe.tasks):
         ready = recipe.tasks[task].ready if task else recipe.ready
         for stage in (s for s in STAGES if s.per_task == (task is not None)):
             if stage.name in ready:
-                made[task, stage.name] = _ready(stage.kind, ready[stage.name], inputs)  # type: ignore[index]
+                sources[task, stage.name] = _ready(stage.kind, ready[stage.name], inputs)  # type: ignore[index]
             elif recipe.section(stage.name, task) is not None:
-                step = _step(recipe, stage, task, run_folder, made, inputs)
-                made[task, stage.name] = step
+                step = _step(recipe, stage, task, run_folder, sources, inputs)
+                sources[task, stage.name] = step
                 steps.append(step)
     return steps
 
@@ -140,20 +149,20 @@ def _step(
     stage: Stage,
     task: str | None,
     run_folder: Path,
-    made: "dict[tuple[str | None, str], Step | Artifact]",
+    sources: "dict[tuple[str | None, str], Step | Artifact]",
     resolved: ResolvedInputs,
 ) -> Step:
     inputs: dict[str, Step | Artifact] = {}
     needed = stage.needed(recipe, task)
     for need in (*needed, *stage.optional):
         names = need.split("|")
-        found = next((made[t, n] for n in names for t in (task, None) if (t, n) in made), None)
+        found = next((sources[t, n] for n in names for t in (task, None) if (t, n) in sources), None)
         if found is not None:
             inputs[names[0]] = found
         elif need in needed:
-            raise _lacking(recipe, stage, task, names[0])
+            raise _missing_input(recipe, stage, task, names[0])
     if not inputs:
-        raise _lacking(recipe, stage, task, stage.optional[0])
+        raise _missing_input(recipe, stage, task, stage.optional[0])
     sections = sections_of(recipe, stage.sections, task)
     data, roles = data_hashes(sections, resolved)
     made_from = {
@@ -167,36 +176,37 @@ def _step(
     manifest = read_manifest(folder)
     keys = [json_hash(made_from | kernel) for kernel in _kernels(stage, sections)]
     key = next((k for k in keys if manifest is not None and manifest.key == k), keys[-1])
-    there = {i.label: i.manifest for i in inputs.values() if isinstance(i, Step) and i.manifest is not None}
-    same = manifest is not None and manifest.key == key and inputs_unchanged(manifest, inputs, there)
+    finished = {i.label: i.manifest for i in inputs.values() if isinstance(i, Step) and i.manifest is not None}
+    same = manifest is not None and manifest.key == key and inputs_unchanged(manifest, inputs, finished)
     here = manifest if same else None
     return Step(stage, task, folder, key, inputs, sections, data, here)
 
 
-def _lacking(recipe: Recipe, stage: Stage, task: str | None, name: str) -> UserError:
+def _missing_input(recipe: Recipe, stage: Stage, task: str | None, name: str) -> UserError:
     return UserError(
-        f"stage `{stage.name}`{f' of task {task!r}' if task else ''} needs `{name}`, which nothing makes",
+        f"stage `{stage.name}`{f' of task {task!r}' if task else ''} needs `{name}`, which no stage provides",
         where=recipe.name,
-        instead=f"add a `{name}` section, or name a checkpoint under `ready`",
+        instead=f"add a `{name}` section, or set a checkpoint under `ready`",
     )
 
 
-def inputs_unchanged(manifest: Manifest, inputs: "dict[str, Step | Artifact]", there: dict[str, Manifest]) -> bool:
-    """Whether a stage's inputs still hold what they held when it was made: they may have been made anew since.
+def inputs_unchanged(manifest: Manifest, inputs: "dict[str, Step | Artifact]", finished: dict[str, Manifest]) -> bool:
+    """Returns whether a finished stage was run on the current content of its inputs.
 
     Args:
-        manifest: Of the stage.
-        inputs: Of its step; ready ones are part of its key.
-        there: Label of a step -> what is there of it.
+        manifest: The stage's manifest.
+        inputs: The inputs of its step; ready artifacts are already part of its key.
+        finished: Step label -> manifest of each finished step.
     """
-    steps = ((name, there[i.label]) for name, i in inputs.items() if isinstance(i, Step) and i.label in there)
-    return all(manifest.inputs.get(name) == made.artifact.sha256 for name, made in steps)
+    steps = ((name, finished[i.label]) for name, i in inputs.items() if isinstance(i, Step) and i.label in finished)
+    return all(manifest.inputs.get(name) == source.artifact.sha256 for name, source in steps)
 
 
 def _kernels(stage: Stage, sections: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sparse kernels whose variants will do, as parts of a key; the last is the one that this machine makes.
+    """Returns the accepted kernel versions of an export as parts of a key; this machine exports with the last one.
 
-    A machine without a compiler takes what another one exported; one that has it makes what was left out.
+    A machine without a compiler accepts an export that another machine made with the kernels; a machine with one
+    reruns an export that lacks the variants for the sparse engine.
     """
     if stage.name != "export" or not any(VARIANTS[name].engine for name in sections["export"].variants):
         return [{}]
@@ -205,10 +215,10 @@ def _kernels(stage: Stage, sections: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def select(steps: list[Step], *, only: str | None = None, start: str | None = None) -> list[Step]:
-    """The steps that a run makes anew even when they are there: those of stage `only`, or of `start` and after it.
+    """Returns the steps to rerun even if they are cached: those of stage `only`, or of `start` and all later stages.
 
     Raises:
-        UserError: No such stage in this recipe.
+        UserError: The recipe has no stage of that name.
     """
     wanted = only or start
     if wanted is None:
@@ -221,14 +231,14 @@ def select(steps: list[Step], *, only: str | None = None, start: str | None = No
 
 
 def finished_manifests(run_folder: Path) -> list[Manifest]:
-    """Manifests of all finished stages in a run folder, in the order of the data flow.
+    """Returns the manifests of all finished stages in a run folder, in the order of the data flow.
 
     Raises:
-        UserError: It is not a run folder, or nothing has finished in it.
+        UserError: The folder contains no finished stage.
     """
     folders = [run_folder / name for name in STAGE_NAMES]
     folders += [t / name for t in sorted(run_folder.glob("tasks/*")) for name in STAGE_NAMES]
     found = [m for m in map(read_manifest, folders) if m is not None]
     if not found:
-        raise UserError("no finished stage here", where=str(run_folder), instead="a folder that `pruneofa run` made")
+        raise UserError("no finished stage here", where=str(run_folder), instead="a folder written by `pruneofa run`")
     return sorted(found, key=lambda m: (m.task or "", STAGE_NAMES.index(m.stage)))

@@ -1,9 +1,8 @@
-"""What can be said of a recipe and a machine before anything runs. Loads no torch."""
+"""Checks of a recipe, its models and its data files before the first stage runs. Loads no torch."""
 
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
@@ -24,17 +23,14 @@ from toolkit.recipe.references import corpus_files, is_hub, task_files
 from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity, require_end_within
 from toolkit.training.lr_schedule import require_bounded_rewinding
 
-if TYPE_CHECKING:
-    pass
-
-_LATER = "from the hub when it runs"
+_LATER = "downloaded from the hub by the run"
 
 
 def prunable_shapes(recipe: Recipe, model: ResolvedModel) -> dict[str, tuple[int, int]]:
-    """The matrices of a checkpoint that pruning gets, by parameter name; none for one that was never fetched.
+    """Returns the shapes of a model's prunable matrices by parameter name; empty if its sizes are unknown.
 
     Raises:
-        UserError: Nothing is matched, or a pattern of `model.prunable` matches nothing.
+        UserError: The model has no encoder layers, or a pattern of `model.prunable` matches no matrix.
     """
     if model.folder is not None:
         matrices = encoder_matrices(model.folder)
@@ -60,16 +56,16 @@ def prunable_shapes(recipe: Recipe, model: ResolvedModel) -> dict[str, tuple[int
 def check_recipe(
     recipe: Recipe, inputs: ResolvedInputs | None = None, *, read_rows: bool = True
 ) -> list[tuple[str, str]]:
-    """What was checked and what was found, line by line. Nothing is fetched from the hub.
+    """Checks a recipe without downloading anything, and returns the findings as pairs of subject and text.
 
     Args:
-        recipe: What is checked.
-        inputs: Models and data files; None: looked up for this check alone.
-        read_rows: Look at every row of the tasks' files and every line of the corpus, which `running.Run` does by
-            itself (`check_data`).
+        recipe: The recipe.
+        inputs: Models and data files; None: looked up for this check only.
+        read_rows: Whether to read every row of the tasks' files and every line of the corpus; `Run` does so itself,
+            with `check_data`.
 
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: The first error found.
     """
     inputs = inputs or ResolvedInputs()
     found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
@@ -95,16 +91,16 @@ def check_recipe(
 
 
 def check_data(recipe: Recipe, tasks: Collection[str | None], inputs: ResolvedInputs, cache: Path) -> None:
-    """Looks at all that stages are about to read: every row, every line of the corpus, and every length.
+    """Checks all data of the stages that are about to run: every row, every line of the corpus, every length.
 
     Args:
-        recipe: What is to be done.
-        tasks: Those with a stage to make; None among them: a stage of pre-training is.
+        recipe: The recipe.
+        tasks: Names of the tasks with a stage to run; None stands for the stages of pre-training.
         inputs: Models and data files.
-        cache: Of the run: text that was looked at is not read again.
+        cache: Cache folder of the run; a corpus file that has been checked is not read again.
 
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: The first error found.
     """
     _check_lengths(recipe, inputs)
     for name, task in recipe.tasks.items():
@@ -115,7 +111,7 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], inputs: ResolvedIn
 
 
 def _check_lengths(recipe: Recipe, inputs: ResolvedInputs) -> None:
-    """Holds every length against the positions of the models that get it, as far as these are known."""
+    """Checks every sequence length against the positions of the models that receive it, if these are known."""
     first = recipe.ready.get("teacher", recipe.model.source)
     if recipe.corpus is not None and (recipe.teacher or recipe.student):
         require_length(recipe.corpus.max_seq_length, _positions([first], inputs), "corpus")
@@ -133,13 +129,13 @@ def _check_lengths(recipe: Recipe, inputs: ResolvedInputs) -> None:
 
 
 def _positions(models: Iterable[str], inputs: ResolvedInputs) -> int | None:
-    """Of the model that has the fewest; None: nothing is known of any."""
+    """Returns the smallest number of positions of the models; None if it is unknown for all of them."""
     configs = (inputs.model(source).config for source in dict.fromkeys(models))
     return min((count for config in configs if config and (count := usable_positions(config))), default=None)
 
 
 def _data(specs: list[str], inputs: ResolvedInputs) -> str:
-    """Names of data files; of splits on the hub all of it, and which are still to be fetched."""
+    """Describes data files: names of local files, complete references of hub splits, and what is still to download."""
     files = {spec: inputs.file(spec) for spec in specs}
     later = [spec for spec, file in files.items() if file is None]
     here = [spec if is_hub(spec) else file.name for spec, file in files.items() if file is not None]
@@ -147,14 +143,14 @@ def _data(specs: list[str], inputs: ResolvedInputs) -> str:
 
 
 def _transfers(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
-    """What is locked or pruned while tasks are learnt; tasks that do the same are told once."""
+    """Describes the locking or pruning of each task; tasks with equal settings are listed once."""
     found: list[tuple[str, str]] = []
-    told: list[TaskPruning] = []
+    listed: list[TaskPruning] = []
     for task in recipe.tasks:
         transfer = recipe.section("transfer", task)
-        if transfer is None or transfer.pruning in told:
+        if transfer is None or transfer.pruning in listed:
             continue
-        told.append(transfer.pruning)
+        listed.append(transfer.pruning)
         if not transfer.pruning.only_locks:
             found += _pruning(recipe, inputs, "transfer", transfer.pruning, transfer.train)
         elif "student" in recipe.ready:
@@ -165,29 +161,29 @@ def _transfers(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
 def _pruning(
     recipe: Recipe, inputs: ResolvedInputs, stage: str, pruning: Pruning, train: Train
 ) -> list[tuple[str, str]]:
-    """Each pruner: its schedule, the matrices that it gets, and the sparsity that they can reach."""
+    """Describes each pruner: its schedule, its matrices, and the sparsity that they can reach."""
     source = recipe.ready.get("teacher", recipe.model.source)
     if stage == "transfer":
         source = recipe.ready.get("student", source)
     model = inputs.model(source)
     shapes = prunable_shapes(recipe, model)
     if not shapes:
-        return [("prunable", f"the matrices of {source} are checked when it was fetched")]
+        return [("prunable", f"the matrices of {source} are checked after its download")]
     weights = sum(rows * columns for rows, columns in shapes.values())
     found = [("prunable", f"{len(shapes)} encoder matrices, {weights:,} weights")]
     compression = pruning.approach.weight_compression
     where = f"{stage}.pruning.approach.weight_compression"
-    # Steps that epochs amount to are known with the data; here, what can be said in epochs alone is checked.
+    # The steps per epoch are unknown before the data is read, so a schedule in epochs is checked in epochs.
     pruners = compression.resolve(steps_per_epoch=_EPOCH if compression.in_epochs() else 0)
     for number, (pruner, names) in enumerate(zip(pruners, assign_matrices(pruners, shapes, where), strict=True)):
         label = f"{stage} pruner {number + 1}" if len(pruners) > 1 else f"{stage} pruner"
         if pruner.prune_type == LOCK:
-            shares = sparsity_by_tensor(model.folder, names) if model.folder else {}
-            found += [(label, "pattern_lock"), *_by_layer(shapes, shares)]
+            sparsities = sparsity_by_tensor(model.folder, names) if model.folder else {}
+            found += [(label, "pattern_lock"), *_by_layer(shapes, sparsities)]
             continue
         problem = unsupported(pruning.backend, pruner)
         if problem:
-            raise UserError(f"{pruning.backend} cannot: {problem}", where=where, instead="backend: inc")
+            raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")
         length = _length_of_training(pruner, compression.in_epochs(), train, where)
         if length and pruning.learning_rate_rewinding:
             warmup = train.warmup_ratio * length
@@ -197,11 +193,11 @@ def _pruning(
     return found
 
 
-_EPOCH = 1000  # a stand-in for the steps of an epoch, where only the ratio of epochs to training matters
+_EPOCH = 1000  # placeholder for the steps per epoch; only the ratio to the training's length matters here
 
 
 def _length_of_training(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str) -> int | None:
-    """The ramp has steps, and its last one lies within the training, whose length it returns where it is known."""
+    """Checks that the ramp has steps and ends within the training, and returns the training's length if it is known."""
     if pruner.end_step < pruner.start_step or (pruner.end_step == pruner.start_step and pruner.initial_sparsity == 0):
         what = "end_epoch" if in_epochs else "end_step"
         raise UserError("the ramp has no steps", where=where, instead=f"an {what} after the start")
@@ -225,61 +221,60 @@ def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:
 
 
 def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
-    """The zeros of a ready sparse model, matrix by matrix."""
+    """Describes the zeros of a ready sparse model, matrix by matrix."""
     folder = model.folder
     if folder is None:
-        return [("locked", f"the zeros of {model.source} are checked when it was fetched")]
+        return [("locked", f"the zeros of {model.source} are checked after its download")]
     shapes = prunable_shapes(recipe, model)
-    shares = sparsity_by_tensor(folder, shapes)
+    sparsities = sparsity_by_tensor(folder, shapes)
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
-    zeros = sum(share * weights[name] for name, share in shares.items()) / sum(weights.values())
+    zeros = sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
     if zeros < MIN_SPARSITY:
         raise UserError(
             "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )
     return [
         ("locked", f"{zeros:.2%} of {sum(weights.values()):,} encoder weights are zero"),
-        *_by_layer(shapes, shares),
+        *_by_layer(shapes, sparsities),
     ]
 
 
-def _by_layer(shapes: dict[str, tuple[int, int]], shares: dict[str, float]) -> list[tuple[str, str]]:
-    """Matrices that are alike in all but the number of their layer share a line."""
+def _by_layer(shapes: dict[str, tuple[int, int]], sparsities: dict[str, float]) -> list[tuple[str, str]]:
+    """Returns one line per group of matrices that differ in their layer number only."""
     groups: dict[tuple[str, str, str], list[int]] = {}
-    for name, zeros in shares.items():
+    for name, zeros in sparsities.items():
         before, layer, after = split_layer(name)
         pattern = f"{before}*{after}"
         shape = "x".join(map(str, shapes[name]))
         groups.setdefault((pattern, shape, f"{zeros:.1%}"), []).append(layer)
     lines = []
-    for (pattern, shape, share), layers in groups.items():
-        whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
-        numbers = f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
-        lines.append(("", f"{pattern.replace('*', f'[{numbers}]')} {shape}: {share}"))
+    for (pattern, shape, sparsity), layers in groups.items():
+        contiguous = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
+        numbers = f"{layers[0]}-{layers[-1]}" if contiguous else ",".join(map(str, layers))
+        lines.append(("", f"{pattern.replace('*', f'[{numbers}]')} {shape}: {sparsity}"))
     return lines
 
 
 def check_corpus(section: Corpus, cache: Path | None = None) -> str:
-    """Reads every file that is no data set of the hub from end to end, and says how many paragraphs there are.
+    """Reads every local file of a corpus completely, and returns the number of paragraphs as text.
 
     Args:
-        section: Names the files.
-        cache: Folder that remembers which contents were found good, so that they are not read again: of those
-            nothing is counted.
+        section: The corpus section of the recipe.
+        cache: Folder that records the hashes of valid files. Those are neither read again nor counted.
 
     Raises:
-        UserError: As `lines`; or a file is not there.
+        UserError: A file is missing, or `paragraphs` rejects its content.
     """
     count = 0
     for spec in section.files:
         if is_hub(spec):
             continue
         path = fetch_file(spec)
-        good = cache / f"text-{file_hash(path)[:16]}" if cache else None
-        if good is not None and good.exists():
+        valid = cache / f"text-{file_hash(path)[:16]}" if cache else None
+        if valid is not None and valid.exists():
             continue
         count += sum(1 for text in paragraphs(path) if text)
-        if good is not None:
-            good.parent.mkdir(parents=True, exist_ok=True)
-            good.touch()
+        if valid is not None:
+            valid.parent.mkdir(parents=True, exist_ok=True)
+            valid.touch()
     return f"{count:,} paragraphs" if count else ""

@@ -1,4 +1,4 @@
-"""Running the steps of a recipe that are not there yet: one after the other, alone or with helping processes."""
+"""Execution of the steps of a recipe that are not cached, in one process or distributed over several."""
 
 import contextlib
 import importlib
@@ -35,12 +35,21 @@ from toolkit.recipe import Recipe
 from toolkit.training import distributed
 
 _DISK_FULL = 1 << 20  # bytes free
-_LET_THE_FIRST_SPEAK = 30  # seconds: all processes find the same mistake, and the launcher ends those that are late
+# Seconds. Every rank hits the same error; rank 0 reports it before the launcher kills the others.
+_WORKER_EXIT_DELAY = 30
 
 
 @dataclass
 class Run:
-    """Executes a plan. `progress_of` gives the `Progress` of a step."""
+    """Execution of a recipe in a run folder.
+
+    Attributes:
+        recipe: The recipe.
+        folder: Run folder, created if it is missing.
+        progress_of: Returns a context manager with the `Progress` of a step.
+        manifests: Manifests of the finished steps, after a call.
+        inputs: Models and data files.
+    """
 
     recipe: Recipe
     folder: Path
@@ -49,14 +58,18 @@ class Run:
     inputs: ResolvedInputs = field(default_factory=lambda: ResolvedInputs(fetch=True))
 
     def __call__(self, *, only: str | None = None, start: str | None = None) -> list[Manifest]:
-        """Runs every step that is not there; returns the manifests of all of the run's finished steps.
+        """Runs every step that is not cached, and returns the manifests of all finished steps.
 
-        Of several processes (`toolkit.training.distributed`) the first one does so, and the others help it.
+        In a distributed run (`toolkit.training.distributed`), rank 0 does so and the other ranks join its training.
+
+        Args:
+            only: Name of the only stage to run, even if it is cached.
+            start: Name of the first stage to rerun, together with all later ones.
 
         Raises:
-            UserError: Bad input; every finished step is kept.
-            CheckFailed: A stage's invariant does not hold; its folder stays `<stage>.partial` for a look.
-            SystemExit: This process was a helper, and there is nothing left to help with.
+            UserError: The input is invalid; every finished step is kept.
+            CheckFailed: A check of a stage failed; its folder stays `<stage>.partial` for inspection.
+            SystemExit: This process is a worker and the run is finished.
         """
         if distributed.init():
             self._help()
@@ -67,12 +80,12 @@ class Run:
             self._check_data(steps, again)
             done: dict[str, Manifest] = {}
             for step in steps:
-                stands = step.manifest if step.manifest and inputs_unchanged(step.manifest, step.inputs, done) else None
+                cached = step.manifest if step.manifest and inputs_unchanged(step.manifest, step.inputs, done) else None
                 if only and step.stage.name != only:
-                    done |= {step.label: stands} if stands else {}
-                elif stands and step.label not in again:
+                    done |= {step.label: cached} if cached else {}
+                elif cached and step.label not in again:
                     _verify(step)
-                    done[step.label] = stands
+                    done[step.label] = cached
                 else:
                     done[step.label] = self._make(step, done)
             self.manifests = list(done.values())
@@ -80,40 +93,40 @@ class Run:
         return self.manifests
 
     def _check_data(self, steps: list[Step], again: set[str]) -> None:
-        """Looks at all that unfinished steps read: a bad row must not be found days later."""
+        """Checks the data of all steps to run, so that a bad row is reported now rather than days later."""
         todo = {s.task for s in steps if s.manifest is None or s.label in again}
         preflight.check_data(self.recipe, todo, self.inputs, self.folder / ".cache")
 
     def _help(self) -> NoReturn:
-        """Trains along in every stage that the first process names; writes nothing."""
+        """Joins the training of every stage that rank 0 broadcasts; writes nothing."""
         steps: list[Step] = []
         while label := distributed.receive_text():
             steps = steps or plan(self.recipe, self.folder, self.inputs)
             step = next(s for s in steps if s.label == label)
             done = {s.label: manifest for s in steps if (manifest := read_manifest(s.folder)) is not None}
-            inputs = {name: self._input(step, made, done) for name, made in step.inputs.items()}
+            inputs = {name: self._input(step, source, done) for name, source in step.inputs.items()}
             partial = _partial(step)
             context = Context(partial, partial / ".work", self.recipe.seed, step.task, cache=self.folder / ".cache")
             try:
-                with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):  # once is enough
+                with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):  # rank 0 prints
                     _run_stage(step, inputs, context)
             except distributed.WorkerDone:
                 continue
             except UserError:
-                time.sleep(_LET_THE_FIRST_SPEAK)
+                time.sleep(_WORKER_EXIT_DELAY)
                 raise
-            raise AssertionError(f"{label} has ended without training")
+            raise AssertionError(f"{label} ended without training")
         raise SystemExit(0)
 
     def _make(self, step: Step, done: dict[str, Manifest]) -> Manifest:
         require(step.label, step.sections.get(step.stage.name))
         partial = _partial(step)
-        inputs = {name: self._input(step, made, done) for name, made in step.inputs.items()}
-        contents = {name: made.sha256 for name, made in inputs.items()}
-        whole = read_manifest(partial)
-        if whole and (whole.key, whole.inputs) == (step.key, contents):  # killed between the last write and the rename
+        inputs = {name: self._input(step, source, done) for name, source in step.inputs.items()}
+        contents = {name: source.sha256 for name, source in inputs.items()}
+        complete = read_manifest(partial)
+        if complete and (complete.key, complete.inputs) == (step.key, contents):  # killed just before the rename
             promote(partial, step.folder)
-            return whole
+            return complete
         work = resume_or_reset(partial, json_hash([step.key, contents]))
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with self.progress_of(step) as progress:
@@ -123,18 +136,18 @@ class Run:
             try:
                 result = _run_stage(step, inputs, context)
             except Exception as error:
-                # Each library has an error of its own for a full disk; the disk itself says it for all of them.
+                # Every library raises its own error when the disk is full, so check the free space instead.
                 if shutil.disk_usage(partial).free < _DISK_FULL:
                     raise UserError(
                         "the disk is full; every finished stage is kept",
                         where=str(partial),
-                        instead="make room and run the same command again: it goes on from the last checkpoint",
+                        instead="free some space and repeat the command; it resumes from the last checkpoint",
                     ) from error
                 raise
         broken = failed_checks(result.checks)
         if broken:
             lines = "\n".join(f"  {c.name}: measured {c.measured}, limit {c.limit}" for c in broken)
-            raise CheckFailed(f"{step.label}: {len(broken)} check(s) do not hold\n{lines}\n  Left in {partial}")
+            raise CheckFailed(f"{step.label}: {len(broken)} check(s) failed\n{lines}\n  Output kept in {partial}")
         shutil.rmtree(work)
         manifest = Manifest(
             stage=step.stage.name,
@@ -164,20 +177,20 @@ class Run:
         promote(partial, step.folder)
         return manifest
 
-    def _input(self, step: Step, made: "Step | Artifact", done: dict[str, Manifest]) -> Artifact:
-        if isinstance(made, Artifact):
-            return made
-        manifest = done.get(made.label)
+    def _input(self, step: Step, source: "Step | Artifact", done: dict[str, Manifest]) -> Artifact:
+        if isinstance(source, Artifact):
+            return source
+        manifest = done.get(source.label)
         if manifest is None:
             raise UserError(
-                f"stage `{step.label}` needs `{made.label}`, which has not run yet, or not on what is there now",
-                instead="run without --only, or that stage first",
+                f"stage `{step.label}` needs `{source.label}`, which has not run yet, or not on its current inputs",
+                instead="run without --only, or run that stage first",
             )
-        return manifest.artifact.model_copy(update={"path": made.folder.resolve()})
+        return manifest.artifact.model_copy(update={"path": source.folder.resolve()})
 
 
 def _by_name(hashes: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Data files by their names, with as many of their folders as it takes to tell them apart."""
+    """Returns the hashes by file name, with as many parent folders as make the names unique."""
     for depth in itertools.count(1):
         named = {"/".join(Path(file).parts[-depth:]): {"sha256": digest} for file, digest in hashes.items()}
         if len(named) == len(hashes):
@@ -190,7 +203,7 @@ def _partial(step: Step) -> Path:
 
 
 def _run_stage(step: Step, inputs: dict[str, Artifact], context: Context) -> StageResult:
-    """Runs a stage on the sections and artifacts that it declares."""
+    """Runs a stage with the sections and artifacts that it declares."""
     stage = importlib.import_module(f"toolkit.pipeline.stages.{step.stage.name}")
     artifacts = {f"{name}_artifact": artifact for name, artifact in inputs.items()}
     result: StageResult = stage.run(stage.Inputs(**step.sections, **artifacts), context)
@@ -198,11 +211,11 @@ def _run_stage(step: Step, inputs: dict[str, Artifact], context: Context) -> Sta
 
 
 def _verify(step: Step) -> None:
-    """A finished stage must still be what its manifest says: catches truncated, edited and half-copied files."""
+    """Checks the content hash of a finished stage, to detect truncated, edited and partly copied files."""
     assert step.manifest is not None
     if content_hash(step.folder) != step.manifest.artifact.sha256:
         raise UserError(
-            "its files are not the ones that this stage wrote (damaged, or edited since)",
+            "the files differ from those that the stage wrote (damaged or edited)",
             where=str(step.folder),
-            instead=f"delete the folder (it is made again), or `ready: {{{step.stage.name}: <your checkpoint>}}`",
+            instead=f"delete the folder (the stage runs again), or `ready: {{{step.stage.name}: <your checkpoint>}}`",
         )

@@ -1,4 +1,4 @@
-"""Partial folders of stages, their promotion, and the lock of a run folder."""
+"""Partial stage folders, their promotion to finished stages, and the lock of a run folder."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from toolkit.core.files import write_atomic
 
 
 def resume_or_reset(partial: Path, key: str) -> Path:
-    """The scratch folder of an interrupted attempt with this key, or a new one."""
+    """Returns the scratch folder of an interrupted attempt with this key, or a new one."""
     work = partial / ".work"
     marker = work / "key.json"
     if not (marker.is_file() and marker.read_text() == json.dumps(key)):
@@ -24,7 +24,7 @@ def resume_or_reset(partial: Path, key: str) -> Path:
 
 
 def promote(partial: Path, folder: Path) -> None:
-    """Puts the whole stage in its place; what was there before goes only when the new one is complete."""
+    """Renames a complete partial folder to its final name; the previous stage is deleted only after that."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -35,7 +35,11 @@ def promote(partial: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Two processes in one run folder would overwrite each other."""
+    """Locks a run folder: two processes in it would overwrite each other's files.
+
+    Raises:
+        UserError: Another process holds the lock.
+    """
     with (folder / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Tables, plots and pages: pure functions of manifests."""
+"""Tables, plots and pages of a run: pure functions of its manifests."""
 
 from toolkit.reporting.report import build
 from toolkit.reporting.sentences import missed_criteria

@@ -1,4 +1,4 @@
-"""What a run spent on training, beside what the paper spent; and what more of it bought, where that was measured."""
+"""Training budgets of a run and of the paper, and the effect of a larger budget on scores."""
 
 import json
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from toolkit.recipe import SHIPPED
 from toolkit.reporting.claims_table import claims_table
 from toolkit.reporting.manifests import stage_of
 
-# The paper's pre-training, for the teacher and again for the student: steps * sequences per step.
+# Pre-training in the paper, for teacher and student each: optimizer steps, and sequences per step.
 PAPER_STEPS, PAPER_BATCH = 100_000, 256
-# Epochs of the published recipes (fine-tuning with the pattern locked, 8-bit training), for GLUE and for SQuAD.
+# Epochs of the published recipes (fine-tuning with the pattern locked, quantization-aware training): GLUE, SQuAD.
 _PAPER_EPOCHS = {
     "classification": {"transfer": 9.0, "quantize": 3.0},
     "question_answering": {"transfer": 8.0, "quantize": 2.0},
@@ -21,16 +21,19 @@ _PAPER_EPOCHS = {
 
 @dataclass(frozen=True)
 class Budget:
-    """Training of one stage.
+    """Training budget of one stage.
 
     Attributes:
+        stage: Name of the stage.
+        task: Name of the task; empty for pre-training.
+        steps: Number of optimizer steps.
         batch: Sequences per optimizer step.
-        tokens: Those seen in training; None where they were not counted.
+        tokens: Training tokens, repeats included; None if they were not counted.
         epochs: Passes over the task's training examples; None for pre-training.
-        seconds: Of the whole stage, measuring included.
-        speed: Tokens a second in training where they were counted, else sequences; None where a step was not timed.
-        paper_sequences: What the paper saw in this stage; None where it gives epochs or nothing.
-        paper_epochs: The same in epochs.
+        seconds: Duration of the stage, including evaluation.
+        speed: Training throughput per second, in tokens if they were counted, else in sequences; None if not timed.
+        paper_sequences: Training sequences of this stage in the paper; None if it reports epochs or nothing.
+        paper_epochs: Training epochs of this stage in the paper; None if it reports sequences or nothing.
     """
 
     stage: str
@@ -46,12 +49,12 @@ class Budget:
 
     @property
     def sequences(self) -> int:
-        """Sequences seen, repeats included."""
+        """Number of training sequences, repeats included."""
         return self.steps * self.batch
 
 
 def budgets(manifests: Sequence[Manifest]) -> list[Budget]:
-    """One for each stage that trained."""
+    """Returns the budget of each stage that trained."""
     return [_budget(m) for m in manifests if "steps" in m.metrics]
 
 
@@ -76,14 +79,22 @@ def _budget(manifest: Manifest) -> Budget:
 
 def _train_section(manifest: Manifest) -> dict[str, Any]:
     section = manifest.config.get(manifest.stage) or {}
-    # With a teacher, without one in a task's stages, and in the teachers' own stages.
+    # In order: with distillation; without it in `transfer` and `quantize`; the teachers' stages.
     holders = (section.get("distillation"), section.get("pruning"), section.get("quantization"), section)
     return next((h["train"] for h in holders if h and h.get("train")), {})
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The same task after two pre-training budgets of the student, all else in its recipe alike."""
+    """Scores of a task after two training budgets of the student, with otherwise equal recipes.
+
+    Attributes:
+        task: Name of the task.
+        metric: Name of its first metric.
+        n: Number of dev examples.
+        steps: Pruning steps of the student, smaller budget first.
+        scores: Scores of the shipped variant, in the same order.
+    """
 
     task: str
     metric: str
@@ -93,7 +104,7 @@ class Gain:
 
 
 def budget_gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
-    """What more student steps bought, from runs that differ in nothing else: the least against the most."""
+    """Compares the smallest with the largest student budget, among runs that differ in nothing else."""
     found: dict[tuple[str, str], list[tuple[int, Manifest]]] = {}
     for run in runs:
         student = stage_of(run, "student")
@@ -101,7 +112,7 @@ def budget_gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
             continue
         for m in run:
             if m.stage == "benchmark" and SHIPPED in m.metrics["variants"]:
-                key = (m.task or "", _all_but_length(run, m.task))
+                key = (m.task or "", _identity(run, m.task))
                 found.setdefault(key, []).append((int(student.metrics["steps"]), m))
     result = []
     for (task, _), measured in found.items():
@@ -114,26 +125,26 @@ def budget_gains(runs: Sequence[Sequence[Manifest]]) -> list[Gain]:
     return result
 
 
-# The stages that shape a task's score, the student's first.
-_SHAPING = ("student", "task_teacher", "transfer", "quantize")
-# Keys by which no score changes.
-_ASIDE = frozenset({"log_every", "checkpoint_every"})
-# What a longer training of the student brings with it: its length, and when it prunes.
+# Stages that affect a task's score, in execution order.
+_SCORING_STAGES = ("student", "task_teacher", "transfer", "quantize")
+# Keys without effect on scores.
+_NEUTRAL = frozenset({"log_every", "checkpoint_every"})
+# Keys that change with the student's budget: its length and its pruning schedule.
 _IN_STEPS = frozenset({"steps", "start_step", "end_step", "update_frequency_on_step"})
 _LENGTH = _IN_STEPS | {"epoch", "start_epoch", "end_epoch", "update_frequency"}
 
 
-def _all_but_length(run: Sequence[Manifest], task: str | None) -> str:
-    """All that a task's score comes from, less the student's length: equal texts, equal recipes and data."""
-    stages = [stage_of(run, stage, None if stage == "student" else task) for stage in _SHAPING]
-    # What these stages made differs with the student, or is told by the stage itself; ready inputs tell of themselves.
+def _identity(run: Sequence[Manifest], task: str | None) -> str:
+    """Returns a text that is equal for runs with equal recipes and data, up to the student's budget."""
+    stages = [stage_of(run, stage, None if stage == "student" else task) for stage in _SCORING_STAGES]
+    # These stages' outputs depend on the budget, so their settings are compared instead; ready inputs by their hash.
     made = {m.artifact.sha256 for m in stages if m}
     parts: list[Any] = []
     for m in stages:
         if m is None:
             parts.append(None)
             continue
-        left_out = _ASIDE | _LENGTH if m.stage == "student" else _ASIDE
+        left_out = _NEUTRAL | _LENGTH if m.stage == "student" else _NEUTRAL
         config = m.config | {m.stage: _without(m.config.get(m.stage), left_out)}
         if "task" in config:
             config["task"] = {key: value for key, value in config["task"].items() if key != "note"}

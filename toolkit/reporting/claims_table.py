@@ -1,4 +1,4 @@
-"""The claims table: what each variant of a task scores, weighs and costs, against dense FP32. Numbers, no text."""
+"""The claims table: scores, sizes and speed of each variant of a task, compared with dense FP32; numbers only."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from toolkit.measure.size import FILE, GZIP, VALUES
 from toolkit.recipe import DENSE
 
 _LARGER_IS_BETTER = ("throughput_median",)
-_SHARES = ("accuracy", "exact_match")  # metrics that are a share of examples
+_PROPORTIONS = ("accuracy", "exact_match")  # metrics that are a fraction of the examples
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,11 @@ class Score:
     """A metric on the dev split.
 
     Attributes:
-        error: Binomial standard error; None for metrics that are no share of examples (F1).
-        n: Examples, or questions, behind it.
-        change: Difference to dense FP32; None for dense FP32 itself, or without it.
+        metric: Name of the metric.
+        value: Score, from 0 to 1.
+        error: Binomial standard error; None for metrics that are not a fraction of the examples (F1).
+        change: Difference from dense FP32; None for dense FP32 itself, or if it was not measured.
+        n: Number of evaluated examples or questions.
     """
 
     metric: str
@@ -32,7 +34,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure, its spread over rounds, and how many times better than dense FP32 it is (None: nothing to compare)."""
+    """A size or speed of a variant.
+
+    Attributes:
+        value: The figure.
+        low: Lowest value over rounds; None for sizes.
+        high: Highest value over rounds; None for sizes.
+        ratio: Improvement over dense FP32, above 1 if smaller or faster; None if there is no reference.
+    """
 
     value: float
     low: float | None = None
@@ -42,7 +51,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """One row of the claims table. Sizes in bytes, latency in ms per inference, throughput in examples per second."""
+    """A row of the claims table: sizes in bytes, latency in ms per inference, throughput in examples per second."""
 
     name: str
     scores: tuple[Score, ...]
@@ -55,7 +64,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class ClaimsTable:
-    """The claims table of one task, with the batch sizes its speed columns stand for."""
+    """The claims table of one task, with the batch sizes of its latency and throughput columns."""
 
     task: str
     note: str
@@ -64,12 +73,12 @@ class ClaimsTable:
     throughput_batch: int
 
     def variant(self, name: str) -> VariantRow | None:
-        """The row of that name, if it was measured."""
+        """Returns the row of a variant, or None if it was not measured."""
         return next((v for v in self.variants if v.name == name), None)
 
 
 def claims_table(benchmark: Manifest) -> ClaimsTable:
-    """The claims table from a benchmark's manifest."""
+    """Returns the claims table of a benchmark's manifest."""
     metrics = benchmark.metrics
     found: dict[str, dict[str, Any]] = metrics["variants"]
     dense = found.get(DENSE)
@@ -95,18 +104,18 @@ def claims_table(benchmark: Manifest) -> ClaimsTable:
 
 
 def variants_of(heads: Sequence[ClaimsTable]) -> list[str]:
-    """Names of all variants that were measured of some task, in the order in which they appear."""
+    """Returns the names of all variants measured on any task, in order of appearance."""
     return list(dict.fromkeys(v.name for head in heads for v in head.variants))
 
 
-def binomial_error(share: float, n: int) -> float:
-    """Standard error of a share of n independent examples."""
-    return math.sqrt(share * (1 - share) / n)
+def binomial_error(fraction: float, n: int) -> float:
+    """Returns the standard error of a fraction of n independent examples."""
+    return math.sqrt(fraction * (1 - fraction) / n)
 
 
 def score_of(metric: str, value: float, n: int, reference: float | None = None) -> Score:
-    """With its standard error where it has one, and its difference to the reference."""
-    error = binomial_error(value, n) if metric.split(" (")[0] in _SHARES else None
+    """Returns a score with its standard error, if defined, and its difference from the reference."""
+    error = binomial_error(value, n) if metric.split(" (")[0] in _PROPORTIONS else None
     return Score(metric, value, error, None if reference is None else value - reference, n)
 
 
@@ -119,18 +128,18 @@ def _size(value: float, reference: float | None) -> Quantity:
 
 
 def _speed(what: str, batch: int, variant: dict[str, Any], dense: dict[str, Any] | None) -> Quantity | None:
-    """A figure of the run with that batch; sizes and times are better small, throughput large."""
-    mine = _at(batch, variant)
-    if mine is None:
+    """Returns a figure at one batch size with its ratio to dense FP32; None if that batch size was not measured."""
+    found = _at(batch, variant)
+    if found is None:
         return None
     reference = _at(batch, dense) if dense else None
     ratio = None
-    if reference is not None and min(mine[what], reference[what]) > 0:
-        ratio = mine[what] / reference[what] if what in _LARGER_IS_BETTER else reference[what] / mine[what]
+    if reference is not None and min(found[what], reference[what]) > 0:
+        ratio = found[what] / reference[what] if what in _LARGER_IS_BETTER else reference[what] / found[what]
     if what in _LARGER_IS_BETTER:
-        rounds = [r["throughput"] for r in mine.get("rounds", ())]
-        return Quantity(mine[what], min(rounds, default=None), max(rounds, default=None), ratio)
-    return Quantity(mine[what], mine.get("latency_ms_low"), mine.get("latency_ms_high"), ratio)
+        rounds = [r["throughput"] for r in found.get("rounds", ())]
+        return Quantity(found[what], min(rounds, default=None), max(rounds, default=None), ratio)
+    return Quantity(found[what], found.get("latency_ms_low"), found.get("latency_ms_high"), ratio)
 
 
 def _at(batch: int, variant: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The plots, as Plotly figures made of plain numbers."""
+"""The report's plots, as Plotly figures."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,10 @@ _CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 
 
 def to_html(figure: "Figure", name: str) -> str:
-    """The figure as a `div` with its script; plotly.js itself is not in it.
+    """Returns a figure as a `div` with its script, without plotly.js itself.
 
     Args:
+        figure: The figure.
         name: Identifier of the `div`, unique in the page.
     """
     text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=name)
@@ -26,7 +27,7 @@ def to_html(figure: "Figure", name: str) -> str:
 
 
 def against_size(head: ClaimsTable) -> "Figure":
-    """First metric against bytes: the .bin as it is (filled) and after gzip (open), one line for each variant."""
+    """Plots the first metric against the .bin size, uncompressed (filled) and after gzip (open), per variant."""
     figure = _figure()
     for v in head.variants:
         value, error = 100 * v.scores[0].value, v.scores[0].error
@@ -40,16 +41,16 @@ def against_size(head: ClaimsTable) -> "Figure":
             name=v.name,
             line={"width": 1, "dash": "dot", "color": VARIANTS[v.name].colour},
             marker={"size": 11, "symbol": ["circle", "circle-open"], "color": VARIANTS[v.name].colour, "line": edge},
-            text=["as it is", "gzip"],
+            text=["uncompressed", "gzip"],
             hovertemplate="%{x:.1f} MB (%{text}), %{y:.1f} %",
         )
-    figure.update_xaxes(title="MB of .bin: ● as it is, ○ gzip", rangemode="tozero")
+    figure.update_xaxes(title=".bin size, MB: ● uncompressed, ○ gzip", rangemode="tozero")
     figure.update_yaxes(title=f"{head.variants[0].scores[0].metric}, %")
     return figure
 
 
 def against_latency(head: ClaimsTable) -> "Figure":
-    """First metric against latency: median, with the spread over rounds."""
+    """Plots the first metric against the median latency, with the range over rounds."""
     figure = _figure()
     for v in head.variants:
         if v.latency is None:
@@ -73,19 +74,19 @@ def against_latency(head: ClaimsTable) -> "Figure":
 
 
 def sparsity(per_matrix: Mapping[str, float]) -> "Figure":
-    """Share of zeros of each pruned matrix: layers across, kinds of matrix down."""
+    """Plots the sparsity of each pruned matrix as a heat map: layers in columns, kinds of matrix in rows."""
     layers: list[str] = []
     kinds: list[str] = []
     cells: dict[tuple[str, str], float] = {}
-    for name, share in per_matrix.items():
+    for name, fraction in per_matrix.items():
         layer, kind = _place(name)
         layers += [layer] if layer not in layers else []
         kinds += [kind] if kind not in kinds else []
-        cells[kind, layer] = share
-    shares = [[cells.get((kind, layer)) for layer in layers] for kind in kinds]
+        cells[kind, layer] = fraction
+    rows = [[cells.get((kind, layer)) for layer in layers] for kind in kinds]
     figure = _figure(height=70 + 34 * len(kinds))
     figure.add_heatmap(
-        z=[[None if s is None else 100 * s for s in row] for row in shares],
+        z=[[None if s is None else 100 * s for s in row] for row in rows],
         x=layers,
         y=kinds,
         zmin=0,
@@ -104,13 +105,13 @@ def sparsity(per_matrix: Mapping[str, float]) -> "Figure":
 
 
 def _place(name: str) -> tuple[str, str]:
-    """'bert.encoder.layer.3.attention.self.query.weight' -> ('3', 'attention.self.query')."""
+    """Splits a name: 'bert.encoder.layer.3.attention.self.query.weight' -> ('3', 'attention.self.query')."""
     match = re.search(r"\.(\d+)\.(.+?)(?:\.weight)?$", name)
     return (match[1], match[2]) if match else ("", name.removesuffix(".weight"))
 
 
 def training_curve(history: Sequence[Mapping[str, float]]) -> "Figure":
-    """Loss with its terms, learning rate and, where the stage prunes, sparsity; one above the other."""
+    """Plots loss and its terms, learning rate and, in stages that prune, sparsity, in stacked panels."""
     from plotly.subplots import make_subplots
 
     pruned = len({row["sparsity"] for row in history if "sparsity" in row}) > 1
@@ -155,7 +156,7 @@ def _dress(figure: "Figure", height: int) -> "Figure":
         "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12, "color": _INK},
         "height": height,
         "margin": {"l": 50, "r": 12, "t": 8, "b": 44},
-        # Above the plot, as many rows as a narrow screen makes of it; the plot gives way.
+        # Above the plot: on a narrow screen the legend takes more rows, and the plot shrinks.
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0, "font_size": 11},
         "hoverlabel": {"font_size": 12},
     }

@@ -1,4 +1,4 @@
-"""What belongs to a run: the manifests of its folder, each stage of each task once."""
+"""Lookups in the manifests of a run: stages, tasks, scores, machines and versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,23 @@ from toolkit.reporting.claims_table import Score, score_of
 
 
 def stage_of(run: Sequence[Manifest], stage: str, task: str | None = None) -> Manifest | None:
-    """The manifest of a stage, where the run has it."""
+    """Returns the manifest of a stage, or None if the run does not have it."""
     return next((m for m in run if (m.stage, m.task) == (stage, task)), None)
 
 
 def tasks_of(run: Sequence[Manifest]) -> list[str]:
-    """Names of the run's tasks, in its order."""
+    """Returns the names of a run's tasks, in order."""
     return list(dict.fromkeys(m.task for m in run if m.task))
 
 
 def provenance_groups(
     runs: Sequence[Sequence[Manifest]], what: Literal["machine", "versions"]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Each machine, or set of versions, behind the figures, with whose they are: run 1 (films, sst2); run 2 (mnli).
+    """Returns distinct machines or versions, each with its runs and tasks: run 1 (films, sst2); run 2 (mnli).
 
-    A run may have been moved, and several runs need not share a machine. What counts is where a benchmark ran, since
-    speed is of that machine; in a run without one every stage counts. Whose it is stays empty where there is only one.
+    Runs need not share a machine, and a run folder can be moved between machines. Of a run with benchmarks only those
+    count, since they determine the speed; otherwise every stage does. The first entry of a pair is empty if all figures
+    have the same machine or versions.
     """
     found: list[tuple[dict[str, Any], dict[int, list[str]]]] = []
     for number, run in enumerate(runs, start=1):
@@ -47,11 +48,13 @@ STAGES = ("task_teacher", "transfer", "quantize")
 
 @dataclass(frozen=True)
 class StageScores:
-    """One metric of a task after each of its training stages.
+    """Scores of one metric of a task after each of its training stages.
 
     Attributes:
-        n: Dev examples, or questions.
-        scores: Stage -> score; stages that did not run are missing.
+        task: Name of the task.
+        metric: Name of the metric.
+        n: Number of dev examples or questions.
+        scores: Stage -> score; stages that did not run are absent.
     """
 
     task: str
@@ -61,7 +64,7 @@ class StageScores:
 
 
 def stage_scores(run: Sequence[Manifest]) -> list[StageScores]:
-    """A row for each metric of each task that was trained."""
+    """Returns the scores of each metric of each trained task."""
     rows = []
     for task in tasks_of(run):
         found = {stage: m for stage in STAGES if (m := stage_of(run, stage, task)) and m.metrics.get("dev")}
@@ -70,12 +73,12 @@ def stage_scores(run: Sequence[Manifest]) -> list[StageScores]:
             scores = {
                 stage: score_of(metric, m.metrics["dev"][metric], _count(m, metric))
                 for stage, m in found.items()
-                if metric in m.metrics["dev"]  # a stage may be older than the recipe's `metrics`
+                if metric in m.metrics["dev"]  # the stage may predate a metric of the recipe
             }
             rows.append(StageScores(task, metric, next(iter(scores.values())).n, scores))
     return rows
 
 
 def _count(manifest: Manifest, metric: str) -> int:
-    """A second dev split has a size of its own; manifests made before told the first one's alone."""
+    """Returns the number of examples of a metric's dev split; older manifests record the first split's only."""
     return int(manifest.metrics.get("counts", {}).get(metric, manifest.metrics["dev_n"]))

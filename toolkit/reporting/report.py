@@ -1,4 +1,4 @@
-"""Writes the report: one HTML file that opens offline, and the same tables as Markdown."""
+"""The report: one HTML file that opens offline, and the same tables in Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ PAGE, MARKDOWN = "report.html", "report.md"
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One definition of size: bytes and compression of each variant, None where it means nothing for it."""
+    """One definition of size: bytes and ratio to dense FP32 of each variant; None where it does not apply."""
 
     label: str
     cells: tuple[tuple[int, float | None] | None, ...]
@@ -26,7 +26,7 @@ class SizeRow:
 
 @dataclass
 class TaskView:
-    """What the templates show of a task that was measured."""
+    """Template data of a benchmarked task."""
 
     head: ClaimsTable
     summary: str
@@ -44,15 +44,15 @@ class TaskView:
 
 @dataclass
 class RunView:
-    """What the templates show of a run."""
+    """Template data of a run."""
 
     title: str
     manifests: Sequence[Manifest]
     tasks: list[TaskView]
     variants: list[str]  # of all tasks
     student: Manifest | None
-    pattern: Manifest | None  # who tells the zeros of each matrix: the student, else a transfer of a ready one
-    stages: tuple[str, ...]  # those that some row of the next table has
+    pattern: Manifest | None  # has the sparsity of each matrix: the student, else a transfer from a ready one
+    stages: tuple[str, ...]  # stages with scores, the columns of `scores`
     scores: list[StageScores]
     budgets: list[Budget]
     budget: str
@@ -66,11 +66,11 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
     """Writes `report.html` and `report.md` into `folder`, from the manifests alone.
 
     Args:
-        runs: The manifests of each run, in the order of the data flow.
-        folder: Made if it is not there.
+        runs: Manifests of each run, in the order of the data flow.
+        folder: Output folder, created if it is missing.
 
     Returns:
-        Path of the page.
+        Path of `report.html`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -109,7 +109,7 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
 
 
 def _subject(manifest: Manifest) -> str:
-    """What a run was of: its name, what it says of itself, and the model that it started from."""
+    """Returns the name, description and base model of a run as one line."""
     run = manifest.run
     about = f": {run['description']}" if run.get("description") else ""
     return f"{run.get('name', '')}{about} (from {run.get('model', '')})"
@@ -120,7 +120,7 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
 
     student = stage_of(run, "student")
     pattern = next((m for m in (student, *run) if m is not None and m.metrics.get("per_matrix")), None)
-    mark = prefix.lower().replace(" ", "-") or "run"  # plots need names that are unique in the page
+    mark = prefix.lower().replace(" ", "-") or "run"  # plots need identifiers that are unique in the page
     spent, scores = budgets(run), stage_scores(run)
     tasks = [t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t]
     view = RunView(
@@ -149,7 +149,7 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
 
 
 def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None:
-    """None for a task that was not benchmarked."""
+    """Returns the template data of a task, or None if it was not benchmarked."""
     from markupsafe import Markup
 
     benchmark, export = stage_of(run, "benchmark", task), stage_of(run, "export", task)
@@ -183,29 +183,29 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None
 
 
 def _sizes(benchmark: Manifest) -> list[SizeRow]:
-    """Files are compared with dense FP32's file, everything else with its parameters at four bytes each."""
+    """Returns all sizes; files are compared with dense FP32's file, the rest with its parameters at four bytes each."""
     variants = benchmark.metrics["variants"]
     reference = benchmark.metrics["sizes_reference"]
     dense = variants.get(DENSE, {}).get("sizes", {})
     labels = list(dict.fromkeys(label for v in variants.values() for label in v["sizes"]))
     rows = []
     for label in sorted(labels, key=_family):
-        whole = dense.get(label) if label in (FILE, GZIP, BUNDLE) else reference.get(label.partition(":")[0])
+        baseline = dense.get(label) if label in (FILE, GZIP, BUNDLE) else reference.get(label.partition(":")[0])
         cells = []
         for v in variants.values():
             size = v["sizes"].get(label)
-            cells.append(None if size is None else (size, whole / size if whole and size else None))
+            cells.append(None if size is None else (size, baseline / size if baseline and size else None))
         rows.append(SizeRow(label, tuple(cells)))
     return rows
 
 
 def _family(label: str) -> int:
-    """Files first, then the encoder, then the whole model; within each as measured."""
+    """Returns the sort key of a label: files first, then the encoder, then the full model."""
     return ("file", "encoder", "whole model").index(label.partition(":")[0])
 
 
 def _data(run: Sequence[Manifest]) -> list[tuple[str, str, str]]:
-    """Data files of all stages, each once: name, SHA-256, whatever else was noted of it."""
+    """Returns the distinct data files of all stages: name, SHA-256 and further details."""
     found: dict[str, tuple[str, str, str]] = {}
     for manifest in run:
         for name, entry in manifest.data.items():

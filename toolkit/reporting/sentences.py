@@ -1,4 +1,4 @@
-"""How figures are written, and the sentences made of them; shared by the page, the Markdown and the terminal."""
+"""Summary sentences of the report, shared by the page, the Markdown and the terminal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,27 +11,27 @@ from toolkit.reporting.formatting import milliseconds, number, percent, points, 
 
 
 def summary(head: ClaimsTable, sparse: Manifest | None) -> str:
-    """What was measured of the shipped variant, in words; of the last one where that was not exported.
+    """Summarizes the measurements of the shipped variant, or of the last variant if that one was not exported.
 
     Args:
         head: The claims table.
-        sparse: A stage that says how many zeros the task's model has.
+        sparse: Manifest with the sparsity of the task's model; None without a sparse model.
     """
     variant = head.variant(SHIPPED) or head.variants[-1]
     first = variant.scores[0]
     zeros = ""
     if VARIANTS[variant.name].sparse and sparse is not None:
         zeros = f" ({percent(sparse.metrics['sparsity'])} of the encoder's weights are zero)"
-    text = f"{variant.name}{zeros} scores {score(first)} {first.metric} on {first.n:,} dev examples"
+    text = f"{variant.name}{zeros} reaches {score(first)} {first.metric} on {first.n:,} dev examples"
     if first.change is not None:
-        text += f", {points(first.change)} points against {DENSE}"
+        text += f", {points(first.change)} points relative to {DENSE}"
     text += f". {_size_sentence(variant)}"
     if variant.latency is not None:
-        text += f" One inference at batch {head.latency_batch} takes {_time(variant.latency)}"
+        text += f" Inference at batch size {head.latency_batch} takes {_time(variant.latency)}"
         name = engine_variant(variant.name)
         engine = head.variant(name) if name else None
         if engine is not None and engine.latency is not None:
-            text += f"; on the sparse kernel, as {engine.name}, {_time(engine.latency)}"
+            text += f"; on the sparse engine ({engine.name}) {_time(engine.latency)}"
         text += "."
     return text
 
@@ -43,52 +43,54 @@ def _time(latency: Quantity) -> str:
 
 def _size_sentence(variant: VariantRow) -> str:
     if variant.file.ratio is None:
-        return f"Its .bin file has {storage(variant.file.value)}."
-    text = f"Its .bin file is {times(variant.file.ratio)} smaller as it is and {times(variant.gzip.ratio)} after gzip"
+        return f"Its .bin file takes {storage(variant.file.value)}."
+    text = f"Its .bin file is {times(variant.file.ratio)} smaller, {times(variant.gzip.ratio)} after gzip"
     if variant.encoder is None or variant.encoder.ratio is None:
         return f"{text}."
-    return f"{text}; its encoder, counted as the paper does (kept values only), {times(variant.encoder.ratio)}."
+    encoder = f"its encoder is {times(variant.encoder.ratio)} smaller by the paper's definition (kept values only)"
+    return f"{text}; {encoder}."
 
 
 def criterion(benchmark: Manifest) -> str:
-    """The recipe's promise on 8 bits and whether it was kept; empty where there was none to measure."""
+    """States whether the accuracy criterion is met on the dev split; empty if it was not evaluated."""
     found = benchmark.metrics.get("accuracy_criterion")
     if not found:
         return ""
     unit = " of the FP32 score" if found["kind"] == "relative" else ""
-    promised, lost = percent(found["promised"], 2) + unit, percent(abs(found["measured"]), 2) + unit
-    verb = "cost" if found["measured"] >= 0 else "gained"
-    verdict = "kept" if found["met"] else "missed"
-    return f"8 bits may cost {promised} in {found['metric']}; they {verb} {lost}: {verdict}."
+    limit, difference = percent(found["promised"], 2), percent(abs(found["measured"]), 2)
+    verb = "lost" if found["measured"] >= 0 else "gained"
+    verdict = "met" if found["met"] else "not met"
+    return f"Accuracy criterion {verdict}: INT8 {verb} {difference}{unit} in {found['metric']}, loss limit {limit}."
 
 
 def left_out(export: Manifest | None) -> list[str]:
-    """Which of the wanted variants were not exported, and why: a sentence for each."""
+    """States for each requested variant that was not exported the reason."""
     found = export.metrics.get("left_out", {}) if export else {}
-    return [f"{variant} was left out: {why}." for variant, why in found.items()]
+    return [f"{variant} was not exported: {reason}." for variant, reason in found.items()]
 
 
 def rows_left_out(run: Sequence[Manifest], task: str) -> list[str]:
-    """Which rows of the task's files no stage has seen: a sentence for each file."""
-    told = [found for m in run if m.task == task and (found := m.metrics.get("rows_left_out"))]
-    return [f"{line}." for line in told[0]] if told else []  # each stage tells the same
+    """States for each of the task's files how many rows were left out."""
+    lines = [found for m in run if m.task == task and (found := m.metrics.get("rows_left_out"))]
+    return [f"{line}." for line in lines[0]] if lines else []  # equal for all stages
 
 
 def tuning(found: dict[str, Any]) -> str:
-    """What the search for a model that keeps the promise came to, in words; empty where the first trial kept it."""
+    """Summarizes the tuning to the accuracy criterion; empty if the first trial met it."""
     trials, returned = found["trials"], found["returned"]
     if len(trials) == 1 and found["met"]:
         return ""
-    n = f"{found['examples']:,} training examples that were set aside"
+    n = f"{found['examples']:,} training examples set aside for tuning"
     if not found["met"]:
-        return f"No quantized model of {len(trials)} tried keeps the accuracy criterion on {n}; the best one is kept."
-    first = "" if trials[0]["met"] else "8 bits everywhere miss the accuracy criterion. "
-    kept = f"{len(returned)} of {len(found['sensitivity'])} operations run in FP32" if returned else "8 bits everywhere"
-    return f"{first}Of {len(trials)} quantized models tried on {n}, number {found['kept']} is kept: {kept}."
+        none = "The only trial does not meet" if len(trials) == 1 else f"None of the {len(trials)} trials meets"
+        return f"{none} the accuracy criterion on {n}; the best model is selected."
+    first = "" if trials[0]["met"] else "With all operations in INT8 the accuracy criterion is not met. "
+    kept = f"{len(returned)} of {len(found['sensitivity'])} operations kept in FP32" if returned else "all in INT8"
+    return f"{first}Of {len(trials)} trials on {n}, number {found['kept']} is selected: {kept}."
 
 
 def tuning_cost(found: dict[str, Any], number: int) -> str:
-    """What a trial costs in the objective's unit; empty where it was not measured."""
+    """Formats the cost of a trial in the objective's unit; empty if it was not measured."""
     cost = found["costs"].get(str(number))
     if cost is None:
         return ""
@@ -96,9 +98,11 @@ def tuning_cost(found: dict[str, Any], number: int) -> str:
 
 
 def missed_criteria(manifests: Sequence[Manifest]) -> list[str]:
-    """One line for each task whose accuracy criterion was not met; by tuning's figures where there are no others."""
+    """Returns a line for each task whose accuracy criterion is not met; without a benchmark, tuning decides."""
     missed = [m for m in manifests if (m.metrics.get("accuracy_criterion") or {}).get("met") is False]
-    lines = [f"{m.task}: {criterion(m)} (n = {claims_table(m).variants[0].scores[0].n:,})" for m in missed]
+    lines = [
+        f"{m.task}: {criterion(m).removesuffix('.')}, n = {claims_table(m).variants[0].scores[0].n:,}." for m in missed
+    ]
     measured = {m.task for m in manifests if m.stage == "benchmark"}
     for m in manifests:
         found = m.metrics.get("tuning")
@@ -108,7 +112,7 @@ def missed_criteria(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def budget(budgets: Sequence[Budget]) -> str:
-    """How small the pre-training budget was beside the paper's, in one sentence; empty without pre-training."""
+    """Compares the pruning budget with the paper's; empty without a student stage."""
     student = next((b for b in budgets if b.stage == "student"), None)
     if student is None or not student.paper_sequences:
         return ""
@@ -118,6 +122,6 @@ def budget(budgets: Sequence[Budget]) -> str:
     if factor <= 1:
         return f"{used}; {paper}."
     return (
-        f"{used}; {paper}, {number(round(factor))} times as many. "
-        "Scores at this budget show that the method works, not how far it goes."
+        f"{used}; {paper}, {number(round(factor))} times as many sequences. "
+        "Scores at this budget show that the method works, not what it can reach."
     )

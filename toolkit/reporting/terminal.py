@@ -1,4 +1,4 @@
-"""The report's first table and its main statements, for the terminal."""
+"""The report for the terminal: claims tables, summary sentences and checks."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def console(runs: Sequence[Sequence[Manifest]]) -> "RenderableType":
-    """The claims table of each task of each run, what it says in words, the budget and the checks."""
+    """Returns the claims table and summary of each task of each run, the budget and the number of passed checks."""
     from rich.console import Group
     from rich.text import Text
 
@@ -40,16 +40,16 @@ def console(runs: Sequence[Sequence[Manifest]]) -> "RenderableType":
         parts += [Text(f"{task}: {line}") for task in tasks_of(run) for line in sentences.rows_left_out(run, task)]
         parts += [Text(line) for line in [sentences.budget(budgets(run))] if line]
     if checks := [c for run in runs for m in run for c in m.checks]:
-        parts.append(Text(f"{len(checks) - len(failed_checks(checks))} of {len(checks)} checks hold."))
+        parts.append(Text(f"{len(checks) - len(failed_checks(checks))} of {len(checks)} checks passed."))
     return Group(*parts)
 
 
 def _in_pytorch(rows: Sequence[StageScores]) -> "Table":
-    """Scores of the stages, for tasks whose IRs were not measured."""
+    """Returns the table of scores after each stage, for tasks that were not benchmarked."""
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(box=SIMPLE, padding=0, title="in PyTorch, on the dev split", caption="± one standard error")
+    table = Table(box=SIMPLE, padding=0, title="PyTorch models, dev split", caption="± one standard error")
     table.add_column("task", no_wrap=True)
     table.add_column("metric")
     for name in ("n", *(stages := [stage for stage in STAGES if any(stage in row.scores for row in rows)])):
@@ -61,15 +61,17 @@ def _in_pytorch(rows: Sequence[StageScores]) -> "Table":
 
 
 def _tuning(found: dict[str, Any]) -> "list[RenderableType]":
-    """The trials, when there was more than one or none kept the criterion."""
+    """Returns summary and table of the trials; empty if the first trial met the criterion."""
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
-    said = sentences.tuning(found)
-    if not said:
+    summary = sentences.tuning(found)
+    if not summary:
         return []
-    table = Table(box=SIMPLE, padding=0, title=f"trials, on {found['examples']:,} training examples set aside")
+    table = Table(
+        box=SIMPLE, padding=0, title=f"trials on {found['examples']:,} training examples set aside for tuning"
+    )
     for column in (
         "trial",
         "in FP32",
@@ -81,26 +83,28 @@ def _tuning(found: dict[str, Any]) -> "list[RenderableType]":
     if found["costs"]:
         table.add_column(found["objective"], justify="right")
     for trial in found["trials"]:
-        kept = trial["number"] == found["kept"]
+        selected = trial["number"] == found["kept"]
         table.add_row(
-            f"{trial['number']}{' kept' if kept else ''}",
+            f"{trial['number']}{' selected' if selected else ''}",
             str(len(trial["returned"])),
             formatting.percent(trial["metric"], 2),
             formatting.percent(trial["loss"], 2),
-            "met" if trial["met"] else "missed",
+            "met" if trial["met"] else "not met",
             *([sentences.tuning_cost(found, trial["number"])] if found["costs"] else []),
-            style="bold" if kept else None,
+            style="bold" if selected else None,
         )
-    return [Text(said), table]
+    return [Text(summary), table]
 
 
 def _overview(heads: Sequence[ClaimsTable]) -> "Table":
-    """Every task's first metric in every variant: what one pruning came to."""
+    """Returns the table of each task's first metric for all variants."""
     from rich.box import SIMPLE
     from rich.table import Table
 
     names = variants_of(heads)
-    table = Table(box=SIMPLE, padding=0, title=f"{len(heads)} tasks", caption="second lines: points against dense-fp32")
+    table = Table(
+        box=SIMPLE, padding=0, title=f"{len(heads)} tasks", caption="second line: change from dense-fp32 in points"
+    )
     table.add_column("task", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
@@ -111,7 +115,7 @@ def _overview(heads: Sequence[ClaimsTable]) -> "Table":
 
 
 def _table(head: ClaimsTable, title: str) -> "Table":
-    """Second lines of the cells compare with dense FP32, so that the table fits 80 columns."""
+    """Returns a claims table; comparisons with dense FP32 are on second lines, so that it fits 80 columns."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -121,7 +125,7 @@ def _table(head: ClaimsTable, title: str) -> "Table":
         box=SIMPLE,
         padding=0,
         caption=f"n = {formatting.examples(head)}; ± one standard error; "
-        f"second lines: points and × against dense-fp32{note}",
+        f"second line: change in points from, or ratio to, dense-fp32{note}",
     )
     table.add_column("variant", no_wrap=True)
     columns = [s.metric for s in head.variants[0].scores]

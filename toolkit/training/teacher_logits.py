@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 from toolkit.core.artifacts import Artifact, Context
 from toolkit.core.files import json_hash, write_atomic
 from toolkit.data.batches import Batch
-from toolkit.data.examples import Split, fingerprint
+from toolkit.data.task_kinds import Split, fingerprint
 from toolkit.data.tasks import TaskData
 from toolkit.models.load import load_task_model
 from toolkit.models.task_heads import HEADS

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from toolkit.data import metrics
-from toolkit.data.examples import score
 from toolkit.data.tables import read_rows
+from toolkit.data.task_kinds import score
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.data import examples
+from toolkit.data import task_kinds as examples
 from toolkit.data.batches import pad
 from toolkit.data.tasks import load_task, train_texts
 from toolkit.models.load import load_tokenizer

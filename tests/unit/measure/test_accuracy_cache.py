@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from toolkit.core import machine
-from toolkit.data.examples import ClassExamples
 from toolkit.data.question_answering import Question, windows_of
+from toolkit.data.task_kinds import ClassExamples
 from toolkit.data.tasks import load_task
 from toolkit.ir import kernels
 from toolkit.measure import accuracy

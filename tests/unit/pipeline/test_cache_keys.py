@@ -1,4 +1,4 @@
-"""Cache keys of stages: what each data file is there for is part of them, where it lies is not."""
+"""Cache keys of stages: the role of each data file is part of them, its path is not."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What `pruneofa plan` says of a recipe, from costs that are given; and how those are measured, on tiny models."""
+"""Estimates of `pruneofa plan` from given step costs, and the data volumes that they are based on."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ SLOW = {"batch_size": 32, "gradient_accumulation_steps": 2}
 
 
 class Measured:
-    """Stands in for the measurement: keeps what was asked, answers `COST`."""
+    """Replaces the measurement: records the shapes and returns `COST`."""
 
     def __init__(self) -> None:
         self.shapes: list[Any] = []
@@ -184,7 +184,7 @@ def test_what_does_not_fit_says_which_batch_does(values, tmp_path):
     # 2 state + 0.5 teacher + 0.25 fixed + 1 libraries leave 2.25 GB: 9 examples, and 8 divides 32.
     assert "batch_size: 8 and gradient_accumulation_steps: 8" in rows["student"].remark
     table = plan_table(Recipe.model_validate(values), tmp_path, Measured(), 6e9)
-    assert "student needs about 11.8 GB of the 6.0 GB here" in " ".join(shown(table).split())
+    assert "student needs about 11.8 GB, but only 6.0 GB are available" in " ".join(shown(table).split())
 
 
 def test_what_fits_with_no_batch_says_so(values, tmp_path):
@@ -258,7 +258,7 @@ def test_models_and_data_on_the_hub_are_planned_by_what_is_published(values, tmp
     values["corpus"] = {"files": ["hub:wikimedia/wikipedia:20231101.en:train"]}
     values["teacher"] = {"train": {"epoch": 1}}
     rows, measured = planned(values, tmp_path)
-    assert rows["teacher"].steps is None  # nobody knows how many sequences there are
+    assert rows["teacher"].steps is None  # the number of sequences is unknown
     assert rows["student"].steps == 20
     assert rows["mnli/task_teacher"].steps == 3 * -(-(392_702 - 1000) // 32)
     assert rows["mnli/task_teacher"].source == "≤"
@@ -280,7 +280,7 @@ def test_of_a_teacher_that_nobody_knows_its_own_name_is_said_and_not_the_student
     values["tasks"]["toy"]["ready"] = {"task_teacher": "nobody/knows-this-teacher"}
     rows, _ = planned(values, tmp_path)
     remark = rows["toy/transfer"].remark
-    assert remark.startswith("nobody/knows-this-teacher: its size is not known")
+    assert remark.startswith("nobody/knows-this-teacher: size unknown before the download")
     assert values["model"]["source"] not in remark
     assert rows["toy/transfer"].seconds is None
 

@@ -1,4 +1,4 @@
-"""The export's variants for the sparse kernel: made where they can be, left out with the reason where they cannot."""
+"""Export to the sparse engine: variants are exported if the kernels can be built, else left out with the reason."""
 
 import sys
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""What `pruneofa check` says before anything runs: who gets which matrices, and what cannot come true."""
+"""Checks before a run: matrices of each pruner, reachable sparsity, sequence lengths, settings that cannot work."""
 
 import re
 from typing import Any
@@ -90,7 +90,7 @@ def test_a_ready_sparse_model_is_shown_with_the_zeros_of_each_matrix(recipe, tin
         ({}, {"epoch": 2}, "the last pruning step is at the start of epoch 2, but the training has only 2 epochs"),
         ({"end_epoch": 0}, {}, "the ramp has no steps"),
         ({"pattern": "tile_pattern_3x1"}, {}, "does not divide bert.encoder.layer.0"),
-        ({"pattern": "tile_pattern_4x1"}, {"backend": "nncf"}, "nncf cannot: pattern 'tile_pattern_4x1'"),
+        ({"pattern": "tile_pattern_4x1"}, {"backend": "nncf"}, "nncf does not support pattern 'tile_pattern_4x1'"),
         ({"pruners": [{"names": ["nothing"]}]}, {}, "'nothing' matches no prunable matrix"),
     ],
 )

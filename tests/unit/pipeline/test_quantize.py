@@ -1,4 +1,4 @@
-"""Where models lie while the stage makes and judges them, tried without a GPU."""
+"""Devices of the models while `quantize` builds and scores them, tested without a GPU."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from toolkit.training import evaluation
 
 
 class Placed(torch.nn.Linear):
-    """Knows where it was moved to, though every machine can hold it."""
+    """Records the device it is moved to, without a GPU."""
 
     place = "cpu"
 

@@ -1,4 +1,4 @@
-"""Which stage needs which extra, and that setup.cfg brings what is said to be in it."""
+"""Extras required by each stage, and their agreement with setup.cfg."""
 
 import configparser
 import sys

@@ -1,4 +1,4 @@
-"""What steps of training cost, measured on tiny models."""
+"""Cost of training steps, measured on tiny models."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ LAYERS_LOSS = {
     ],
     ids=str,
 )
-def test_two_layers_tell_the_size_and_memory_of_five(tiny_bert, changes):
+def test_two_layers_predict_the_size_and_memory_of_five(tiny_bert, changes):
     from toolkit.pipeline.estimate import step_cost, synthetic_step
     from toolkit.recipe import DistillationTrain
 
@@ -50,7 +50,7 @@ def test_two_layers_tell_the_size_and_memory_of_five(tiny_bert, changes):
     whole = synthetic_step.SyntheticStep(wanted, 5)
     assert cost.parameters == whole.parameters
     assert cost.state_bytes == 16 * whole.parameters  # weights, gradients, two values of AdamW
-    assert cost.teacher_bytes == 4 * whole.of_teacher
+    assert cost.teacher_bytes == 4 * whole.teacher_parameters
     assert cost.fixed_bytes + 4 * cost.example_bytes == pytest.approx(whole.kept_bytes(4), rel=0.02)
     assert cost.teacher_seconds > 0
     assert cost.without_teacher().step_seconds(1) < cost.step_seconds(1) < cost.step_seconds(2)
@@ -107,13 +107,13 @@ def test_an_architecture_that_transformers_does_not_know_is_refused(tiny_bert):
         step_cost.measure(replace(wanted, config=unknown), seconds=0.1)
 
 
-def test_a_smaller_batch_is_carried_on_to_the_whole_one():
-    from toolkit.pipeline.estimate.step_cost import _whole
+def test_a_smaller_batch_is_extrapolated_to_the_full_one():
+    from toolkit.pipeline.estimate.step_cost import _extrapolate
 
     # 1 s whatever the batch, and 0.5 s an example, in each layer
     seconds = {(layers, n): layers * (1 + 0.5 * n) for layers in (1, 2) for n in (4, 8)}
-    assert _whole(seconds, 6, 32) == pytest.approx(6 * (1 + 0.5 * 32))
-    assert _whole({(1, 8): 5.0, (2, 8): 10.0}, 6, 32) == pytest.approx(6 * 5.0 * 4)
-    assert _whole({(1, 4): 5.0, (1, 8): 4.0, (2, 4): 9.0, (2, 8): 9.0}, 1, 32) == pytest.approx(
+    assert _extrapolate(seconds, 6, 32) == pytest.approx(6 * (1 + 0.5 * 32))
+    assert _extrapolate({(1, 8): 5.0, (2, 8): 10.0}, 6, 32) == pytest.approx(6 * 5.0 * 4)
+    assert _extrapolate({(1, 4): 5.0, (1, 8): 4.0, (2, 4): 9.0, (2, 8): 9.0}, 1, 32) == pytest.approx(
         4 + 24 * 4 / 8 / 4
     )  # noise

@@ -1,4 +1,4 @@
-"""What more pruning steps bought is said of runs that differ in nothing else that shapes a score."""
+"""Effect of a larger pruning budget: compared only between runs that differ in nothing else."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def run_of(*overrides: str, changes: dict[str, dict[str, Any]] | None = None) ->
     """A run of the quickstart's recipe with these overrides; its benchmark scores the same in every one of them.
 
     Args:
-        changes: Stage -> what else its manifest says in another way.
+        changes: Stage -> further changes of its manifest.
     """
     recipe = load_recipe(QUICKSTART, overrides)
     train = recipe.student.distillation.train

@@ -1,4 +1,4 @@
-"""Local folders in the place of what a recipe names on the hub: recorded, and never the published experiment."""
+"""Local folders in place of hub references: recorded, and never counted as the published experiment."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ ROW = PublishedResult(
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """Where somebody stands, with a recipe in a folder of its own; the hub answers with models and whole splits."""
+    """The current directory, with a recipe in another folder; the hub provides models and complete splits."""
     snapshot = tmp_path / "cache" / "snapshots" / "86b5e0934494"
     snapshot.mkdir(parents=True)
     whole = tmp_path / "cache" / "whole.parquet"

@@ -1,4 +1,4 @@
-"""The report: a pure function of manifests, held to what they say."""
+"""The report as a pure function of manifests: page, Markdown, terminal and the figures in them."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ from toolkit.reporting.manifests import stage_scores
 
 
 class Page(HTMLParser):
-    """What a browser would fetch, and what it would show outside scripts and styles."""
+    """Resources that a browser would fetch, and the text that it would show."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -66,15 +66,15 @@ def test_page_shows_the_measured_figures_with_their_meaning(page):
     shown = re.sub(r"\s+", " ", Page(page).shown.replace("\u202f", " "))
     for expected in ("73.9 % ± 1.3", "−8.3", "n = 1,066", "23.1 MB", "3.91×", "12.8 MB", "40.0×", "6.28 ms", "1.82×"):
         assert expected in shown, expected
-    assert "8 bits may cost 1.00 % of the FP32 score in accuracy; they cost 0.81 %" in shown
-    assert "100,000 × 256, 3,200 times as many" in shown
+    assert "Accuracy criterion met: INT8 lost 0.81 % of the FP32 score in accuracy, loss limit 1.00 %." in shown
+    assert "100,000 × 256, 3,200 times as many sequences" in shown
     for label in (size.VALUES, size.MASKED, size.ENTROPY, size.WHOLE_INT8, size.PLAIN, size.FILE, size.GZIP):
-        assert label in shown, label
+        assert formatting.size_label(label) in shown, label
 
 
 def test_page_holds_checks_commands_and_provenance(page):
     shown = Page(page).shown
-    assert "All hold." in shown
+    assert "All passed." in shown
     assert COMMAND.format(v="sparse-int8", b=8) in shown
     assert "ef" * 32 in shown
     assert "c2724d6a63e2" in shown
@@ -91,7 +91,7 @@ def test_what_was_left_out_and_why_is_in_the_page_the_markdown_and_the_terminal(
     console = Console(file=io.StringIO(), width=100)
     console.print(reporting.console([run_manifests()]))
     for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
-        assert "sparse-engine-fp32 was left out: no compiler & no luck." in shown
+        assert "sparse-engine-fp32 was not exported: no compiler & no luck." in shown
 
 
 def test_rows_that_no_score_is_of_are_told_once_in_the_page_the_markdown_and_the_terminal(tmp_path):
@@ -148,8 +148,8 @@ def test_a_second_dev_split_has_its_own_count_and_older_manifests_have_none(tmp_
 def test_speed_of_training_is_in_tokens_where_they_were_counted_and_in_sequences_elsewhere(tmp_path):
     reporting.build([run_manifests()], tmp_path)
     markdown = (tmp_path / "report.md").read_text().replace("\u202f", " ")
-    assert "| 1,234 tokens |" in markdown
-    assert markdown.count("| 160 sequences |") == 3, "32 in 0.2 s, in each of the task's stages"
+    assert "| 1,234 tokens/s |" in markdown
+    assert markdown.count("| 160 sequences/s |") == 3, "32 in 0.2 s, in each of the task's stages"
     assert [b.speed for b in budgets(run_manifests()) if b.stage == "teacher"] == [None]
 
 
@@ -160,7 +160,7 @@ def test_terminal_table_fits_80_columns():
     for expected in ("sparse-int8", "73.9 % ± 1.3", "−8.3", "23.1 MB", "3.91×", "40.0×", "6.28 ms"):
         assert expected in shown, expected
     assert "…" not in shown
-    assert "4 of 4 checks hold." in shown
+    assert "4 of 4 checks passed." in shown
 
 
 def test_several_tasks_are_compared_in_one_table_with_the_examples_behind_each_metric(tmp_path):
@@ -190,7 +190,7 @@ def test_several_tasks_are_compared_in_one_table_with_the_examples_behind_each_m
     assert "2 tasks" in stream.getvalue()
 
 
-def test_failed_checks_and_missed_promises_are_said(tmp_path):
+def test_failed_checks_and_unmet_accuracy_criteria_are_reported(tmp_path):
     manifests = run_manifests()
     broken = manifests[1].model_copy(update={"checks": (Check(name="zeros", ok=False, measured=3.0, limit=0.0),)})
     benchmark = manifests[-1]
@@ -198,21 +198,20 @@ def test_failed_checks_and_missed_promises_are_said(tmp_path):
     missed = benchmark.model_copy(update={"metrics": benchmark.metrics | {"accuracy_criterion": promise}})
     changed = [manifests[0], broken, *manifests[2:-1], missed]
     html = reporting.build([changed], tmp_path).read_text()
-    assert "1 do not hold." in html
+    assert "1 failed." in html
     assert reporting.missed_criteria(manifests) == []
     (line,) = reporting.missed_criteria(changed)
     assert line.startswith("films: ")
     assert "3.10\u202f%" in line
-    assert "missed" in line
+    assert "criterion not met" in line
 
 
 def test_run_without_a_dense_variant_or_a_student_still_has_a_report(tmp_path):
     manifests = [m for m in run_manifests(variants=("sparse-int8",)) if m.task]
     shown = Page(reporting.build([manifests], tmp_path).read_text()).shown
-    assert "against dense-fp32." not in shown.split("n = ")[0]
+    assert "relative to dense-fp32" not in shown.split("n = ")[0]
     assert (
-        "90.00\u202f% of the weights in these 36 matrices are zero, 90.00\u202f% to 90.04\u202f% in a single one."
-        in shown
+        "90.00\u202f% of the weights in these 36 matrices are zero, 90.00\u202f% to 90.04\u202f% per matrix." in shown
     )
     assert claims_table(manifests[-1]).variants[0].file.ratio is None
 
@@ -228,8 +227,8 @@ def test_dense_only_run_has_file_sizes_and_no_encoder_sizes(tmp_path):
     changed = {"variants": variants, "sizes_reference": {}, "accuracy_criterion": None}
     manifests[-1] = benchmark.model_copy(update={"metrics": benchmark.metrics | changed})
     shown = Page(reporting.build([manifests], tmp_path).read_text()).shown
-    assert size.FILE in shown
-    assert size.VALUES not in shown
+    assert formatting.size_label(size.FILE) in shown
+    assert formatting.size_label(size.VALUES) not in shown
 
 
 def test_same_manifests_give_the_same_report(tmp_path):
@@ -239,7 +238,7 @@ def test_same_manifests_give_the_same_report(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_several_runs_are_told_apart_and_show_what_more_steps_bought(tmp_path):
+def test_several_runs_are_shown_separately_with_the_effect_of_a_larger_budget(tmp_path):
     few, many = run_manifests(steps=250), run_manifests(steps=1000, shift=0.03)
     (gain,) = budget_gains([many, few])
     assert (gain.steps, gain.scores) == ((250, 1000), pytest.approx((0.739, 0.769)))
@@ -350,18 +349,18 @@ def test_trials_of_the_tuning_are_in_the_page_the_markdown_and_the_terminal(tmp_
     console.print(reporting.console([tuned(met=True)]))
     for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
         words = " ".join(shown.split())
-        assert "8 bits everywhere miss the accuracy criterion." in words
-        assert "number 1 is kept: 2 of 3 operations run in FP32" in words
+        assert "With all operations in INT8 the accuracy criterion is not met." in words
+        assert "number 1 is selected: 2 of 3 operations kept in FP32" in words
         assert "61.00 %" in words
         assert "23.0 MB" in words
         assert "1,000 training examples" in words
     assert "layer.two" in page.read_text()
 
 
-def test_a_tuning_that_failed_is_a_missed_promise_where_nothing_was_benchmarked():
+def test_a_failed_tuning_is_an_unmet_criterion_where_nothing_was_benchmarked():
     stages = [m for m in tuned(met=False) if m.stage != "benchmark"]
     (line,) = reporting.missed_criteria(stages)
-    assert line.startswith("films: No quantized model of 2 tried keeps the accuracy criterion")
+    assert line.startswith("films: None of the 2 trials meets the accuracy criterion")
     assert reporting.missed_criteria([m for m in tuned(met=True) if m.stage != "benchmark"]) == []
 
 
@@ -371,7 +370,7 @@ def test_a_tuning_that_was_done_at_the_first_trial_is_not_talked_about():
     assert sentences.tuning(once) == ""
 
 
-def test_summary_says_what_the_sparse_kernel_makes_of_the_shipped_variant():
+def test_summary_names_the_latency_of_the_shipped_variant_on_the_sparse_engine():
     benchmark = next(m for m in run_manifests() if m.stage == "benchmark")
     assert "sparse-engine" not in sentences.summary(claims_table(benchmark), None)
     engine = copy.deepcopy(benchmark.metrics["variants"]["sparse-int8"])
@@ -379,9 +378,24 @@ def test_summary_says_what_the_sparse_kernel_makes_of_the_shipped_variant():
     benchmark.metrics["variants"]["sparse-engine-int8"] = engine
     said = sentences.summary(claims_table(benchmark), None).replace("\u202f", " ")
     assert said.endswith(
-        "takes 6.28 ms, 1.82× the speed of dense-fp32; on the sparse kernel, as sparse-engine-int8, 3.14 ms,"
+        "takes 6.28 ms, 1.82× the speed of dense-fp32; on the sparse engine (sparse-engine-int8) 3.14 ms,"
         " 3.64× the speed of dense-fp32."
     )
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("fewest examples that an IR answered", "evaluated examples, minimum over variants"),
+        ("dense-fp32: examples answered", "dense-fp32: evaluated examples"),
+        ("the whole dev split: 872", "complete dev split: 872"),
+        ("x: mean |IR - torch| logit, share of their range", "x: mean |IR - torch| logit, relative to the logit range"),
+        ("inc: sparsity of each matrix, off 0.9 by", "inc: sparsity of each matrix, deviation from 0.9"),
+        ("non-zero weights outside the mask", "non-zero weights outside the mask"),
+    ],
+)
+def test_stored_check_names_are_shown_in_the_reports_terms(stored, shown):
+    assert formatting.check_text(stored) == shown
 
 
 @pytest.mark.parametrize(("count", "said"), [(1, "1 core"), (2, "2 cores"), (None, "? cores")])

@@ -1,1 +1,1 @@
-"""What `pruneofa plan` shows: steps, memory, time and disk of stages that have not run."""
+"""Cost estimates for `pruneofa plan`: steps, memory, time and disk of stages that have not run."""

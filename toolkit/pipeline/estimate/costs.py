@@ -1,8 +1,8 @@
-"""What a plan will cost, roughly: steps, memory, time and disk of each stage.
+"""Cost estimate of a plan: steps, memory, time and disk of each stage.
 
-Time and memory of training come from a few real steps on this machine (`measure/training_step.py`); time from this run
-folder's own steps where the stage ran before with the same batches. Nothing is fetched: of models on the hub the public
-sizes are enough, of data on the hub the public numbers of rows.
+Time and memory of training come from a few real steps on this machine (`step_cost.py`); time from the stage's earlier
+run in the same folder if its batches were the same. Nothing is downloaded: for models and data on the hub, published
+sizes and row counts are used.
 """
 
 import json
@@ -49,29 +49,30 @@ if TYPE_CHECKING:
 
 Measure = Callable[["StepShape", float], "StepCost"]
 
-_SECONDS = 32.0  # for all measurements together, less the building of their models
-_ONE_SHAPE = 6.0  # for one of them at most
-_LIBRARIES = 1e9  # bytes of a process that has loaded torch, transformers, NNCF and its data
-# Seconds that a stage takes besides its steps and its passes over the dev split, as the shipped recipes' runs showed.
+_SECONDS = 32.0  # budget of all measurements together, excluding model construction
+_ONE_SHAPE = 6.0  # maximum for one measurement
+_LIBRARIES = 1e9  # bytes of a process with torch, transformers, NNCF and its data loaded
+# Seconds of a stage besides its steps and its passes over the dev split, measured on runs of the shipped recipes.
 _START = 5.0  # model, data, first step
 _QUANTIZE = 20.0  # NNCF, calibration
-_EXPORT = 10.0  # of one variant
-_BENCHMARK_APP = 0.6  # start of one run
+_EXPORT = 10.0  # per variant
+_BENCHMARK_APP = 0.6  # start of one run of benchmark_app
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one step of the plan; None: cannot be known here.
+    """Estimated cost of one step of a plan; figures that cannot be determined here are None.
 
     Attributes:
-        steps: Optimizer steps; 0: the stage does not train.
-        exact: Whether the steps are what the run will count.
-        seconds: All of the stage.
-        source: Of the seconds: `=` measured in this run folder, `~` measured on a few layers, `≤` the same with every
-            example as long as the recipe allows.
-        memory: Bytes.
-        disk: Bytes that stay.
-        remark: What does not fit, and what to write instead.
+        step: The step of the plan.
+        steps: Number of optimizer steps; 0 if the stage does not train.
+        exact: Whether `steps` is exact rather than an estimate.
+        seconds: Duration of the stage in seconds.
+        source: Source of `seconds`: `=` measured in this run folder, `~` extrapolated from a few layers, `≤` the same
+            with every example at the maximum length.
+        memory: Peak memory in bytes; None also if the stage is finished or does not train.
+        disk: Size of the stage's folder in bytes.
+        remark: Why figures are missing or do not fit, and what to write instead; empty if neither applies.
     """
 
     step: Step
@@ -91,17 +92,18 @@ def estimate(
     available: float | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> list[Estimate]:
-    """What each step of the plan costs.
+    """Returns the estimated cost of each step of a recipe's plan, and the actual cost of finished steps.
 
     Args:
-        recipe: What to do.
-        run_folder: Where it is, or was, done.
-        measure: (shape of a training step, seconds it may take) -> its cost; None: on this machine.
-        available: Bytes that training may use; None: this machine's memory.
-        say: Told what is being measured.
+        recipe: The recipe.
+        run_folder: Folder of the run; need not exist.
+        measure: Measures the cost of a training step, given its shape and a time budget in seconds; None: measure on
+            this machine.
+        available: Memory that training may use, in bytes; None: this machine's memory.
+        log: Receives progress messages.
 
     Raises:
-        UserError: As `pipeline.plan`.
+        UserError: `plan` rejects the recipe, or a sequence length exceeds the model's positions.
     """
     inputs = ResolvedInputs()
     steps = plan(recipe, run_folder, inputs)
@@ -116,7 +118,7 @@ def _finished(step: Step, manifest: Manifest) -> Estimate:
 
 @dataclass
 class _Costs:
-    """The costs of the steps that are to be made: shapes that are alike are measured once."""
+    """Costs of the steps that have not run; each distinct `StepShape` is measured once."""
 
     recipe: Recipe
     steps: list[Step]
@@ -129,29 +131,27 @@ class _Costs:
 
     def of(self, step: Step) -> Estimate:
         shape, train = self._shape(step), train_of(step)
-        if lacks := _lacks(step):
+        if missing := _missing_module(step):
             count, exact = self._count(step, train)
-            remark = f"{step.label}: {lacks[0]} is not installed, so memory and time are not known; {lacks[1]}"
+            remark = f"{step.label}: {missing[0]} is not installed, so memory and time are unknown; {missing[1]}"
             return Estimate(step, count, exact, None, "", None, None, remark)
         if shape is None:
             unsized = dict.fromkeys(str(root.path) for root in _roots(step) if config_of(root, self.inputs) is None)
-            remark = (
-                f"{' and '.join(unsized)}: its size is not known before it is fetched, so neither are memory and time"
-            )
+            remark = f"{' and '.join(unsized)}: size unknown before the download, and so are memory and time"
             count, exact = self._count(step, train)
             return Estimate(step, count, exact, None, "", None, None, remark)
-        cost, asking = self._cost(shape), 0.0
+        cost, teacher_seconds = self._cost(shape), 0.0
         if teacher_of(step) is None:
             cost = cost.without_teacher()
-        elif self._keeps_answers(step):  # the teacher is gone when training begins
-            cost, asking = cost.without_teacher(), self._asking(step, cost)
+        elif self._caches_logits(step):  # the teacher is unloaded before training begins
+            cost, teacher_seconds = cost.without_teacher(), self._teacher_seconds(step, cost)
         if train is None:
             return Estimate(
-                step, 0, True, self._aside(step, cost), _sign(self._amount(step)), None, self._disk(step, cost)
+                step, 0, True, self._overhead(step, cost), _sign(self._volume(step)), None, self._disk(step, cost)
             )
         count, exact = self._count(step, train)
         need = cost.memory_bytes(train.batch_size) + _LIBRARIES
-        if step.stage.name == "quantize":  # the FP32 model that was quantized is still there
+        if step.stage.name == "quantize":  # the FP32 model stays in memory beside the quantized one
             need += 4 * cost.parameters
         before = read_manifest(step.folder)
         seconds, sign = None, ""
@@ -161,12 +161,13 @@ class _Costs:
             seconds, sign = count * own + rest, "="
         elif count is not None:
             each = cost.step_seconds(train.gradient_accumulation_steps)
-            seconds, sign = count * each + asking + self._aside(step, cost), _sign(self._amount(step))
+            seconds = count * each + teacher_seconds + self._overhead(step, cost)
+            sign = _sign(self._volume(step))
         remark = self._too_much(step, train, cost, need)
         return Estimate(step, count, exact, seconds, sign, need, self._disk(step, cost), remark)
 
     def _shape(self, step: Step) -> "StepShape | None":
-        """Of a stage that does not train: that of the task's evaluation. None: a model's size is not known."""
+        """Returns the shape of a step, or of its evaluation if it does not train; None if a model's size is unknown."""
         from toolkit.pipeline.estimate.synthetic_step import StepShape
 
         train, section = train_of(step), step.sections[step.stage.name]
@@ -174,18 +175,18 @@ class _Costs:
         config, teacher = sizes[0], sizes[1] if len(sizes) > 1 else None
         if config is None or None in sizes:
             return None
-        amount = self._amount(step)
+        volume = self._volume(step)
         task, corpus = step.sections.get("task"), step.sections.get("corpus")
         longest = (task or corpus).max_seq_length  # type: ignore[union-attr]
         require_length(longest, usable_positions(json.loads(config)), f"tasks.{step.task}" if task else "corpus")
         settings = self._batches(step)
         return StepShape(
             config=config,
-            # A task's steps are measured once, with a teacher: what it takes is told apart.
+            # A task's steps are measured once, always with a teacher: its cost is measured separately.
             teacher=teacher or (config if task else None),
             kind=task.kind if task else None,
-            train=_what_costs(settings, bool(task)),
-            length=amount.batch_length(settings.batch_size),
+            train=_cost_settings(settings, bool(task)),
+            length=volume.batch_length(settings.batch_size),
             longest=longest,
             masked=corpus.mlm_probability if corpus else 0.0,
             positions=section.distillation.positions if step.stage.name == "student" else "masked",
@@ -193,26 +194,26 @@ class _Costs:
         )
 
     def _batches(self, step: Step) -> Train:
-        """How a step trains; of one that does not, how its task's other stages do, so that nothing more is measured."""
+        """Returns the training settings of a step, or, to save a measurement, of its task's other stages."""
         stages = (self.recipe.section(name, step.task) for name in ("transfer", "task_teacher"))
         return train_of(step) or next((stage.train for stage in stages if stage), Train(steps=1))
 
     def _cost(self, shape: "StepShape") -> "StepCost":
         if shape not in self.found:
             if self.measure is None:
-                self.measure = _here(self.recipe.threads)
+                self.measure = _measure_here(self.recipe.threads)
             self.log(f"measuring training steps on this machine: {len(self.found) + 1} of {len(self._shapes)}")
             self.found[shape] = self.measure(shape, min(_ONE_SHAPE, _SECONDS / len(self._shapes)))
         return self.found[shape]
 
     @cached_property
     def _shapes(self) -> "set[StepShape]":
-        """All that is to be measured."""
-        shapes = (self._shape(step) for step in self.steps if step.manifest is None and not _lacks(step))
+        """All distinct shapes to measure."""
+        shapes = (self._shape(step) for step in self.steps if step.manifest is None and not _missing_module(step))
         return {shape for shape in shapes if shape is not None}
 
-    def _amount(self, step: Step) -> DataVolume:
-        """What the step reads; each task and corpus is read once."""
+    def _volume(self, step: Step) -> DataVolume:
+        """Returns the data volume of a step; each task and corpus is read once."""
         root, train = root_of(step), train_of(step)
         task = step.sections.get("task")
         count = train is not None and train.steps is None
@@ -227,70 +228,70 @@ class _Costs:
         return self.read[key]
 
     def _count(self, step: Step, train: Train | None) -> tuple[int | None, bool]:
-        """Optimizer steps, and whether the run will count as many."""
+        """Returns the number of optimizer steps (None if unknown), and whether it is exact."""
         if train is None or train.steps is not None:
             return (train.steps if train else 0), True
-        amount = self._amount(step)
-        if amount.examples is None:
+        volume = self._volume(step)
+        if volume.examples is None:
             return None, False
         each = train.batch_size * train.gradient_accumulation_steps
-        return -(-amount.examples // each) * (train.epoch or 1), amount.exact
+        return -(-volume.examples // each) * (train.epoch or 1), volume.exact
 
-    def _keeps_answers(self, step: Step) -> bool:
-        """Whether the teacher's logits are on disk when the step trains: `lessons.task_lesson` has them made."""
+    def _caches_logits(self, step: Step) -> bool:
+        """Returns whether a step trains with cached teacher logits: follows `teacher_logits.task_distillation`."""
         train = train_of(step)
         if step.task is None or train is None or isinstance(criterion_of(train).settings, IntermediateSettings):
             return False
-        if self._answered_before(step) or train.steps is None:
+        if self._cached_before(step) or train.steps is None:
             return True
-        examples = self._amount(step).examples
+        examples = self._volume(step).examples
         seen = train.steps * train.batch_size * train.gradient_accumulation_steps
         return examples is not None and seen >= examples
 
-    def _answered_before(self, step: Step) -> bool:
-        """Whether an earlier step leaves the same teacher's logits of the same task, in the same precision."""
+    def _cached_before(self, step: Step) -> bool:
+        """Returns whether an earlier step caches the same teacher's logits of the same task, in the same precision."""
         before = (other for other in self.steps[: self.steps.index(step)] if other.task == step.task)
         return any(
             teacher_of(other) is not None
             and teacher_bf16_of(other) == teacher_bf16_of(step)
-            and self._keeps_answers(other)
+            and self._caches_logits(other)
             for other in before
         )
 
-    def _asking(self, step: Step, cost: "StepCost") -> float:
-        """Seconds that the teacher takes to answer all training examples; nothing where it has done so."""
-        train, examples = train_of(step), self._amount(step).examples
-        if train is None or examples is None or self._answered_before(step):
+    def _teacher_seconds(self, step: Step, cost: "StepCost") -> float:
+        """Returns the seconds to compute the teacher's logits of all training examples; 0 if they are cached."""
+        train, examples = train_of(step), self._volume(step).examples
+        if train is None or examples is None or self._cached_before(step):
             return 0.0
         return examples / train.batch_size * cost.teacher_seconds
 
-    def _aside(self, step: Step, cost: "StepCost") -> float:
-        """Seconds besides training: starting, and passes over the measured splits."""
+    def _overhead(self, step: Step, cost: "StepCost") -> float:
+        """Returns the seconds besides training: startup, and passes over the evaluation splits."""
         stage, section = step.stage.name, step.sections[step.stage.name]
         if stage in ("teacher", "student"):
             return _START
-        amount = self._amount(step)
+        volume = self._volume(step)
         batch = self._batches(step).batch_size
-        over_dev = amount.dev * cost.forward_seconds / batch
+        over_dev = volume.dev * cost.forward_seconds / batch
         if stage == "quantize":
-            over_tune = amount.tune * cost.forward_seconds / batch
-            return _QUANTIZE + over_dev + 2 * over_tune  # FP32 and 8 bits; a search takes more
-        if stage == "export":  # torch, then the IR
+            over_tune = volume.tune * cost.forward_seconds / batch
+            return _QUANTIZE + over_dev + 2 * over_tune  # FP32 and INT8; further trials take longer
+        if stage == "export":  # the torch model and the IR
             return self._variants(step) * (_EXPORT + 2 * over_dev)
         if stage == "benchmark":
             timing, variants = section.evaluation.performance, self._variants(step.inputs["export"])
-            asking = 0.0 if self._asked_here(step.inputs["export"]) else variants * over_dev
-            return asking + latency.runs(variants, timing) * (timing.seconds + _BENCHMARK_APP)
+            accuracy = 0.0 if self._exported_here(step.inputs["export"]) else variants * over_dev
+            return accuracy + latency.runs(variants, timing) * (timing.seconds + _BENCHMARK_APP)
         return _START + over_dev
 
-    def _asked_here(self, export: Step | Artifact) -> bool:
-        """Whether the IRs will have been asked about the dev split on this CPU, by their export."""
+    def _exported_here(self, export: Step | Artifact) -> bool:
+        """Returns whether an export on this CPU caches the IRs' predictions, so that the benchmark reuses them."""
         done = export.manifest if isinstance(export, Step) else None
         return done is None or done.machine.get("cpu") == describe()["cpu"]
 
     def _variants(self, export: Step | Artifact) -> int:
-        """IR folders that an export leaves: those that there are models for."""
-        assert isinstance(export, Step), "nothing else makes IR folders"
+        """Returns the number of IR folders of an export: the variants whose model exists."""
+        assert isinstance(export, Step), "an export cannot be a ready artifact"
         return sum(VARIANTS[name].source_stage in export.inputs for name in export.sections["export"].variants)
 
     def _disk(self, step: Step, cost: "StepCost") -> float:
@@ -302,7 +303,7 @@ class _Costs:
         return float(cost.parameters * 4)
 
     def _too_much(self, step: Step, train: Train, cost: "StepCost", need: float) -> str:
-        """What to write where a stage needs more memory than there is; empty where it does not."""
+        """Returns a remark with settings that fit if a stage needs more memory than available, else an empty string."""
         if self.available is None:
             self.available = float(memory()[0])
         if need <= self.available:
@@ -310,31 +311,31 @@ class _Costs:
         state = need - train.batch_size * cost.example_bytes
         parts = [n for n in range(train.batch_size - 1, 0, -1) if train.batch_size % n == 0]
         fits = next((n for n in parts if state + n * cost.example_bytes <= self.available), None)
-        what = f"{step.label} needs about {gigabytes(need)} of the {gigabytes(self.available)} here"
+        what = f"{step.label} needs about {gigabytes(need)}, but only {gigabytes(self.available)} are available"
         if fits is None:
-            return f"{what}: a shorter max_seq_length, or another machine"
+            return f"{what}: reduce max_seq_length or use another machine"
         forwards = train.gradient_accumulation_steps * train.batch_size // fits
-        return f"{what}: write batch_size: {fits} and gradient_accumulation_steps: {forwards} (the same steps)"
+        return f"{what}: write batch_size: {fits} and gradient_accumulation_steps: {forwards} (same number of steps)"
 
 
 def _roots(step: Step) -> list[Artifact]:
-    """The checkpoints whose sizes decide what a step costs: that of its model, and that of its teacher's."""
-    teaching = teacher_of(step)
-    return [root_of(step), *([root_of(teaching)] if teaching else [])]
+    """Returns the checkpoints whose sizes determine a step's cost: the model's and, if any, the teacher's."""
+    teacher = teacher_of(step)
+    return [root_of(step), *([root_of(teacher)] if teacher else [])]
 
 
-def _lacks(step: Step) -> tuple[str, str] | None:
+def _missing_module(step: Step) -> tuple[str, str] | None:
     return missing_requirement(step.sections.get(step.stage.name))
 
 
-def _here(threads: int | None) -> Measure:
+def _measure_here(threads: int | None) -> Measure:
     from toolkit.pipeline.estimate.step_cost import measure
 
     return lambda shape, seconds: measure(shape, seconds, threads)
 
 
-def _what_costs(train: Train, task: bool) -> DistillationTrain:
-    """A training's settings without those that make no difference to the cost of a step, so that more are alike."""
+def _cost_settings(train: Train, task: bool) -> DistillationTrain:
+    """Returns training settings reduced to those that affect the cost of a step, so that fewer shapes differ."""
     name, settings = next((n, s) for n, s in train.optimizer if s is not None)
     plain = settings.model_copy(update={"learning_rate": 1e-5, "weight_decay": 0.0})
     criterion = criterion_of(train)
@@ -352,10 +353,10 @@ def _what_costs(train: Train, task: bool) -> DistillationTrain:
     )
 
 
-def _sign(amount: DataVolume) -> str:
-    return "~" if amount.lengths else "≤"
+def _sign(volume: DataVolume) -> str:
+    return "~" if volume.lengths else "≤"
 
 
 def gigabytes(value: float | None) -> str:
-    """In words; nothing where nothing is known."""
+    """Returns bytes as text in GB, or "" if unknown."""
     return "" if value is None else f"{value / 1e9:.1f} GB"

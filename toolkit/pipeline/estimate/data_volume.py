@@ -1,7 +1,7 @@
-"""How much data a stage reads, found without preparing it: examples, and how long their batches are.
+"""Number of examples and typical batch length of a stage, estimated without tokenising the complete data set.
 
-Local files are counted; of their texts a sample is tokenised. Of a split on the hub that was not fetched yet, the
-public ones' rows are known, and every example is taken for as long as the recipe lets it be.
+Rows of local files are counted and a sample of their texts is tokenised. For hub splits that are not cached, published
+row counts are used, and every example is assumed to have the maximum length.
 """
 
 import random
@@ -10,33 +10,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.examples import EXAMPLES
 from toolkit.data.files import cached_file, fetch_file, raw_lines
 from toolkit.data.published import published_rows
 from toolkit.data.tables import read_rows, text
+from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import Corpus, Task
 from toolkit.recipe.references import corpus_files
 
-_SAMPLE = 512  # texts that are tokenised
-_DOCUMENTS = 128  # of many texts each
+_SAMPLE = 512  # tokenised texts
+_DOCUMENTS = 128  # tokenised documents, of many texts each
 _WORD = re.compile(r"\w+|[^\w\s]")
-_PIECES = 1.2  # tokens of a word or punctuation mark in English; where there is no tokenizer to ask
-# As data/corpus.py has them: the share of a corpus that is not for validation, and a document's paragraphs at most.
-_TRAIN = 19 / 20
+_TOKENS_PER_WORD = 1.2  # per English word or punctuation mark, if the tokenizer is not available
+# Same values as in data/corpus.py: training fraction of a corpus, and maximum number of paragraphs per document.
+_TRAIN_FRACTION = 19 / 20
 _LONGEST_DOCUMENT = 100
 
 
 @dataclass(frozen=True)
 class DataVolume:
-    """What a stage trains on and what it is measured on.
+    """Amount of training and evaluation data of a stage.
 
     Attributes:
-        examples: Of the train split (sequences, windows of questions); None: not known before it is read.
-        exact: Whether `examples` was counted, not worked out of a sample.
-        lengths: Tokens of a sample of them; none: not known, at most `longest`.
-        longest: Most tokens that the recipe allows.
-        dev: Examples of all measured splits.
-        tune: Examples set aside for tuning.
+        examples: Number of training examples (sequences, windows of questions); None: unknown before the data is read.
+        exact: Whether `examples` was counted rather than estimated from a sample.
+        lengths: Numbers of tokens of a sample of the examples; empty: unknown, at most `longest`.
+        longest: Maximum number of tokens that the recipe allows.
+        dev: Number of examples in all evaluation splits together.
+        tune: Number of examples set aside for tuning.
     """
 
     examples: int | None
@@ -47,7 +47,7 @@ class DataVolume:
     tune: int = 0
 
     def batch_length(self, batch: int) -> int:
-        """Tokens that the batches of a run are padded to, on average; rounded up to a multiple of 8."""
+        """Returns the mean padded length of batches of this size in tokens, rounded up to a multiple of 8."""
         from toolkit.data.sampler import LengthGroupedDataset
 
         if not self.lengths:
@@ -63,11 +63,11 @@ class DataVolume:
 
 
 def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
-    """The examples of a task.
+    """Returns the data volume of a task.
 
     Args:
-        section: Its section of the recipe.
-        tokenizer: The model's; None: tokens are worked out of words.
+        section: The task's section of the recipe.
+        tokenizer: The model's tokenizer; None: tokens are estimated from words.
 
     Raises:
         UserError: A local file is missing or damaged.
@@ -102,20 +102,20 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
 def corpus_volume(
     section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any = None, *, count: bool = True
 ) -> DataVolume:
-    """The sequences of a corpus.
+    """Returns the data volume of a corpus.
 
     Args:
-        section: The recipe's section.
-        corpus_tasks: The tasks that it names.
-        tokenizer: As in `of_task`.
-        count: Find out how many sequences there are, which reads all of the text; else only where it must be read.
+        section: The corpus section of the recipe.
+        corpus_tasks: The tasks whose texts it contains, by name.
+        tokenizer: The model's tokenizer; None: tokens are estimated from words.
+        count: Whether to estimate the number of sequences of a packed corpus, which reads all of its text.
 
     Raises:
         UserError: A local file is missing or damaged.
     """
     longest, limit = section.max_seq_length, section.limit
     files = [cached_file(spec) for spec in corpus_files(section, corpus_tasks)]
-    if None in files:  # on the hub: the text is as long as nobody knows
+    if None in files:  # on the hub: the amount of text is unknown
         return DataVolume(limit, limit is not None, (longest,) if section.pack else (), longest)
     if section.pack and not count:
         return DataVolume(None, False, (longest,), longest)
@@ -126,23 +126,23 @@ def corpus_volume(
         total, characters = total + 1, characters + sum(map(len, document))
         if len(sample) < size:
             sample.append(document)
-        elif (place := chance.randrange(total)) < size:  # each has the same chance to stay
+        elif (place := chance.randrange(total)) < size:  # reservoir sampling: every document is equally likely
             sample[place] = document
     texts = [text for document in sample for text in document]
-    share = sum(map(len, texts)) / max(1, characters)
+    fraction = sum(map(len, texts)) / max(1, characters)
     lengths: tuple[int, ...] = (longest,)
     if section.pairs:
-        sequences = round(_pairs(sample, section, tokenizer) / (share or 1) * _TRAIN)
+        sequences = round(_pairs(sample, section, tokenizer) / (fraction or 1) * _TRAIN_FRACTION)
     elif section.pack:
-        sequences = round(sum(_token_counts(texts, tokenizer)) / (share or 1) / (longest - 2) * _TRAIN)
+        sequences = round(sum(_token_counts(texts, tokenizer)) / (fraction or 1) / (longest - 2) * _TRAIN_FRACTION)
     else:
-        sequences = round(total * _TRAIN)
+        sequences = round(total * _TRAIN_FRACTION)
         lengths = tuple(min(longest, n + 2) for n in _token_counts(texts, tokenizer))
     return DataVolume(min(sequences, limit or sequences), False, lengths, longest)
 
 
 def _pairs(documents: list[list[str]], section: Corpus, tokenizer: Any) -> int:
-    """Pairs of segments that these documents make: more than their tokens would fill, as each ends in a short one."""
+    """Returns the number of segment pairs in documents: more than their tokens fill, as each ends in a short pair."""
     import numpy as np
 
     from toolkit.data.segment_pairs import pairs_of, sentences
@@ -153,7 +153,7 @@ def _pairs(documents: list[list[str]], section: Corpus, tokenizer: Any) -> int:
 
 
 def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[str]]:
-    """The texts; where pairs are made of them, those of a document together."""
+    """Iterates over the documents of a corpus; without segment pairs, every text is a document."""
     for name in section.tasks:
         for row in _rows(corpus_tasks[name].train, corpus_tasks[name]) or ():
             yield from ([text] for text in row)
@@ -172,7 +172,7 @@ def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[
 
 
 def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
-    """The texts of the rows that a task keeps; None: the file is on the hub."""
+    """Returns the texts of the rows that a task keeps, or None if the file is not cached."""
     file = cached_file(spec)
     if file is None:
         return None
@@ -189,11 +189,11 @@ def _sampled(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _row_lengths(texts: tuple[str, ...], section: Task, tokenizer: Any) -> list[int]:
-    """Tokens of what a row becomes: one example, or the windows of its context."""
+    """Returns the number of tokens of each example that a row yields (several for windows of a context)."""
     return EXAMPLES[section.kind].token_counts(_token_counts(texts, tokenizer), section)
 
 
 def _token_counts(texts: Sequence[str], tokenizer: Any) -> list[int]:
     if tokenizer is None:
-        return [round(_PIECES * len(_WORD.findall(text))) for text in texts]
+        return [round(_TOKENS_PER_WORD * len(_WORD.findall(text))) for text in texts]
     return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]

@@ -1,1 +1,1 @@
-"""The stages, in the order of the data flow; each is `run(Inputs, Context) -> StageResult`."""
+"""The stages of a run; each module defines `run(Inputs, Context) -> StageResult`."""

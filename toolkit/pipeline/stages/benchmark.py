@@ -1,6 +1,6 @@
-"""`benchmark`: accuracy of each IR itself on the complete dev split, sizes, latency and throughput.
+"""`benchmark`: accuracy of each exported IR on the complete dev split, its sizes, latency and throughput.
 
-The predictions that the export made are used again on the same CPU; on another one they are computed again.
+Predictions cached by the export are reused on the same CPU and recomputed on another one.
 """
 
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Recipe sections and artifacts that the stage reads; sizes of the encoder need the sparse model's checkpoint."""
+    """Recipe sections and artifacts that the stage reads; the encoder's sizes need the sparse model's checkpoint."""
 
     task: Task
     quantize: Quantize | None
@@ -31,10 +31,10 @@ class Inputs:
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Measures every variant that was exported.
+    """Measures every exported variant.
 
     Raises:
-        UserError: There is no IR folder, or benchmark_app fails.
+        UserError: The export contains no IR, or benchmark_app fails.
     """
     from toolkit.data.tasks import load_task
     from toolkit.ir.inspect import inspect_ir
@@ -57,22 +57,22 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         context.progress.update(done)
 
     context.progress.start(len(folders) + latency.runs(len(folders), section))
-    scores, answered = {}, []
+    scores, predicted = {}, []
     for variant, folder in folders.items():
         logits = accuracy.cached_predictions(folder, task.dev, tokenizer.pad_token_id, context.cache)
         scores[variant] = task.scores(logits)
-        answered.append(len(logits))
+        predicted.append(len(logits))
         advance()
 
     footprint = _footprint(inputs)
-    # The dense variants are the teacher: where that is another model, its encoder is not the one that was pruned.
+    # The dense variants are the teacher; if its encoder has other shapes, the pruned encoder's sizes do not apply.
     dense, sparse = inputs.task_teacher_artifact, inputs.transfer_artifact
     another = dense and sparse and encoder_matrices(dense.path) != encoder_matrices(sparse.path)
     sizes = {}
     for variant, folder in folders.items():
         sizes[variant] = size.file_sizes(folder)
         if footprint is not None and not (another and not VARIANTS[variant].sparse):
-            inspection = inspect_ir(folder)  # what is in 8 bits is read off the IR: tuning may have returned some
+            inspection = inspect_ir(folder)  # from the IR, since tuning may have kept operations in FP32
             sizes[variant] |= footprint.sizes(
                 value_bytes=size.INT8_BYTES if VARIANTS[variant].int8 else size.FP32_BYTES,
                 sparse=VARIANTS[variant].sparse,
@@ -108,8 +108,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         checks=[
             Check(
                 name="fewest examples that an IR answered",
-                ok=min(answered) == len(task.dev),
-                measured=float(min(answered)),
+                ok=min(predicted) == len(task.dev),
+                measured=float(min(predicted)),
                 limit=f"the whole dev split: {len(task.dev)}",
             )
         ],
@@ -118,7 +118,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
 
 
 def _footprint(inputs: Inputs) -> "Footprint | None":
-    """What the encoder's sizes are computed from; None if nothing was pruned, so that no mask names the matrices."""
+    """Returns the parameter counts for the encoder's sizes; None without a mask, which lists the pruned matrices."""
     from toolkit.measure import size
     from toolkit.sparsity.mask import MASK_FILE, SparsityMask
 
@@ -134,21 +134,27 @@ def _footprint(inputs: Inputs) -> "Footprint | None":
 
 
 def criterion(
-    promise: AccuracyCriterion, metric: str, scores: Mapping[Any, Mapping[str, float]]
+    limit: AccuracyCriterion, metric: str, scores: Mapping[Any, Mapping[str, float]]
 ) -> dict[str, Any] | None:
-    """The recipe's promise: what 8 bits may cost the sparse model. None unless both of its variants were measured.
+    """Evaluates the accuracy criterion on the dev split: the loss of the sparse INT8 IR against the sparse FP32 IR.
+
+    Args:
+        limit: The recipe's accuracy criterion.
+        metric: Name of the metric.
+        scores: Variant -> metric -> score.
 
     Returns:
-        `promised` and `measured` loss, in the unit of `kind`: `relative` (share of the FP32 score) or `absolute`.
+        The maximum loss as `promised` and the actual one as `measured`, in the unit of `kind`: `relative` (fraction of
+        the FP32 score) or `absolute`. None unless both variants were measured.
     """
     if not {SHIPPED_FP32, SHIPPED} <= scores.keys():
         return None
     before, after = scores[SHIPPED_FP32][metric], scores[SHIPPED][metric]
     return {
-        "kind": "absolute" if promise.relative is None else "relative",
+        "kind": "absolute" if limit.relative is None else "relative",
         "metric": metric,
         "reference": before,
-        "promised": promise.limit(),
-        "measured": promise.loss(before, after),
-        "met": promise.met(before, after),
+        "promised": limit.limit(),
+        "measured": limit.loss(before, after),
+        "met": limit.met(before, after),
     }

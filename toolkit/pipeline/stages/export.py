@@ -42,7 +42,7 @@ class Inputs:
     quantize_artifact: Artifact | None = None
 
     def source_of(self, variant: Variant) -> Artifact | None:
-        """The checkpoint that a variant is made from; None if the run has none."""
+        """Returns the checkpoint that a variant is exported from; None if the run has none."""
         return {
             "task_teacher": self.task_teacher_artifact,
             "transfer": self.transfer_artifact,
@@ -51,7 +51,7 @@ class Inputs:
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Exports each variant, opens the IR again and compares it.
+    """Exports each variant, reads its IR back and compares it with the torch model.
 
     Raises:
         UserError: The run has a model for none of the variants.
@@ -65,7 +65,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         raise UserError(
             f"none of {', '.join(inputs.export.variants)} has a model in this run",
             where=f"export.variants of task {context.task!r}",
-            instead=f"variants: [{', '.join(possible)}], or the stages that make the others",
+            instead=f"variants: [{', '.join(possible)}], or add the stages of the others",
         )
     job = _ExportJob.prepare(inputs, context)
     metrics: dict[str, Any] = {"variants": {}, "left_out": {}}
@@ -89,10 +89,14 @@ def run(inputs: Inputs, context: Context) -> StageResult:
 
 @dataclass(frozen=True)
 class _ExportJob:
-    """What all variants of a task share.
+    """Data shared by the export of all variants of a task.
 
     Attributes:
-        mask: Pattern of the sparse model; None if the run has no sparse model, or its checkpoint no mask.
+        inputs: Inputs of the stage.
+        context: Context of the stage.
+        tokenizer: Tokenizer of the models.
+        task: Data of the task.
+        mask: Mask of the sparse model; None if the run has no sparse model, or its checkpoint has no mask.
     """
 
     inputs: Inputs
@@ -103,6 +107,7 @@ class _ExportJob:
 
     @classmethod
     def prepare(cls, inputs: Inputs, context: Context) -> "_ExportJob":
+        """Loads the tokenizer, the task's data and the mask."""
         from toolkit.data.tasks import load_task
         from toolkit.models.load import load_tokenizer
         from toolkit.sparsity.mask import MASK_FILE, SparsityMask
@@ -122,11 +127,11 @@ class _ExportJob:
 
     @property
     def quantization(self) -> Quantization:
-        """How INT8 variants are quantized."""
+        """Quantization settings of INT8 variants."""
         return self.inputs.quantize.quantization if self.inputs.quantize else Quantization()
 
     def plain(self, variant: Variant) -> tuple[dict[str, Any], list[Check]]:
-        """A plain IR: its figures, and its checks (design: invariants 2, 3 and 4)."""
+        """Exports a plain IR, and returns its metrics and checks."""
         from toolkit.ir.inspect import inspect_ir
         from toolkit.training.evaluation import predict
 
@@ -141,14 +146,14 @@ class _ExportJob:
         ir_logits = self._predictions(folder)
         exact = ir_logits
         if variant.int8 and self.quantization.approach == "post_training_dynamic_quant":
-            # torch does not quantize activations at run time, so the logits are compared without that.
+            # torch has no dynamic quantization of activations, so the logits are compared without it.
             exact = self._predictions(folder, properties={"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
         differences = LogitDifferences.between(torch_logits, exact)
         scores = {"torch": task.scores(torch_logits), "ir": task.scores(ir_logits)}
         inspection = inspect_ir(folder)
-        # In FP32 every logit must agree. In 8 bits a difference in the last digit can become a whole quantization step,
-        # and each layer makes more of them: a sound model's largest difference over a dev split was seen to reach 9 %
-        # of the range, its mean 1 % (benchmarks/). An error, such as a lost scale or matrix, shows in the mean.
+        # In FP32 every logit must agree. In INT8 a difference in the last digit can become a full quantization step,
+        # and errors accumulate over layers: in a correct model the largest difference over a dev split reached 9 % of
+        # the range, the mean 1 % (benchmarks/). An error, such as a missing scale or matrix, shows in the mean.
         largest, mean = differences.largest / differences.extent, differences.mean / differences.extent
         limit = SINGLE_LOGIT_FACTOR * section.tolerance if variant.int8 else FP32_TOLERANCE
         checks = [check_at_most(name, "largest |IR - torch| logit, share of their range", largest, limit)]
@@ -179,7 +184,7 @@ class _ExportJob:
         return figures, checks
 
     def engine(self, variant: Variant) -> tuple[dict[str, Any], list[Check]]:
-        """The plain IR on the sparse engine, compared with the same weights as dense FP32 MatMuls on all dev examples.
+        """Exports a sparse-engine IR and compares it, on all dev examples, with dense FP32 MatMuls of the same weights.
 
         Raises:
             KernelMissingError: The kernels cannot be built.
@@ -194,9 +199,9 @@ class _ExportJob:
         name, task, section = variant.name, self.task, self.inputs.export
         folder = self.context.folder / name
         self.context.work.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.context.work) as scratch:  # a killed run's is deleted with the work
+        with tempfile.TemporaryDirectory(dir=self.context.work) as scratch:  # after a kill, deleted with `work`
             source = self.context.folder / variant.plain
-            if not source.is_dir():  # the plain variant is not exported
+            if not source.is_dir():  # the plain variant was not requested
                 source = Path(scratch) / variant.plain
                 self._write(self._torch_model(VARIANTS[variant.plain]), source)
             made = to_sparse_engine(source, folder)
@@ -231,7 +236,7 @@ class _ExportJob:
         return figures, checks
 
     def _torch_model(self, variant: Variant) -> Any:
-        """The torch model of a plain variant: loaded, or quantized after training where its stage made it in FP32."""
+        """Returns the torch model of a plain variant; for INT8, an FP32 checkpoint is quantized after training."""
         from toolkit.data.batches import pad
         from toolkit.quantization import nncf
 
@@ -258,7 +263,7 @@ class _ExportJob:
         return load_task_model(source.path, self.task.kind, self.task.labels, fitted=True).eval()
 
     def _write(self, model: Any, folder: Path) -> None:
-        """Writes the plain IR of a torch model."""
+        """Writes a torch model as a plain IR."""
         from toolkit.data.batches import model_inputs, pad
         from toolkit.ir.convert import export_ir
 
@@ -266,14 +271,14 @@ class _ExportJob:
         export_ir(model, self.tokenizer, folder, model_inputs(sample))
 
     def _predictions(self, folder: Path, properties: dict[str, str] | None = None) -> Any:
-        """Logits of an IR on the dev split, computed once and cached."""
+        """Returns the logits of an IR on the dev split, computed once and cached."""
         from toolkit.measure.accuracy import cached_predictions
 
         predict = partial(cached_predictions, examples=self.task.dev, pad_id=self.tokenizer.pad_token_id)
         return predict(folder, cache=self.context.cache, properties=properties)
 
     def _in_fp32(self, variant: Variant) -> tuple[str, ...]:
-        """Operations of a variant that tuning returned to FP32."""
+        """Returns the operations of a variant that tuning kept in FP32."""
         if variant.source_stage != "quantize" or self.inputs.quantize_artifact is None:
             return ()
         found = json.loads((self.inputs.quantize_artifact.path / TUNING_FILE).read_text())

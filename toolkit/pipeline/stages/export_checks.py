@@ -1,4 +1,4 @@
-"""Tolerances of an exported IR, and the checks that hold it to them."""
+"""Tolerances and checks of exported IRs."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 FP32_TOLERANCE = 1e-3  # fraction of the logits' range
 ENGINE_TOLERANCE = 1e-4
-# Limit of the mean difference where activations are in 8 bits: the last bit of a float may decide which of two levels
-# is nearer, and one level of a layer shifts many of the next. A trained MiniLM differed by 1e-3, its plain INT8 IR by
-# 8e-3.
+# Limit of the mean difference with 8-bit activations: the last bit of a float may decide which of two quantization
+# levels is nearer, and one level in a layer shifts many in the next. A trained MiniLM differed by 1e-3, its plain INT8
+# IR by 8e-3.
 ENGINE_INT8_TOLERANCE = 5e-3
-SINGLE_LOGIT_FACTOR = 10  # times INT8's tolerance of the mean, which would hide a single wrong prediction
+SINGLE_LOGIT_FACTOR = 10  # single INT8 logits: factor on the tolerance of the mean, which could hide one wrong logit
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LogitDifferences:
     Attributes:
         largest: Largest absolute difference.
         mean: Mean absolute difference.
-        extent: Range of the reference logits, which both are compared with.
+        extent: Range of the reference logits, the unit of the tolerances.
     """
 
     largest: float
@@ -43,7 +43,7 @@ class LogitDifferences:
     def between(
         cls, reference: "Sequence[np.ndarray] | np.ndarray", logits: "Sequence[np.ndarray] | np.ndarray"
     ) -> "LogitDifferences":
-        """Compares the logits of every example, whatever the examples' lengths."""
+        """Compares the logits of all examples; rows may differ in length."""
         import numpy as np
 
         expected, found = (np.concatenate([row.ravel() for row in rows]) for rows in (reference, logits))
@@ -51,12 +51,12 @@ class LogitDifferences:
         return cls(float(differences.max()), float(differences.mean()), float(expected.max() - expected.min()))
 
     def figures(self) -> dict[str, float]:
-        """The differences under their keys in the manifest."""
+        """Returns the differences under their keys in the manifest."""
         return {"max_abs_diff": self.largest, "mean_abs_diff": self.mean, "logit_range": self.extent}
 
 
 def check_at_most(variant: str, name: str, measured: float, limit: float) -> Check:
-    """A figure of a variant that may be `limit` at most."""
+    """Returns the check that a figure of a variant is at most `limit`."""
     return Check(name=f"{variant}: {name}", ok=measured <= limit, measured=measured, limit=limit)
 
 
@@ -68,13 +68,13 @@ def check_metrics(
     measures: "Sequence[Measure]",
     tolerance: float,
 ) -> list[Check]:
-    """Every metric on the complete dev split changes by `tolerance` at most.
+    """Returns one check per metric: its change on the complete dev split is at most `tolerance`.
 
     Args:
         variant: Name of the variant.
         compared: The two models compared, as the check's name shows them.
-        before: Metric name to score of the reference.
-        after: Metric name to score of the variant.
+        before: Metric name -> score of the reference.
+        after: Metric name -> score of the variant.
         measures: The task's metrics, with the number of examples of each.
         tolerance: Largest absolute difference.
     """
@@ -90,7 +90,7 @@ def check_metrics(
 
 
 def check_zeros(variant: str, inspection: "IRInspection", mask: "SparsityMask") -> list[Check]:
-    """Every pruned matrix is in the IR with at least its zeros."""
+    """Returns the checks that every pruned matrix is in the IR with at least its zeros."""
     found = {f"{m.module}.weight": m.zero_fraction for m in inspection.matmuls if m.module}
     present = [name for name in mask.tensors if name in found]
     missing = max((zeros - found[name] for name, zeros in mask.per_matrix().items() if name in found), default=0.0)
@@ -108,7 +108,7 @@ def check_zeros(variant: str, inspection: "IRInspection", mask: "SparsityMask") 
 def check_quantization(
     variant: str, inspection: "IRInspection", section: Quantization, returned: tuple[str, ...]
 ) -> Check:
-    """Every operation of the IR is quantized as the recipe asks, or in FP32 where tuning returned it to FP32."""
+    """Returns the check that all operations are quantized as the recipe requests, except those kept in FP32."""
     broken = mismatches(inspection, section, returned)
     return Check(
         name=f"{variant}: operations that are not quantized as asked for",
@@ -119,7 +119,7 @@ def check_quantization(
 
 
 def weights_hash(model: Any) -> str:
-    """SHA-256 over the names and values of all tensors of a model, hex."""
+    """Returns the SHA-256, hex, over the names and values of all tensors of a model."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

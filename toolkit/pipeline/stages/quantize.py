@@ -1,6 +1,6 @@
-"""`quantize`: the task model in 8 bits, its pattern still locked; tuned until it keeps the accuracy criterion.
+"""`quantize`: quantization of the task model with its pattern locked, tuned to meet the accuracy criterion.
 
-Every trial is a folder under the stage's scratch, so an interrupted search goes on with the next one.
+Every trial has its own folder in the stage's scratch folder, so an interrupted search resumes with the next trial.
 """
 
 import json
@@ -13,7 +13,12 @@ from toolkit.quantization.tuning import TUNING_FILE, search, select
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Quantization with pattern lock and distillation (paper, section 3.3), and the search that keeps the promise."""
+    """Quantizes with pattern lock and distillation (paper, section 3.3), and tunes to the accuracy criterion.
+
+    Raises:
+        UserError: `tuning.retrain_steps` is set in a distributed run.
+        WorkerDone: This process is a worker and its part of the training is done.
+    """
     from toolkit.quantization import nncf
     from toolkit.sparsity.checks import check_locked, sparsity_metrics
     from toolkit.training import distributed
@@ -21,12 +26,12 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     section = inputs.quantize
     if distributed.world_size() > 1 and section.tuning.retrain_steps:
         raise UserError(
-            "trials are trained again by one process alone",
+            "retraining of trials is not supported in distributed runs",
             where="quantize.tuning.retrain_steps",
-            instead="retrain_steps: 0, or the same command without torchrun: finished stages are kept",
+            instead="retrain_steps: 0, or run the command without torchrun (finished stages are kept)",
         )
     job = Trials(inputs, context)
-    if distributed.rank():  # helps to train the first trial; the search is not its own
+    if distributed.rank():  # workers join the training of trial 0 only; rank 0 searches
         if section.train is not None:
             job.make(0, ())
         raise distributed.WorkerDone
@@ -36,7 +41,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         kept = select(trials, section.tuning.objective, costs)
         chosen, found = kept.number, job.summary(trials, kept, costs)
     else:
-        context.progress.message("no training examples were set aside to tune by: quantized as the recipe says")
+        context.progress.message("no training examples set aside for tuning: quantizing as the recipe specifies")
         chosen, found = job.make(0, ()), None
     shutil.copytree(job.folder(chosen) / "model", context.folder, dirs_exist_ok=True)
     job.plain.config.save_pretrained(context.folder)
@@ -45,14 +50,14 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     (context.folder / TUNING_FILE).write_text(json.dumps(found or {"returned": []}, indent=1))
 
     model = nncf.load(context.folder, job.fresh)
-    fitted = json.loads((job.folder(chosen) / "fitted.json").read_text())
+    training = json.loads((job.folder(chosen) / "fitted.json").read_text())
     return StageResult(
         kind="quantized",
-        metrics=fitted["metrics"]
+        metrics=training["metrics"]
         | job.dev_metrics(model)
         | sparsity_metrics(job.mask)
         | {"tuning": found, "overflow_fix": nncf.resolve_overflow_fix(section.quantization)},
         checks=[check_locked(job.mask, job.matrices(model))],
         data={"note": inputs.task.note},
-        history=fitted["history"],
+        history=training["history"],
     )

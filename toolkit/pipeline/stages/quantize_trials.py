@@ -1,4 +1,4 @@
-"""The quantized models that the search of `quantize` tries; each has a folder that survives an interruption."""
+"""Trials of the accuracy-driven search of `quantize`: quantized models, each in a folder that survives a restart."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from toolkit.core.files import write_atomic
 from toolkit.quantization.tuning import Trial
 from toolkit.recipe import Model, Performance, Quantize, Task
 
-_RECORD = "trial.json"  # written last into a trial's folder: one without it was cut off
+_RECORD = "trial.json"  # written last: a trial's folder without it is incomplete
 _SENSITIVITY_EXAMPLES = 128
 
 
@@ -28,7 +28,7 @@ class Inputs:
 
 
 class Trials:
-    """Makes quantized models, each in a folder of its own that outlives an interruption."""
+    """Builds and evaluates quantized models, each in its own folder, and resumes after an interruption."""
 
     def __init__(self, inputs: Inputs, context: Context) -> None:
         from toolkit.data.tasks import load_task
@@ -48,23 +48,28 @@ class Trials:
         self._reference = self._score(self.plain) if len(self.task.tune) else 0.0
 
     def fresh(self) -> Any:
-        """The FP32 model that is quantized."""
+        """Loads the FP32 model that is quantized."""
         from toolkit.models.load import load_task_model
 
         return load_task_model(self._source, self.task.kind, self.task.labels, fitted=True)
 
     def matrices(self, model: Any) -> dict[str, Any]:
-        """The prunable matrices of a model, quantized or not."""
+        """Returns the prunable matrices of a model, quantized or not."""
         from toolkit.models.load import prunable_matrices
 
         return prunable_matrices(model, self._inputs.model.prunable)
 
     def folder(self, number: int) -> Path:
-        """Where a trial lies."""
+        """Returns the folder of a trial."""
         return self._context.work / "trials" / str(number)
 
     def attempt(self, number: int, returned: tuple[str, ...]) -> Trial:
-        """Makes and judges a model, or reads what an interrupted run found of it."""
+        """Builds and evaluates a trial, or reads its result if an interrupted run has it.
+
+        Args:
+            number: Trial number.
+            returned: Operations kept in FP32.
+        """
         from toolkit.quantization import nncf
 
         record = self.folder(number) / _RECORD
@@ -73,26 +78,26 @@ class Trials:
             return Trial(**values | {"returned": tuple(values["returned"])})
         started = time.monotonic()
         self.make(number, returned)
-        if number == 0:  # it is made with or without a search: the search's time begins here
+        if number == 0:  # the search's time starts here, as this model is built without tuning too
             started = time.monotonic()
         score = self._score(nncf.load(self.folder(number) / "model", self.fresh))
-        promise = self._inputs.quantize.tuning.accuracy_criterion
+        criterion = self._inputs.quantize.tuning.accuracy_criterion
         trial = Trial(
             number=number,
             returned=returned,
             metric=score,
-            loss=promise.loss(self._reference, score),
-            met=promise.met(self._reference, score),
+            loss=criterion.loss(self._reference, score),
+            met=criterion.met(self._reference, score),
             seconds=round(time.monotonic() - started, 3),
         )
         write_atomic(record, json.dumps(trial.as_dict()))
-        where = "8 bits everywhere" if not returned else f"{len(returned)} in FP32"
-        verdict = "met" if trial.met else "missed"
+        where = "all in INT8" if not returned else f"{len(returned)} in FP32"
+        verdict = f"criterion {'met' if trial.met else 'not met'}"
         self._context.progress.message(f"trial {number}, {where}: {self.task.metrics[0]} {score:.4f}, {verdict}")
         return trial
 
     def make(self, number: int, returned: tuple[str, ...]) -> int:
-        """Writes the model of a trial, and how it was fitted; returns its number."""
+        """Writes the model of a trial and the record of its training; returns its number."""
         from toolkit.quantization import nncf
         from toolkit.quantization.operations import return_to_fp32
 
@@ -101,17 +106,17 @@ class Trials:
             return number
         if number == 0:
             model = self._quantized()
-            fitted = self._fit(model, self._context, None)
+            training = self._fit(model, self._context, None)
         else:
             model = nncf.load(self.folder(0) / "model", self.fresh)
             return_to_fp32(model, returned, self._operations(model))
-            fitted = self._retrained(model, number)
+            training = self._retrained(model, number)
         model = model.cpu()  # training may have moved it to a GPU
         nncf.widen_to_7_bits(model, self._sample(), self._inputs.quantize.quantization)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         nncf.save(model, target)
-        write_atomic(self.folder(number) / "fitted.json", json.dumps(fitted))
+        write_atomic(self.folder(number) / "fitted.json", json.dumps(training))
         return number
 
     def _quantized(self) -> Any:
@@ -121,10 +126,10 @@ class Trials:
         seed_everything(self._context.seed)
         section = self._inputs.quantize.quantization
         batches = nncf.calibration_batches(self._collate, self.task.train, section.calibration.sampling_size)
-        return nncf.quantized(self.plain.cpu(), batches, section)  # scoring it may have moved it to a GPU
+        return nncf.quantized(self.plain.cpu(), batches, section)  # scoring may have moved it to a GPU
 
     def _fit(self, model: Any, context: Context, steps: int | None) -> dict[str, Any]:
-        """Trains with the pattern locked; nothing where the approach does not train."""
+        """Trains with the pattern locked, and returns metrics and training curve; both empty without training."""
         from toolkit.sparsity.pruners import PatternLock
         from toolkit.training.datasets import task_data
         from toolkit.training.loop import fit
@@ -136,15 +141,15 @@ class Trials:
         lock = PatternLock(self.mask)
         lock.attach(self.matrices(model))
         distillation, teacher = self._inputs.quantize.distillation, self._inputs.task_teacher_artifact
-        loss, answers = task_distillation(distillation, teacher, self.task, self.tokenizer, context)
+        loss, logits = task_distillation(distillation, teacher, self.task, self.tokenizer, context)
         if steps is not None:
             train = train.model_copy(update={"steps": steps, "epoch": None})
-        data = task_data(self.task.train, self.tokenizer.pad_token_id, train, context.seed, answers)
-        fitted = fit(model, data, train, loss, context, sparsifier=lock)
-        return {"metrics": fitted.metrics(), "history": fitted.history}
+        data = task_data(self.task.train, self.tokenizer.pad_token_id, train, context.seed, logits)
+        result = fit(model, data, train, loss, context, sparsifier=lock)
+        return {"metrics": result.metrics(), "history": result.history}
 
     def _retrained(self, model: Any, number: int) -> dict[str, Any]:
-        """The first trial's training, and the trial's own budget on top of it."""
+        """Retrains a trial for the budget of `retrain_steps`; metrics and curve continue those of trial 0."""
         first: dict[str, Any] = json.loads((self.folder(0) / "fitted.json").read_text())
         steps = self._inputs.quantize.tuning.retrain_steps
         if not steps:
@@ -155,12 +160,12 @@ class Trials:
         return {"metrics": first["metrics"] | {"retrain_steps": steps}, "history": history}
 
     def ranked(self) -> list[str]:
-        """Quantized operations, the one that changes the logits most first; kept on disk."""
+        """Returns the quantized operations, most sensitive first; the measurement is cached on disk."""
         from toolkit.quantization import nncf, sensitivity
 
         record = self._context.work / "sensitivity.json"
         if not record.is_file():
-            self._context.progress.message("measuring how sensitive each operation is")
+            self._context.progress.message("measuring the quantization sensitivity of each operation")
             model = nncf.load(self.folder(0) / "model", self.fresh)
             batches = self._batches(self.task.tune, _SENSITIVITY_EXAMPLES, 32)
             measured = sensitivity.measure(self.task.kind, model, batches, self._operations(model))
@@ -193,15 +198,15 @@ class Trials:
         return {int(t.model): float(t.as_metrics()["latency_ms_median"]) for t in timed}  # type: ignore[arg-type]
 
     def summary(self, trials: tuple[Trial, ...], kept: Trial, costs: dict[int, float]) -> dict[str, Any]:
-        """The search, for the manifest and for those who open the checkpoint."""
-        promise, record = self._inputs.quantize.tuning, self._context.work / "sensitivity.json"
+        """Returns the record of the search for the manifest and the checkpoint."""
+        tuning, record = self._inputs.quantize.tuning, self._context.work / "sensitivity.json"
         return {
             "examples": len(self.task.tune.truth),
             "metric": self.task.metrics[0],
             "reference": self._reference,
-            "kind": "absolute" if promise.accuracy_criterion.relative is None else "relative",
-            "limit": promise.accuracy_criterion.limit(),
-            "objective": promise.objective,
+            "kind": "absolute" if tuning.accuracy_criterion.relative is None else "relative",
+            "limit": tuning.accuracy_criterion.limit(),
+            "objective": tuning.objective,
             "trials": [t.as_dict() for t in trials],
             "costs": {str(n): cost for n, cost in costs.items()},
             "kept": kept.number,
@@ -211,7 +216,7 @@ class Trials:
         }
 
     def dev_metrics(self, model: Any) -> dict[str, Any]:
-        """The kept model on the dev split, which nothing was chosen by."""
+        """Evaluates a model on the dev split, which takes no part in the selection."""
         from toolkit.training.evaluation import task_metrics
 
         return task_metrics(model, self.task, self.tokenizer, self._data)
@@ -227,7 +232,7 @@ class Trials:
         return self.task.tuning_score(predict(model, self.task.tune, self.tokenizer.pad_token_id))
 
     def _batches(self, examples: Any, count: int, size: int) -> list[Any]:
-        """Model inputs of the first `count` examples, those of like length together."""
+        """Returns model inputs of the first `count` examples, in batches of similar length."""
         from toolkit.data.batches import model_inputs
 
         order = sorted(range(min(count, len(examples))), key=lambda i: len(examples[i]["input_ids"]))

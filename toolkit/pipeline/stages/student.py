@@ -1,4 +1,4 @@
-"""`student`: a copy of the teacher pruned gradually while it learns from it. Made once, used by every task."""
+"""`student`: gradual pruning of a copy of the teacher, with distillation. Runs once for all tasks."""
 
 import copy
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Inputs:
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Gradual pruning with distillation and a rewound learning rate (paper, section 3)."""
+    """Prunes gradually, with distillation and learning-rate rewinding (paper, section 3)."""
     from toolkit.data.corpus import load_corpus
     from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.models.mlm_heads import mlm_head, next_sentence_head
@@ -39,8 +39,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     train = distillation.train
     section, source = inputs.corpus, inputs.teacher_artifact.path
     tokenizer = load_tokenizer(source)
-    words_taught = isinstance(train.criterion.settings, KDLossSettings) and train.criterion.settings.loss_weights[1] > 0
-    model = load_masked_lm(source, pairs=section.pairs is not None, fitted=words_taught)
+    word_loss = isinstance(train.criterion.settings, KDLossSettings) and train.criterion.settings.loss_weights[1] > 0
+    model = load_masked_lm(source, pairs=section.pairs is not None, fitted=word_loss)
     teacher = copy.deepcopy(model)
     matrices = prunable_matrices(model, inputs.model.prunable)
     with distributed.main_process_first():
@@ -52,32 +52,32 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     frozen = Teacher(teacher, device(), teacher_bf16(train))
     loss = mlm_loss(mlm_head, frozen, train.criterion, distillation.positions, next_sentence_head)
 
-    def held_out() -> dict[str, float]:
-        # Where words play no part in the loss, the word head stays as it was: its own loss would tell nothing.
+    def validate() -> dict[str, float]:
+        # A loss on hidden states does not train the vocabulary head, so its MLM loss would be meaningless.
         if isinstance(loss, HiddenStateLoss):
             return layers_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
         labels_only = MlmLoss(mlm_head, next_head=next_sentence_head)
         return mlm_metrics(model, labels_only, text.valid, tokenizer, section.mlm_probability)
 
-    before = held_out()
+    before = validate()
     data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
     for pruner in sparsifier.pruners_with_schedule:
         require_end_within(pruner.section.end_step, data.steps, "student.pruning")
-    fitted = fit(model, data, train, loss, context, sparsifier=sparsifier)
+    result = fit(model, data, train, loss, context, sparsifier=sparsifier)
     save_checkpoint(model, tokenizer, context.folder)
     sparsifier.mask.save(context.folder / MASK_FILE)
     targets = {p.section.target_sparsity for p in sparsifier.pruners_with_schedule}
     return StageResult(
         kind="sparse",
-        metrics=fitted.metrics()
-        | fitted.tokens(data)
+        metrics=result.metrics()
+        | result.tokens(data)
         | sparsity_metrics(sparsifier.mask)
         | {
             "prunable_weights": sum(module.weight.numel() for module in matrices.values()),
             "backend": pruning.backend,
         }
         | {f"{name}_before": value for name, value in before.items()}
-        | held_out()
+        | validate()
         | ({"target_sparsity": targets.pop()} if len(targets) == 1 else {}),
         checks=[
             Check(name="matrices matched", ok=bool(matrices), measured=float(len(matrices)), limit=">= 1"),
@@ -85,5 +85,5 @@ def run(inputs: Inputs, context: Context) -> StageResult:
             check_locked(sparsifier.mask, matrices),
         ],
         data={"corpus": text.summary()},
-        history=fitted.history,
+        history=result.history,
     )

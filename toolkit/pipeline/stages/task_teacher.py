@@ -1,4 +1,4 @@
-"""`task_teacher`: the dense model fitted to the task: reference of all results, teacher of the sparse model."""
+"""`task_teacher`: fine-tuning of the dense model: baseline of all results and teacher of the sparse model."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Inputs:
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Ordinary fine-tuning."""
+    """Fine-tunes the dense model on the task."""
     from toolkit.data.tasks import load_task
     from toolkit.models.load import load_task_model, load_tokenizer, save_checkpoint
     from toolkit.training.datasets import task_data
@@ -32,11 +32,11 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     task = load_task(context.task or "", inputs.task, tokenizer)
     model = load_task_model(source, task.kind, task.labels, fitted=False)
     data = task_data(task.train, tokenizer.pad_token_id, train, context.seed)
-    fitted = fit(model, data, train, TaskLoss(task.kind), context)
+    result = fit(model, data, train, TaskLoss(task.kind), context)
     save_checkpoint(model, tokenizer, context.folder)
     return StageResult(
         kind="task",
-        metrics=fitted.metrics() | task_metrics(model, task, tokenizer, data),
+        metrics=result.metrics() | task_metrics(model, task, tokenizer, data),
         data={"note": inputs.task.note},
-        history=fitted.history,
+        history=result.history,
     )

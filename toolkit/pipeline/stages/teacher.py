@@ -1,4 +1,4 @@
-"""`teacher`: the dense model fitted to the pre-training text. It teaches the student, which starts as its copy."""
+"""`teacher`: pre-training of the dense model on the corpus. The student starts as its copy and is distilled from it."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Inputs:
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Masked-language-model training of the base model; with next-sentence prediction where the corpus has pairs."""
+    """Trains the base model on masked language modelling, and on next-sentence prediction if the corpus has pairs."""
     from toolkit.data.corpus import load_corpus
     from toolkit.models.load import load_masked_lm, load_tokenizer, save_checkpoint
     from toolkit.models.mlm_heads import mlm_head, next_sentence_head
@@ -39,15 +39,15 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     loss = MlmLoss(mlm_head, next_head=next_sentence_head)
     before = mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
     data = mlm_data(text.train, tokenizer, section, "masked", train, context.seed)
-    fitted = fit(model, data, train, loss, context)
+    result = fit(model, data, train, loss, context)
     save_checkpoint(model, tokenizer, context.folder)
     after = mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
     return StageResult(
         kind="dense",
-        metrics=fitted.metrics()
-        | fitted.tokens(data)
+        metrics=result.metrics()
+        | result.tokens(data)
         | {f"{name}_before": value for name, value in before.items()}
         | after,
         data={"corpus": text.summary()},
-        history=fitted.history,
+        history=result.history,
     )

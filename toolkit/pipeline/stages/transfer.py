@@ -1,6 +1,6 @@
-"""`transfer`: the one sparse model fitted to a task, its pattern locked, taught by the dense task teacher.
+"""`transfer`: fine-tuning of the sparse model on a task, with its pattern locked and distillation.
 
-With other pruners than the lock, a dense model is pruned while it learns the task.
+With pruners other than the lock, a dense model is pruned during fine-tuning instead.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Inputs:
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Fine-tuning with pattern lock and distillation (paper, section 3.2)."""
+    """Fine-tunes with pattern lock and distillation (paper, section 3.2)."""
     from toolkit.data.tasks import load_task
     from toolkit.models.load import load_task_model, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.sparsity.assignment import require_end_within
@@ -42,27 +42,27 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     task = load_task(context.task or "", inputs.task, tokenizer)
     model = load_task_model(source, task.kind, task.labels, fitted=False)
     matrices = prunable_matrices(model, inputs.model.prunable)
-    if pruning.locks_all:  # the mask file says it, where there is one
+    if pruning.locks_all:
         lock = PatternLock(checkpoint_mask(source, matrices))
         lock.attach(matrices)
         sparsifier = PrunerGroup([lock])
     else:
         sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(task.train)))
 
-    loss, answers = task_distillation(section.distillation, inputs.task_teacher_artifact, task, tokenizer, context)
-    data = task_data(task.train, tokenizer.pad_token_id, train, context.seed, answers)
+    loss, logits = task_distillation(section.distillation, inputs.task_teacher_artifact, task, tokenizer, context)
+    data = task_data(task.train, tokenizer.pad_token_id, train, context.seed, logits)
     for pruner in sparsifier.pruners_with_schedule:
         require_end_within(pruner.section.end_step, data.steps, "transfer.pruning")
-    fitted = fit(model, data, train, loss, context, sparsifier=sparsifier)
+    result = fit(model, data, train, loss, context, sparsifier=sparsifier)
     save_checkpoint(model, tokenizer, context.folder)
     sparsifier.mask.save(context.folder / MASK_FILE)
     return StageResult(
         kind="task",
-        metrics=fitted.metrics() | task_metrics(model, task, tokenizer, data) | sparsity_metrics(sparsifier.mask),
+        metrics=result.metrics() | task_metrics(model, task, tokenizer, data) | sparsity_metrics(sparsifier.mask),
         checks=[
             *(check_target(p.section, p.mask) for p in sparsifier.pruners_with_schedule),
             check_locked(sparsifier.mask, matrices),
         ],
         data={"note": inputs.task.note},
-        history=fitted.history,
+        history=result.history,
     )

@@ -1,1 +1,1 @@
-"""Published results against measurements made here."""
+"""Scoreboard of published results and our measurements of them."""

@@ -1,4 +1,4 @@
-"""Published results against what was measured here: the rows, the records of our runs, and what they amount to."""
+"""Scoreboard: published results, records of our own runs of them, and the status of each result."""
 
 import json
 import statistics
@@ -20,27 +20,37 @@ from toolkit.reporting.scoreboard.provenance import origins, reduced
 
 Status = Literal["unverified", "reproduced", "below", "other setting"]
 
-# What may differ from a row's recipe without making it another experiment.
+# Overrides that do not make a run another experiment than the recipe's.
 _HARMLESS = ("seed", "threads", "name")
 
 
 class Source(Section):
-    """Where a claim stands."""
+    """Source of a published result.
+
+    Attributes:
+        text: Citation.
+        url: Address.
+        seen: Whether the result was read at the source itself.
+    """
 
     text: str
     url: str
-    seen: Literal["yes", "second-hand"] = Field(description="read at the source, or in somebody's copy")
+    seen: Literal["yes", "second-hand"] = Field(description="yes: read at the source; second-hand: read in a copy")
 
 
 class PublishedResult(Section):
     """A published result: one model, sparsity, precision and task.
 
     Attributes:
-        sparsity: 0: a dense model.
-        blocks: Shape of the blocks that are pruned as one; None: single weights.
-        recipe: The shipped recipe that makes it, without `.yaml`; with pre-training.
-        published: The shipped recipe that starts from the published sparse model.
-        claimed: Metric -> percent.
+        model: Name of the model.
+        sparsity: Fraction of zeros; 0: a dense model.
+        blocks: Shape of the blocks that are pruned together; None: single weights.
+        precision: Precision of the model.
+        task: Name of the task.
+        source: Key of the source.
+        recipe: Name of the shipped recipe that reproduces it including pre-training.
+        published: Name of the shipped recipe that starts from the published sparse model.
+        claimed: Metric -> published score in percent.
     """
 
     model: str
@@ -55,15 +65,17 @@ class PublishedResult(Section):
 
     @property
     def variant(self) -> VariantName:
-        """The IR that it is measured on."""
+        """Name of the variant that it is measured on."""
         return f"{'sparse' if self.sparsity else 'dense'}-{self.precision}"  # type: ignore[return-value]
 
 
 class Scoreboard(Section):
-    """All rows.
+    """Contents of the scoreboard file.
 
     Attributes:
-        tolerance: Points below a claim that still count as reproduced.
+        tolerance: Points that a measurement may be below the published score and still count as reproduced.
+        sources: Sources by key.
+        rows: Published results by name.
     """
 
     tolerance: Number
@@ -72,18 +84,23 @@ class Scoreboard(Section):
 
 
 class Measurement(Section):
-    """One run of a row's recipe.
+    """Record of one run of a published result's recipe.
 
     Attributes:
-        start: `pre-training`, or `published` for the published sparse model.
-        overrides: What was changed of the recipe, by whoever ran it.
-        note: What the task says beside its results, e.g. that its data are reduced.
-        values: Metric -> percent, of the exported IR on the whole dev split.
-        n: Metric -> examples.
-        commit: Of the code that measured it.
-        stages: Stage -> commit of the code that made it.
-        origins: Key of the recipe -> where that model, checkpoint or file came from. Older records have none.
-        differs: What of these, and of the dev split's size, is not the experiment that the recipe names, in words.
+        row: Name of the published result.
+        start: `pre-training`, or `published` if the run started from the published sparse model.
+        overrides: Overrides of the recipe.
+        note: The task's note on its results, e.g. that its data are reduced.
+        values: Metric -> score in percent of the exported IR on the complete dev split.
+        n: Metric -> number of examples.
+        seed: Seed of the run.
+        machine: Machine of the benchmark.
+        versions: Library versions of the benchmark.
+        commit: Commit of the code that ran the benchmark.
+        stages: Stage -> commit of the code that ran it.
+        origins: Recipe key -> origin of that model, checkpoint or file. Absent from older records.
+        differs: Deviations of models, data or dev split size from those that the recipe names, as text.
+        started: Start of the benchmark, ISO 8601, UTC.
     """
 
     row: str
@@ -103,39 +120,44 @@ class Measurement(Section):
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """The overrides that make it another experiment."""
+        """Overrides that make it another experiment."""
         return tuple(sorted(o for o in self.overrides if o.partition("=")[0].strip() not in _HARMLESS))
 
     @property
     def dirty(self) -> bool:
-        """Whether files, and so maybe the recipe, differed from a known commit: nobody could run it again."""
+        """Whether the code, and so possibly the recipe, differs from a known commit: the run cannot be repeated."""
         return any(not commit or commit.endswith("-dirty") for commit in (self.commit, *self.stages.values()))
 
     @property
     def other_inputs(self) -> tuple[str, ...]:
-        """What its models and data were in place of those that the recipe names; nobody knows it of an older record."""
+        """Deviations of models and data from those that the recipe names; unknown for older records."""
         return self.differs if self.origins else ("models and data of unknown origin",)
 
     @property
     def as_published(self) -> bool:
-        """Whether it is the row's experiment: its budget, its data, nothing reduced."""
+        """Whether it is the published experiment: same budget, same data, nothing reduced."""
         return not (self.note or self.changes or self.dirty or self.other_inputs)
 
     @property
     def setting(self) -> str:
-        """What it shares with the runs that differ from it by the seed alone, in words."""
+        """Text that is equal for runs that differ in the seed only."""
         uncommitted = "uncommitted changes" if self.dirty else ""
         return "; ".join(filter(None, (self.start, self.note, " ".join(self.changes), uncommitted, *self.other_inputs)))
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A row and what was measured of it.
+    """A published result with its measurements.
 
     Attributes:
-        measured: Metric -> mean over seeds, percent; of the runs as published, else of those in another setting.
-        spread: Metric -> standard deviation over seeds, points; nothing for a single one.
-        note: The setting of these runs.
+        name: Name of the published result.
+        row: The published result.
+        status: Outcome of the comparison.
+        measured: Metric -> mean over seeds in percent: of the runs as published, else of runs in another setting.
+        spread: Metric -> standard deviation over seeds in points; empty for a single seed.
+        n: Metric -> number of examples.
+        seeds: Seeds of these runs.
+        note: Setting of these runs.
     """
 
     name: str
@@ -149,10 +171,10 @@ class Standing:
 
 
 def load_scoreboard(path: Path) -> Scoreboard:
-    """Reads the rows.
+    """Reads a scoreboard file.
 
     Raises:
-        UserError: The file is not there, or not a scoreboard.
+        UserError: The file is missing or invalid.
     """
     if not path.is_file():
         raise UserError("no scoreboard here", where=str(path), instead="--file benchmarks/scoreboard.yaml")
@@ -171,9 +193,9 @@ def load_scoreboard(path: Path) -> Scoreboard:
 
 
 def needed_recipe(recipe: Recipe, row: PublishedResult) -> Recipe:
-    """The recipe without what the row does not need: other variants, and for FP32 the stages behind its model.
+    """Returns the recipe reduced to what a result needs: its variant and, for FP32, no later training stages.
 
-    An INT8 model that fails its checks must not keep an FP32 one from being recorded.
+    Otherwise an INT8 model that fails its checks would prevent an FP32 result from being recorded.
     """
     if recipe.export is None:
         return recipe
@@ -194,19 +216,19 @@ def measurement_of(
     overrides: Sequence[str],
     published: bool,
 ) -> Measurement:
-    """The record of a run of a row's recipe.
+    """Returns the record of a run of a published result's recipe.
 
     Args:
-        name: Of the row.
-        row: The claim.
-        manifests: Of the run.
-        recipe: As it was run.
-        written: With the names of models and data as its file has them.
-        overrides: What was changed of it.
-        published: Whether it starts from the published sparse model.
+        name: Name of the published result.
+        row: The published result.
+        manifests: Manifests of the run.
+        recipe: The recipe as it was run, with resolved references.
+        written: The recipe with references as its file has them.
+        overrides: Overrides of the recipe.
+        published: Whether the run started from the published sparse model.
 
     Raises:
-        UserError: The run did not measure the row's variant or metrics.
+        UserError: The run did not measure the result's variant or metrics.
     """
     benchmark = next((m for m in manifests if m.stage == "benchmark" and m.task == row.task), None)
     found = benchmark.metrics["variants"].get(row.variant) if benchmark else None
@@ -214,7 +236,7 @@ def measurement_of(
         raise UserError(
             f"the run did not measure {', '.join(row.claimed)} of {row.variant}",
             where=name,
-            instead="a recipe that exports and benchmarks it",
+            instead="use a recipe that exports and benchmarks it",
         )
     counts = {metric: benchmark.metrics["counts"][metric] for metric in row.claimed}
     found_at = origins(recipe, written, row.task, ResolvedInputs())
@@ -238,7 +260,7 @@ def measurement_of(
 
 
 def save_measurement(measurement: Measurement, folder: Path) -> Path:
-    """Writes a measurement beside the others of its row; the same seed, setting and commit again take its place."""
+    """Writes a record to its result's folder and returns the path; equal seed, setting and commit overwrite it."""
     other = "" if measurement.as_published else "-" + json_hash(measurement.setting)[:8]
     name = f"{measurement.start}-seed{measurement.seed}-{measurement.commit or 'unknown'}{other}.json"
     path = folder / measurement.row / name
@@ -248,24 +270,24 @@ def save_measurement(measurement: Measurement, folder: Path) -> Path:
 
 
 def load_measurements(folder: Path) -> list[Measurement]:
-    """All records, in the order of their files.
+    """Reads all records, ordered by path.
 
     Raises:
-        UserError: One is damaged.
+        UserError: A record is damaged.
     """
     found = []
     for path in sorted(folder.glob("*/*.json")):
         try:
             found.append(Measurement.model_validate_json(path.read_text()))
-        except ValueError:  # of another shape, no JSON, or no UTF-8
+        except ValueError:  # wrong fields, invalid JSON or invalid UTF-8
             raise UserError(
-                "not a record of a measurement", where=str(path), instead="reproduce the row again"
+                "not a record of a measurement", where=str(path), instead="delete it and run `pruneofa reproduce` again"
             ) from None
     return found
 
 
 def assess(board: Scoreboard, found: Sequence[Measurement]) -> list[Standing]:
-    """Every row with its status; records that lack a metric which the row claims, as older ones may, do not count."""
+    """Compares every result with its records, except (older) ones that lack a published metric."""
     by_row: dict[str, list[Measurement]] = {}
     for measurement in found:
         row = board.rows.get(measurement.row)
@@ -294,10 +316,10 @@ def _standing(name: str, row: PublishedResult, runs: list[Measurement], toleranc
 
 
 def _counted(runs: Sequence[Measurement]) -> list[Measurement]:
-    """The runs behind a row's figures, all of one setting, the last one of each seed.
+    """Selects the runs to average: those of one setting, the last one per seed.
 
-    The row's own experiment goes first, with its pre-training before the published model; else it is the setting that
-    was run last.
+    The published experiment takes precedence, with pre-training before the published model; without it, the most recent
+    setting is taken.
     """
     own = [m for m in runs if m.as_published]
     first = min(own, key=lambda m: m.start != "pre-training") if own else max(runs, key=lambda m: m.started)

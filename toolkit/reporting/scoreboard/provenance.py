@@ -1,6 +1,7 @@
-"""Where the models and data behind a measurement came from, and what of them its recipe does not mean. Loads no torch.
+"""Origins of a measurement's models and data, and their deviations from those that its recipe names. Loads no torch.
 
-A folder that lies under the name of a model or data set stands in for it, which is handy, and no longer what was named.
+A local folder with the name of a hub model or data set is used in its place; the measurement then has other inputs than
+the recipe names.
 """
 
 from dataclasses import dataclass
@@ -15,16 +16,16 @@ from toolkit.models.sources import is_hub_model, local_model
 from toolkit.recipe import Recipe, Task
 from toolkit.recipe.references import HUB_PREFIX, LOCAL_PREFIXES, is_hub
 
-_EMPTY = 0.001  # share of a public split that `drop_empty` may leave out: all that is empty there, and no sample of it
+_EMPTY = 0.001  # fraction of a public split that `drop_empty` may remove: enough for its empty rows, not for sampling
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Of one model or file.
+    """Origin of a model or data file.
 
     Attributes:
-        text: A hub id with its revision, or what is local with its hash. No path: it would tell of somebody's machine.
-        stands_in: What a local folder was taken for, with the folder's hash; empty: it is what the recipe names.
+        text: Hub id with revision, or `local` with the content hash; no path, which would reveal details of a machine.
+        stands_in: Hub reference that a local folder replaces, with the folder's hash; empty: as the recipe names it.
     """
 
     text: str
@@ -32,12 +33,12 @@ class Origin:
 
 
 def origins(used: Recipe, written: Recipe, task: str, inputs: ResolvedInputs) -> dict[str, Origin]:
-    """Key of the recipe -> where that came from, of all that one task depends on.
+    """Returns the origins of all models and files that a task depends on, by recipe key.
 
     Args:
-        used: The recipe as it was run.
-        written: The same, with the names as the recipe's file has them (`recipe.load.parse_recipe`).
-        task: Which one.
+        used: The recipe as it was run, with resolved references.
+        written: The recipe with references as its file has them (`recipe.load.parse_recipe`).
+        task: Name of the task.
         inputs: Models and data files.
     """
     models, data = _models(written, task), _data(written, task)
@@ -47,11 +48,11 @@ def origins(used: Recipe, written: Recipe, task: str, inputs: ResolvedInputs) ->
 
 
 def reduced(section: Task, counts: dict[str, int]) -> tuple[str, ...]:
-    """What was measured on fewer, or more, examples than the public split that a task names has, in words.
+    """Returns the deviations in size from the public dev splits that a task names, as text.
 
     Args:
-        section: As written.
-        counts: Metric -> examples; those of a further split are named `accuracy (mismatched)`.
+        section: The task's section of the recipe, with references as its file has them.
+        counts: Metric -> number of examples; metrics of a further split are named like `accuracy (mismatched)`.
     """
     found = []
     for metric, n in counts.items():
@@ -79,7 +80,7 @@ def _data(recipe: Recipe, task: str) -> dict[str, str]:
 def _of_model(used: str, written: str, inputs: ResolvedInputs) -> Origin:
     folder = local_model(used)
     if folder is None:
-        snapshot = inputs.model(used).folder  # a folder that is called by its commit
+        snapshot = inputs.model(used).folder  # the folder's name is the commit
         return Origin(f"{used.partition('@')[0]}@{snapshot.name}" if snapshot else used)
     return _local(folder, written if is_hub_model(written) else "")
 
@@ -91,10 +92,10 @@ def _of_data(used: str, written: str, inputs: ResolvedInputs) -> Origin:
     split = hub_split(used)
     if folder := split.folder:
         return _local(folder, "" if meant.startswith(LOCAL_PREFIXES) else hub_split(written).dataset)
-    file = inputs.file(used)  # of a stream there is none, and no hash
+    file = inputs.file(used)  # None for a stream, which has no hash
     return Origin(f"{split.name}, sha256:{file_hash(file)}" if file else split.name)
 
 
-def _local(path: Path, taken_for: str) -> Origin:
+def _local(path: Path, replaced: str) -> Origin:
     digest = content_hash(path)
-    return Origin(f"local, sha256:{digest}", f"{taken_for} from a local folder ({digest[:8]})" if taken_for else "")
+    return Origin(f"local, sha256:{digest}", f"{replaced} from a local folder ({digest[:8]})" if replaced else "")

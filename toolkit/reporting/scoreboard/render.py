@@ -1,4 +1,4 @@
-"""The scoreboard as a table in the terminal, in Markdown and as a page."""
+"""Renderings of the scoreboard: terminal table, Markdown and HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ _HEAD = ("row", "claimed", "measured", "n", "seeds", "status")
 
 
 def scoreboard_table(standings: Sequence[Standing]) -> "Table":
-    """For the terminal."""
+    """Returns the scoreboard as a table for the terminal."""
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(box=SIMPLE, padding=0, title="published against measured, percent")
+    table = Table(box=SIMPLE, padding=0, title="published and measured results, percent")
     for column in _HEAD:
         table.add_column(column, no_wrap=column == "row")
     for s in standings:
@@ -27,21 +27,21 @@ def scoreboard_table(standings: Sequence[Standing]) -> "Table":
 
 
 def scoreboard_markdown(board: Scoreboard, standings: Sequence[Standing]) -> str:
-    """For the repository."""
+    """Returns the scoreboard as a Markdown table."""
     head = ("model", "sparsity", "precision", "task", *_HEAD[1:], "source")
     lines = [" | ".join(head), "|".join(["---"] * len(head))]
     for s in standings:
         source = board.sources[s.row.source]
         mark = "" if source.seen == "yes" else ", second-hand"
-        share = f"{100 * s.row.sparsity:.0f} %" if s.row.sparsity else "dense"
-        sparsity = f"{share}, {s.row.blocks}" if s.row.blocks else share
+        zeros = f"{100 * s.row.sparsity:.0f} %" if s.row.sparsity else "dense"
+        sparsity = f"{zeros}, {s.row.blocks}" if s.row.blocks else zeros
         start = (s.row.model, sparsity, s.row.precision, s.row.task)
         lines.append(" | ".join((*start, *_cells(s)[1:], f"[{s.row.source}]({source.url}){mark}")))
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
 def write_scoreboard_page(board: Scoreboard, standings: Sequence[Standing], path: Path) -> None:
-    """Writes one page that opens offline."""
+    """Writes the scoreboard as an HTML page that opens offline."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -56,7 +56,7 @@ def write_scoreboard_page(board: Scoreboard, standings: Sequence[Standing], path
 
 
 def _cells(s: Standing) -> tuple[str, ...]:
-    """Row, claimed, measured, n, seeds, status; one value for each metric, in the order of the claims."""
+    """Returns the cells under `_HEAD`, with one value per published metric, in its order."""
     metrics = list(s.row.claimed)
 
     def each(values: dict[str, str]) -> str:

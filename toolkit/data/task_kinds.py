@@ -16,7 +16,7 @@ from typing_extensions import Self
 from toolkit.data import metrics
 from toolkit.data.labels import class_number, number_of
 from toolkit.data.question_answering import Windows
-from toolkit.recipe import Kind, Task
+from toolkit.recipe import KINDS, Kind, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,7 +33,6 @@ class Examples:
         inputs: Name of a model input -> one list of ids per example.
         labels: Label of each example, [n].
         kind: The task's kind.
-        per_token: The logits of one example are [C, length], not [C].
         texts_repeat: Several rows may have the same text.
         examples_per_row: Average number of examples per row, for estimates without reading the data.
         metrics: Name of a metric -> (truth [n], predictions [n]) -> score.
@@ -43,7 +42,6 @@ class Examples:
     inputs: dict[str, list[list[int]]]
     labels: np.ndarray
     kind: ClassVar[Kind]
-    per_token: ClassVar[bool] = False
     texts_repeat: ClassVar[bool] = False
     examples_per_row: ClassVar[float] = 1.0
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]]
@@ -53,6 +51,11 @@ class Examples:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**{name: ids[index] for name, ids in self.inputs.items()}, "labels": self.labels[index].item()}
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the logits of one example are [C, length], not [C]."""
+        return KINDS[self.kind].per_token
 
     @property
     def lengths(self) -> np.ndarray:
