@@ -160,7 +160,7 @@ LIGHT = [
     *("core", "recipe", "recipe/inc", "reporting", "reporting/scoreboard", "cli", "ir/kernels", "pipeline"),
     *(f"models/{name}.py" for name in ("architectures", "published", "sources", "checkpoint")),
     *(f"data/{name}.py" for name in ("files", "hub", "published", "tables", "task_rows", "question_answering")),
-    *(f"data/{name}.py" for name in ("metrics", "masking", "segment_pairs", "labels", "examples", "resolved_inputs")),
+    *(f"data/{name}.py" for name in ("metrics", "masking", "segment_pairs", "labels", "task_kinds", "resolved_inputs")),
     *(f"sparsity/{name}.py" for name in ("assignment", "schedule")),
     *(f"training/{name}.py" for name in ("lr_schedule", "distributed")),
 ]
@@ -178,7 +178,7 @@ def test_checking_a_recipe_with_all_rows_of_its_tasks_loads_no_heavy_library(tin
     values = {"name": "r", "model": {"source": str(tiny_bert)}, "tasks": {"toy": task}}
     code = (
         "from toolkit.pipeline.preflight import check_recipe\nfrom toolkit.recipe import Recipe\n"
-        f"assert '480 rows' in dict(check_recipe(Recipe.model_validate({values!r})))['task toy']"
+        f"assert '480 training rows' in dict(check_recipe(Recipe.model_validate({values!r})))['task toy']"
     )
     assert not loaded_after(code) & HEAVY
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SPLITS = ("train", "valid")
-_VALID_EVERY = 20  # every 20th document belongs to the validation split
-_LONGEST_DOCUMENT = 100  # paragraphs; a file without blank lines is split into documents of this length
+VALID_EVERY = 20  # every 20th document belongs to the validation split
+LONGEST_DOCUMENT = 100  # paragraphs; a file without blank lines is split into documents of this length
 _BATCH = 512  # paragraphs per tokenizer call
 _MOSTLY_UNKNOWN = 0.9  # fraction of [UNK]; a text with more of them is in a script that the vocabulary lacks
 _LOG_EVERY = 20_000_000  # tokens
@@ -148,7 +148,7 @@ def _write(
 ) -> None:
     """Reads, tokenises and writes both splits."""
     kind = _SentenceWriter if section.pairs else _SequenceWriter
-    limits = (section.limit, section.limit and max(1, section.limit // _VALID_EVERY))
+    limits = (section.limit, section.limit and max(1, section.limit // VALID_EVERY))
     with (
         kind(folder / "train", section, tokenizer, dtype, limits[0]) as train,
         kind(folder / "valid", section, tokenizer, dtype, limits[1]) as valid,
@@ -159,7 +159,7 @@ def _write(
             # The Rust tokenizer without its wrapper: no offsets, no padding, a third of the time.
             encoded = tokenizer.backend_tokenizer.encode_batch_fast([t for _, t in pieces], add_special_tokens=False)
             for (document, _), encoding in zip(pieces, encoded, strict=True):
-                writer = valid if document % _VALID_EVERY == 0 else train
+                writer = valid if document % VALID_EVERY == 0 else train
                 writer.add(encoding.ids, document)
             if train.tokens - logged >= _LOG_EVERY:
                 logged = train.tokens
@@ -204,7 +204,7 @@ def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[
             continue
         count = 0
         for text in paragraphs(fetch_file(file)):
-            if count and (not text or count == _LONGEST_DOCUMENT):
+            if count and (not text or count == LONGEST_DOCUMENT):
                 document, count = document + 1, 0
             if text:
                 yield document, text

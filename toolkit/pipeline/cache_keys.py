@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-from toolkit.core.files import file_hash
+from toolkit.core.files import file_hash, json_hash
 from toolkit.data.hub import hub_split
 from toolkit.data.resolved_inputs import ResolvedInputs
-from toolkit.recipe import OWN_STAGES, Recipe
+from toolkit.ir import kernels
+from toolkit.recipe import OWN_STAGES, VARIANTS, Recipe
 from toolkit.recipe.references import corpus_files, is_hub
 from toolkit.recipe.task import TEXT_FIELDS
 
@@ -60,3 +61,37 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
         roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}
     return hashes, roles
+
+
+def accepted_keys(
+    stage: str, seed: int, sections: dict[str, Any], data: dict[str, Any], inputs: dict[str, str]
+) -> list[str]:
+    """Returns the cache keys under which a finished stage is taken as it is; this machine makes the last one.
+
+    Args:
+        stage: Name of the stage.
+        seed: The recipe's seed.
+        sections: The recipe sections that the stage reads, from `sections_of`.
+        data: Content hashes of its data by role, from `data_hashes`.
+        inputs: Input name -> key of the step that makes it, or content hash of a ready checkpoint.
+    """
+    made_from = {
+        "stage": stage,
+        "seed": seed,
+        "config": {name: section_values(name, value) for name, value in sections.items()},
+        "data": data,
+        "inputs": inputs,
+    }
+    return [json_hash(made_from | kernel) for kernel in _kernels(stage, sections)]
+
+
+def _kernels(stage: str, sections: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the accepted kernel versions of an export as parts of a key; this machine exports with the last one.
+
+    A machine without a compiler accepts an export that another machine made with the kernels; a machine with one
+    reruns an export that lacks the variants for the sparse engine.
+    """
+    if stage != "export" or not any(VARIANTS[name].engine for name in sections["export"].variants):
+        return [{}]
+    with_it = {"kernel": kernels.FORMAT_VERSION}
+    return [with_it] if kernels.available() else [with_it, {"kernel": None}]

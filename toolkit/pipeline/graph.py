@@ -17,11 +17,10 @@ from typing import Any
 
 from toolkit.core.artifacts import Artifact, Kind, Manifest, read_manifest
 from toolkit.core.errors import UserError
-from toolkit.core.files import content_hash, json_hash
+from toolkit.core.files import content_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
-from toolkit.ir import kernels
-from toolkit.pipeline.cache_keys import data_hashes, section_values, sections_of
-from toolkit.recipe import VARIANTS, Recipe
+from toolkit.pipeline.cache_keys import accepted_keys, data_hashes, sections_of
+from toolkit.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -165,16 +164,10 @@ def _step(
         raise _missing_input(recipe, stage, task, stage.optional[0])
     sections = sections_of(recipe, stage.sections, task)
     data, roles = data_hashes(sections, resolved)
-    made_from = {
-        "stage": stage.name,
-        "seed": recipe.seed,
-        "config": {name: section_values(name, value) for name, value in sections.items()},
-        "data": roles,
-        "inputs": {n: i.key if isinstance(i, Step) else i.sha256 for n, i in inputs.items()},
-    }
     folder = (run_folder / "tasks" / task if task else run_folder) / stage.name
     manifest = read_manifest(folder)
-    keys = [json_hash(made_from | kernel) for kernel in _kernels(stage, sections)]
+    identities = {name: i.key if isinstance(i, Step) else i.sha256 for name, i in inputs.items()}
+    keys = accepted_keys(stage.name, recipe.seed, sections, roles, identities)
     key = next((k for k in keys if manifest is not None and manifest.key == k), keys[-1])
     finished = {i.label: i.manifest for i in inputs.values() if isinstance(i, Step) and i.manifest is not None}
     same = manifest is not None and manifest.key == key and inputs_unchanged(manifest, inputs, finished)
@@ -200,18 +193,6 @@ def inputs_unchanged(manifest: Manifest, inputs: "dict[str, Step | Artifact]", f
     """
     steps = ((name, finished[i.label]) for name, i in inputs.items() if isinstance(i, Step) and i.label in finished)
     return all(manifest.inputs.get(name) == source.artifact.sha256 for name, source in steps)
-
-
-def _kernels(stage: Stage, sections: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the accepted kernel versions of an export as parts of a key; this machine exports with the last one.
-
-    A machine without a compiler accepts an export that another machine made with the kernels; a machine with one
-    reruns an export that lacks the variants for the sparse engine.
-    """
-    if stage.name != "export" or not any(VARIANTS[name].engine for name in sections["export"].variants):
-        return [{}]
-    with_it = {"kernel": kernels.FORMAT_VERSION}
-    return [with_it] if kernels.available() else [with_it, {"kernel": None}]
 
 
 def select(steps: list[Step], *, only: str | None = None, start: str | None = None) -> list[Step]:

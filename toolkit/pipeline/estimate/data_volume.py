@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.data.corpus import LONGEST_DOCUMENT, VALID_EVERY
 from toolkit.data.files import cached_file, fetch_file, raw_lines
 from toolkit.data.published import published_rows
 from toolkit.data.tables import read_rows, text
@@ -21,9 +22,7 @@ _SAMPLE = 512  # tokenised texts
 _DOCUMENTS = 128  # tokenised documents, of many texts each
 _WORD = re.compile(r"\w+|[^\w\s]")
 _TOKENS_PER_WORD = 1.2  # per English word or punctuation mark, if the tokenizer is not available
-# Same values as in data/corpus.py: training fraction of a corpus, and maximum number of paragraphs per document.
-_TRAIN_FRACTION = 19 / 20
-_LONGEST_DOCUMENT = 100
+_TRAIN_FRACTION = 1 - 1 / VALID_EVERY  # of a corpus; the rest is for validation
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[
     for name in section.tasks:
         for row in _rows(corpus_tasks[name].train, corpus_tasks[name]) or ():
             yield from ([text] for text in row)
-    longest = _LONGEST_DOCUMENT if section.pairs else 1
+    longest = LONGEST_DOCUMENT if section.pairs else 1
     for spec in section.files:
         document: list[str] = []
         for line in raw_lines(fetch_file(spec)):
