@@ -84,7 +84,7 @@ def peak(settings: tuple[Any, ...], name: str) -> float:
 
     from toolkit.recipe import Pruning
     from toolkit.sparsity.factory import make_sparsifier
-    from toolkit.training import evaluation  # noqa: F401
+    from toolkit.training import evaluation, loop  # noqa: F401
 
     bench = Bench(*settings, keep=not name.startswith("plain") or name == KEPT)
     for backend in ("inc", "nncf"):  # libraries are no part of a step

@@ -20,7 +20,7 @@ from toolkit.ir import kernels
 from toolkit.pipeline.graph import plan
 from toolkit.recipe import Recipe
 from toolkit.recipe.inc import IncFlags, explain, read_inc
-from toolkit.recipe.load import load_recipe, parse_recipe, schema_json
+from toolkit.recipe.load import load_recipe, parse_recipe, schema_json, validated
 
 GOLDEN = Path(__file__).parent / "golden"
 INC = sorted((paths.RECIPES / "inc").glob("*.yaml"))
@@ -54,7 +54,8 @@ def inc_plan(path: Path) -> dict[str, Any]:
         task="sst2",
     )
     plan = read_inc([path], flags)
-    recipe = parse_recipe(explain(plan), path.name)
+    recipe = validated(plan.document(path.name), path.name)
+    assert parse_recipe(explain(plan), path.name) == recipe, "what is printed is another recipe than what runs"
     return {"recipe": plan.recipe, "run_folder": plan.run_folder, "keys": keys_of(recipe)}
 
 

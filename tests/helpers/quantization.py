@@ -58,7 +58,7 @@ class Case:
 
     def export(self, model, folder):
         export_ir(model, self.tokenizer, folder, model_inputs(self.collate([self.task.dev[0], self.task.dev[1]])))
-        return predict_ir(folder, self.task.dev, self.tokenizer.pad_token_id)
+        return predict_ir(folder, self.task.dev, self.tokenizer.pad_token_id, per_token=False)
 
     def plain(self):
         return load_classifier(self.folder, self.task.labels)

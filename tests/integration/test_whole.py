@@ -11,6 +11,7 @@ import pytest
 
 from toolkit.core.artifacts import Artifact, Context, NullProgress
 from toolkit.core.errors import UserError
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.measure import size
 from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer, save_checkpoint
 from toolkit.pipeline import graph
@@ -122,16 +123,16 @@ def test_a_second_run_does_nothing(finished):
 def test_a_change_invalidates_only_what_depends_on_it(finished):
     recipe, folder, _ = finished
     longer = recipe.model_copy(update={"export": recipe.export.model_copy(update={"tolerance": 0.04})})
-    todo = [s.stage.name for s in graph.plan(longer, folder) if s.manifest is None]
+    todo = [s.stage.name for s in graph.plan(longer, folder, ResolvedInputs()) if s.manifest is None]
     assert todo == ["export", "benchmark"]
     other_seed = recipe.model_copy(update={"seed": 7})
-    assert all(s.manifest is None for s in graph.plan(other_seed, folder))
+    assert all(s.manifest is None for s in graph.plan(other_seed, folder, ResolvedInputs()))
 
 
 def test_a_second_task_reuses_the_student(finished):
     recipe, folder, _ = finished
     two = recipe.model_copy(update={"tasks": recipe.tasks | {"again": recipe.tasks["toy"]}})
-    todo = {s.label for s in graph.plan(two, folder) if s.manifest is None}
+    todo = {s.label for s in graph.plan(two, folder, ResolvedInputs()) if s.manifest is None}
     assert todo == {f"again/{stage.name}" for stage in graph.STAGES if stage.per_task}
 
 
@@ -147,11 +148,13 @@ def test_what_was_made_of_an_input_that_came_out_otherwise_is_made_anew(
     def made(**options) -> dict:
         return by_stage(Run(recipe, tmp_path / "tiny", lambda step: nullcontext(NullProgress()))(**options))
 
-    monkeypatch.setattr(precision, "_wins", lambda: False)
+    monkeypatch.setattr(precision, "_bf16_is_faster", lambda: False)
     first = made()
-    monkeypatch.setattr(precision, "_wins", lambda: True)
+    monkeypatch.setattr(precision, "_bf16_is_faster", lambda: True)
     made(only="teacher")
-    cached = {step.stage.name: step.manifest is not None for step in graph.plan(recipe, tmp_path / "tiny")}
+    cached = {
+        step.stage.name: step.manifest is not None for step in graph.plan(recipe, tmp_path / "tiny", ResolvedInputs())
+    }
     assert cached == {"teacher": True, "task_teacher": False}
     second = made()
     assert second["teacher"].key == first["teacher"].key
@@ -160,7 +163,7 @@ def test_what_was_made_of_an_input_that_came_out_otherwise_is_made_anew(
     assert made() == second
 
     shutil.rmtree(tmp_path / "tiny/teacher")  # now it is gone when the run begins, and comes out as it was at first
-    monkeypatch.setattr(precision, "_wins", lambda: False)
+    monkeypatch.setattr(precision, "_bf16_is_faster", lambda: False)
     third = made()
     assert third["task_teacher"].inputs == {"teacher": first["teacher"].artifact.sha256}
 
@@ -343,7 +346,7 @@ def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp
     from toolkit.cli.progress import stage_progress
 
     recipe, folder, _ = finished
-    step = graph.plan(recipe, folder)[0]
+    step = graph.plan(recipe, folder, ResolvedInputs())[0]
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(UserError, match="not installed"), stage_progress(step, Console(quiet=True), tmp_path):
             pass

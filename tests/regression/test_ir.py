@@ -36,7 +36,7 @@ def sparse(tiny_bert, tiny_task_files):
 def exported(model, tokenizer, task, folder):
     sample = model_inputs(pad([task.dev[0], task.dev[1]], tokenizer.pad_token_id))
     export_ir(model, tokenizer, folder, sample)
-    return predict_ir(folder, task.dev, tokenizer.pad_token_id)
+    return predict_ir(folder, task.dev, tokenizer.pad_token_id, per_token=False)
 
 
 def quantized(sparse, **changes):

@@ -48,7 +48,7 @@ def bench_table(folders: list[Path], section: "Performance", texts: Path | None)
         texts: File whose lines are the inputs; None: built-in sentences.
 
     Raises:
-        UserError: A folder contains no IR, two folders have the same name, or benchmark_app fails.
+        UserError: A folder contains no IR, or benchmark_app fails.
     """
     from rich.console import Group
     from rich.text import Text

@@ -56,7 +56,7 @@ def with_inc_flags(command: Callable[..., None]) -> Callable[..., None]:
     def with_flags(**values: Any) -> None:
         from toolkit.recipe.inc import IncFlags
 
-        given: dict[str, Any] = {name: value for name in OPTIONS if (value := values.pop(name)) not in (None, [])}
+        given: dict[str, Any] = {name: value for name in OPTIONS if (value := values.pop(name, None)) not in (None, [])}
         given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
         command(**values, flags=IncFlags(**given))
 

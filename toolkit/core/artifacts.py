@@ -108,7 +108,7 @@ class Context:
         cache: Folder shared by all stages of a run and kept after it. Entries are named by their content and
             recomputed when missing.
         seed: Seed of all randomness in the stage.
-        task: Name of the task; None for `teacher`, `student` and `report`.
+        task: Name of the task; None for `teacher` and `student`.
         progress: Progress display of the stage.
     """
 

@@ -1,4 +1,4 @@
-"""Provenance of a measurement: machine, library versions and commit."""
+"""Facts about this machine and installation: CPU, memory, library versions and commit."""
 
 import os
 import platform
@@ -38,6 +38,18 @@ def isa() -> set[str]:
 def cores() -> int:
     """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> tuple[int, int]:
+    """Returns total and free bytes of the memory that training uses: the GPU's if there is one, else the host's."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return total, free
+    found = psutil.virtual_memory()
+    return int(found.total), int(found.available)
 
 
 def describe() -> dict[str, Any]:
@@ -84,15 +96,3 @@ def _git(folder: Path, *arguments: str) -> str:
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.is_file() else []
-
-
-def memory() -> tuple[int, int]:
-    """Returns total and free bytes of the memory that training uses: the GPU's if there is one, else the host's."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return total, free
-    found = psutil.virtual_memory()
-    return int(found.total), int(found.available)

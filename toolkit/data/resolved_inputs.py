@@ -1,4 +1,4 @@
-"""Lookup of the models and data files of a recipe, once each per command. Loads no torch."""
+"""Lookup of the models and data files of a recipe; one `ResolvedInputs` looks each of them up once. Loads no torch."""
 
 import json
 from dataclasses import dataclass, field

@@ -160,7 +160,7 @@ def score(
             classes (as in GLUE), else the mean over the classes that occur.
     """
     assert len(truth) == len(predicted) > 0
-    measures = EXAMPLES[kind].metrics | ({"f1": metrics.mean_f1} if classes > 2 else {})
+    measures = EXAMPLES[kind].metrics | ({"f1": metrics.mean_f1} if KINDS[kind].has_classes and classes > 2 else {})
     return {name: float(measures[name](truth, predicted)) for name in names}
 
 

@@ -37,7 +37,8 @@ def predict_ir(
     pad_id: int,
     batch_size: int = 32,
     properties: Mapping[str, str] | None = None,
-    per_token: bool = False,
+    *,
+    per_token: bool,
 ) -> "Sequence[np.ndarray]":
     """Returns the logits of ALL examples, in their order: [n, C], or [2, length] per window of question answering.
 
@@ -100,7 +101,6 @@ def cached_predictions(
         pad_id: The tokenizer's padding id.
         cache: Cache folder with one file per result.
         properties: OpenVINO properties of the compiled model, in addition to its precision.
-        per_token: Whether the logits of one example are [C, length] rather than [C].
 
     Raises:
         UserError: OpenVINO returns fewer rows than a batch has.

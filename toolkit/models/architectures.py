@@ -58,6 +58,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "electra": Architecture("electra", "generator_lm_head"),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "xlm-roberta-xl": _ROBERTA,
+    "roberta-prelayernorm": replace(_ROBERTA, prefix="roberta_prelayernorm"),
     "camembert": _ROBERTA,
     "mpnet": replace(
         _ROBERTA,

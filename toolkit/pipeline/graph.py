@@ -109,18 +109,17 @@ class Step:
         return f"{self.task}/{self.stage.name}" if self.task else self.stage.name
 
 
-def plan(recipe: Recipe, run_folder: Path, inputs: ResolvedInputs | None = None) -> list[Step]:
+def plan(recipe: Recipe, run_folder: Path, inputs: ResolvedInputs) -> list[Step]:
     """Returns the steps of a recipe in execution order, each with its manifest if it is cached.
 
     Args:
         recipe: The recipe.
         run_folder: Folder of the run; need not exist.
-        inputs: Models and data files; None: those that are cached. Any other one is identified by its name.
+        inputs: Models and data files; one that is neither cached nor fetched is identified by its name.
 
     Raises:
         UserError: A model, checkpoint or data file is missing, or no stage provides an input.
     """
-    inputs = inputs or ResolvedInputs()
     sources: dict[tuple[str | None, str], Step | Artifact] = {}
     sources[None, "base"] = _ready("dense", recipe.model.source, inputs)
     steps = []

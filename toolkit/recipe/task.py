@@ -24,7 +24,8 @@ class KindRules:
         scalar_label: Whether the label is a string or a number, not a list or an object.
         columns: Names of the text columns if the kind needs a fixed number of them; empty: one or two columns.
         cuts_windows: Whether long texts are split into windows, as set in `windows`.
-        per_token: Whether there is one logit per token, so that logits cannot be compared one by one.
+        per_token: Whether logits are per token ([C, length]): their number varies with the text, so that they cannot be
+            compared one by one.
     """
 
     metrics: tuple[Metric, ...]

@@ -123,5 +123,5 @@ def require_end_within(end: float, length: float, where: str, unit: Literal["ste
             f"the last pruning step is at the start of {unit} {end:g}, but the training has only {length:g} {unit}s "
             "(counted from 0)",
             where=where,
-            instead=f"end_{unit}: {length // 2:g}, or train longer",
+            instead=f"end_{unit} below {length:g}, or a longer training",
         )

@@ -11,6 +11,7 @@ from toolkit.core.errors import UserError
 from toolkit.data import corpus, masking
 from toolkit.data.batches import pad_masked
 from toolkit.data.corpus import load_corpus
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.data.tasks import train_texts
 from toolkit.models.load import load_tokenizer
 from toolkit.pipeline import graph
@@ -138,7 +139,7 @@ def test_only_what_changes_a_tasks_texts_makes_the_corpus_anew(
     for number, recipe in enumerate((values(), values(**change))):
         load_corpus(recipe.corpus, recipe.tasks, tokenizer, tmp_path)
         assert len(list(tmp_path.glob("corpus-*"))) == 1 + (again and number)
-    before, after = (graph.plan(recipe, tmp_path)[0].key for recipe in (values(), values(**change)))
+    before, after = (graph.plan(recipe, tmp_path, ResolvedInputs())[0].key for recipe in (values(), values(**change)))
     assert (before != after) == again  # nor is the pre-training done anew
 
 

@@ -1,4 +1,4 @@
-"""References are looked up once for a whole command."""
+"""References are looked up once by one `ResolvedInputs`."""
 
 import pytest
 

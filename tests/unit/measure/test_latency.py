@@ -70,7 +70,7 @@ def test_a_signal_is_handled_after_models_were_opened_and_closed_in_any_order(ir
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_ir_answers_all_examples_in_their_order_whatever_the_batch_size(ir, examples, batch_size):
     expected = np.stack([TABLE[e["input_ids"]].sum(axis=0) for e in examples])
-    np.testing.assert_allclose(predict_ir(ir, examples, PAD, batch_size), expected, atol=1e-5)
+    np.testing.assert_allclose(predict_ir(ir, examples, PAD, batch_size, per_token=False), expected, atol=1e-5)
 
 
 def test_inputs_are_padded_or_cut_to_the_length_and_missing_features_are_padding():

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.pipeline import graph
 from toolkit.pipeline.run import _by_name
 from toolkit.recipe import Recipe
@@ -32,7 +33,7 @@ def keys(tmp_path):
             "teacher": {"train": {"steps": 1}},
             "task_teacher": {"train": {"steps": 1}},
         }
-        return [step.key for step in graph.plan(Recipe.model_validate(values), tmp_path / "runs")]
+        return [step.key for step in graph.plan(Recipe.model_validate(values), tmp_path / "runs", ResolvedInputs())]
 
     return make
 

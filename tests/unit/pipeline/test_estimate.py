@@ -10,6 +10,7 @@ from toolkit.cli.plan_table import plan_table
 from toolkit.core import machine, paths
 from toolkit.core.artifacts import Artifact, Manifest, write_manifest
 from toolkit.core.errors import UserError
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.pipeline import cache_keys as sections
 from toolkit.pipeline import graph
 from toolkit.pipeline.estimate import costs, data_volume
@@ -145,7 +146,11 @@ def test_benchmark_takes_a_run_for_each_variant_batch_and_round(values, tmp_path
     rows, _ = planned(values, tmp_path)
     runs = 2 * 3 * (1 + 2)
     assert rows["toy/benchmark"].seconds == pytest.approx(runs * 10.6)
-    export = next(step for step in graph.plan(Recipe.model_validate(values), tmp_path) if step.label == "toy/export")
+    export = next(
+        step
+        for step in graph.plan(Recipe.model_validate(values), tmp_path, ResolvedInputs())
+        if step.label == "toy/export"
+    )
     record(export, export.key, {}, cpu="another")
     rows, _ = planned(values, tmp_path)
     over_dev = 120 * 0.32 / 32
@@ -214,7 +219,7 @@ def record(step: graph.Step, key: str, config: dict[str, Any], cpu: str = "", la
 
 @pytest.mark.parametrize(("batch_size", "seconds"), [(32, 10 * 3.0 + (19 - 4 * 3.0)), (16, None)])
 def test_a_stage_that_ran_before_with_the_same_batches_keeps_its_own_seconds(values, tmp_path, batch_size, seconds):
-    step = graph.plan(Recipe.model_validate(values), tmp_path)[0]
+    step = graph.plan(Recipe.model_validate(values), tmp_path, ResolvedInputs())[0]
     config = {name: sections.section_values(name, section) for name, section in step.sections.items()}
     config["teacher"]["train"] |= {"batch_size": batch_size, "steps": 4}
     record(step, "another key", config)
@@ -238,14 +243,14 @@ def test_a_run_whose_steps_took_other_work_or_another_cpu_says_nothing_of_this_o
     values, tmp_path, train, other, source
 ):
     earlier = values | {"teacher": {"train": {"steps": 4, **SLOW} | train}}
-    step = graph.plan(Recipe.model_validate(earlier), tmp_path)[0]
+    step = graph.plan(Recipe.model_validate(earlier), tmp_path, ResolvedInputs())[0]
     config = {name: sections.section_values(name, section) for name, section in step.sections.items()}
     record(step, "another key", config, **other)
     assert planned(values, tmp_path)[0]["teacher"].source == source
 
 
 def test_a_finished_stage_is_not_measured_again(values, tmp_path):
-    step = graph.plan(Recipe.model_validate(values), tmp_path)[0]
+    step = graph.plan(Recipe.model_validate(values), tmp_path, ResolvedInputs())[0]
     record(step, step.key, {})
     rows, measured = planned(values, tmp_path)
     assert (rows["teacher"].steps, rows["teacher"].seconds, rows["teacher"].source) == (4, 19.0, "=")

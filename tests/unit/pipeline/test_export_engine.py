@@ -10,6 +10,7 @@ from tests.helpers.quantization import Case
 from toolkit.cli.doctor import doctor_table
 from toolkit.core.artifacts import NullProgress
 from toolkit.core.errors import UserError
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
 from toolkit.ir import sparse_engine as engine
 from toolkit.pipeline import graph
@@ -58,7 +59,7 @@ def export(recipe, folder):
 
 
 def is_there(recipe, folder):
-    (step,) = graph.plan(recipe, folder)
+    (step,) = graph.plan(recipe, folder, ResolvedInputs())
     return step.manifest is not None
 
 

@@ -347,7 +347,7 @@ def test_a_pattern_that_the_matrices_cannot_have_is_the_user_s_error(backend, pa
 def test_magnitude_loads_neither_nncf_nor_neural_compressor():
     code = (
         "import sys, torch; from toolkit.recipe import Pruning\n"
-        "from toolkit.sparsity.pruners import make_sparsifier\n"
+        "from toolkit.sparsity.factory import make_sparsifier\n"
         "pruner = make_sparsifier(Pruning(backend='magnitude'), {'w': torch.nn.Linear(4, 4)}, 0)\n"
         "pruner.before_step(0); print([m for m in ('nncf', 'neural_compressor', 'openvino') if m in sys.modules])"
     )

@@ -144,6 +144,7 @@ class Layer:
         ranges: Sequence[tuple[float, float]] | None = None,
         isa: str | None = None,
     ) -> None:
+        self._library = _library()
         self._blobs = list(blobs)
         described = [describe(blob) for blob in self._blobs]
         self._columns = described[0]["columns"]
@@ -155,7 +156,7 @@ class Layer:
             None if ranges is None else (ctypes.c_float * (2 * len(blobs)))(*(end for pair in ranges for end in pair))
         )
         name = isa.encode() if isa else None
-        opened = _library().pofa_open(
+        opened = self._library.pofa_open(
             *(pointers, sizes, len(blobs), int(chain), _ACTIVATIONS.index(activation), ends, name),
             ctypes.byref(self._handle),
         )
@@ -169,12 +170,12 @@ class Layer:
         assert x.shape[1:] == (self._columns,), f"{x.shape} is not [tokens, {self._columns}]"
         out = [np.empty((len(x), rows), dtype=np.float32) for rows in self._rows]
         pointers = (ctypes.c_void_p * len(out))(*(y.ctypes.data for y in out))
-        _check(_library().pofa_run(self._handle, _pointer(x), ctypes.c_size_t(len(x)), pointers, None, 1))
+        _check(self._library.pofa_run(self._handle, _pointer(x), ctypes.c_size_t(len(x)), pointers, None, 1))
         return out
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
-            _library().pofa_close(self._handle)
+            self._library.pofa_close(self._handle)
 
 
 def instruction_sets() -> Iterator[str]:

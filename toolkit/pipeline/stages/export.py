@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Recipe sections and artifacts that the stage reads; a variant whose checkpoint is missing is left out."""
+    """Recipe sections and artifacts that the stage reads; a variant whose checkpoint is missing is left out.
+
+    `model` is part of the cache key only.
+    """
 
     model: Model
     task: Task
@@ -75,14 +78,19 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     for done, variant in enumerate(sorted(wanted, key=lambda v: v.engine), start=1):
         if inputs.source_of(variant) is None:
             metrics["left_out"][variant.name] = "the run has no model for it"
-        else:
+            context.progress.update(done)
+            continue
+        if variant.engine:
             try:
-                figures, found = job.engine(variant) if variant.engine else job.plain(variant)
+                figures, found = job.engine(variant)
             except (KernelMissingError, NotSparseEnoughError) as error:  # the plain IR is exported all the same
                 metrics["left_out"][variant.name] = error.what
-            else:
-                metrics["variants"][variant.name] = figures
-                checks += found
+                context.progress.update(done)
+                continue
+        else:
+            figures, found = job.plain(variant)
+        metrics["variants"][variant.name] = figures
+        checks += found
         context.progress.update(done)
     return StageResult(kind="ir", metrics=metrics, checks=checks, data={"note": inputs.task.note})
 

@@ -8,7 +8,7 @@ from toolkit.recipe import Model, Task, TrainOnly
 
 @dataclass(frozen=True)
 class Inputs:
-    """Recipe sections and artifacts that the stage reads."""
+    """Recipe sections and artifacts that the stage reads; `model` is part of the cache key only."""
 
     model: Model
     task: Task

@@ -152,7 +152,9 @@ def _criterion(plan: IncPlan, at: KeyPath, source: IncSource, path: KeyPath, has
         if path[0] == "distillation":
             raise source.refuse((*where, named), "not a distillation loss", "KnowledgeDistillationLoss: {…}")
         if plain.reduction not in ("mean", "auto", "sum_over_batch_size"):
-            raise source.refuse((*where, named, "reduction"), "only the mean over examples is supported", "mean")
+            raise source.refuse(
+                (*where, named, "reduction"), "only the mean over examples is supported", "reduction: mean"
+            )
         return
     name = (
         "KnowledgeDistillationLoss"
