@@ -1,4 +1,4 @@
-"""Tuning on a model that 8 bits everywhere break: the few matrices to blame go back to FP32, and nothing else."""
+"""Tuning on a model that INT8 everywhere breaks: the few matrices to blame go back to FP32, and nothing else."""
 
 import json
 from contextlib import nullcontext

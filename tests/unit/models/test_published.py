@@ -101,7 +101,7 @@ def test_recipe_of_the_paper_has_its_settings(path):
             expected = own.get((stage, task), (0.01, 0.01)) if path.parent.name == "distilbert" else (0.01, 0.01)
             assert warmup_and_decay(recipe.section(stage, task).train) == expected, (stage, task)
     assert (recipe.tasks["squad"].max_seq_length, recipe.tasks["squad"].windows.stride) == (384, 128)
-    assert {task.tuning_examples for task in recipe.tasks.values()} == {0}  # 8 bits everywhere, all rows trained on
+    assert {task.tuning_examples for task in recipe.tasks.values()} == {0}  # every operation in INT8, on all rows
     assert recipe.section("quantize", "squad").quantization.model_wise.weight.granularity == "per_tensor"
     assert recipe.export.variants == tuple(VARIANTS)
     if path.name.startswith("transfer"):
