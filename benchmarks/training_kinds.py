@@ -33,9 +33,9 @@ class Bench:
 
     def classifier(self) -> Any:
         """A classifier in training mode."""
-        from toolkit.models.load import load_classifier
+        from toolkit.models.load import load_task_model
 
-        return load_classifier(self.folder, ("a", "b")).to(self.device).train()
+        return load_task_model(self.folder, "classification", ("a", "b"), fitted=False).to(self.device).train()
 
     def words(self, model: Any) -> dict[str, Any]:
         """Random words, 15 % of each sequence to be guessed; sequences of one length."""

@@ -2,11 +2,12 @@
 
 import torch
 
+from tests.helpers.models import load_classifier
 from toolkit.data.batches import model_inputs, pad
 from toolkit.data.tasks import load_task
 from toolkit.ir.convert import export_ir
 from toolkit.measure.accuracy import predict_ir
-from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices
+from toolkit.models.load import load_tokenizer, prunable_matrices
 from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
 from toolkit.sparsity.mask import SparsityMask

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.models import load_classifier
 from toolkit.core import paths
 from toolkit.core.artifacts import NullProgress
 from toolkit.data.tasks import load_task
-from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices, save_checkpoint
+from toolkit.models.load import load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.pipeline import preflight
 from toolkit.pipeline.run import Run
 from toolkit.recipe import LOCK, VARIANTS

@@ -6,9 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from tests.helpers.models import load_classifier
 from toolkit.core.artifacts import Context, NullProgress
 from toolkit.data.tasks import load_task
-from toolkit.models.load import load_classifier, load_tokenizer, save_checkpoint
+from toolkit.models.load import load_tokenizer, save_checkpoint
 from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe, Task, Train
 from toolkit.training.datasets import task_data

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.executed import executed
+from tests.helpers.models import load_classifier
 from toolkit.data.batches import model_inputs, pad
 from toolkit.data.tasks import load_task
 from toolkit.ir.convert import export_ir
-from toolkit.ir.inspect import executed, inspect_ir
+from toolkit.ir.inspect import inspect_ir
 from toolkit.measure.accuracy import predict_ir
-from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices, save_checkpoint
+from toolkit.models.load import load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
 from toolkit.sparsity.mask import MASK_FILE, SparsityMask

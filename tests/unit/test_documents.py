@@ -227,6 +227,13 @@ def test_a_python_example_compiles_and_its_names_resolve(block):
     assert unresolved_imports(block.text) == []
 
 
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_the_names_that_a_benchmark_imports_resolve(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(script.parent))
+    others = {"onnxruntime", "onnxruntime.quantization", "deepsparse"}  # engines compared with; installed on demand
+    assert set(unresolved_imports(script.read_text(encoding="utf-8"))) <= others
+
+
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda b: b.document)
 def test_a_recipe_of_the_documents_validates(block):
     assert recipe_in(block.text) is not None

@@ -103,69 +103,6 @@ def inspect_ir(folder: Path) -> IRInspection:
     )
 
 
-def executed(folder: Path, group_size: int | None = None) -> dict[str, str]:
-    """Returns the precision in which the CPU plugin executes each fully connected layer, after one inference.
-
-    `u8` or `i8` implies 8-bit activations only if the IR has a FakeQuantize. For weight-only quantization the plugin
-    reports the weights' type; `quantizes_at_run_time` detects quantized activations in that case.
-
-    Args:
-        folder: IR folder.
-        group_size: Group size of dynamic quantization; None: the plugin's default.
-
-    Returns:
-        Runtime precision by module name, or by the layer's name in the IR where the module is unknown.
-
-    Raises:
-        UserError: The IR cannot be read.
-    """
-    import numpy as np
-
-    compiled = _compile(folder, group_size)
-    ones = np.ones((1, 16), dtype=np.int64)
-    compiled({port.get_any_name(): ones for port in compiled.inputs})
-    layers = [(n, n.get_rt_info()) for n in compiled.get_runtime_model().get_ordered_ops()]
-    return {
-        _module(node) or node.get_friendly_name(): _text(info["runtimePrecision"])
-        for node, info in layers
-        if "FullyConnected" in _text(info["layerType"])
-    }
-
-
-def quantizes_at_run_time(folder: Path) -> bool:
-    """Returns whether this CPU runs an IR with dynamic quantization: disabling it changes the logits.
-
-    The runtime graph does not show the difference: it reports `i8` and an f32 kernel in both cases.
-
-    Raises:
-        UserError: The IR cannot be read.
-    """
-    import numpy as np
-
-    logits = []
-    for group_size in (None, 0):
-        compiled = _compile(folder, group_size)
-        tokens = np.arange(64, dtype=np.int64).reshape(2, 32) % 30
-        logits.append(compiled({p.get_any_name(): _dummy_input(p.get_any_name(), tokens) for p in compiled.inputs})[0])
-    return not np.array_equal(*logits)
-
-
-def _dummy_input(name: str, tokens: Any) -> Any:
-    """Returns a valid model input: the given token ids, a mask of ones, or segment ids of zeros."""
-    import numpy as np
-
-    return {"attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}.get(name, tokens)
-
-
-def _compile(folder: Path, group_size: int | None) -> Any:
-    from toolkit.ir.runtime import core, read_ir
-
-    config = {"INFERENCE_PRECISION_HINT": "f32"}
-    if group_size is not None:
-        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(group_size)
-    return core().compile_model(read_ir(folder), "CPU", config)
-
-
 def _matmuls(op: Any) -> list[MatMul]:
     if op.get_type_name() == "SparseLinear":
         rounds = bool(op.get_attributes().get("input_ranges"))
@@ -288,7 +225,3 @@ def _module(node: Any) -> str:
     """Returns the torch module: `__module.bert.pooler.dense/aten::linear/MatMul` -> `bert.pooler.dense`."""
     name: str = node.get_friendly_name()
     return name.removeprefix("__module.").partition("/")[0] if name.startswith("__module.") else ""
-
-
-def _text(value: Any) -> str:
-    return str(getattr(value, "value", value))

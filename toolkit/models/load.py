@@ -105,11 +105,6 @@ def load_masked_lm(folder: Path, *, pairs: bool = False, fitted: bool = False) -
     return model
 
 
-def load_classifier(folder: Path, labels: Sequence[str], *, fitted: bool = False) -> "PreTrainedModel":
-    """Loads a sequence classifier for these class names: `load_task_model` of the kind `classification`."""
-    return load_task_model(folder, "classification", labels, fitted=fitted)
-
-
 def load_task_model(folder: Path, kind: Kind, labels: Sequence[str], *, fitted: bool) -> "PreTrainedModel":
     """Loads a model with the head of a task's kind.
 

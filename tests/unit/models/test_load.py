@@ -8,17 +8,11 @@ import pytest
 import torch
 import transformers
 
+from tests.helpers.models import load_classifier
 from toolkit.core.errors import UserError
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.architectures import is_in_layer
-from toolkit.models.load import (
-    load_classifier,
-    load_masked_lm,
-    load_task_model,
-    load_tokenizer,
-    prunable_matrices,
-    save_checkpoint,
-)
+from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.models.mlm_heads import mlm_head
 from toolkit.pipeline.preflight import prunable_shapes
 from toolkit.recipe import Recipe

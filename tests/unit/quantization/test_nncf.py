@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.executed import quantizes_at_run_time
 from tests.helpers.quantization import FP32, LAYER, PER_TENSOR, STATIC, Case, same, state_of
 from toolkit.core import machine
 from toolkit.core.errors import UserError
 from toolkit.ir.conformance import mismatches
-from toolkit.ir.inspect import constant_of, inspect_ir, quantizes_at_run_time, zeros_of
+from toolkit.ir.inspect import constant_of, inspect_ir, zeros_of
 from toolkit.quantization import nncf
 from toolkit.quantization.operations import quantizable_ops, quantizers
 from toolkit.quantization.per_operation import check_names

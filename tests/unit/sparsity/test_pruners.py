@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.helpers.models import load_classifier
 from toolkit.core.errors import UserError
 from toolkit.data.batches import pad
 from toolkit.data.tasks import load_task
-from toolkit.models.load import load_classifier, load_tokenizer, prunable_matrices
+from toolkit.models.load import load_tokenizer, prunable_matrices
 from toolkit.recipe import Pruning, Task, TaskPruning, WeightCompression
 from toolkit.recipe.pruning import unsupported
 from toolkit.sparsity.assignment import reachable_sparsity

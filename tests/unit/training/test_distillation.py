@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.models import load_classifier
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
 from toolkit.data.batches import pad
 from toolkit.data.corpus import load_corpus
 from toolkit.data.question_answering import Question, windows_of
 from toolkit.data.tasks import load_task
-from toolkit.models.load import load_classifier, load_masked_lm, load_task_model, load_tokenizer
+from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer
 from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import AnswerWindows, Corpus, Criterion, KDLossSettings, Task, Train
 from toolkit.training.datasets import mlm_data, task_data
