@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 _OR_TEACHER = ", or a `teacher` section, whose stage trains the masked-LM head"
+# No network, and none of the folder's own code, which transformers would offer to run in a prompt on the terminal.
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
 
 
@@ -57,7 +59,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
         raise UserError("no tokenizer in this folder", where=str(folder), instead="a folder with tokenizer.json")
     try:
         with _quiet():
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **_LOCAL)
         config = json.loads((folder / "config.json").read_text())
     except Exception as error:  # transformers raises many unrelated types for damaged files
         raise _load_error("tokenizer", folder, error) from None
@@ -169,7 +171,7 @@ def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: An
         with _quiet():
             model, report = auto_class.from_pretrained(
                 folder,
-                local_files_only=True,
+                **_LOCAL,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -177,6 +179,7 @@ def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: An
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _load_error("model", folder, error) from None
+    require_finite(model, str(folder), "a checkpoint whose training did not diverge")
     encoder = {f"{model.base_model_prefix}.{name}" for name, _ in model.base_model.named_parameters()}
     fresh = sorted(n for n in encoder & set(report["missing_keys"]) if ".pooler." not in n)
     if fresh:
@@ -197,6 +200,23 @@ def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: An
             instead=f"a checkpoint of a {type(model).__name__}{_OR_TEACHER if pretrained else ''}",
         )
     return model
+
+
+def require_finite(model: nn.Module, where: str, instead: str) -> None:
+    """Checks that no weight of a model is NaN or infinite.
+
+    Args:
+        model: The model.
+        where: The folder or stage to report in errors.
+        instead: What to use or change instead.
+
+    Raises:
+        UserError: A weight is not finite.
+    """
+    broken = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
+    if broken:
+        what = f"{len(broken)} of the model's tensors have weights that are NaN or infinite, e.g. {broken[0]}"
+        raise UserError(what, where=where, instead=instead)
 
 
 def _check_classes(folder: Path, labels: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Trainer callbacks for pruning, the training curve and exact checkpoints."""
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from toolkit.core.artifacts import Context
+from toolkit.core.errors import UserError
 from toolkit.core.files import write_atomic
 from toolkit.sparsity.pruners import Sparsifier
 from toolkit.training import distributed
@@ -76,7 +78,11 @@ class Hooks(TrainerCallback):
         self._own = {}
         self._steps_summed += 1
         step = state.global_step
-        if step % self._log_every and step != state.max_steps:
+        at_point = step % self._log_every == 0 or step == state.max_steps
+        # Reading a loss waits for a GPU, so there it is done only where the curve or a checkpoint waits for it anyway.
+        if at_point or control.should_save or not any(total.is_cuda for total in self._sums.values()):
+            self._require_finite(step, lr_scheduler.base_lrs[0])
+        if not at_point:
             last = {k: v for k, v in (self.history[-1] if self.history else {}).items() if k != "step"}
             self._context.progress.update(step, **last)
             return
@@ -87,6 +93,17 @@ class Hooks(TrainerCallback):
         self._sums, self._steps_summed = {}, 0
         self.history.append({"step": float(step), **row})
         self._context.progress.update(step, **row)
+
+    def _require_finite(self, step: int, peak: float) -> None:
+        """Checks the losses since the last point of the curve; a training that has diverged never recovers."""
+        broken = {name: float(total) for name, total in self._sums.items() if not math.isfinite(float(total))}
+        if broken:
+            name, value = next(iter(broken.items()))
+            raise UserError(
+                f"the training has diverged: {name} is {value} at step {step}",
+                where=f"train.optimizer of {self._context.folder.name.removesuffix('.partial')}",
+                instead=f"a learning_rate below {peak:.2g}, or a longer warm-up",
+            )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
 from toolkit.data.batches import Batch
+from toolkit.models.load import require_finite
 from toolkit.recipe import Train
 from toolkit.sparsity.pruners import Sparsifier
 from toolkit.training import distributed, lr_schedule
@@ -85,7 +86,8 @@ def fit(
             schedule for learning-rate rewinding. None: nothing is pruned.
 
     Raises:
-        UserError: The batch cannot be divided among the processes; or the rate would be rewound far above its peak.
+        UserError: The batch cannot be divided among the processes; the rate would be rewound far above its peak; or
+            the training diverges: a loss or a weight is NaN or infinite.
         WorkerDone: This process is not rank 0.
     """
     keep_freed_memory()
@@ -119,6 +121,7 @@ def fit(
     context.progress.start(data.steps)
     with compiled(model if section.compile else None), recomputed(model if section.recompute else None):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    require_finite(model, f"train.optimizer of {stage}", "a lower learning_rate, or a longer warm-up")
     if rank:
         raise distributed.WorkerDone
     return TrainingResult(hooks.history, data.steps, hooks.seconds() / data.steps, processes, hooks.bf16)

@@ -154,6 +154,39 @@ def test_attention_is_the_fused_one(tiny_bert, training, monkeypatch):
         assert len(calls) == model.config.num_hidden_layers
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_with_a_weight_that_is_not_finite_is_a_user_error(tiny_bert, tmp_path, value):
+    model = load_masked_lm(tiny_bert)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[3, 5] = value
+    save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path)
+    with pytest.raises(UserError, match=r"1 of the model's tensors .*NaN or infinite, e\.g\. bert\.encoder\.layer\.1"):
+        load_masked_lm(tmp_path)
+
+
+def test_code_in_a_checkpoint_is_neither_run_nor_offered(tiny_bert, tmp_path, monkeypatch):
+    """transformers asks on the terminal whether to run it, and takes `y` for an answer."""
+    copy, mark = tmp_path / "copy", tmp_path / "mark"
+    shutil.copytree(tiny_bert, copy)
+    lines = ["class C(BertConfig): model_type = 'odd'", "class M(BertForMaskedLM): config_class = C"]
+    code = [
+        "from pathlib import Path",
+        "from transformers import BertConfig, BertForMaskedLM",
+        f"Path({str(mark)!r}).touch()",
+        *lines,
+    ]
+    (copy / "own.py").write_text("\n".join(code))
+    own = {"AutoConfig": "own.C", "AutoModelForMaskedLM": "own.M", "AutoTokenizer": ["own.T", "own.T"]}
+    config = json.loads((copy / "config.json").read_text()) | {"model_type": "odd", "auto_map": own}
+    (copy / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    load_tokenizer(copy)
+    for load in (load_masked_lm, lambda folder: load_classifier(folder, ["a", "b"])):
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load(copy)
+    assert not mark.exists()
+
+
 def test_saved_classifier_comes_back_whole_and_only_for_its_own_classes(tiny_bert, tmp_path):
     model, tokenizer = load_classifier(tiny_bert, ["bad", "good"]), load_tokenizer(tiny_bert)
     save_checkpoint(model, tokenizer, tmp_path)

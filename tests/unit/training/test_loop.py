@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from toolkit.core.artifacts import Context, NullProgress
+from toolkit.core.errors import UserError
 from toolkit.core.files import write_atomic
 from toolkit.data.corpus import load_corpus
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices
@@ -32,11 +33,11 @@ def lesson(tiny_bert, tiny_text, tmp_path):
     approach = {"weight_compression": compression | {"update_frequency_on_step": 2}}
     pruning = Pruning.model_validate({"backend": "magnitude", "approach": approach})
 
-    def run(folder="run", progress=None, **settings):
+    def run(folder="run", progress=None, pruned=True, **settings):
         train = Train.model_validate({"steps": STEPS, "batch_size": 8, "log_every": 1} | settings)
         seed_everything(0)
         student, teacher = (load_masked_lm(tiny_bert) for _ in range(2))
-        sparsifier = make_sparsifier(pruning, prunable_matrices(student), 0)
+        sparsifier = make_sparsifier(pruning, prunable_matrices(student), 0) if pruned else None
         data = mlm_data(text, tokenizer, section, "masked", train, seed=3)
         loss = MlmLoss(mlm_head, Teacher(teacher))
         context = Context(tmp_path / folder, tmp_path / folder / "work", 0, progress=progress or NullProgress())
@@ -55,6 +56,21 @@ def test_processes_agree_on_the_masks_once_for_each_update_of_them(lesson, monke
     assert len({digest for digest, _ in told}) == len(UPDATES), "each mask is another one"
     assert told[-1][0] == done.sparsifier.mask.digest()
     assert done.sparsifier.mask.sparsity() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("log_every", [1, STEPS])
+def test_a_training_that_diverges_stops_at_the_first_loss_that_is_not_finite(lesson, tmp_path, log_every):
+    huge = {"AdamW": {"learning_rate": 1e25}}
+    with pytest.raises(UserError, match="has diverged: loss is nan at step") as caught:
+        lesson(optimizer=huge, log_every=log_every, checkpoint_every=1)
+    assert caught.value.what.endswith("step 2")  # the first after a step of that size; the curve has no point there
+    assert caught.value.where == "train.optimizer of run"
+    assert caught.value.instead == "a learning_rate below 1e+25, or a longer warm-up"
+
+
+def test_a_training_whose_last_step_breaks_the_weights_fails(lesson):
+    with pytest.raises(UserError, match="weights that are NaN or infinite"):
+        lesson(steps=1, optimizer={"AdamW": {"learning_rate": 1e39}}, pruned=False)
 
 
 def test_no_process_waits_for_others_where_there_are_none(lesson, monkeypatch):
