@@ -225,8 +225,11 @@ def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
     folder = model.folder
     if folder is None:
         return [("locked", f"the zeros of {model.source} are checked after its download")]
+    from toolkit.sparsity.mask import validate_mask_file
+
     shapes = prunable_shapes(recipe, model)
     sparsities = sparsity_by_tensor(folder, shapes)
+    validate_mask_file(folder, shapes)
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
     zeros = sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
     if zeros < MIN_SPARSITY:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
-from toolkit.models.checkpoint import MIN_SPARSITY
+from toolkit.models.architectures import encoder_prefix
+from toolkit.models.checkpoint import MIN_SPARSITY, stored_tensors
 
 MASK_FILE = "mask.safetensors"
+_ITS_OWN_MASK = "the mask that was saved with these weights, or no mask file (the zeros then define the mask)"
 _BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per float -> integer type of the same width
 
 
@@ -112,14 +114,17 @@ class SparsityMask:
             ) from None
 
     def validate(self, parameters: Mapping[str, Tensor], where: str) -> None:
-        """Checks that the mask fits a model.
+        """Checks that the mask fits a model: it prunes exactly the weights that are zero.
+
+        Some of the weights that it keeps may be zero, up to `MIN_SPARSITY` of a matrix: training may end there.
 
         Args:
-            parameters: The model's parameters by name.
+            parameters: The model's prunable parameters by name.
             where: The mask file to report in errors.
 
         Raises:
-            UserError: A matrix is missing or has another shape, or a weight outside the mask is not zero.
+            UserError: A matrix is missing or has another shape, a weight outside the mask is not zero, or the mask
+                keeps weights that are zero.
         """
         for name, kept in self.tensors.items():
             if name not in parameters or parameters[name].shape != kept.shape:
@@ -133,8 +138,17 @@ class SparsityMask:
             raise UserError(
                 f"the mask does not fit the weights: {count} weights of {name} should be zero but are not",
                 where=where,
-                instead="the mask that was saved with these weights, or no mask file (the zeros then define the mask)",
+                instead=_ITS_OWN_MASK,
             )
+        for name, sparsity in SparsityMask.from_zeros(parameters).per_matrix().items():
+            pruned = SparsityMask({name: self.tensors[name]}).sparsity() if name in self.tensors else 0.0
+            if sparsity - pruned > MIN_SPARSITY:
+                raise UserError(
+                    f"the mask does not cover the zeros: {sparsity:.1%} of {name} is zero, "
+                    + (f"the mask prunes {pruned:.1%}" if name in self.tensors else "the mask does not list it"),
+                    where=where,
+                    instead=_ITS_OWN_MASK,
+                )
 
 
 def _unpack(packed: np.ndarray, shape: Sequence[int]) -> Tensor:
@@ -146,7 +160,7 @@ def _unpack(packed: np.ndarray, shape: Sequence[int]) -> Tensor:
 
 
 def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_too: bool = False) -> SparsityMask:
-    """Returns the mask of a sparse checkpoint, from its mask file or, without one, from the zeros of its weights.
+    """Returns the mask of a sparse checkpoint: the zeros of its weights, which its mask file, if any, must describe.
 
     Args:
         folder: The checkpoint folder that `matrices` were loaded from.
@@ -157,14 +171,35 @@ def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_to
         UserError: The mask does not fit the weights, or the checkpoint is dense.
     """
     weights = {name: module.weight for name, module in matrices.items()}
-    path = folder / MASK_FILE
-    if path.is_file():
-        mask = SparsityMask.load(path)
-        mask.validate(weights, str(path))
-        return mask
+    _validate_file(folder, weights)
     mask = SparsityMask.from_zeros(weights)
     if mask.sparsity() < MIN_SPARSITY and not dense_too:
         raise UserError(
             "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )
     return mask
+
+
+def validate_mask_file(folder: Path, names: Iterable[str]) -> None:
+    """Checks the mask file of a checkpoint, if it has one, without loading the model.
+
+    Args:
+        folder: The checkpoint folder.
+        names: Names of the prunable matrices.
+
+    Raises:
+        UserError: The mask cannot be read or does not fit the weights.
+    """
+    if not (folder / MASK_FILE).is_file():
+        return
+    stored, prefix, weights = stored_tensors(folder), encoder_prefix(folder), {}
+    for name in names:
+        with safe_open(stored[name].file, framework="pt") as file:
+            weights[name] = file.get_tensor(name if name in file.keys() else name.removeprefix(prefix))  # noqa: SIM118
+    _validate_file(folder, weights)
+
+
+def _validate_file(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    path = folder / MASK_FILE
+    if path.is_file():
+        SparsityMask.load(path).validate(weights, str(path))

@@ -16,7 +16,7 @@ from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer,
 from toolkit.models.mlm_heads import mlm_head
 from toolkit.pipeline.preflight import prunable_shapes
 from toolkit.recipe import Recipe
-from toolkit.sparsity.mask import MASK_FILE, SparsityMask, checkpoint_mask
+from toolkit.sparsity.mask import MASK_FILE, SparsityMask, checkpoint_mask, validate_mask_file
 
 SMALL = {
     "vocab_size": 50,
@@ -264,6 +264,24 @@ def test_mask_that_belongs_to_other_weights_is_a_user_error(tiny_bert, tmp_path)
     none_kept.save(tmp_path / MASK_FILE)
     with pytest.raises(UserError, match="does not fit the weights"):
         checkpoint_mask(tmp_path, matrices)
+
+
+@pytest.mark.parametrize("listed", [0, 0.5])
+def test_a_mask_file_that_leaves_out_sparse_matrices_is_found_before_and_when_it_is_used(tiny_bert, tmp_path, listed):
+    model = load_masked_lm(tiny_bert)
+    matrices = prunable_matrices(model)
+    with torch.no_grad():
+        for module in matrices.values():
+            module.weight[module.weight.abs() < 0.02] = 0.0
+    save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path)
+    whole = SparsityMask.from_zeros({n: m.weight for n, m in matrices.items()})
+    whole.save(tmp_path / MASK_FILE)
+    validate_mask_file(tmp_path, matrices)
+    SparsityMask(dict(list(whole.tensors.items())[: int(listed * len(matrices))])).save(tmp_path / MASK_FILE)
+    for use in (checkpoint_mask, validate_mask_file):
+        with pytest.raises(UserError, match="the mask does not list it") as caught:
+            use(tmp_path, matrices)
+        assert caught.value.where == str(tmp_path / MASK_FILE)
 
 
 @pytest.fixture

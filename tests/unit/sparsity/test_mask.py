@@ -1,6 +1,7 @@
 """The mask: what it keeps at zero, what it counts, and its file."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -202,5 +203,26 @@ def test_a_mask_that_does_not_fit_the_weights_is_the_user_s_error(weights, says)
     assert caught.value.where == "mask.safetensors"
 
 
-def test_a_mask_fits_weights_that_have_more_zeros_than_it_says():
-    random_mask(w=(4, 4)).validate({"w": torch.zeros(4, 4)}, "mask.safetensors")
+def sparse_weights(**shapes: tuple[int, int]) -> tuple[SparsityMask, dict[str, torch.Tensor]]:
+    mask = random_mask(**shapes)
+    weights = {name: kept.float() for name, kept in mask.tensors.items()}
+    return mask, weights
+
+
+def test_a_mask_may_keep_a_few_weights_that_training_left_at_zero():
+    mask, weights = sparse_weights(w=(20, 20))
+    at = mask.tensors["w"].nonzero()[0]
+    weights["w"][at[0], at[1]] = 0.0
+    mask.validate(weights, "mask.safetensors")
+
+
+def test_a_mask_that_keeps_what_is_zero_or_leaves_out_a_sparse_matrix_is_the_user_s_error():
+    mask, weights = sparse_weights(v=(20, 20), w=(20, 20))
+    wider = SparsityMask(mask.tensors | {"w": torch.ones(20, 20, dtype=torch.bool)})
+    half, none = SparsityMask({"v": mask.tensors["v"]}), SparsityMask({})
+    for wrong, says in ((wider, "of w is zero, the mask prunes 0.0%"), (half, "w is zero, the mask does not list it")):
+        with pytest.raises(UserError, match=re.escape(says)):
+            wrong.validate(weights, "mask.safetensors")
+    with pytest.raises(UserError, match="v is zero, the mask does not list it"):
+        none.validate(weights, "mask.safetensors")
+    half.validate({"v": weights["v"], "w": torch.ones(20, 20)}, "mask.safetensors")  # a matrix that was not pruned
