@@ -1,6 +1,5 @@
 """The `pruneofa` command line: one function per command, with heavy imports inside so that `--help` starts fast."""
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Annotated
 import typer
 
 from toolkit import __version__
-from toolkit.cli import bench, deploy, doctor, inspect, report, run, scoreboard
+from toolkit.cli import bench, deploy, doctor, failures, inspect, report, run, scoreboard
 from toolkit.cli.inc import inc_app
-from toolkit.core.errors import CheckFailed, UserError
 
 app = typer.Typer(
     help="Prune a BERT-like model once, transfer it to many tasks, and deploy it as sparse INT8 OpenVINO IR.",
@@ -38,41 +36,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
 
 
 def main() -> None:
-    """Entry point; maps exceptions to messages and exit codes (2: user error, 1: failed check, 130: interrupted)."""
+    """Entry point: runs a command, and turns every exception into a message and an exit code (`failures`)."""
     _quiet_libraries()
+    failures.stop_on_signals()
     try:
         app()
-    except UserError as error:
-        code = _fail(str(error), 2)
-    except CheckFailed as error:
-        code = _fail(str(error), 1)
-    except KeyboardInterrupt:
-        code = _fail("interrupted; run the same command again to resume", 130)
-    except ModuleNotFoundError as error:
-        from toolkit.pipeline.requirements import extra_of, install_command
-
-        library = (error.name or "").split(".")[0]
-        if not (extra := extra_of(library)):
-            raise
-        code = _fail(f"{library} is not installed\n  Instead: {install_command(extra)}", 2)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            what = (
-                "the disk is full; free some space and run the same command again to resume (finished stages are kept)"
-            )
-            code = _fail(what, 2)
-        elif error.filename is not None:  # a path that cannot be read or written
-            code = _fail(f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}", 2)
-        else:
-            raise
-    else:
-        return
-    sys.exit(code)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"pruneofa: {message}", file=sys.stderr)
-    return code
+    except (Exception, failures.Interrupted, KeyboardInterrupt) as error:
+        sys.exit(failures.exit_code(error))
 
 
 def _quiet_libraries() -> None:

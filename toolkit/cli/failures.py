@@ -1,0 +1,100 @@
+"""Exit codes and messages of commands that do not succeed.
+
+1: a check failed; 2: a mistake of the user, or a full disk; 70: a fault of this program; 130 and 143: interrupted by
+Ctrl-C and by SIGTERM.
+"""
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from toolkit.core import machine
+from toolkit.core.errors import CheckFailed, UserError
+
+_LARGEST_INPUT = 100_000  # bytes of a YAML file that a crash file includes
+
+
+class Interrupted(BaseException):
+    """The process was told to stop. Not a KeyboardInterrupt, which Typer turns into `Aborted!` and exit code 1."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop_on_signals() -> None:
+    """Lets Ctrl-C and SIGTERM end a command with a message; a second signal ends it at once."""
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is default:  # not where a parent process has set it to be ignored
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    raise Interrupted(number)
+
+
+def exit_code(error: BaseException) -> int:
+    """Prints the message of an exception to stderr, and returns the command's exit code."""
+    code, message = _described(error)
+    print(f"pruneofa: {message}", file=sys.stderr)
+    return code
+
+
+def _described(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        what = "interrupted" if number == signal.SIGINT else "terminated"
+        return 128 + number, f"{what}; run the same command again to resume"
+    if isinstance(error, CheckFailed):
+        return 1, str(error)
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, ModuleNotFoundError):
+        from toolkit.pipeline.requirements import extra_of, install_command
+
+        library = (error.name or "").split(".")[0]
+        if extra := extra_of(library):
+            return 2, f"{library} is not installed\n  Instead: {install_command(extra)}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        what = "the disk is full; free some space and run the same command again to resume (finished stages are kept)"
+        return 2, what
+    if isinstance(error, OSError) and error.filename is not None:  # a path that cannot be read or written
+        return 2, f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}"
+    what = (traceback.format_exception_only(error)[-1].strip().splitlines() or [""])[0]
+    return 70, (
+        f"a fault of this program, not yours: {what[:500]}\n"
+        f"  Details: {_crash_file(error)}\n"
+        "  Instead: report it with that file; finished stages are kept"
+    )
+
+
+def _crash_file(error: BaseException) -> str:
+    """Writes the command, its YAML files, the versions and the traceback to a new file, and returns its path."""
+    details = "".join(traceback.format_exception(error))
+    parts = {
+        "command": " ".join(["pruneofa", *sys.argv[1:]]),
+        "versions": "\n".join(f"{name} {version}" for name, version in machine.versions().items()),
+        "commit": machine.commit(),
+        **{path: _text(Path(path)) for path in sys.argv[1:] if path.endswith((".yaml", ".yml"))},
+        "traceback": details,
+    }
+    try:
+        number, path = tempfile.mkstemp(prefix="pruneofa-crash-", suffix=".txt")
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("\n".join(f"## {name}\n{text.rstrip()}\n" for name, text in parts.items()))
+    except OSError:  # no folder can be written to; the terminal remains
+        return f"\n{details}"
+    return path
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes()[:_LARGEST_INPUT].decode("utf-8", "backslashreplace") if path.is_file() else ""
+    except (OSError, ValueError):
+        return ""
