@@ -283,6 +283,7 @@ def openvino_model(what: dict[str, Any], inputs: dict[str, Any]) -> Any:
     import openvino as ov
 
     from toolkit.ir.runtime import core, read_ir
+    from toolkit.measure.accuracy import input_names
 
     model = read_ir(Path(what["path"]))
     model.reshape({port: ov.PartialShape(inputs["input_ids"].shape) for port in model.inputs})
@@ -291,7 +292,7 @@ def openvino_model(what: dict[str, Any], inputs: dict[str, Any]) -> Any:
     compiled = core().compile_model(model, "CPU", settings)
     del model
     request = compiled.create_infer_request()
-    feed = {port.get_any_name(): inputs[port.get_any_name()] for port in compiled.inputs}
+    feed = {name: inputs[name] for name in input_names(compiled, Path(what["path"]))}
     return lambda: request.infer(feed)
 
 

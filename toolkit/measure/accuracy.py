@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from toolkit.core import machine
 from toolkit.core.errors import UserError
@@ -66,7 +66,7 @@ def predict_ir(
         "CPU",
         {"INFERENCE_PRECISION_HINT": "f32"} | dict(properties or {}),
     )
-    names = [port.get_any_name() for port in compiled.inputs]
+    names = input_names(compiled, folder)
     request = compiled.create_infer_request()
     features = [examples[i] for i in range(len(examples))]
     order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
@@ -139,6 +139,32 @@ def cached_predictions(
         return list(found)
     ends = np.cumsum(examples.lengths)
     return [found[:, end - length : end] for end, length in zip(ends, examples.lengths, strict=True)]
+
+
+def input_names(model: Any, folder: Path) -> list[str]:
+    """Returns the names of a model's inputs as a tokenizer has them, in the order of the inputs.
+
+    An input can have several names, such as `attention_mask` and `7`: those of the operations that optimizations
+    removed. `get_any_name` returns any of them.
+
+    Args:
+        model: The `openvino.Model` or `CompiledModel`.
+        folder: The IR folder to report in errors.
+
+    Raises:
+        UserError: An input is not one that a tokenizer provides.
+    """
+    names = []
+    for port in model.inputs:
+        known = FEATURES.keys() & port.get_names()
+        if not known:
+            raise UserError(
+                f"the IR has an input {' or '.join(sorted(port.get_names())) or 'without a name'}",
+                where=str(folder / "openvino_model.xml"),
+                instead=f"an IR whose inputs are among {', '.join(FEATURES)}",
+            )
+        names.append(min(known))
+    return names
 
 
 def pad_inputs(

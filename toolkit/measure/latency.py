@@ -17,8 +17,8 @@ from types import MappingProxyType
 
 from toolkit.core.errors import UserError
 from toolkit.core.machine import cores
-from toolkit.ir.runtime import needed_extension
-from toolkit.measure.accuracy import Examples, pad_inputs
+from toolkit.ir.runtime import needed_extension, read_ir
+from toolkit.measure.accuracy import Examples, input_names, pad_inputs
 from toolkit.recipe import Performance
 
 
@@ -131,7 +131,7 @@ def _arguments(
     model: Path, examples: Examples, pad_id: int, batch: int, threads: int, section: Performance, folder: Path
 ) -> list[str]:
     """Returns benchmark_app's options. Paths are relative to `folder`, so that run folders can be moved."""
-    names = _input_names(model)
+    names = input_names(read_ir(model), model)
     files = _inputs(names, examples, pad_id, batch, section.sequence_length, folder)
     streams = section.configs.num_of_instance
     # -hint none: a hint makes -nstreams and -nthreads errors. Async needs one request per stream to use all streams.
@@ -154,12 +154,6 @@ def _load_config(properties: Mapping[str, str], folder: Path) -> list[str]:
     path = folder / f"{'-'.join(f'{k}={v}' for k, v in properties.items())}.json"
     path.write_text(json.dumps({"CPU": dict(properties)}))
     return ["-load_config", path.name]
-
-
-def _input_names(model: Path) -> list[str]:
-    from toolkit.ir.runtime import read_ir
-
-    return [port.get_any_name() for port in read_ir(model).inputs]
 
 
 def _inputs(

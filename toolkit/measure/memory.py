@@ -18,7 +18,7 @@ core = openvino.Core()
 for extension in sys.argv[2:]:
     core.add_extension(extension)
 model = core.compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-model({port.get_any_name(): inputs[port.get_any_name()] for port in model.inputs})
+model([next(inputs[name] for name in port.get_names() if name in inputs) for port in model.inputs])
 lines = open("/proc/self/status").read().splitlines()
 print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """

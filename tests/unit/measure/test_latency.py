@@ -26,14 +26,14 @@ TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, 3)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def ir(tmp_path_factory) -> Path:
-    """A model whose logits are the sum of its tokens' rows in TABLE."""
+    """A model whose logits are the sum of its tokens' rows in TABLE; an input has a second name, as in MPNet's IR."""
     ids = ops.parameter([-1, -1], np.int64, name="input_ids")
     mask = ops.parameter([-1, -1], np.int64, name="attention_mask")
     rows = ops.gather(ops.constant(TABLE), ids, ops.constant(0))
     weights = ops.unsqueeze(ops.convert(mask, "f32"), ops.constant(2))
     logits = ops.reduce_sum(ops.multiply(rows, weights), ops.constant(1))
-    for node, name in ((ids, "input_ids"), (mask, "attention_mask"), (logits, "logits")):
-        node.output(0).set_names({name})
+    for node, names in ((ids, {"input_ids"}), (mask, {"attention_mask", "7"}), (logits, {"logits"})):
+        node.output(0).set_names(names)
     folder = tmp_path_factory.mktemp("ir")
     ov.save_model(ov.Model([logits], [ids, mask], "tiny"), folder / "openvino_model.xml", compress_to_fp16=False)
     return folder
@@ -45,6 +45,14 @@ def examples() -> list[dict[str, list[int]]]:
     lengths = rng.integers(1, 12, 23)
     ids = [rng.integers(1, VOCABULARY, n).tolist() for n in lengths]
     return [{"input_ids": i, "attention_mask": [1] * len(i), "labels": 0} for i in ids]  # type: ignore[dict-item]
+
+
+def test_an_input_that_no_tokenizer_provides_is_named(tmp_path, examples):
+    pixels = ops.parameter([-1, -1], np.int64, name="pixels")
+    pixels.output(0).set_names({"pixels", "7"})
+    ov.save_model(ov.Model([ops.convert(pixels, "f32")], [pixels], "other"), tmp_path / "openvino_model.xml")
+    with pytest.raises(UserError, match="the IR has an input 7 or pixels"):
+        predict_ir(tmp_path, examples, PAD, per_token=False)
 
 
 _SIGNALLED = """
