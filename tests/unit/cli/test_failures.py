@@ -31,8 +31,13 @@ cli.main()
 """
 
 
+# A job in the background of a shell, as a test run may be, begins with Ctrl-C ignored.
+HEEDED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+IGNORED = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+
+
 def ended(*args: object, **settings: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", COMMANDS, *map(str, args)]
+    command = [sys.executable, "-c", HEEDED + COMMANDS, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **settings)
 
 
@@ -50,8 +55,7 @@ def test_a_second_signal_ends_it_at_once_and_without_a_traceback():
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored():
-    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    code = ignore + COMMANDS.replace("time.sleep(60)", "print('went on')", 1)
+    code = IGNORED + COMMANDS.replace("time.sleep(60)", "print('went on')", 1)
     done = subprocess.run([sys.executable, "-c", code, "stop", "2"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "went on\n")
 
