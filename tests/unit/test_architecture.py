@@ -173,6 +173,11 @@ def test_what_light_commands_use_loads_no_heavy_library():
     assert not loaded_after(f"import {', '.join(names)}") & HEAVY
 
 
+def test_help_loads_neither_the_recipe_nor_pydantic():
+    """They would double the time that `--help` takes."""
+    assert not loaded_after("import toolkit.cli") & {"pydantic", "yaml", "numpy"}
+
+
 def test_checking_a_recipe_with_all_rows_of_its_tasks_loads_no_heavy_library(tiny_bert, tiny_task_files):
     task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev)}
     values = {"name": "r", "model": {"source": str(tiny_bert)}, "tasks": {"toy": task}}

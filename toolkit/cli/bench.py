@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toolkit.core.errors import UserError
-from toolkit.recipe import DENSE, VARIANTS, Variant
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
     from toolkit.measure.latency import LatencyStats
-    from toolkit.recipe import Performance
+    from toolkit.recipe import Performance, Variant
 
 # Default inputs without --texts: sentences of typical lengths.
 _SENTENCES = (
@@ -69,7 +68,7 @@ def bench_table(folders: list[Path], section: "Performance", texts: Path | None)
 class _Candidate:
     """A variant to consider: its folder, its score on the dev split, and the OpenVINO properties it runs with."""
 
-    variant: Variant
+    variant: "Variant"
     folder: Path
     score: float
     properties: Mapping[str, str]
@@ -91,6 +90,8 @@ def recommendation(
         UserError: The run has no export, `task` is ambiguous, or benchmark_app fails.
     """
     from rich.console import Group
+
+    from toolkit.recipe import DENSE
 
     manifest, metric, candidates = _candidates(run, task)
     reference = DENSE if DENSE in candidates else max(candidates, key=lambda n: candidates[n].score)
@@ -118,6 +119,7 @@ def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candi
     """Returns the export's manifest, the task's first metric, and the exported variants by name."""
     from toolkit.core import machine
     from toolkit.pipeline.graph import finished_manifests
+    from toolkit.recipe import VARIANTS
 
     exports = [m for m in finished_manifests(run) if m.stage == "export" and task in (None, m.task)]
     if not exports:

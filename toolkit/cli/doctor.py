@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from toolkit.core import paths
 from toolkit.core.errors import CheckFailed
 from toolkit.ir import kernels
-from toolkit.pipeline.requirements import EXTRAS, extra_of, install_command, missing_module
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +23,7 @@ def doctor_table() -> "tuple[Table, bool]":
     from rich.table import Table
 
     from toolkit.core import machine
+    from toolkit.pipeline.requirements import EXTRAS, extra_of, install_command, missing_module
 
     table = Table(title="doctor", show_header=True)
     for column in ("item", "found", "required"):
