@@ -2,13 +2,11 @@
 
 import shutil
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.core import paths
 from toolkit.core.errors import CheckFailed
-from toolkit.ir import kernels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,9 +18,12 @@ def doctor_table() -> "tuple[Table, bool]":
     Returns:
         The table, and whether all installed versions are the pinned ones.
     """
+    from importlib import metadata
+
     from rich.table import Table
 
     from toolkit.core import machine
+    from toolkit.ir import kernels
     from toolkit.pipeline.requirements import EXTRAS, extra_of, install_command, missing_module
 
     table = Table(title="doctor", show_header=True)

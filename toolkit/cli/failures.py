@@ -12,7 +12,6 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from toolkit.core import machine
 from toolkit.core.errors import CheckFailed, UserError
 
 _LARGEST_INPUT = 100_000  # bytes of a YAML file that a crash file includes
@@ -76,6 +75,8 @@ def _described(error: BaseException) -> tuple[int, str]:
 
 def _crash_file(error: BaseException) -> str:
     """Writes the command, its YAML files, the versions and the traceback to a new file, and returns its path."""
+    from toolkit.core import machine
+
     details = "".join(traceback.format_exception(error))
     parts = {
         "command": " ".join(["pruneofa", *sys.argv[1:]]),
