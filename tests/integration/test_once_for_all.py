@@ -12,7 +12,8 @@ from toolkit.core.files import content_hash
 from toolkit.ir.inspect import inspect_ir
 from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe
-from toolkit.sparsity.mask import MASK_FILE, SparsityMask
+from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.mask_file import MASK_FILE
 
 TASKS = {"mood": 120, "twins": 30, "entailment": 30, "asked": 30}  # examples, or questions, that each is measured on
 MATRICES = 12

@@ -15,18 +15,10 @@ from subprocess import Popen
 import pytest
 from safetensors.torch import load_file
 
-from tests.integration.test_whole import tiny_recipe
+from tests.integration.test_whole import WEIGHTS, tiny_recipe
 from toolkit.core.artifacts import NullProgress
 from toolkit.pipeline.run import Run
 from toolkit.recipe.load import dump_recipe, load_recipe
-
-WEIGHTS = {
-    "teacher": "teacher/model.safetensors",
-    "student": "student/model.safetensors",
-    "task_teacher": "tasks/toy/task_teacher/model.safetensors",
-    "transfer": "tasks/toy/transfer/model.safetensors",
-    "quantize": "tasks/toy/quantize/quantized.safetensors",
-}
 
 
 @pytest.fixture(scope="module")

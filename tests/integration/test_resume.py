@@ -9,16 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_whole import tiny_recipe
+from tests.integration.test_whole import WEIGHTS, tiny_recipe
 from toolkit.recipe.load import dump_recipe
-
-WEIGHTS = {
-    "teacher": "teacher/model.safetensors",
-    "student": "student/model.safetensors",
-    "task_teacher": "tasks/toy/task_teacher/model.safetensors",
-    "transfer": "tasks/toy/transfer/model.safetensors",
-    "quantize": "tasks/toy/quantize/quantized.safetensors",
-}
 
 
 @pytest.fixture(scope="module")

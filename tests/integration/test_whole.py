@@ -24,6 +24,16 @@ from toolkit.training import hardware as precision
 VARIANTS = ("dense-fp32", "dense-int8", "sparse-fp32", "sparse-int8", "sparse-engine-fp32", "sparse-engine-int8")
 
 
+# The file with a stage's weights, in a run of the tiny recipe.
+WEIGHTS = {
+    "teacher": "teacher/model.safetensors",
+    "student": "student/model.safetensors",
+    "task_teacher": "tasks/toy/task_teacher/model.safetensors",
+    "transfer": "tasks/toy/transfer/model.safetensors",
+    "quantize": "tasks/toy/quantize/quantized.safetensors",
+}
+
+
 def tiny_recipe(model: Path, task: dict, text: Path, **changes) -> Recipe:
     train = {"steps": 12, "batch_size": 8, "log_every": 4, "checkpoint_every": 6}
     fast = {"steps": 80, "batch_size": 16, "optimizer": {"AdamW": {"learning_rate": 3e-3}}}

@@ -14,7 +14,8 @@ from toolkit.measure.accuracy import predict_ir
 from toolkit.models.load import load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
-from toolkit.sparsity.mask import MASK_FILE, SparsityMask
+from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.mask_file import MASK_FILE
 from toolkit.training.evaluation import predict
 
 

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import toolkit
+from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
+from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.mask_file import MASK_FILE
 
 ROOT = Path(toolkit.__file__).parent
 MODULES = sorted(p for p in ROOT.rglob("*.py"))
@@ -161,7 +165,7 @@ LIGHT = [
     *(f"models/{name}.py" for name in ("architectures", "published", "sources", "checkpoint")),
     *(f"data/{name}.py" for name in ("files", "hub", "published", "tables", "task_rows", "question_answering")),
     *(f"data/{name}.py" for name in ("metrics", "masking", "segment_pairs", "labels", "task_kinds", "resolved_inputs")),
-    *(f"sparsity/{name}.py" for name in ("assignment", "schedule")),
+    *(f"sparsity/{name}.py" for name in ("assignment", "schedule", "mask_file")),
     *(f"training/{name}.py" for name in ("lr_schedule", "distributed")),
 ]
 
@@ -184,6 +188,24 @@ def test_checking_a_recipe_with_all_rows_of_its_tasks_loads_no_heavy_library(tin
     code = (
         "from toolkit.pipeline.preflight import check_recipe\nfrom toolkit.recipe import Recipe\n"
         f"assert '480 training rows' in dict(check_recipe(Recipe.model_validate({values!r})))['task toy']"
+    )
+    assert not loaded_after(code) & HEAVY
+
+
+def test_checking_a_ready_sparse_model_and_its_mask_file_loads_no_heavy_library(tiny_bert, tiny_task_files, tmp_path):
+    model = load_masked_lm(tiny_bert)
+    matrices = prunable_matrices(model)
+    with torch.no_grad():
+        for module in matrices.values():
+            module.weight[:, ::2] = 0.0
+    save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path)
+    SparsityMask.from_zeros({name: module.weight for name, module in matrices.items()}).save(tmp_path / MASK_FILE)
+    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev)}
+    values = {"name": "r", "model": {"source": str(tmp_path)}, "ready": {"student": str(tmp_path)}}
+    values |= {"tasks": {"toy": task}, "transfer": {"pruning": {"train": {"epoch": 1}}}}
+    code = (
+        "from toolkit.pipeline.preflight import check_recipe\nfrom toolkit.recipe import Recipe\n"
+        f"assert '50.00%' in dict(check_recipe(Recipe.model_validate({values!r})))['locked']"
     )
     assert not loaded_after(code) & HEAVY
 

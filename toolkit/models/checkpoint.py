@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.core.errors import UserError
 from toolkit.models.architectures import BARE_ENCODER, encoder_prefix, is_in_layer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MIN_SPARSITY = 0.01  # a model with a smaller fraction of zeros was never pruned
 # safetensors dtype -> bytes, and the bits that are all 0 in +0.0 and -0.0 (all but the sign).
@@ -124,20 +128,27 @@ def sparsity_by_tensor(folder: Path, names: Iterable[str]) -> dict[str, float]:
     Raises:
         UserError: A file is shorter than its header states.
     """
+    found = stored_tensors(folder)
+    zeros = {name: zero_weights(found[name]) for name in names}
+    return {name: float(zero.mean()) if zero.size else 0.0 for name, zero in zeros.items()}
+
+
+def zero_weights(tensor: StoredTensor) -> "np.ndarray":
+    """Returns a bool array of a tensor's shape, True where a weight is exactly zero.
+
+    Raises:
+        UserError: The file is shorter than its header states.
+    """
     import numpy as np
 
-    found, sparsity = stored_tensors(folder), {}
-    for name in names:
-        tensor = found[name]
-        size, bits = _FLOATS[tensor.dtype]
-        with tensor.file.open("rb") as stream:
-            stream.seek(tensor.start)
-            data = stream.read(tensor.stop - tensor.start)
-        if len(data) != size * math.prod(tensor.shape):
-            raise _damaged(tensor.file)
-        values = np.frombuffer(data, dtype=f"<u{size}")
-        sparsity[name] = 1.0 - int(np.count_nonzero(values & np.array(bits, values.dtype))) / max(1, values.size)
-    return sparsity
+    size, bits = _FLOATS[tensor.dtype]
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.start)
+        data = stream.read(tensor.stop - tensor.start)
+    if len(data) != size * math.prod(tensor.shape):
+        raise _damaged(tensor.file)
+    zero: np.ndarray = np.frombuffer(data, dtype=f"<u{size}") & bits == 0
+    return zero.reshape(tensor.shape)
 
 
 def _damaged(path: Path) -> UserError:

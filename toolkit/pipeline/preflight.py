@@ -21,6 +21,7 @@ from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPr
 from toolkit.recipe.pruning import unsupported
 from toolkit.recipe.references import corpus_files, is_hub, task_files
 from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity, require_end_within
+from toolkit.sparsity.mask_file import require_fitting_mask
 from toolkit.training.lr_schedule import require_bounded_rewinding
 
 _LATER = "downloaded from the hub by the run"
@@ -225,11 +226,9 @@ def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
     folder = model.folder
     if folder is None:
         return [("locked", f"the zeros of {model.source} are checked after its download")]
-    from toolkit.sparsity.mask import validate_mask_file
-
     shapes = prunable_shapes(recipe, model)
     sparsities = sparsity_by_tensor(folder, shapes)
-    validate_mask_file(folder, shapes)
+    require_fitting_mask(folder, shapes)
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
     zeros = sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
     if zeros < MIN_SPARSITY:

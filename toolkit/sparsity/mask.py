@@ -1,24 +1,18 @@
 """Sparsity mask of a model: which weights may be non-zero. Stored in one file next to the weights."""
 
 import hashlib
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import encoder_prefix
-from toolkit.models.checkpoint import MIN_SPARSITY, stored_tensors
+from toolkit.models.checkpoint import MIN_SPARSITY
+from toolkit.sparsity.mask_file import read_mask, require_fitting_mask, unpacked, write_mask
 
-MASK_FILE = "mask.safetensors"
-_ITS_OWN_MASK = "the mask that was saved with these weights, or no mask file (the zeros then define the mask)"
 _BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per float -> integer type of the same width
 
 
@@ -86,12 +80,11 @@ class SparsityMask:
         Raises:
             ValueError: The number of bits of a matrix does not match its shape.
         """
-        return cls({name: _unpack(bits[name], shape) for name, shape in shapes.items()})
+        return cls({name: torch.from_numpy(unpacked(bits[name], shape)) for name, shape in shapes.items()})
 
     def save(self, path: Path) -> None:
         """Writes the mask with one bit per weight."""
-        shapes = {name: list(kept.shape) for name, kept in self.tensors.items()}
-        save_file(self.bits(), path, metadata={"shapes": json.dumps(shapes)})
+        write_mask(path, self.bits(), {name: kept.shape for name, kept in self.tensors.items()})
 
     @classmethod
     def load(cls, path: Path) -> "SparsityMask":
@@ -100,63 +93,7 @@ class SparsityMask:
         Raises:
             UserError: The file is missing, damaged, or not a mask.
         """
-        try:
-            with safe_open(path, framework="np") as file:
-                shapes = json.loads((file.metadata() or {}).get("shapes", "null"))
-                if not isinstance(shapes, dict):
-                    raise ValueError("the file contains no mask")
-                return cls.from_bits({name: file.get_tensor(name) for name in shapes}, shapes)
-        except (SafetensorError, OSError, TypeError, ValueError) as error:
-            raise UserError(
-                f"the mask cannot be read ({error})",
-                where=str(path),
-                instead="restore the file, or delete it to derive the mask from the zeros of the weights",
-            ) from None
-
-    def validate(self, parameters: Mapping[str, Tensor], where: str) -> None:
-        """Checks that the mask fits a model: it prunes exactly the weights that are zero.
-
-        Some of the weights that it keeps may be zero, up to `MIN_SPARSITY` of a matrix: training may end there.
-
-        Args:
-            parameters: The model's prunable parameters by name.
-            where: The mask file to report in errors.
-
-        Raises:
-            UserError: A matrix is missing or has another shape, a weight outside the mask is not zero, or the mask
-                keeps weights that are zero.
-        """
-        for name, kept in self.tensors.items():
-            if name not in parameters or parameters[name].shape != kept.shape:
-                found = tuple(parameters[name].shape) if name in parameters else "no such matrix"
-                raise UserError(
-                    f"the mask does not fit the model: {name} is {tuple(kept.shape)}, found {found}", where=where
-                )
-        broken = self.violations(parameters)
-        if broken:
-            name, count = next(iter(broken.items()))
-            raise UserError(
-                f"the mask does not fit the weights: {count} weights of {name} should be zero but are not",
-                where=where,
-                instead=_ITS_OWN_MASK,
-            )
-        for name, sparsity in SparsityMask.from_zeros(parameters).per_matrix().items():
-            pruned = SparsityMask({name: self.tensors[name]}).sparsity() if name in self.tensors else 0.0
-            if sparsity - pruned > MIN_SPARSITY:
-                raise UserError(
-                    f"the mask does not cover the zeros: {sparsity:.1%} of {name} is zero, "
-                    + (f"the mask prunes {pruned:.1%}" if name in self.tensors else "the mask does not list it"),
-                    where=where,
-                    instead=_ITS_OWN_MASK,
-                )
-
-
-def _unpack(packed: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """Returns the bool tensor of packed bits. Checks their number, because numpy pads missing bits with zeros."""
-    count = math.prod(shape)
-    if packed.size != math.ceil(count / 8):
-        raise ValueError(f"{packed.size} bytes are not one bit for each of {'x'.join(map(str, shape))} weights")
-    return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool)).reshape(shape)
+        return cls({name: torch.from_numpy(kept) for name, kept in read_mask(path).items()})
 
 
 def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_too: bool = False) -> SparsityMask:
@@ -171,35 +108,10 @@ def checkpoint_mask(folder: Path, matrices: Mapping[str, nn.Linear], *, dense_to
         UserError: The mask does not fit the weights, or the checkpoint is dense.
     """
     weights = {name: module.weight for name, module in matrices.items()}
-    _validate_file(folder, weights)
+    require_fitting_mask(folder, matrices)
     mask = SparsityMask.from_zeros(weights)
     if mask.sparsity() < MIN_SPARSITY and not dense_too:
         raise UserError(
             "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )
     return mask
-
-
-def validate_mask_file(folder: Path, names: Iterable[str]) -> None:
-    """Checks the mask file of a checkpoint, if it has one, without loading the model.
-
-    Args:
-        folder: The checkpoint folder.
-        names: Names of the prunable matrices.
-
-    Raises:
-        UserError: The mask cannot be read or does not fit the weights.
-    """
-    if not (folder / MASK_FILE).is_file():
-        return
-    stored, prefix, weights = stored_tensors(folder), encoder_prefix(folder), {}
-    for name in names:
-        with safe_open(stored[name].file, framework="pt") as file:
-            weights[name] = file.get_tensor(name if name in file.keys() else name.removeprefix(prefix))  # noqa: SIM118
-    _validate_file(folder, weights)
-
-
-def _validate_file(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    path = folder / MASK_FILE
-    if path.is_file():
-        SparsityMask.load(path).validate(weights, str(path))

@@ -16,7 +16,8 @@ from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer,
 from toolkit.models.mlm_heads import mlm_head
 from toolkit.pipeline.preflight import prunable_shapes
 from toolkit.recipe import Recipe
-from toolkit.sparsity.mask import MASK_FILE, SparsityMask, checkpoint_mask, validate_mask_file
+from toolkit.sparsity.mask import SparsityMask, checkpoint_mask
+from toolkit.sparsity.mask_file import MASK_FILE, require_fitting_mask
 
 SMALL = {
     "vocab_size": 50,
@@ -276,9 +277,9 @@ def test_a_mask_file_that_leaves_out_sparse_matrices_is_found_before_and_when_it
     save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path)
     whole = SparsityMask.from_zeros({n: m.weight for n, m in matrices.items()})
     whole.save(tmp_path / MASK_FILE)
-    validate_mask_file(tmp_path, matrices)
+    require_fitting_mask(tmp_path, matrices)
     SparsityMask(dict(list(whole.tensors.items())[: int(listed * len(matrices))])).save(tmp_path / MASK_FILE)
-    for use in (checkpoint_mask, validate_mask_file):
+    for use in (checkpoint_mask, require_fitting_mask):
         with pytest.raises(UserError, match="the mask does not list it") as caught:
             use(tmp_path, matrices)
         assert caught.value.where == str(tmp_path / MASK_FILE)

@@ -16,7 +16,8 @@ from toolkit.ir import sparse_engine as engine
 from toolkit.pipeline import graph
 from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe
-from toolkit.sparsity.mask import MASK_FILE, SparsityMask
+from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.mask_file import MASK_FILE
 
 DENSE = "bert.encoder.layer.1.intermediate.dense"
 

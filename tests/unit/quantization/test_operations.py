@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.quantization import LAYER, PER_TENSOR, STATIC, Case, same, state_of
+from tests.helpers.quantization import LAYER, PER_TENSOR, STATIC, same, state_of
 from toolkit.ir.conformance import mismatches
 from toolkit.ir.inspect import inspect_ir
 from toolkit.quantization import nncf
@@ -20,17 +20,6 @@ from toolkit.quantization.operations import (
     return_to_fp32,
 )
 from toolkit.recipe import Quantization
-
-
-@pytest.fixture(scope="module")
-def case(tiny_bert, tiny_task_files):
-    return Case(tiny_bert, tiny_task_files)
-
-
-@pytest.fixture(scope="module")
-def default(case):
-    """The quantized model of a default recipe: not to be changed."""
-    return case.quantized()[0]
 
 
 def test_operations_are_listed_in_forward_order_with_their_own_quantizers(case, default):

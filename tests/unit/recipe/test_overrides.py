@@ -4,46 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.recipes import SMALL
 from toolkit.core.errors import UserError
 from toolkit.recipe.load import load_recipe
-
-SMALL = """\
-name: small
-model: {source: some/model}
-corpus:
-  files: [text.txt]
-tasks:
-  sst2:
-    train: train.tsv
-    dev: dev.tsv
-student:
-  pruning:
-    approach:
-      weight_compression:
-        target_sparsity: 0.9
-        end_step: 50
-  distillation:
-    train:
-      epoch: 3
-transfer:
-  distillation:
-    train: {steps: 10}
-quantize:
-  distillation:
-    train: {steps: 5}
-"""
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Writes a recipe and gives its path."""
-
-    def write(text: str, name: str = "recipe.yaml") -> Path:
-        path = tmp_path / name
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
 
 
 def complaint(path: Path, *overrides: str) -> UserError:

@@ -5,12 +5,12 @@ import io
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
 from tests.helpers.manifests import COMMAND, KINDS, LAYERS, MATRICES, curve, run_manifests
+from tests.helpers.page import Page
 from toolkit import reporting
 from toolkit.core.artifacts import Check
 from toolkit.measure import size
@@ -18,29 +18,6 @@ from toolkit.reporting import figures, formatting, sentences
 from toolkit.reporting.budgets import budget_gains, budgets
 from toolkit.reporting.claims_table import binomial_error, claims_table
 from toolkit.reporting.manifests import stage_scores
-
-
-class Page(HTMLParser):
-    """Resources that a browser would fetch, and the text that it would show."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        self.identifiers: list[str] = []
-        self.shown = ""
-        self._hidden = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._hidden = tag in ("script", "style")
-        self.fetched += [str(v) for k, v in attrs if k in ("src", "href", "srcset", "poster", "data", "action")]
-        self.identifiers += [str(v) for k, v in attrs if k == "id"]
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden = False
-
-    def handle_data(self, data: str) -> None:
-        self.shown += "" if self._hidden else data
 
 
 @pytest.fixture(scope="module")

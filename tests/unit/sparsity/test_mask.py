@@ -12,6 +12,7 @@ from torch import nn
 
 from toolkit.core.errors import UserError
 from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.mask_file import MASK_FILE, require_fitting_mask
 from toolkit.sparsity.pruners import PatternLock
 
 
@@ -188,41 +189,54 @@ def test_a_mask_file_that_cannot_be_read_is_the_user_s_error(tmp_path: Path, dam
     assert caught.value.instead
 
 
+@pytest.fixture
+def fits(tmp_path):
+    """Checks the file of a mask against weights that are saved beside it."""
+
+    def check(mask: SparsityMask, weights: dict[str, torch.Tensor]) -> None:
+        save_file({name: weight.numpy() for name, weight in weights.items()}, tmp_path / "model.safetensors")
+        mask.save(tmp_path / MASK_FILE)
+        require_fitting_mask(tmp_path, weights)
+
+    return check
+
+
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ({}, "no such matrix"),
+        ({"other": torch.ones(4, 4)}, "no such matrix"),
         ({"w": torch.zeros(4, 5)}, r"found \(4, 5\)"),
         ({"w": torch.ones(4, 4)}, "should be zero"),
     ],
     ids=["no matrix", "another shape", "other zeros"],
 )
-def test_a_mask_that_does_not_fit_the_weights_is_the_user_s_error(weights, says):
+def test_a_mask_that_does_not_fit_the_weights_is_the_user_s_error(fits, tmp_path, weights, says):
     with pytest.raises(UserError, match=says) as caught:
-        random_mask(w=(4, 4)).validate(weights, "mask.safetensors")
-    assert caught.value.where == "mask.safetensors"
+        fits(random_mask(w=(4, 4)), weights)
+    assert caught.value.where == str(tmp_path / MASK_FILE)
 
 
 def sparse_weights(**shapes: tuple[int, int]) -> tuple[SparsityMask, dict[str, torch.Tensor]]:
     mask = random_mask(**shapes)
-    weights = {name: kept.float() for name, kept in mask.tensors.items()}
-    return mask, weights
+    return mask, {name: kept.float() for name, kept in mask.tensors.items()}
 
 
-def test_a_mask_may_keep_a_few_weights_that_training_left_at_zero():
+def test_a_mask_may_keep_a_few_weights_that_training_left_at_zero(fits):
     mask, weights = sparse_weights(w=(20, 20))
     at = mask.tensors["w"].nonzero()[0]
-    weights["w"][at[0], at[1]] = 0.0
-    mask.validate(weights, "mask.safetensors")
+    weights["w"][at[0], at[1]] = -0.0
+    fits(mask, weights)
 
 
-def test_a_mask_that_keeps_what_is_zero_or_leaves_out_a_sparse_matrix_is_the_user_s_error():
+def test_a_mask_that_keeps_what_is_zero_or_leaves_out_a_sparse_matrix_is_the_user_s_error(fits):
     mask, weights = sparse_weights(v=(20, 20), w=(20, 20))
     wider = SparsityMask(mask.tensors | {"w": torch.ones(20, 20, dtype=torch.bool)})
     half, none = SparsityMask({"v": mask.tensors["v"]}), SparsityMask({})
-    for wrong, says in ((wider, "of w is zero, the mask prunes 0.0%"), (half, "w is zero, the mask does not list it")):
+    for wrong, says in (
+        (wider, "of w is zero, the mask prunes 0.0%"),
+        (half, "of w is zero, the mask does not list it"),
+        (none, "of v is zero, the mask does not list it"),
+    ):
         with pytest.raises(UserError, match=re.escape(says)):
-            wrong.validate(weights, "mask.safetensors")
-    with pytest.raises(UserError, match="v is zero, the mask does not list it"):
-        none.validate(weights, "mask.safetensors")
-    half.validate({"v": weights["v"], "w": torch.ones(20, 20)}, "mask.safetensors")  # a matrix that was not pruned
+            fits(wrong, weights)
+    fits(half, {"v": weights["v"], "w": torch.ones(20, 20)})  # a matrix that was not pruned

@@ -120,7 +120,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
 def _footprint(inputs: Inputs) -> "Footprint | None":
     """Returns the parameter counts for the encoder's sizes; None without a mask, which lists the pruned matrices."""
     from toolkit.measure import size
-    from toolkit.sparsity.mask import MASK_FILE, SparsityMask
+    from toolkit.sparsity.mask import SparsityMask
+    from toolkit.sparsity.mask_file import MASK_FILE
 
     if inputs.transfer_artifact is None:
         return None

@@ -118,7 +118,8 @@ class _ExportJob:
         """Loads the tokenizer, the task's data and the mask."""
         from toolkit.data.tasks import load_task
         from toolkit.models.load import load_tokenizer
-        from toolkit.sparsity.mask import MASK_FILE, SparsityMask
+        from toolkit.sparsity.mask import SparsityMask
+        from toolkit.sparsity.mask_file import MASK_FILE
 
         source = inputs.task_teacher_artifact or inputs.transfer_artifact or inputs.quantize_artifact
         assert source is not None, "a variant has a model"

@@ -26,7 +26,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.sparsity.assignment import require_end_within
     from toolkit.sparsity.checks import check_locked, check_target, sparsity_metrics
     from toolkit.sparsity.factory import make_sparsifier
-    from toolkit.sparsity.mask import MASK_FILE
+    from toolkit.sparsity.mask_file import MASK_FILE
     from toolkit.training import distributed
     from toolkit.training.datasets import mlm_data, steps_per_epoch
     from toolkit.training.distillation import HiddenStateLoss, MlmLoss, Teacher, mlm_loss

@@ -27,7 +27,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.sparsity.assignment import require_end_within
     from toolkit.sparsity.checks import check_locked, check_target, sparsity_metrics
     from toolkit.sparsity.factory import make_sparsifier
-    from toolkit.sparsity.mask import MASK_FILE, checkpoint_mask
+    from toolkit.sparsity.mask import checkpoint_mask
+    from toolkit.sparsity.mask_file import MASK_FILE
     from toolkit.sparsity.pruners import PatternLock, PrunerGroup
     from toolkit.training.datasets import steps_per_epoch, task_data
     from toolkit.training.evaluation import task_metrics

@@ -1,0 +1,93 @@
+"""The file of a sparsity mask, `mask.safetensors`, and its check against the weights beside it. Imports no torch."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from toolkit.core.errors import UserError
+from toolkit.models.checkpoint import MIN_SPARSITY, stored_tensors, zero_weights
+
+MASK_FILE = "mask.safetensors"
+_ITS_OWN_MASK = "the mask that was saved with these weights, or no mask file (the zeros then define the mask)"
+
+
+def write_mask(path: Path, bits: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Writes a mask with one bit per weight.
+
+    Args:
+        path: The file.
+        bits: Matrix name -> packed bits in row-major order, uint8 [ceil(weights / 8)]; 1 where a weight is kept.
+        shapes: Shape of each matrix.
+    """
+    stored = {name: list(shape) for name, shape in shapes.items()}
+    save_file(dict(bits), path, metadata={"shapes": json.dumps(stored)})
+
+
+def read_mask(path: Path) -> dict[str, np.ndarray]:
+    """Returns matrix name -> bool array of the matrix's shape, True where a weight is kept.
+
+    Raises:
+        UserError: The file is missing, damaged, or not a mask.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            shapes = json.loads((file.metadata() or {}).get("shapes", "null"))
+            if not isinstance(shapes, dict):
+                raise ValueError("the file contains no mask")
+            return {name: unpacked(file.get_tensor(name), shape) for name, shape in shapes.items()}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the mask cannot be read ({error})",
+            where=str(path),
+            instead="restore the file, or delete it to derive the mask from the zeros of the weights",
+        ) from None
+
+
+def unpacked(bits: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Returns packed bits as a bool array. Checks their number, because numpy pads missing bits with zeros.
+
+    Raises:
+        ValueError: The number of bits does not match the shape.
+    """
+    count = math.prod(shape)
+    if bits.size != math.ceil(count / 8):
+        raise ValueError(f"{bits.size} bytes are not one bit for each of {'x'.join(map(str, shape))} weights")
+    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
+
+
+def require_fitting_mask(folder: Path, names: Iterable[str]) -> None:
+    """Checks that the mask file of a checkpoint, if it has one, prunes exactly the weights that are zero.
+
+    Some of the weights that it keeps may be zero, up to `MIN_SPARSITY` of a matrix: training may end there.
+
+    Args:
+        folder: The checkpoint folder.
+        names: Names of the prunable matrices.
+
+    Raises:
+        UserError: The mask cannot be read; lists a matrix that is missing or has another shape; prunes weights that are
+            not zero; or keeps weights that are.
+    """
+    path = folder / MASK_FILE
+    if not path.is_file():
+        return
+    kept, stored = read_mask(path), stored_tensors(folder)
+    for name in (*kept, *(name for name in names if name in stored and name not in kept)):
+        found = stored[name].shape if name in stored else "no such matrix"
+        if name in kept and kept[name].shape != found:
+            what = f"the mask does not fit the model: {name} is {kept[name].shape}, found {found}"
+            raise UserError(what, where=str(path), instead=_ITS_OWN_MASK)
+        zero = zero_weights(stored[name])
+        pruned = ~kept[name] if name in kept else np.zeros(zero.shape, bool)
+        if nonzero := int(np.count_nonzero(pruned & ~zero)):
+            what = f"the mask does not fit the weights: {nonzero} weights of {name} should be zero but are not"
+            raise UserError(what, where=str(path), instead=_ITS_OWN_MASK)
+        if zero.mean() - pruned.mean() > MIN_SPARSITY:
+            covered = f"the mask prunes {pruned.mean():.1%}" if name in kept else "the mask does not list it"
+            what = f"the mask does not cover the zeros: {zero.mean():.1%} of {name} is zero, {covered}"
+            raise UserError(what, where=str(path), instead=_ITS_OWN_MASK)
