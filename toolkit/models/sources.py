@@ -1,9 +1,10 @@
-"""Model sources: local folders, folders in installed packages, and the Hugging Face hub. Does not import torch."""
+"""Model sources: local folders, installed packages, included models, the Hugging Face hub. Does not import torch."""
 
 import re
 from pathlib import Path
 
 from toolkit.core.errors import UserError
+from toolkit.models.included_models import PREFIX, included_model
 from toolkit.models.published import published_config
 from toolkit.recipe.references import LOCAL_PREFIXES, package_path
 
@@ -47,11 +48,13 @@ def is_hub_model(source: str) -> bool:
 
 
 def local_model(source: str) -> Path | None:
-    """Returns the folder of a checkpoint that is not on the hub (`package:…` or a local folder); None if there is none.
+    """Returns the folder of a checkpoint that is not on the hub (a folder, `package:…`, `included:…`), or None.
 
     Raises:
         UserError: The folder has no `config.json`, or the package is not installed.
     """
+    if source.startswith(PREFIX):
+        return included_model(source)
     folder = package_path(source) if source.startswith("package:") else Path(source).expanduser()
     if not folder.is_dir():
         return None

@@ -18,6 +18,15 @@ from toolkit.training.distillation import LossTerms, MlmLoss
 from toolkit.training.hardware import device
 
 
+def _to_device(model: Any) -> None:
+    """Sets a model to eval mode and moves it to the GPU if there is one.
+
+    Outside inference mode: parameters that are moved within it become inference tensors, which cannot be trained.
+    """
+    with torch.inference_mode(False):
+        model.eval().to(device())
+
+
 @torch.inference_mode()
 def iter_logits(
     model: Any, examples: Split, pad_id: int, batch_size: int, first: int = 0
@@ -33,7 +42,7 @@ def iter_logits(
         batch_size: Examples per batch.
         first: Number of batches to skip at the beginning.
     """
-    model.eval().to(device())
+    _to_device(model)
     order = np.argsort(examples.lengths, kind="stable")
     for start in range(first * batch_size, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -66,7 +75,7 @@ def mlm_metrics(
         `mlm_loss`, the label loss per masked token; for pairs also `next_sentence_accuracy`. `mlm_loss` is absent if
         no token was masked, because the vocabulary contains none of them.
     """
-    model.eval().to(device())
+    _to_device(model)
     total = count = correct = seen = 0.0
     for batch in _held_out(sequences, tokenizer, probability):
         logits, next_logits = loss.logits(model, batch)
@@ -88,7 +97,7 @@ def layers_metrics(
     probability: float,
 ) -> dict[str, float]:
     """Computes `layers_loss`: distance from the teacher's hidden features per sequence, always on the same ones."""
-    model.eval().to(device())
+    _to_device(model)
     total = seen = 0.0
     for batch in _held_out(sequences, tokenizer, probability):
         terms = loss(model, batch | {"items": 1.0, "examples": 1.0})

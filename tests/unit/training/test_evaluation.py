@@ -14,6 +14,7 @@ from toolkit.data.tasks import load_task
 from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer
 from toolkit.models.mlm_heads import mlm_head, next_sentence_head
 from toolkit.recipe import Task
+from toolkit.training import evaluation
 from toolkit.training.distillation import MlmLoss
 from toolkit.training.evaluation import mlm_metrics, predict, task_metrics
 
@@ -109,3 +110,13 @@ def test_padding_that_were_not_masked_would_be_seen(asked, kind):
     model, _, examples = asked[kind]
     answers = [alone(model, examples[index]).ravel()[:2] for index in range(len(examples))]
     assert np.ptp(np.stack(answers), axis=0).min() > 0.1
+
+
+def test_a_model_that_was_moved_for_its_evaluation_can_still_be_trained(monkeypatch):
+    # A dtype stands for the GPU: both replace the parameters' memory, and what is made in inference mode stays its.
+    monkeypatch.setattr(evaluation, "device", lambda: torch.float64)
+    model = torch.nn.Linear(2, 1)
+    with torch.inference_mode():
+        evaluation._to_device(model)
+    assert model.weight.dtype == torch.float64
+    assert not model.weight.is_inference()

