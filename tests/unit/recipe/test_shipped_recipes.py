@@ -43,7 +43,7 @@ def test_shipped_recipe_prunes_within_its_steps(path):
 
 
 def test_overrides_that_the_shipped_recipes_suggest_work():
-    load_recipe(CONFIGS / "quickstart.yaml", ["student.steps=2000", "pruning.end_step=1000"])
+    load_recipe(CONFIGS / "quickstart.yaml", ["ready={}", "student.steps=2000", "pruning.end_step=1000"])
     suggested = ["student.steps=500", "pruning.end_step=250", "teacher.steps=200", "transfer.epoch=1"]
     load_recipe(CONFIGS / "minilm/sst2_90.yaml", suggested)
     load_recipe(CONFIGS / "template.yaml", ["pruning.target_sparsity=0.85", "student.steps=60000"])
