@@ -238,8 +238,7 @@ def bench(
     task: Annotated[str | None, typer.Option(help="with --recommend: task of the run")] = None,
 ) -> None:
     """Compare the latency of IR folders with benchmark_app on tokenised text; or recommend the variant to deploy."""
-    from rich.console import Console
-
+    from toolkit.cli.terminal import Console
     from toolkit.recipe import Performance, PerformanceConfigs
 
     section = Performance(

@@ -119,6 +119,6 @@ def _ir_table(path: Path) -> "Table":
 
 def inspect(path: Annotated[Path, typer.Argument(help="checkpoint, IR or run folder")]) -> None:
     """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
-    from rich.console import Console
+    from toolkit.cli.terminal import Console
 
     Console().print(inspection_tables(path))

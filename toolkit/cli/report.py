@@ -16,9 +16,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="folder to write; default: <first run>/report")] = None,
 ) -> None:
     """Regenerate the report (HTML, Markdown) of finished runs from their manifests."""
-    from rich.console import Console
-
     from toolkit import reporting
+    from toolkit.cli.terminal import Console
     from toolkit.pipeline.graph import finished_manifests
 
     found = [finished_manifests(folder) for folder in runs]
@@ -33,9 +32,8 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
     Raises:
         CheckFailed: The recipe's accuracy criterion is not met.
     """
-    from rich.console import Console
-
     from toolkit import reporting
+    from toolkit.cli.terminal import Console
     from toolkit.pipeline.requirements import install_command, missing_module
 
     terminal = Console()
@@ -47,7 +45,7 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
         found = f"Report: {page}"
     if any(m.stage == "export" for m in manifests):
         found += f"\nIR folders: {folder}/tasks/<task>/export/<variant>"
-    terminal.print(found, highlight=False, markup=False, soft_wrap=True)
+    terminal.print(found, highlight=False, soft_wrap=True)
     missed = reporting.missed_criteria(manifests)
     if missed:
         raise CheckFailed("\n".join(missed))
