@@ -41,7 +41,7 @@ def _run_table(path: Path) -> "Table":
     table = Table(title=str(path))
     for column in ("task", "stage", "seconds", "dev", "sparsity", "checks", "made from"):
         table.add_column(column)
-    for m in finished_manifests(path):
+    for m in finished_manifests(path, complete=False):
         table.add_row(
             m.task or "",
             m.stage,

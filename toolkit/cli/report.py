@@ -34,8 +34,11 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
     """
     from toolkit import reporting
     from toolkit.cli.terminal import Console
+    from toolkit.measure.manifest_schema import require_recorded
     from toolkit.pipeline.requirements import install_command, missing_module
 
+    for m in manifests:  # those of cached stages may be of an older version
+        require_recorded(m, folder / m.artifact.path, m.stage, m.task, complete=True)
     terminal = Console()
     terminal.print(reporting.console([manifests]))
     if module := missing_module("report"):  # optional, e.g. on a machine that only trains

@@ -77,7 +77,8 @@ def steps_alike(before: Manifest, step: Step, train: Train, inputs: ResolvedInpu
     from toolkit.training.hardware import bf16
 
     here = before.machine.get("cpu") == machine.describe()["cpu"]
-    if not before.metrics.get("seconds_per_step") or not here or before.metrics.get("bf16", False) != bf16(train):
+    timed = before.metrics.get("seconds_per_step") and before.metrics.get("steps")
+    if not timed or not here or before.metrics.get("bf16", False) != bf16(train):
         return False
     now = config_of(root_of(step), inputs)
     if not (step.folder / CONFIG).is_file() or now is None:
