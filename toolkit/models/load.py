@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import logging
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import require_regular_files
 from toolkit.models.architectures import is_in_layer, usable_positions
 from toolkit.models.checkpoint import require_unquantized
 from toolkit.models.config import read_config
@@ -53,6 +54,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     Raises:
         UserError: The tokenizer is missing or damaged, lacks special tokens, or has more tokens than the model.
     """
+    require_regular_files(folder)
     if not any(p.name in _VOCABULARIES or p.suffix == ".model" for p in folder.glob("*")):
         # transformers would create a tokenizer that has only special tokens
         raise UserError("no tokenizer in this folder", where=str(folder), instead="a folder with tokenizer.json")
