@@ -80,7 +80,7 @@ def _described(error: BaseException) -> tuple[int, str]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Python and numpy raise MemoryError; torch OutOfMemoryError on a GPU, and a RuntimeError with this text on a CPU."""
+    """Python and numpy raise MemoryError; torch OutOfMemoryError on a GPU, a RuntimeError with this text on a CPU."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 

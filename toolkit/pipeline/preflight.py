@@ -14,9 +14,9 @@ from toolkit.models.checkpoint import (
     MIN_SPARSITY,
     encoder_matrices,
     require_length,
-    require_unquantized,
     sparsity_by_tensor,
 )
+from toolkit.pipeline.ready_models import check_task_models, require_usable
 from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
 from toolkit.recipe.references import corpus_files, is_hub, task_files
@@ -76,7 +76,10 @@ def check_recipe(
         folder = inputs.model(source).folder
         found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
         if folder is not None:
-            require_unquantized(folder)
+            require_usable(folder)
+            if what.endswith((" student", " transfer")):
+                require_fitting_mask(folder, prunable_shapes(recipe, inputs.model(source)))
+    check_task_models(recipe, inputs)
     _check_lengths(recipe, inputs)
     if recipe.student is not None:
         found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.distillation.train)
@@ -228,7 +231,6 @@ def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
         return [("locked", f"the zeros of {model.source} are checked after its download")]
     shapes = prunable_shapes(recipe, model)
     sparsities = sparsity_by_tensor(folder, shapes)
-    require_fitting_mask(folder, shapes)
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
     zeros = sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
     if zeros < MIN_SPARSITY:
