@@ -34,6 +34,7 @@ from toolkit.recipe.export import VariantName as VariantName
 from toolkit.recipe.export import engine_variant as engine_variant
 from toolkit.recipe.fields import Count, Name, Number, Position, Section, merged, wrong
 from toolkit.recipe.pruning import LOCK as LOCK
+from toolkit.recipe.pruning import NO_RAMP, keys_without_effect
 from toolkit.recipe.pruning import Pruning as Pruning
 from toolkit.recipe.pruning import ResolvedPruner as ResolvedPruner
 from toolkit.recipe.pruning import TaskPruning as TaskPruning
@@ -147,11 +148,27 @@ class Recipe(Section):
             if transfer and transfer.pruning.only_locks and not sparse:
                 at = ("tasks", own, "transfer") if own and self.transfer is None else ("transfer",)
                 raise wrong("needs a sparse model", *at, instead="a `student` section, or `ready: {student: …}`")
+        _check_schedules(self)
         return self
 
 
 def _both(below: Any, above: Any) -> bool:
     return isinstance(below, dict) and isinstance(above, dict)
+
+
+def _check_schedules(recipe: Recipe) -> None:
+    """Rejects a pruning schedule of `transfer` that no task's pruners use, such as a target beside a pattern lock."""
+    sections = {name: section for name in recipe.tasks if (section := recipe.section("transfer", name))}
+    general = recipe.transfer.pruning if recipe.transfer else None
+    for task, key in keys_without_effect(general, {name: section.pruning for name, section in sections.items()}):
+        at = ("tasks", task, "transfer") if task else ("transfer",)
+        keys = ("pruning", "approach", "weight_compression", key)
+        raise wrong(NO_RAMP, *at, *keys, instead="pruners: [{prune_type: magnitude}], or remove the key")
+    if all(section.pruning.only_locks for section in sections.values()):
+        for task, section in sections.items():
+            if section.pruning.learning_rate_rewinding:
+                at = ("transfer",) if general and general.learning_rate_rewinding else ("tasks", task, "transfer")
+                raise wrong(NO_RAMP, *at, "pruning", "learning_rate_rewinding", instead="false")
 
 
 def _check_distance(recipe: Recipe, name: str) -> None:

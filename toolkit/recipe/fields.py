@@ -26,6 +26,9 @@ NAME_RULE = "letters, digits, '-', '_' and '.', the first one a letter or digit"
 # Mutually exclusive keys of one section.
 EXCLUSIVE = (
     {"steps", "epoch"},
+    {"start_step", "start_epoch"},
+    {"end_step", "end_epoch"},
+    {"update_frequency_on_step", "update_frequency"},
     {"relative", "absolute"},
     {"dev", "hold_out"},
     {"AdamW", "Adam", "SGD"},
