@@ -43,6 +43,7 @@ from toolkit.recipe.pruning import WeightCompression as WeightCompression
 from toolkit.recipe.quantization import AccuracyCriterion as AccuracyCriterion
 from toolkit.recipe.quantization import Quantization as Quantization
 from toolkit.recipe.quantization import Tuning as Tuning
+from toolkit.recipe.references import has_columns
 from toolkit.recipe.stages import Quantize as Quantize
 from toolkit.recipe.stages import Student as Student
 from toolkit.recipe.stages import TrainOnly as TrainOnly
@@ -134,6 +135,8 @@ class Recipe(Section):
         for stage in ("teacher", "student"):
             if getattr(self, stage) and self.corpus is None:
                 raise wrong("needs text, but there is no `corpus`", stage, instead="corpus: {files: [text.txt]}")
+        if self.corpus and self.corpus.column != "text" and not any(map(has_columns, self.corpus.files)):
+            raise wrong("has no effect: plain text has no columns", "corpus", "column", instead="remove the key")
         for task in self.corpus.tasks if self.corpus else ():
             if task not in self.tasks:
                 raise wrong(f"{task!r} is not under `tasks`", "corpus", "tasks", instead=", ".join(self.tasks))
