@@ -13,7 +13,8 @@ from typing_extensions import Self
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash, json_hash
-from toolkit.data.files import fetch_file, paragraphs
+from toolkit.data.documents import as_read, documents
+from toolkit.data.files import fetch_file
 from toolkit.data.hub import hub_split
 from toolkit.data.masking import require_word_marks
 from toolkit.data.segment_pairs import PairSequences, sentences, write_pairs
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _SPLITS = ("train", "valid")
 VALID_EVERY = 20  # every 20th document belongs to the validation split
-LONGEST_DOCUMENT = 100  # paragraphs; a file without blank lines is split into documents of this length
 _BATCH = 512  # paragraphs per tokenizer call
 _MOSTLY_UNKNOWN = 0.9  # fraction of [UNK]; a text with more of them is in a script that the vocabulary lacks
 _LOG_EVERY = 20_000_000  # tokens
@@ -142,7 +142,7 @@ def _key(
     seed: int,
 ) -> str:
     """Cache key of everything that the sequences depend on; how they are masked is not part of it."""
-    files = [contents[spec] for spec in section.files]
+    files = [contents[spec] if is_hub(spec) else as_read(spec, contents[spec]) for spec in section.files]
     tasks_read = {
         name: [task.model_dump(mode="json", include=TEXT_FIELDS), file_hash(fetch_file(task.train))]
         for name, task in corpus_tasks.items()
@@ -206,26 +206,16 @@ def _write(
 
 
 def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[int, str]]:
-    """Yields (document number, paragraph). A text of a task is a document; in files, blank lines separate documents."""
+    """Yields (document number, paragraph). A text of a task is a document."""
     document = 0
     for name in section.tasks:
         for text in train_texts(corpus_tasks[name]):
             yield document, text
             document += 1
     for file in section.files:
-        if is_hub(file):
-            for text in hub_split(file).texts(section.column):
-                yield from ((document, line.strip()) for line in text.splitlines() if line.strip())
-                document += 1
-            continue
-        count = 0
-        for text in paragraphs(fetch_file(file)):
-            if count and (not text or count == LONGEST_DOCUMENT):
-                document, count = document + 1, 0
-            if text:
-                yield document, text
-                count += 1
-        document += 1
+        for paragraphs in documents(file, section.column):
+            yield from ((document, paragraph) for paragraph in paragraphs)
+            document += 1
 
 
 class _Writer:

@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import file_hash
+from toolkit.core.files import file_hash, json_hash
 from toolkit.data import task_rows
-from toolkit.data.files import fetch_file, paragraphs
+from toolkit.data.documents import as_read, documents
+from toolkit.data.files import fetch_file
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
 from toolkit.models.architectures import matrix_shapes, split_layer, usable_positions
 from toolkit.models.checkpoint import (
@@ -19,7 +20,7 @@ from toolkit.models.checkpoint import (
 from toolkit.pipeline.ready_models import check_task_models, require_usable
 from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
-from toolkit.recipe.references import corpus_files, is_hub, task_files
+from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
 from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity, require_end_within
 from toolkit.sparsity.mask_file import require_fitting_mask
 from toolkit.training.lr_schedule import require_bounded_rewinding
@@ -267,17 +268,18 @@ def check_corpus(section: Corpus, cache: Path | None = None) -> str:
         cache: Folder that records the hashes of valid files. Those are neither read again nor counted.
 
     Raises:
-        UserError: A file is missing, or `paragraphs` rejects its content.
+        UserError: A file is missing, or `documents` rejects its content.
     """
     count = 0
     for spec in section.files:
         if is_hub(spec):
             continue
-        path = fetch_file(spec)
-        valid = cache / f"text-{file_hash(path)[:16]}" if cache else None
+        content = as_read(spec, file_hash(fetch_file(spec)))
+        key = json_hash([content, section.column]) if table_format(spec) else content
+        valid = cache / f"text-{key[:16]}" if cache else None
         if valid is not None and valid.exists():
             continue
-        count += sum(1 for text in paragraphs(path) if text)
+        count += sum(len(document) for document in documents(spec, section.column))
         if valid is not None:
             valid.parent.mkdir(parents=True, exist_ok=True)
             valid.touch()

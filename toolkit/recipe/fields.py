@@ -46,6 +46,9 @@ _LONGEST_PATH, _LONGEST_NAME = 3000, 255  # bytes; Linux allows 4096, with the f
 # Mutually exclusive keys of one section.
 EXCLUSIVE = (
     {"steps", "epoch"},
+    {"start_step", "start_epoch"},
+    {"end_step", "end_epoch"},
+    {"update_frequency_on_step", "update_frequency"},
     {"relative", "absolute"},
     {"dev", "hold_out"},
     {"AdamW", "Adam", "SGD"},

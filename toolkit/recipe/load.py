@@ -19,7 +19,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.fields import path_problem
 from toolkit.recipe.json_schema import RECIPE, Schema
 from toolkit.recipe.messages import mistakes_in, together
-from toolkit.recipe.overrides import apply_override, set_key
+from toolkit.recipe.overrides import apply_override, require_effect, set_key
 from toolkit.recipe.references import is_hub, with_local_folder
 
 # Keys of a recipe that hold file names; `*` is any name or list item.
@@ -94,6 +94,12 @@ def validated(document: Document, name: str, overrides: Sequence[str] = ()) -> R
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
         document.mistakes += mistakes_in(error, document, RECIPE)
+    for path, value, place in applied:
+        try:
+            if recipe is not None:
+                require_effect(recipe, path, value, place)
+        except UserError as error:
+            document.mistakes.append(Mistake(place.order, error))
     if document.mistakes:
         raise together(document.mistakes, name)
     assert recipe is not None

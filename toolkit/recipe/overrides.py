@@ -4,7 +4,7 @@ from typing import Any
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import Document, Mistake, Place, parse_yaml
-from toolkit.recipe import OWN_STAGES
+from toolkit.recipe import OWN_STAGES, Recipe
 from toolkit.recipe.fields import drop_excluded
 from toolkit.recipe.json_schema import RECIPE, nearest
 
@@ -29,6 +29,21 @@ def apply_override(document: Document, text: str, place: Place) -> tuple[tuple[s
             if isinstance(old, dict) and isinstance(value.data, dict):
                 set_key(document, own, {}, place)  # keeps the task's section for later overrides
     return path, value.data
+
+
+def require_effect(recipe: Recipe, path: tuple[str, ...], value: Any, place: Place) -> None:
+    """Rejects an override of a stage that does not run, because a checkpoint is used instead of it.
+
+    Raises:
+        UserError: The override has no effect.
+    """
+    own = path[0] == "tasks" and len(path) > 2
+    stage = path[2] if own else path[0]
+    tasks = [recipe.tasks[path[1]]] if own else list(recipe.tasks.values())
+    replaced = stage in recipe.ready or (bool(tasks) and all(stage in task.ready for task in tasks))
+    if replaced and value is not None:
+        what = f"the override has no effect: {stage} does not run, because a checkpoint is used instead (`ready`)"
+        raise UserError(what, where=place.text, instead="remove it from `ready`, or leave out the override")
 
 
 def set_key(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:
@@ -66,6 +81,7 @@ def _take_out(document: Document, path: tuple[str, ...], place: Place) -> Any:
     for pruner in pruners if isinstance(pruners, list) else ():
         if isinstance(pruner, dict):
             pruner.pop(path[-1], None)
+            drop_excluded(pruner, path[-1])
     document.places = {p: at for p, at in document.places.items() if p[: len(path)] != path} | {path: place}
     return section.pop(path[-1], None)
 

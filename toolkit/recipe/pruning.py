@@ -1,6 +1,7 @@
 """Recipe sections for pruning: criterion, schedule, target sparsity, pattern, and pattern lock."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -138,8 +139,12 @@ class WeightCompression(Section):
             for key in ("names", "exclude_names"):
                 for pattern in getattr(pruner, key):
                     require_expression(pattern, "pruners", number, key)
+            _check_effect(pruner, ("pruners", number))
         for pattern in self.exclude_names:
             require_expression(pattern, "exclude_names")
+        for step, epoch in _EPOCHS.items():
+            if getattr(self, epoch) is not None and getattr(self, step) != type(self).model_fields[step].default:
+                raise wrong(f"cannot be combined with `{epoch}`", step, instead="one of the two")
         unnamed = [n for n, p in enumerate(self.pruners) if not p.names]
         if len(unnamed) > 1:
             what = "only one pruner may omit `names`: it gets the matrices that no other pruner selects"
@@ -163,6 +168,11 @@ class WeightCompression(Section):
         )
 
 
+# The keys of a schedule, which a pattern lock does not have.
+RAMP_KEYS = tuple(
+    key for key in WeightCompression.model_fields if key in Pruner.model_fields.keys() - {"exclude_names"}
+)
+NO_RAMP = "has no effect: the pattern is locked, and a locked pattern has no schedule"
 # Key in steps -> key in epochs. A pruner's value, in either unit, takes precedence over its section's.
 _EPOCHS = {"start_step": "start_epoch", "end_step": "end_epoch", "update_frequency_on_step": "update_frequency"}
 
@@ -215,6 +225,46 @@ def _check(resolved: WeightCompression, at: tuple[str | int, ...], locks: bool) 
             "target_sparsity",
             instead=f"target_sparsity: {n / m:g}",
         )
+
+
+def _check_effect(pruner: Pruner, at: tuple[str | int, ...]) -> None:
+    """Rejects keys of a pruner that its prune type does not use."""
+    ramp = [key for key in pruner.own() if key in RAMP_KEYS]
+    if pruner.prune_type == LOCK and ramp:
+        raise wrong(NO_RAMP, *at, ramp[0], instead="prune_type: magnitude")
+    if pruner.prune_type != "group_lasso" and pruner.parameters != PrunerParameters():
+        raise wrong(f"{pruner.prune_type} has no alpha", *at, "parameters", instead="prune_type: group_lasso")
+    for step, epoch in _EPOCHS.items():
+        if getattr(pruner, step) is not None and getattr(pruner, epoch) is not None:
+            raise wrong(f"cannot be combined with `{epoch}`", *at, step, instead="one of the two")
+
+
+def keys_without_effect(general: "TaskPruning | None", tasks: Mapping[str, "TaskPruning"]) -> list[tuple[str, str]]:
+    """Returns (task, key) of schedule keys that no gradual pruner uses; the task is empty for the recipe's section.
+
+    Args:
+        general: The recipe's section, which tasks without a section of their own use.
+        tasks: Task -> its section, with the recipe's section merged into it.
+    """
+    written = _ramp(general) if general else {}
+    unused = [] if any(not section.only_locks for section in tasks.values()) else [("", key) for key in written]
+    for name, section in tasks.items():
+        if section.only_locks and section is not general:
+            unused += [(name, key) for key, value in _ramp(section).items() if written.get(key) != value]
+    return unused
+
+
+def _ramp(section: "TaskPruning") -> dict[str, Any]:
+    """Returns the schedule keys that a section sets.
+
+    A section with all of them comes from a saved recipe, which has every default written out.
+    """
+    compression = section.approach.weight_compression
+    defaults = {key: type(compression).model_fields[key].default for key in RAMP_KEYS}
+    found = {key: getattr(compression, key) for key in RAMP_KEYS if key in compression.model_fields_set}
+    if all(key in found for key, default in defaults.items() if default is not None):
+        return {key: value for key, value in found.items() if value != defaults[key]}
+    return found
 
 
 class PruningApproach(Section):

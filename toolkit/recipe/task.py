@@ -162,6 +162,9 @@ class Task(Section):
         if rules.columns and len(self.columns) != len(rules.columns):
             what = f"needs {len(rules.columns)} columns, in this order"
             raise wrong(what, "columns", instead=f"[{', '.join(rules.columns)}]")
+        if not rules.cuts_windows and self.windows != AnswerWindows():
+            what = f"has no effect: texts of a {kind} task are not split"
+            raise wrong(what, "windows", *sorted(self.windows.model_fields_set)[:1], instead="remove the key")
         least = self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
         if rules.cuts_windows and self.max_seq_length <= least:
             raise wrong(
