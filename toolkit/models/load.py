@@ -19,10 +19,11 @@ from transformers import (
 from transformers.utils import logging
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import is_in_layer, usable_positions
+from toolkit.models.architectures import is_in_layer, require_next_sentence_head, usable_positions
 from toolkit.models.checkpoint import require_unquantized
 from toolkit.models.classes import class_names, output_order
 from toolkit.models.task_heads import HEADS
+from toolkit.models.tokenizers import require_tokenizer
 from toolkit.recipe import KINDS, Kind
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 _OR_TEACHER = ", or a `teacher` section, whose stage trains the masked-LM head"
 # No network, and none of the folder's own code, which transformers would offer to run in a prompt on the terminal.
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
-_VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
 
 
 @contextlib.contextmanager
@@ -55,9 +55,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     Raises:
         UserError: The tokenizer is missing or damaged, lacks special tokens, or has more tokens than the model.
     """
-    if not any(p.name in _VOCABULARIES or p.suffix == ".model" for p in folder.glob("*")):
-        # transformers would create a tokenizer that has only special tokens
-        raise UserError("no tokenizer in this folder", where=str(folder), instead="a folder with tokenizer.json")
+    require_tokenizer(folder)
     try:
         with _quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, **_LOCAL)
@@ -99,12 +97,7 @@ def load_masked_lm(folder: Path, *, pairs: bool = False, fitted: bool = False) -
     if not pairs:
         return _load(AutoModelForMaskedLM, folder, fitted=fitted)
     model = _load(AutoModelForPreTraining, folder, fitted=fitted)
-    if not hasattr(getattr(model, "cls", None), "seq_relationship"):
-        raise UserError(
-            f"{type(model).__name__} has no head for next-sentence prediction",
-            where="corpus.pairs",
-            instead="a BERT model, or remove `pairs`",
-        )
+    require_next_sentence_head(model.config.model_type)
     return model
 
 

@@ -15,7 +15,35 @@ _BERT_SETTINGS = {  # key of a BertNormalizer -> key of tokenizer_config.json
     "strip_accents": "strip_accents",
     "handle_chinese_chars": "tokenize_chinese_chars",
 }
+_VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
 _SHOWN = 60  # characters of a text that a message quotes
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Checks that a checkpoint has a tokenizer: transformers would make one of special tokens only.
+
+    Raises:
+        UserError: It has none.
+    """
+    if not any(p.name in _VOCABULARIES or p.suffix == ".model" for p in folder.glob("*")):
+        raise UserError("no tokenizer in this folder", where=str(folder), instead="a folder with tokenizer.json")
+
+
+def require_tokens_within(folder: Path, size: object) -> None:
+    """Checks that a model has an embedding for each token of a `tokenizer.json`, if there is one.
+
+    Args:
+        folder: The checkpoint folder.
+        size: `vocab_size` of its `config.json`.
+
+    Raises:
+        UserError: The tokenizer has more tokens than the model.
+    """
+    tokenizer = stored_tokenizer(folder)
+    count = tokenizer.get_vocab_size() if tokenizer is not None else 0
+    if isinstance(size, int) and count > size:
+        what = f"the tokenizer has {count} tokens, the model only {size}"
+        raise UserError(what, where=str(folder), instead="the tokenizer that belongs to the model")
 
 
 def definition(tokenizer: "Tokenizer") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from toolkit.models.checkpoint import (
     require_length,
     sparsity_by_tensor,
 )
+from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
 from toolkit.pipeline.ready_models import check_task_models, require_usable
 from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
@@ -80,8 +81,10 @@ def check_recipe(
             require_usable(folder)
             if what.endswith((" student", " transfer")):
                 require_fitting_mask(folder, prunable_shapes(recipe, inputs.model(source)))
-    check_task_models(recipe, inputs)
     _check_lengths(recipe, inputs)
+    check_contents(recipe, inputs)
+    check_task_models(recipe, inputs)
+    check_task_heads(recipe, inputs)
     if recipe.student is not None:
         found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.distillation.train)
     found += _transfers(recipe, inputs)

@@ -53,7 +53,7 @@ def test_mlm_head_on_gathered_states_gives_the_models_own_logits(architecture):
 
 
 def test_a_model_without_a_known_head_is_a_user_error():
-    with pytest.raises(UserError, match="head of BertModel is not supported"):
+    with pytest.raises(UserError, match="head of this BertModel is not supported"):
         mlm_head(transformers.BertModel(transformers.BertConfig(**SMALL)))
 
 

@@ -1,7 +1,6 @@
 """Checkpoints that a recipe names are checked before the first stage, without loading them."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ DISTILLED = {"transfer": {"distillation": {"train": {"steps": 2}}}}
 @pytest.fixture
 def sparse(tiny_bert, tmp_path):
     """Folder of a model whose encoder matrices are half zero, and the mask of them."""
-    model = load_masked_lm(tiny_bert)
+    model = load_classifier(tiny_bert, ("0", "1"))
     weights = {name: module.weight for name, module in prunable_matrices(model).items()}
     with torch.no_grad():
         for weight in weights.values():
@@ -96,7 +95,8 @@ def test_class_names_of_another_type_are_found(check, classifier):
 def test_a_teacher_that_tokenises_otherwise_is_found_where_it_teaches(check, sparse, tiny_bert, tmp_path):
     from transformers import BertTokenizer
 
-    teacher = shutil.copytree(tiny_bert, tmp_path / "teacher")
+    teacher = tmp_path / "teacher"
+    save_checkpoint(load_classifier(tiny_bert, ("0", "1")), load_tokenizer(tiny_bert), teacher)
     BertTokenizer(vocab={word: n for n, word in enumerate(vocabulary()[::-1])}).save_pretrained(teacher)
     ready = {"student": str(sparse[0])}
     check({"task_teacher": str(teacher)}, ready=ready, transfer={"pruning": {"train": {"epoch": 1}}})
