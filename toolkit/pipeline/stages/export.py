@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
-from toolkit.core.errors import UserError
+from toolkit.pipeline.graph import require_variant
 from toolkit.pipeline.stages.export_checks import (
     ENGINE_INT8_TOLERANCE,
     ENGINE_TOLERANCE,
@@ -63,13 +63,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.ir.sparse_engine import NotSparseEnoughError
 
     wanted = [VARIANTS[name] for name in inputs.export.variants]
-    if not any(inputs.source_of(variant) for variant in wanted):
-        possible = [v.name for v in VARIANTS.values() if not v.engine and inputs.source_of(v)]
-        raise UserError(
-            f"none of {', '.join(inputs.export.variants)} has a model in this run",
-            where=f"export.variants of task {context.task!r}",
-            instead=f"variants: [{', '.join(possible)}], or add the stages of the others",
-        )
+    stages = {variant.source_stage for variant in VARIANTS.values() if inputs.source_of(variant)}
+    require_variant(inputs.export, stages, str(context.task))
     jobs = _ExportJob.prepare(inputs, context)
     metrics: dict[str, Any] = {"variants": {}, "left_out": {}}
     checks: list[Check] = []
