@@ -1,12 +1,12 @@
 """Classes of a classifier checkpoint, by the names in its `config.json`, and the order of its outputs. No torch."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import read_json
 
 _FORM = 'id2label: {"0": "negative", "1": "positive"}'
 _UNNAMED = re.compile(r"(LABEL_)?\d+")  # what transformers writes if nobody named the classes; or their numbers
@@ -21,8 +21,8 @@ def class_names(folder: Path) -> list[str] | None:
     """
     where = str(folder / "config.json")
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except UserError:
         return None  # reported when the model is loaded
     if not isinstance(config, dict):
         return None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,8 +58,8 @@ def stored_tokenizer(folder: Path) -> "Tokenizer | None":
     from tokenizers import Tokenizer
 
     try:
-        found = json.loads((folder / "tokenizer.json").read_text())
-        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        found = read_json(folder / "tokenizer.json")
+        settings = read_json(folder / "tokenizer_config.json")
         if (found.get("normalizer") or {}).get("type") == "BertNormalizer":
             # transformers builds this normalizer from the settings, whatever tokenizer.json has.
             found["normalizer"] |= {own: settings[key] for own, key in _BERT_SETTINGS.items() if key in settings}

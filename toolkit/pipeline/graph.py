@@ -20,6 +20,7 @@ from toolkit.core.artifacts import Artifact, Kind, Manifest, read_manifest
 from toolkit.core.errors import UserError
 from toolkit.core.files import content_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.measure.manifest_schema import require_recorded
 from toolkit.pipeline.cache_keys import accepted_keys, data_hashes, sections_of
 from toolkit.recipe import VARIANTS, Export, Recipe
 
@@ -166,6 +167,8 @@ def _step(
     data, roles = data_hashes(sections, resolved)
     folder = (run_folder / "tasks" / task if task else run_folder) / stage.name
     manifest = read_manifest(folder)
+    if manifest is not None:
+        require_recorded(manifest, folder, stage.name, task, complete=False)
     identities = {name: i.key if isinstance(i, Step) else i.sha256 for name, i in inputs.items()}
     keys = accepted_keys(stage.name, recipe.seed, sections, roles, identities)
     key = next((k for k in keys if manifest is not None and manifest.key == k), keys[-1])
@@ -254,15 +257,23 @@ def select(steps: list[Step], *, only: str | None = None, start: str | None = No
     return [s for s in steps if s.stage.name == wanted or (start and s.stage.name in later)]
 
 
-def finished_manifests(run_folder: Path) -> list[Manifest]:
+def finished_manifests(run_folder: Path, *, complete: bool = True) -> list[Manifest]:
     """Returns the manifests of all finished stages in a run folder, in the order of the data flow.
 
+    Args:
+        run_folder: The run folder.
+        complete: Whether every figure must be there that a report shows; older versions may lack some.
+
     Raises:
-        UserError: The folder contains no finished stage.
+        UserError: The folder contains no finished stage, or a manifest is damaged or lacks a figure.
     """
-    folders = [run_folder / name for name in STAGE_NAMES]
-    folders += [t / name for t in sorted(run_folder.glob("tasks/*")) for name in STAGE_NAMES]
-    found = [m for m in map(read_manifest, folders) if m is not None]
+    found = []
+    for task, parent in [(None, run_folder), *((t.name, t) for t in sorted(run_folder.glob("tasks/*")))]:
+        for name in STAGE_NAMES:
+            manifest = read_manifest(parent / name)
+            if manifest is not None:
+                require_recorded(manifest, parent / name, name, task, complete=complete)
+                found.append(manifest)
     if not found:
         raise UserError("no finished stage here", where=str(run_folder), instead="a folder written by `pruneofa run`")
     return sorted(found, key=lambda m: (m.task or "", STAGE_NAMES.index(m.stage)))
