@@ -9,6 +9,7 @@ from typing import Any
 from toolkit.core.errors import UserError
 
 _FORM = 'id2label: {"0": "negative", "1": "positive"}'
+_MOST = 100_000  # classes; a larger number is a mistake in the file
 _UNNAMED = re.compile(r"(LABEL_)?\d+")  # what transformers writes if nobody named the classes; or their numbers
 
 
@@ -37,7 +38,7 @@ def class_names(folder: Path) -> list[str] | None:
         return None
     if not stored:
         count = config.get("num_labels", 2)
-        return [f"LABEL_{number}" for number in range(count if isinstance(count, int) else 2)]
+        return [f"LABEL_{number}" for number in range(min(count, _MOST) if isinstance(count, int) else 2)]
     names = {_number(key): str(name) for key, name in stored.items()}
     if names.keys() != set(range(len(stored))):
         numbers = ", ".join(map(str, stored))

@@ -205,7 +205,7 @@ class Run:
         for path, digest in read.items():
             if now.get(path) != digest:
                 raise UserError(
-                    f"changed while `{step.label}` was running: its result would belong to neither version",
+                    f"changed since the run began: the result of `{step.label}` would belong to neither version",
                     where=path,
                     instead="repeat the command to run it on the new files; to resume it, restore them first",
                 )
