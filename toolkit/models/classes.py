@@ -28,6 +28,7 @@ def class_names(folder: Path) -> list[str] | None:
     if not isinstance(config, dict):
         return None
     kinds, stored = config.get("architectures") or (), config.get("id2label")
+    kinds = [kinds] if isinstance(kinds, str) else kinds
     if stored is not None and not (isinstance(stored, dict) and all(_number(key) is not None for key in stored)):
         what = f"id2label is {_described(stored)}, where transformers expects an object of class numbers and names"
         raise UserError(what, where=where, instead=_FORM)
