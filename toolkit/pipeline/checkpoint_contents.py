@@ -18,7 +18,7 @@ from toolkit.models.architectures import (
     require_next_sentence_head,
 )
 from toolkit.models.checkpoint import StoredTensor, stored_tensors
-from toolkit.models.tokenizers import require_tokenizer, require_tokens_within, stored_tokenizer
+from toolkit.models.tokenizers import require_tokenizer, require_tokens_within, stored_tokenizers
 from toolkit.recipe import KDLossSettings, Kind, Recipe
 
 # Attribute of a masked-LM head -> a weight that every checkpoint with this head has.
@@ -98,9 +98,9 @@ def _check_pretraining(recipe: Recipe, inputs: ResolvedInputs) -> None:
             )
     if recipe.corpus.pairs is not None:
         require_next_sentence_head(kind)
-    tokenizer = stored_tokenizer(model.folder) if recipe.corpus.whole_word_masking and model.folder else None
-    if tokenizer is not None:
-        require_word_marks(tokenizer)
+    if recipe.corpus.whole_word_masking and model.folder:
+        for tokenizer in stored_tokenizers(model.folder)[:1]:
+            require_word_marks(tokenizer)
 
 
 def _require_known_type(config: Mapping[str, Any], folder: Path) -> None:

@@ -204,13 +204,14 @@ class Run:
         Raises:
             UserError: A data file or a checkpoint was changed since the run began.
         """
-        now = data_hashes(step.sections, self.inputs)[0]
+        # Looked up again: a local folder with the layout of a data set is read from a copy that changes with it.
+        now = data_hashes(step.sections, ResolvedInputs(fetch=True))[0]
         now |= {str(source.path): content_hash(source.path) for source in inputs.values()}
         read = step.data | {str(source.path): source.sha256 for source in inputs.values()}
         for path, digest in read.items():
-            if now[path] != digest:
+            if now.get(path) != digest:
                 raise UserError(
-                    f"changed while `{step.label}` was running: its result would belong to neither version",
+                    f"changed since the run began: the result of `{step.label}` would belong to neither version",
                     where=path,
                     instead="repeat the command to run it on the new files; to resume it, restore them first",
                 )

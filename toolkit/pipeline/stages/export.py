@@ -140,6 +140,7 @@ class _ExportJob:
         folder = self.context.folder / name
         model = self._torch_model(variant)
         torch_logits = predict(model, task.dev, self.tokenizer.pad_token_id)
+        self._report_doubt(variant, torch_logits)
         weights = weights_hash(model)
         self._write(model, folder)
         untouched = weights_hash(model) == weights
@@ -186,6 +187,16 @@ class _ExportJob:
             **scores,
         }
         return figures, checks
+
+    def _report_doubt(self, variant: Variant, logits: Any) -> None:
+        """Reports a ready checkpoint that seems not to know the task, such as one with its classes in another order."""
+        from toolkit.training.teacher_checks import doubt
+
+        source = self.inputs.source_of(variant)
+        if source is not None and self.stage in self.context.ready:
+            found = doubt(self.task, self.task.dev, logits, source.path)
+            if found is not None:
+                self.context.progress.message(f"{variant.name}: {found.where}: {found.what}; expected: {found.instead}")
 
     def engine(self, variant: Variant) -> tuple[dict[str, Any], list[Check]]:
         """Exports a sparse-engine IR and compares it, on all dev examples, with dense FP32 MatMuls of the same weights.
