@@ -180,13 +180,18 @@ def _timed(
     from toolkit.measure import latency
     from toolkit.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(next(iter(folders.values())))
     lines = [s.strip() for s in raw_lines(fetch_file(str(texts)))] if texts else list(_SENTENCES)
-    encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
-    examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
-    if not examples:
-        raise UserError("this file contains no text", where=str(texts))
-    return latency.measure(folders, examples, tokenizer.pad_token_id, section, scratch, properties=properties or {})
+    given: dict[str, tuple[list[Any], int]] = {}
+    for name, folder in folders.items():
+        tokenizer = load_tokenizer(folder)  # of each model: its ids may exceed the vocabulary of another one
+        encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
+        examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
+        if not examples:
+            raise UserError("this file contains no text", where=str(texts))
+        given[name] = examples, tokenizer.pad_token_id
+    first = next(iter(given.values()))
+    own = {name: inputs for name, inputs in given.items() if inputs != first}
+    return latency.measure(folders, *first, section, scratch, properties=properties or {}, own_inputs=own)
 
 
 def _table(

@@ -2,10 +2,16 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+
+
+def user_path(name: str) -> Path:
+    """Returns the path that a user has written, with the home folder for `~`; a user that is not known stays."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises an error there)
 
 
 def file_hash(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import user_path
 from toolkit.data.hub import hub_split
 from toolkit.recipe.references import is_hub, package_path
 
@@ -57,7 +58,7 @@ def fetch_file(spec: str) -> Path:
     """
     if is_hub(spec):
         return hub_split(spec).fetched()
-    path = package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
+    path = package_path(spec) if spec.startswith("package:") else user_path(spec)
     if not path.is_file():
         instead = "a path relative to the recipe file or to the current directory"
         raise UserError("no such file", where=spec, instead=instead)

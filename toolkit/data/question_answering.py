@@ -109,6 +109,14 @@ class Windows:
         """Tokenises rows; contexts longer than the section's `max_seq_length` are split into windows."""
         return windows_of(cls.targets(rows, labels), tokenizer, section.max_seq_length, section.windows)
 
+    def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> "Windows":
+        """Returns the same questions, tokenised by another tokenizer into windows of the same length."""
+        if not len(self):
+            return self
+        # Where nothing is cut, any larger length gives the same windows; they must be longer than their overlap.
+        least = self.settings.max_question_length + self.settings.stride + 4
+        return windows_of(self.questions, tokenizer, max(int(self.lengths.max()), least), self.settings)
+
     @staticmethod
     def token_counts(counts: Sequence[int], section: Task) -> list[int]:
         """Returns the lengths of the windows that a row is encoded as.

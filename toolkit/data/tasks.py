@@ -1,6 +1,7 @@
 """Tokenised splits of a task, and the scores of a model's predictions."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from toolkit.data import task_rows
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
+from toolkit.models.tokenizers import definition
 from toolkit.recipe import Kind, Task
 
 if TYPE_CHECKING:
@@ -136,6 +138,26 @@ def _answers_left_out(name: str, train: Split, dev: Split) -> list[str]:
                     instead="a larger max_seq_length, a larger windows.stride, or a model with another tokenizer",
                 )
     return found
+
+
+def load_tasks(name: str, section: Task, tokenizers: "Mapping[str, PreTrainedTokenizerFast]") -> dict[str, TaskData]:
+    """Returns the task as each model's own tokenizer encodes it; models with equal tokenizers share the data.
+
+    Args:
+        name: Name of the task in the recipe.
+        section: The task's section.
+        tokenizers: Name of a model -> its tokenizer.
+
+    Raises:
+        UserError: See `load_task`.
+    """
+    alike = {
+        model: (json.dumps(definition(t.backend_tokenizer)), *t.model_input_names, t.model_max_length)
+        for model, t in tokenizers.items()
+    }
+    one_of_each = {same: model for model, same in alike.items()}
+    loaded = {same: load_task(name, section, tokenizers[model]) for same, model in one_of_each.items()}
+    return {model: loaded[same] for model, same in alike.items()}
 
 
 def train_texts(section: Task) -> list[str]:

@@ -23,7 +23,11 @@ def _core(extension: Path | None) -> Any:
 
     made = ov.Core()
     if extension:
-        made.add_extension(str(extension))
+        try:
+            made.add_extension(str(extension))
+        except RuntimeError as error:
+            what = f"the sparse kernels cannot be loaded ({_reason(error)})"
+            raise UserError(what, where=str(extension), instead=kernels.rebuild(extension.parent)) from None
     return made
 
 

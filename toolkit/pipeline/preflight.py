@@ -15,9 +15,10 @@ from toolkit.models.checkpoint import (
     MIN_SPARSITY,
     encoder_matrices,
     require_length,
-    require_unquantized,
     sparsity_by_tensor,
 )
+from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
+from toolkit.pipeline.ready_models import check_task_models, require_usable
 from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
 from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
@@ -77,8 +78,13 @@ def check_recipe(
         folder = inputs.model(source).folder
         found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
         if folder is not None:
-            require_unquantized(folder)
+            require_usable(folder)
+            if what.endswith((" student", " transfer")):
+                require_fitting_mask(folder, prunable_shapes(recipe, inputs.model(source)))
     _check_lengths(recipe, inputs)
+    check_contents(recipe, inputs)
+    check_task_models(recipe, inputs)
+    check_task_heads(recipe, inputs)
     if recipe.student is not None:
         found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.distillation.train)
     found += _transfers(recipe, inputs)
@@ -229,7 +235,6 @@ def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
         return [("locked", f"the zeros of {model.source} are checked after its download")]
     shapes = prunable_shapes(recipe, model)
     sparsities = sparsity_by_tensor(folder, shapes)
-    require_fitting_mask(folder, shapes)
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
     zeros = sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
     if zeros < MIN_SPARSITY:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +27,7 @@ from toolkit.core.errors import CheckFailed, UserError
 from toolkit.core.files import content_hash, json_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.pipeline import preflight
-from toolkit.pipeline.cache_keys import section_values
+from toolkit.pipeline.cache_keys import data_hashes, section_values
 from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
 from toolkit.pipeline.requirements import require
 from toolkit.pipeline.run_folder import exclusive, promote, resume_or_reset
@@ -106,7 +106,7 @@ class Run:
             done = {s.label: manifest for s in steps if (manifest := read_manifest(s.folder)) is not None}
             inputs = {name: self._input(step, source, done) for name, source in step.inputs.items()}
             partial = _partial(step)
-            context = Context(partial, partial / ".work", self.recipe.seed, step.task, cache=self.folder / ".cache")
+            context = self._context(step, done, inputs, partial / ".work")
             try:
                 with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):  # rank 0 prints
                     _run_stage(step, inputs, context)
@@ -130,11 +130,12 @@ class Run:
         work = resume_or_reset(partial, json_hash([step.key, contents]))
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with self.progress_of(step) as progress:
-            context = Context(partial, work, self.recipe.seed, step.task, progress, self.folder / ".cache")
+            context = replace(self._context(step, done, inputs, work), progress=progress)
             if step.stage.trains:
                 distributed.broadcast_text(step.label)
             try:
                 result = _run_stage(step, inputs, context)
+                context.require_unchanged()
             except Exception as error:
                 # Every library raises its own error when the disk is full, so check the free space instead.
                 if shutil.disk_usage(partial).free < _DISK_FULL:
@@ -176,6 +177,37 @@ class Run:
         write_manifest(partial, manifest)
         promote(partial, step.folder)
         return manifest
+
+    def _context(self, step: Step, done: dict[str, Manifest], inputs: dict[str, Artifact], work: Path) -> Context:
+        """Returns the context of a step, without its progress display."""
+        sources = {name: done[source.label] for name, source in step.inputs.items() if isinstance(source, Step)}
+        return Context(
+            _partial(step),
+            work,
+            self.recipe.seed,
+            step.task,
+            cache=self.folder / ".cache",
+            scores={name: found for name, m in sources.items() if (found := m.metrics.get("dev"))},
+            ready=frozenset(step.inputs.keys() - sources.keys()),
+            require_unchanged=lambda: self._require_unchanged(step, inputs),
+        )
+
+    def _require_unchanged(self, step: Step, inputs: dict[str, Artifact]) -> None:
+        """Checks that the files which a step reads have the content that its cache key names.
+
+        Raises:
+            UserError: A data file or a checkpoint was changed since the run began.
+        """
+        now = data_hashes(step.sections, self.inputs)[0]
+        now |= {str(source.path): content_hash(source.path) for source in inputs.values()}
+        read = step.data | {str(source.path): source.sha256 for source in inputs.values()}
+        for path, digest in read.items():
+            if now[path] != digest:
+                raise UserError(
+                    f"changed while `{step.label}` was running: its result would belong to neither version",
+                    where=path,
+                    instead="repeat the command to run it on the new files; to resume it, restore them first",
+                )
 
     def _input(self, step: Step, source: "Step | Artifact", done: dict[str, Manifest]) -> Artifact:
         if isinstance(source, Artifact):

@@ -6,7 +6,6 @@ Keys that exist in INC 1.x keep INC's names and nesting (`pruning.approach.weigh
 `evaluation.performance.configs`); all others are this toolkit's own.
 """
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -32,7 +31,7 @@ from toolkit.recipe.export import Export as Export
 from toolkit.recipe.export import Variant as Variant
 from toolkit.recipe.export import VariantName as VariantName
 from toolkit.recipe.export import engine_variant as engine_variant
-from toolkit.recipe.fields import Count, Name, Number, Position, Section, merged, wrong
+from toolkit.recipe.fields import Count, FileName, Name, Number, Section, Seed, merged, require_expression, wrong
 from toolkit.recipe.pruning import LOCK as LOCK
 from toolkit.recipe.pruning import NO_RAMP, keys_without_effect
 from toolkit.recipe.pruning import Pruning as Pruning
@@ -64,7 +63,7 @@ from toolkit.recipe.train import Train as Train
 class Model(Section):
     """The dense pre-trained model that all stages start from."""
 
-    source: str = Field(
+    source: FileName = Field(
         min_length=1,
         description="folder, Hugging Face id (owner/name[@revision]), or package:<distribution>[/<folder inside>]",
     )
@@ -77,10 +76,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _patterns_compile(self) -> "Model":
         for pattern in self.prunable:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise wrong(f"{pattern!r} is not a regular expression ({error})", "prunable") from None
+            require_expression(pattern, "prunable")
         return self
 
 
@@ -90,7 +86,7 @@ class Recipe(Section):
     version: Number = Field(1.0, ge=1, lt=2, description="version of the recipe format")
     name: Name = Field(description="run name; results are written to runs/<name>")
     description: str = Field("", description="one line, shown when the recipe runs")
-    seed: Position = Field(42, description="seed of all randomness")
+    seed: Seed = Field(42, description="seed of all randomness")
     threads: Count | None = Field(None, description="number of torch threads; default: all cores")
     model: Model
     corpus: Corpus | None = None
@@ -102,7 +98,7 @@ class Recipe(Section):
     quantize: Quantize | None = None
     export: Export | None = None
     benchmark: Benchmark | None = None
-    ready: dict[Literal["teacher", "student"], str] = Field(
+    ready: dict[Literal["teacher", "student"], FileName] = Field(
         {}, description="checkpoints used instead of running a stage"
     )
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Count, Length, Number, Section, wrong
+from toolkit.recipe.fields import Count, FileName, Length, Number, Section, wrong
 
 
 class Pairs(Section):
@@ -19,7 +19,7 @@ class Pairs(Section):
 class Corpus(Section):
     """Pre-training text: files of paragraphs, the training texts of tasks, or both."""
 
-    files: tuple[str, ...] = Field(
+    files: tuple[FileName, ...] = Field(
         (),
         description="plain text, one paragraph per line, blank line between documents; a table (.jsonl, .json, .csv, "
         ".tsv, .parquet), of which `column` is read; either optionally .xz/.gz/.bz2/.zst; or "

@@ -23,7 +23,8 @@ def apply_override(document: Document, text: str, place: Place) -> tuple[tuple[s
     document.mistakes += [Mistake(place.order, error) for _, error in value.mistakes]
     set_key(document, path, value.data, place)
     if path[0] in OWN_STAGES:  # an override of a stage applies to all tasks
-        for name in document.data.get("tasks") or {}:
+        tasks = document.data.get("tasks")
+        for name in tasks if isinstance(tasks, dict) else ():
             old = _take_out(document, own := ("tasks", name, *path), place)
             if isinstance(old, dict) and isinstance(value.data, dict):
                 set_key(document, own, {}, place)  # keeps the task's section for later overrides
@@ -46,10 +47,15 @@ def require_effect(recipe: Recipe, path: tuple[str, ...], value: Any, place: Pla
 
 
 def set_key(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:
-    """Sets a key of a recipe and its position; creates missing sections on the path."""
+    """Sets a key of a recipe and its position; creates missing sections on the path.
+
+    Nothing is set in what is not a section: another override has replaced it by null or by a value to be refused.
+    """
     section = document.data
     for key in path[:-1]:
         section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            return
     _take_out(document, path, place)
     section[path[-1]] = value
 
@@ -71,7 +77,8 @@ def _take_out(document: Document, path: tuple[str, ...], place: Place) -> Any:
     if not isinstance(section, dict):
         return None
     drop_excluded(section, path[-1])
-    for pruner in section.get("pruners") or [] if path[-2:-1] == ("weight_compression",) else []:
+    pruners = section.get("pruners") if path[-2:-1] == ("weight_compression",) else None
+    for pruner in pruners if isinstance(pruners, list) else ():
         if isinstance(pruner, dict):
             pruner.pop(path[-1], None)
             drop_excluded(pruner, path[-1])
@@ -105,7 +112,7 @@ def _of_recipe(found: list[str]) -> list[str]:
         f
         for f in found
         if not (f.startswith("transfer.pruning.") and f.replace("transfer", "student", 1) in found)
-        and not (f.startswith("tasks.") and f.split(".", 2)[2] in found)
+        and not (f.startswith("tasks.") and f.split(".", 2)[-1] in found)
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Count, Fraction, Number, Position, Section, wrong
+from toolkit.recipe.fields import Count, Epochs, Fraction, Number, Period, Position, Section, require_expression, wrong
 from toolkit.recipe.train import Train
 
 Decay = Literal["cubic", "linear", "cos", "exp", "cube"]
@@ -16,7 +16,7 @@ PruneType = Literal[
 ]
 # Prune types whose importance score needs gradients; the scores themselves are in sparsity/scores.py.
 GRADIENT_SCORES: frozenset[PruneType] = frozenset({"snip", "snip_momentum", "gradient_sensitivity"})
-PATTERN = re.compile(r"tile_pattern_([1-9]\d*)x([1-9]\d*)|([1-9]\d*):([1-9]\d*)")
+PATTERN = re.compile(r"tile_pattern_([1-9]\d{0,8})x([1-9]\d{0,8})|([1-9]\d{0,8}):([1-9]\d{0,8})")
 
 LOCK: PruneType = "pattern_lock"
 
@@ -64,9 +64,9 @@ class Pruner(Section):
     start_step: Position | None = Field(None, description="overrides weight_compression's value")
     end_step: Position | None = Field(None, description="overrides weight_compression's value")
     update_frequency_on_step: Count | None = Field(None, description="overrides weight_compression's value")
-    start_epoch: Number | None = Field(None, ge=0, description="overrides weight_compression's value")
-    end_epoch: Number | None = Field(None, ge=0, description="overrides weight_compression's value")
-    update_frequency: Number | None = Field(None, gt=0, description="overrides weight_compression's value")
+    start_epoch: Epochs | None = Field(None, description="overrides weight_compression's value")
+    end_epoch: Epochs | None = Field(None, description="overrides weight_compression's value")
+    update_frequency: Period | None = Field(None, description="overrides weight_compression's value")
     initial_sparsity: Fraction | None = Field(None, description="overrides weight_compression's value")
     target_sparsity: Fraction | None = Field(None, description="overrides weight_compression's value")
     max_sparsity_ratio_per_layer: Fraction | None = Field(None, description="overrides weight_compression's value")
@@ -114,11 +114,9 @@ class WeightCompression(Section):
     start_step: Position = Field(0, description="first pruning step")
     end_step: Position = Field(0, description="last pruning step; the mask is fixed afterwards")
     update_frequency_on_step: Count = Field(1, description="steps between mask updates")
-    start_epoch: Number | None = Field(None, ge=0, description="alternative to start_step, in epochs")
-    end_epoch: Number | None = Field(None, ge=0, description="alternative to end_step, in epochs")
-    update_frequency: Number | None = Field(
-        None, gt=0, description="alternative to update_frequency_on_step, in epochs"
-    )
+    start_epoch: Epochs | None = Field(None, description="alternative to start_step, in epochs")
+    end_epoch: Epochs | None = Field(None, description="alternative to end_step, in epochs")
+    update_frequency: Period | None = Field(None, description="alternative to update_frequency_on_step, in epochs")
     sparsity_decay_type: Decay = Field(
         "cubic", description="sparsity schedule; cubic: Zhu and Gupta; exp, cos, linear, cube: as defined by INC"
     )
@@ -139,9 +137,11 @@ class WeightCompression(Section):
             at = ("pruners", number) if len(self.pruners) > 1 or pruner.own() else ()
             _check(self.model_copy(update=pruner.own()), at, locks=pruner.prune_type == LOCK)
             for key in ("names", "exclude_names"):
-                _check_expressions(getattr(pruner, key), ("pruners", number, key))
+                for pattern in getattr(pruner, key):
+                    require_expression(pattern, "pruners", number, key)
             _check_effect(pruner, ("pruners", number))
-        _check_expressions(self.exclude_names, ("exclude_names",))
+        for pattern in self.exclude_names:
+            require_expression(pattern, "exclude_names")
         for step, epoch in _EPOCHS.items():
             if getattr(self, epoch) is not None and getattr(self, step) != type(self).model_fields[step].default:
                 raise wrong(f"cannot be combined with `{epoch}`", step, instead="one of the two")
@@ -265,14 +265,6 @@ def _ramp(section: "TaskPruning") -> dict[str, Any]:
     if all(key in found for key, default in defaults.items() if default is not None):
         return {key: value for key, value in found.items() if value != defaults[key]}
     return found
-
-
-def _check_expressions(patterns: tuple[str, ...], at: tuple[str | int, ...]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise wrong(f"{pattern!r} is not a regular expression ({error})", *at) from None
 
 
 class PruningApproach(Section):

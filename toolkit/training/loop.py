@@ -86,10 +86,11 @@ def fit(
             schedule for learning-rate rewinding. None: nothing is pruned.
 
     Raises:
-        UserError: The batch cannot be divided among the processes; the rate would be rewound far above its peak; or
-            the training diverges: a loss or a weight is NaN or infinite.
+        UserError: An input was changed while it was read; the batch cannot be divided among the processes; the rate
+            would be rewound far above its peak; or the training diverges: a loss or a weight is NaN or infinite.
         WorkerDone: This process is not rank 0.
     """
+    context.require_unchanged()  # all data and models are read by now; a checkpoint never holds other data
     keep_freed_memory()
     rank, processes = distributed.rank(), distributed.world_size()
     stage = context.folder.name.removesuffix(".partial")

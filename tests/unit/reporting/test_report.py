@@ -69,6 +69,8 @@ def test_what_was_left_out_and_why_is_in_the_page_the_markdown_and_the_terminal(
     console.print(reporting.console([run_manifests()]))
     for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
         assert "sparse-engine-fp32 was not exported: no compiler & no luck." in shown
+    console.print(reporting.console([[m for m in run_manifests() if m.stage == "export"]]))  # nothing was benchmarked
+    assert "films: sparse-engine-fp32 was not exported: no compiler & no luck." in console.file.getvalue()
 
 
 def test_rows_that_no_score_is_of_are_told_once_in_the_page_the_markdown_and_the_terminal(tmp_path):

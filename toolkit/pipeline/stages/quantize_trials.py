@@ -116,6 +116,7 @@ class Trials:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         nncf.save(model, target)
+        self._context.require_unchanged()
         write_atomic(self.folder(number) / "fitted.json", json.dumps(training))
         return number
 
