@@ -68,7 +68,7 @@ def init(
 
 
 def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
-    """Validate a recipe: keys, lengths, every row and line of the data, matrices, sparsity. Does not load torch."""
+    """Validate a recipe: keys, lengths, rows of the data, checkpoints, sparsity, names of layers and operations."""
     from rich.console import Console
     from rich.markup import escape
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoTokenizer,
@@ -121,6 +122,24 @@ def load_task_model(folder: Path, kind: Kind, labels: Sequence[str], *, fitted: 
     model = _load(head.auto_class, folder, fitted=fitted, **head.settings(labels))
     if order is not None and order != sorted(order):
         _reorder_outputs(model, order)
+    return model
+
+
+def model_of_shapes(config: Mapping[str, Any], kind: Kind | None) -> "PreTrainedModel | None":
+    """Returns a model on torch's meta device: modules and shapes, without weights. None if it cannot be built.
+
+    Args:
+        config: Content of a `config.json`.
+        kind: Kind of the task that its head is for; None: masked language modelling.
+    """
+    values = {key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype")}
+    try:
+        with _quiet(), torch.device("meta"):
+            made = AutoConfig.for_model(str(config.get("model_type")), **values)
+            auto_class: Any = HEADS[kind].auto_class if kind else AutoModelForMaskedLM
+            model: PreTrainedModel = auto_class.from_config(made).eval()
+    except Exception:  # transformers raises many unrelated types; loading the model reports it
+        return None
     return model
 
 

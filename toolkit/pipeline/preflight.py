@@ -1,4 +1,7 @@
-"""Checks of a recipe, its models and its data files before the first stage runs. Loads no torch."""
+"""Checks of a recipe, its models and its data files before the first stage runs.
+
+Loads no torch, except for a recipe that names layers or operations (`module_names.py`).
+"""
 
 import re
 from collections.abc import Collection, Iterable
@@ -18,6 +21,7 @@ from toolkit.models.checkpoint import (
     sparsity_by_tensor,
 )
 from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
+from toolkit.pipeline.module_names import check_module_names
 from toolkit.pipeline.ready_models import check_task_models, require_usable
 from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
@@ -95,6 +99,7 @@ def check_recipe(
     for name, task in recipe.tasks.items():
         counted = task_rows.check_rows(name, task) if read_rows else ""
         found.append((f"task {name}", "; ".join(filter(None, (_data(task_files(task), inputs), counted)))))
+    check_module_names(recipe, inputs)
     return found
 
 

@@ -16,7 +16,7 @@ _TEXTS = 1000  # training texts that are tokenised for a comparison; the stage i
 
 
 @dataclass(frozen=True)
-class _Origin:
+class Origin:
     """Checkpoint that the model of a stage comes from.
 
     Attributes:
@@ -46,10 +46,10 @@ def check_task_models(recipe: Recipe, inputs: ResolvedInputs) -> None:
         UserError: The first error found.
     """
     for name, task in recipe.tasks.items():
-        origins = _origins(recipe, name)
-        found = {stage: inputs.model(origin.source).folder for stage, origin in origins.items()}
+        models = origins(recipe, name)
+        found = {stage: inputs.model(origin.source).folder for stage, origin in models.items()}
         folders = {stage: folder for stage, folder in found.items() if folder is not None}
-        heads = [folders[stage] for stage in folders if origins[stage].untrained and class_names(folders[stage])]
+        heads = [folders[stage] for stage in folders if models[stage].untrained and class_names(folders[stage])]
         if KINDS[task.kind].has_classes and heads:
             labels = task.labels or (task_rows.read_task(name, task).labels if _is_local(task, inputs) else ())
             for folder in heads if labels else ():
@@ -60,14 +60,14 @@ def check_task_models(recipe: Recipe, inputs: ResolvedInputs) -> None:
             require_same_tokens(folders["transfer"], folders["task_teacher"], _texts(task))
 
 
-def _origins(recipe: Recipe, name: str) -> dict[str, _Origin]:
+def origins(recipe: Recipe, name: str) -> dict[str, Origin]:
     """Returns the origins of a task's models, by stage."""
     task = recipe.tasks[name]
-    teacher = _Origin(recipe.ready.get("teacher", recipe.model.source), "teacher" in recipe.ready or not recipe.teacher)
-    student = _Origin(teacher.source, untrained=False) if recipe.student else teacher
+    teacher = Origin(recipe.ready.get("teacher", recipe.model.source), "teacher" in recipe.ready or not recipe.teacher)
+    student = Origin(teacher.source, untrained=False) if recipe.student else teacher
     if "student" in recipe.ready:
-        student = _Origin(recipe.ready["student"], untrained=True)
-    found = {str(stage): _Origin(source, untrained=True) for stage, source in task.ready.items()}
+        student = Origin(recipe.ready["student"], untrained=True)
+    found = {str(stage): Origin(source, untrained=True) for stage, source in task.ready.items()}
     for stage, origin in (("task_teacher", teacher), ("transfer", student)):
         if recipe.section(stage, name) is not None:
             found.setdefault(stage, origin)
