@@ -122,8 +122,9 @@ def run(
     if inc:
         loaded, workspace = recipe_of_inc(inc, flags, recipe, overrides)
     elif given:
+        first = flags.ignored[0][0] if flags.ignored else f"--{given[0].replace('_', '-')}"
         raise UserError(
-            f"--{given[0].replace('_', '-')} requires --inc",
+            f"{first} requires --inc",
             instead="--inc prune.yaml; with a recipe, an override such as transfer.epoch=3",
         )
     else:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from toolkit.core.errors import UserError
 from toolkit.core.machine import cores
-from toolkit.ir.runtime import needed_extension, read_ir
+from toolkit.ir.runtime import ir_file, needed_extension, read_ir
 from toolkit.measure.accuracy import Examples, input_names, pad_inputs
 from toolkit.recipe import Performance
 
@@ -87,7 +87,7 @@ def measure(
     """Measures the latency of several IRs, interleaved. The machine should be otherwise idle.
 
     Args:
-        models: IR folders with `openvino_model.xml`, by model name.
+        models: IR folders with `openvino_model.xml`, or .xml files, by model name.
         examples: Tokenised examples; a batch samples them evenly, truncated or padded to the section's length.
         pad_id: The tokenizer's padding id.
         section: Batch sizes, rounds, seconds, threads and streams.
@@ -150,7 +150,7 @@ def _arguments(
     extension = needed_extension(model)
     return [
         *(("-extensions", str(extension)) if extension else ()),
-        *("-m", os.path.relpath(model / "openvino_model.xml", folder)),
+        *("-m", os.path.relpath(ir_file(model), folder)),
         *("-d", "CPU", "-hint", "none", "-nstreams", str(streams), "-nthreads", str(threads), *api),
         *("-t", str(section.seconds), "-infer_precision", "f32"),
         *("-shape", ",".join(f"{n}[{batch},{section.sequence_length}]" for n in names)),

@@ -39,6 +39,7 @@ class IncFlags:
     max_seq_length: int | None = None
     seed: int | None = None
     name: str | None = None
+    ignored: tuple[tuple[str, str], ...] | None = None  # other flags of INC's scripts, and why they have no effect
 
 
 @dataclass
