@@ -1,5 +1,6 @@
 """`pruneofa doctor`: check of the machine against the toolkit's requirements."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def doctor_table() -> "tuple[Table, bool]":
     table.add_row(
         "C++ compiler", shutil.which("g++") or shutil.which("clang++") or "none: 8-bit training is slower", ""
     )
-    extension = Path(sys.prefix) / "torch_ext"
+    extension = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_ext")
     built = any(extension.rglob("*.so")) if extension.is_dir() else False
     table.add_row("NNCF extension", "built" if built else "not built: the first quantization builds it", "built")
     if kernels.extension():

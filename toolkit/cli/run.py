@@ -68,7 +68,7 @@ def init(
 
 
 def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
-    """Validate a recipe: keys, lengths, every row and line of the data, matrices, sparsity. Does not load torch."""
+    """Validate a recipe: keys, lengths, rows of the data, checkpoints, sparsity, names of layers and operations."""
     from rich.text import Text
 
     from toolkit.cli.terminal import Console
@@ -122,8 +122,9 @@ def run(
     if inc:
         loaded, workspace = recipe_of_inc(inc, flags, recipe, overrides)
     elif given:
+        first = flags.ignored[0][0] if flags.ignored else f"--{given[0].replace('_', '-')}"
         raise UserError(
-            f"--{given[0].replace('_', '-')} requires --inc",
+            f"{first} requires --inc",
             instead="--inc prune.yaml; with a recipe, an override such as transfer.epoch=3",
         )
     else:

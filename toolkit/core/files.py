@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from toolkit.core.errors import UserError
 
 _LARGEST_JSON = 1 << 28  # bytes; the index of a model with a million tensors has half of it
 MANIFEST = "manifest.json"
+
+
+def user_path(name: str) -> Path:
+    """Returns the path that a user has written, with the home folder for `~`; a user that is not known stays."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises an error there)
 
 
 def file_hash(path: Path) -> str:

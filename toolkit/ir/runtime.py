@@ -32,13 +32,18 @@ def _core(extension: Path | None) -> Any:
     return made
 
 
+def ir_file(path: Path) -> Path:
+    """Returns the .xml file of an IR, which may be given as its folder or as the file itself."""
+    return path if path.suffix.lower() == ".xml" else path / MODEL
+
+
 def read_ir(folder: Path) -> Any:
-    """Returns the `openvino.Model` of an IR folder.
+    """Returns the `openvino.Model` of an IR folder or .xml file.
 
     Raises:
         UserError: OpenVINO cannot read the IR, or the IR needs the sparse kernels and they are not built.
     """
-    path = folder / MODEL
+    path = ir_file(folder)
     needed_extension(folder)
     try:
         return core().read_model(path)
@@ -62,7 +67,7 @@ def needed_extension(folder: Path) -> Path | None:
 
 def is_engine(folder: Path) -> bool:
     """Returns whether an IR contains the operation SparseLinear."""
-    path = folder / MODEL
+    path = ir_file(folder)
     return path.is_file() and b'type="SparseLinear"' in path.read_bytes()
 
 

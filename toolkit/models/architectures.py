@@ -89,6 +89,49 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+# Types without an entry above -> attribute of their masked-LM head; their models are otherwise taken as transformers
+# makes them.
+_OTHER_HEADS = {
+    **dict.fromkeys(("big_bird", "deberta", "deberta-v2", "ernie", "fnet", "layoutlm", "megatron-bert", "mra"), "cls"),
+    **dict.fromkeys(("nomic_bert", "nystromformer", "roc_bert", "roformer", "squeezebert", "tapas", "yoso"), "cls"),
+    **dict.fromkeys(("data2vec-text", "ibert", "jina_embeddings_v3", "longformer", "luke", "xmod"), "lm_head"),
+    "convbert": "generator_lm_head",
+}
+# model_type -> attribute of the masked-LM head, a key of `mlm_heads.MLM_HEADS`. Other types may have an attribute of
+# the same name with other layers in it.
+MLM_HEAD_OF = {kind: entry.mlm_head for kind, entry in ARCHITECTURES.items()} | _OTHER_HEADS
+# Types whose pre-training model has BERT's next-sentence head.
+WITH_NEXT_SENTENCE = frozenset({"bert", "big_bird", "ernie", "fnet", "megatron-bert"})
+
+
+def require_mlm_head(model_type: object) -> str:
+    """Returns the attribute that holds the masked-LM head of a type.
+
+    Raises:
+        UserError: The head of this type is not known.
+    """
+    if not isinstance(model_type, str) or model_type not in MLM_HEAD_OF:
+        raise UserError(
+            f"the masked-LM head of {model_type} is not supported",
+            where="model.source",
+            instead=f"a model of type {', '.join(ARCHITECTURES)}",
+        )
+    return MLM_HEAD_OF[model_type]
+
+
+def require_next_sentence_head(model_type: object) -> None:
+    """Checks that models of a type have a head for next-sentence prediction.
+
+    Raises:
+        UserError: They have none.
+    """
+    if model_type not in WITH_NEXT_SENTENCE:
+        raise UserError(
+            f"{model_type} has no head for next-sentence prediction",
+            where="corpus.pairs",
+            instead="a BERT model, or remove `pairs`",
+        )
+
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """Returns the entry for a `config.json`. An unknown type gets BERT's layout under its own prefix."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MIN_SPARSITY = 0.01  # a model with a smaller fraction of zeros was never pruned
 # safetensors dtype -> bytes, and the bits that are all 0 in +0.0 and -0.0 (all but the sign).
 _FLOATS = {"F64": (8, 0x7FFF_FFFF_FFFF_FFFF), "F32": (4, 0x7FFF_FFFF), "F16": (2, 0x7FFF), "BF16": (2, 0x7FFF)}
+# safetensors dtype -> the bits of the exponent.
+_EXPONENTS = {"F64": 0x7FF0_0000_0000_0000, "F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
+_PIECE = 1 << 22  # weights that are checked at a time
 # Names of tensors that only quantized models have, as saved by torch, INC, NNCF, compressed-tensors and GPTQ.
 _QUANTIZERS = re.compile(
     r"(_packed_params|\.weight_scale|\.weight_zero_point|\.(input|output)_scale|\.q(weight|zeros)"
@@ -150,6 +153,31 @@ def require_length(length: int, limit: int | None, where: str, key: str = "max_s
     if limit is not None and length > limit:
         what = f"{key} {length} is more than the model's {limit} positions"
         raise UserError(what, where=where, instead=f"{key}: {limit}")
+
+
+def require_finite_weights(folder: Path) -> None:
+    """Checks that no weight of a checkpoint is NaN or infinite: in both, all bits of the exponent are 1.
+
+    Raises:
+        UserError: A weight is not finite, or a file is shorter than its header states.
+    """
+    import numpy as np
+
+    broken = []
+    for name, tensor in stored_tensors(folder).items():
+        if tensor.dtype not in _EXPONENTS or tensor.start == tensor.stop:
+            continue
+        (size, _), exponent = _FLOATS[tensor.dtype], _EXPONENTS[tensor.dtype]
+        try:
+            count = (tensor.stop - tensor.start) // size
+            bits = np.memmap(tensor.file, f"<u{size}", "r", tensor.start, (count,))
+        except ValueError:
+            raise _damaged(tensor.file) from None
+        if any((bits[at : at + _PIECE] & exponent == exponent).any() for at in range(0, count, _PIECE)):
+            broken.append(name)
+    if broken:
+        what = f"{len(broken)} of the model's tensors have weights that are NaN or infinite, e.g. {broken[0]}"
+        raise UserError(what, where=str(folder), instead="a checkpoint whose training did not diverge")
 
 
 def sparsity_by_tensor(folder: Path, names: Iterable[str]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import require_regular_files
+from toolkit.core.files import require_regular_files, user_path
 from toolkit.models.published import published_config
 from toolkit.recipe.references import LOCAL_PREFIXES, package_path
 
@@ -53,7 +53,7 @@ def local_model(source: str) -> Path | None:
     Raises:
         UserError: The folder has no `config.json` or has special files, or the package is not installed.
     """
-    folder = package_path(source) if source.startswith("package:") else Path(source).expanduser()
+    folder = package_path(source) if source.startswith("package:") else user_path(source)
     if not folder.is_dir():
         return None
     if not (folder / "config.json").is_file():

@@ -8,7 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from toolkit.core.errors import UserError
-from toolkit.models.checkpoint import require_unquantized, sparsity_by_tensor, stored_tensors
+from toolkit.models import checkpoint
+from toolkit.models.checkpoint import (
+    require_finite_weights,
+    require_unquantized,
+    sparsity_by_tensor,
+    stored_tensors,
+)
 
 
 @pytest.fixture
@@ -25,6 +31,19 @@ def test_zeros_are_counted_in_every_float_type_with_either_sign(folder, dtype):
     save_file({"other": torch.ones(3), "a.weight": weights}, folder / "model.safetensors")
     assert stored_tensors(folder)["a.weight"].shape == (4, 5)
     assert sparsity_by_tensor(folder, ["a.weight"]) == {"a.weight": pytest.approx(6 / 20)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_found_in_every_float_type(folder, monkeypatch, dtype, value):
+    monkeypatch.setattr(checkpoint, "_PIECE", 6)
+    largest = torch.full((4, 5), torch.finfo(dtype).max, dtype=dtype)
+    save_file({"a.weight": largest, "ids": torch.arange(3)}, folder / "model.safetensors")
+    require_finite_weights(folder)
+    largest[3, 4] = value
+    save_file({"a.weight": largest, "b.weight": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"1 of the model's tensors have weights .* e\.g\. a\.weight"):
+        require_finite_weights(folder)
 
 
 def test_a_bare_encoder_has_the_names_that_it_has_in_training(folder):

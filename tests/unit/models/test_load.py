@@ -54,7 +54,7 @@ def test_mlm_head_on_gathered_states_gives_the_models_own_logits(architecture):
 
 
 def test_a_model_without_a_known_head_is_a_user_error():
-    with pytest.raises(UserError, match="head of BertModel is not supported"):
+    with pytest.raises(UserError, match="head of this BertModel is not supported"):
         mlm_head(transformers.BertModel(transformers.BertConfig(**SMALL)))
 
 
@@ -195,7 +195,7 @@ def test_saved_classifier_comes_back_whole_and_only_for_its_own_classes(tiny_ber
     again = load_classifier(tmp_path, ["bad", "good"])
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    for labels in (["bad", "good", "odd"], ["good", "bad"]):
+    for labels in (["bad", "good", "odd"], ["good", "worse"]):
         with pytest.raises(UserError, match="classes are bad, good; the task's are"):
             load_classifier(tmp_path, labels)
 
