@@ -1,6 +1,9 @@
 # make quickstart   makes .venv, installs the pinned packages, runs the whole pipeline on real data (yaml_configs/quickstart.yaml)
 # make test         the tests, in the same .venv, a file of them on each core
+# make fuzz         the fuzzers among them, with 10,000 inputs instead of a minute's worth (FUZZ_INPUTS, SEED)
 PYTHON ?= python3
+FUZZ_INPUTS ?= 10000
+SEED   ?= 0
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -12,13 +15,16 @@ export HF_HUB_OFFLINE := 1
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_ext
 export NNCF_EXTENSION_LOAD_TIMEOUT := 600
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test fuzz lint install clean
 
 quickstart: install
 	$(INSIDE) $(BIN)/pruneofa run
 
 test: install
 	$(INSIDE) $(BIN)/python -m pytest -n auto --dist loadfile
+
+fuzz: install
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(INSIDE) $(BIN)/python -m pytest -n auto tests/fuzz --hypothesis-seed=$(SEED)
 
 lint: install
 	$(BIN)/ruff check .

@@ -161,9 +161,19 @@ HEAVY = {"torch", "transformers", "openvino", "nncf", "neural_compressor", "data
 
 # What a light command may load: each of these files costs no heavy library.
 LIGHT = [
-    *("core", "recipe", "recipe/inc", "reporting", "reporting/scoreboard", "cli", "ir/kernels", "pipeline"),
+    *(
+        "core",
+        "recipe",
+        "recipe/inc",
+        "reporting",
+        "reporting/scoreboard",
+        "cli",
+        "ir/kernels",
+        "pipeline",
+        "data/tables",
+    ),
     *(f"models/{name}.py" for name in ("architectures", "published", "sources", "checkpoint")),
-    *(f"data/{name}.py" for name in ("files", "hub", "published", "tables", "task_rows", "question_answering")),
+    *(f"data/{name}.py" for name in ("files", "hub", "published", "documents", "task_rows", "question_answering")),
     *(f"data/{name}.py" for name in ("metrics", "masking", "segment_pairs", "labels", "task_kinds", "resolved_inputs")),
     *(f"sparsity/{name}.py" for name in ("assignment", "schedule", "mask_file")),
     *(f"training/{name}.py" for name in ("lr_schedule", "distributed")),

@@ -1,5 +1,6 @@
 """`pruneofa bench`: latency comparison of IR folders on this machine, and a recommendation of the variant to deploy."""
 
+import itertools
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -52,16 +53,41 @@ def bench_table(folders: list[Path], section: "Performance", texts: Path | None)
     from rich.console import Group
     from rich.text import Text
 
-    for folder in folders:
-        if not (folder / "openvino_model.xml").is_file():
-            raise UserError("no openvino_model.xml in this folder", where=str(folder), instead=_IR)
-    unique = len({f.name for f in folders}) == len(folders)
-    named = {f.name if unique else str(f).replace("/", "_"): f.resolve() for f in folders}
+    named = _named(folders)
     scratch = Path(tempfile.mkdtemp(prefix="pruneofa-bench-")).resolve()
     timed = _timed(named, section, texts, scratch)
     lines = [f"To repeat a measurement: cd {shlex.quote(str(scratch))}"]
     lines += [f"{t.model}, batch {t.batch}: {t.command}" for t in timed]
     return Group(_table(timed, section, {}), *map(Text, lines))
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Returns IR folders by unique names: the folder's, else its path, numbered if it is given more than once.
+
+    An IR may also be given as its .xml file.
+
+    Raises:
+        UserError: A path is not an IR.
+    """
+    from toolkit.ir.runtime import MODEL, ir_file
+
+    folders = []
+    for path in paths:
+        if not ir_file(path).is_file():
+            is_checkpoint = path.suffix == ".safetensors" or any(path.glob("*.safetensors"))
+            what = "a checkpoint, not an IR" if is_checkpoint else f"no {MODEL} in this folder"
+            instead = f"{_IR}, which `export` makes from a checkpoint" if is_checkpoint else _IR
+            raise UserError(what if path.exists() else "no such folder", where=str(path), instead=instead)
+        folders.append(path.parent if path.name == MODEL else path)
+    folders = [folder.resolve() for folder in folders]
+    short = {folder: folder.stem if folder.suffix == ".xml" else folder.name for folder in folders}
+    named: dict[str, Path] = {}
+    for folder, path in zip(folders, paths, strict=True):
+        unique = list(short.values()).count(short[folder]) == 1
+        wanted = short[folder] if unique else str(path).strip("/").replace("/", "_")
+        numbered = (f"{wanted}-{number}" for number in itertools.count(2))
+        named[next(n for n in itertools.chain([wanted], numbered) if n not in named)] = folder
+    return named
 
 
 @dataclass(frozen=True)
@@ -131,6 +157,8 @@ def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candi
         raise UserError("this run has exports for several tasks", where=str(run), instead=f"--task, one of: {names}")
     manifest = exports[0]
     measured = manifest.metrics["variants"]
+    if not measured:
+        raise UserError("this run exported no variant", where=str(run), instead="a run whose export has variants")
     metric = next(iter(next(iter(measured.values()))["ir"]))
     found: dict[str, _Candidate] = {}
     amx = "amx_int8" in machine.describe().get("isa", ())
@@ -180,13 +208,18 @@ def _timed(
     from toolkit.measure import latency
     from toolkit.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(next(iter(folders.values())))
     lines = [s.strip() for s in raw_lines(fetch_file(str(texts)))] if texts else list(_SENTENCES)
-    encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
-    examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
-    if not examples:
-        raise UserError("this file contains no text", where=str(texts))
-    return latency.measure(folders, examples, tokenizer.pad_token_id, section, scratch, properties=properties or {})
+    given: dict[str, tuple[list[Any], int]] = {}
+    for name, folder in folders.items():
+        tokenizer = load_tokenizer(folder)  # of each model: its ids may exceed the vocabulary of another one
+        encoded = tokenizer([s for s in lines if s], truncation=True, max_length=section.sequence_length)
+        examples = [{n: encoded[n][i] for n in encoded} for i in range(len(encoded["input_ids"]))]
+        if not examples:
+            raise UserError("this file contains no text", where=str(texts))
+        given[name] = examples, tokenizer.pad_token_id
+    first = next(iter(given.values()))
+    own = {name: inputs for name, inputs in given.items() if inputs != first}
+    return latency.measure(folders, *first, section, scratch, properties=properties or {}, own_inputs=own)
 
 
 def _table(
@@ -220,7 +253,8 @@ def _median(timed: "LatencyStats") -> float:
 
 def bench(
     models: Annotated[
-        list[Path], typer.Argument(help="IR folders to compare, the first is the reference; or a run folder")
+        list[Path],
+        typer.Argument(help="IR folders (or their .xml files) to compare, the first is the reference; or a run folder"),
     ],
     batch: Annotated[list[int] | None, typer.Option(min=1, help="batch sizes")] = None,
     length: Annotated[int, typer.Option(min=1, help="tokens per example")] = 128,
@@ -238,8 +272,7 @@ def bench(
     task: Annotated[str | None, typer.Option(help="with --recommend: task of the run")] = None,
 ) -> None:
     """Compare the latency of IR folders with benchmark_app on tokenised text; or recommend the variant to deploy."""
-    from rich.console import Console
-
+    from toolkit.cli.terminal import Console
     from toolkit.recipe import Performance, PerformanceConfigs
 
     section = Performance(

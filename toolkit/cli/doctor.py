@@ -1,5 +1,6 @@
 """`pruneofa doctor`: check of the machine against the toolkit's requirements."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def doctor_table() -> "tuple[Table, bool]":
     from importlib import metadata
 
     from rich.table import Table
+    from rich.text import Text
 
     from toolkit.core import machine
     from toolkit.ir import kernels
@@ -40,7 +42,7 @@ def doctor_table() -> "tuple[Table, bool]":
                 continue
         same = found.split("+")[0] == wanted
         all_pinned &= same
-        table.add_row(name, found if same else f"[red]{found}[/]", wanted)
+        table.add_row(name, found if same else Text(found, "red"), wanted)
     for extra in EXTRAS:
         absent = missing_module(extra)
         table.add_row(f"extra {extra}", f"{absent} is missing" if absent else "complete", install_command(extra))
@@ -51,7 +53,7 @@ def doctor_table() -> "tuple[Table, bool]":
     table.add_row(
         "C++ compiler", shutil.which("g++") or shutil.which("clang++") or "none: 8-bit training is slower", ""
     )
-    extension = Path(sys.prefix) / "torch_ext"
+    extension = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_ext")
     built = any(extension.rglob("*.so")) if extension.is_dir() else False
     table.add_row("NNCF extension", "built" if built else "not built: the first quantization builds it", "built")
     if kernels.extension():
@@ -74,7 +76,7 @@ def pinned_versions() -> dict[str, str]:
 
 def doctor() -> None:
     """Check this machine against the toolkit's requirements: versions, ISA, cores, memory, disk, NNCF extension."""
-    from rich.console import Console
+    from toolkit.cli.terminal import Console
 
     table, all_pinned = doctor_table()
     Console().print(table)

@@ -63,6 +63,12 @@ def _described(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         what = "the disk is full; free some space and run the same command again to resume (finished stages are kept)"
         return 2, what
+    if _is_out_of_memory(error):
+        return 2, (
+            "out of memory; finished stages are kept\n"
+            "  Instead: a smaller batch_size with more gradient_accumulation_steps, recompute: true, or a shorter "
+            "max_seq_length; then run the same command again to resume"
+        )
     if isinstance(error, OSError) and error.filename is not None:  # a path that cannot be read or written
         return 2, f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}"
     what = (traceback.format_exception_only(error)[-1].strip().splitlines() or [""])[0]
@@ -71,6 +77,12 @@ def _described(error: BaseException) -> tuple[int, str]:
         f"  Details: {_crash_file(error)}\n"
         "  Instead: report it with that file; finished stages are kept"
     )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python and numpy raise MemoryError; torch OutOfMemoryError on a GPU, a RuntimeError with this text on a CPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _crash_file(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """`pruneofa inspect`: tables of sparsity, types and sizes for a run, checkpoint or IR folder."""
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,26 +12,52 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from toolkit.models.checkpoint import StoredTensor
+
+_CHECKPOINT = "model*.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_FP8_ZEROS = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7F, "F8_E4M3FNUZ": 0xFF, "F8_E5M2FNUZ": 0xFF}  # bits that are 0 in a zero
+
 
 def inspection_tables(path: Path) -> "RenderableType":
-    """Returns tables for a run folder, a checkpoint folder or an IR folder.
+    """Returns tables for a run, checkpoint or IR folder, a safetensors file, or the .xml or .bin file of an IR.
 
     Raises:
-        UserError: The path is not such a folder, or a checkpoint cannot be read.
+        UserError: The path is none of these, is pickled, or cannot be read.
     """
     from rich.console import Group
 
+    if path.suffix.lower() == ".bin" and path.with_suffix(".xml").is_file():
+        path = path.with_suffix(".xml")
+    if path.is_file() and path.suffix.lower() == ".xml":
+        return _ir_table(path)
+    if path.is_file() and path.suffix.lower() == ".safetensors":
+        return _checkpoint_table(path, [path])
     if (path / "openvino_model.xml").is_file():
         return _ir_table(path)
-    if any(path.glob("model*.safetensors")):
-        return _checkpoint_table(path)
-    irs = sorted(p.parent for p in path.glob("*/openvino_model.xml"))
+    if files := sorted(path.glob(_CHECKPOINT)) or sorted(path.glob("*.safetensors")):
+        return _checkpoint_table(path, files)
+    irs = sorted(p.parent for p in path.glob("*/openvino_model.xml")) or sorted(path.glob("*.xml"))
     if irs:
         return Group(*(_ir_table(p) for p in irs))
+    for file in [path] if path.is_file() else sorted(path.glob("*")):
+        if file.suffix in _PICKLES and file.is_file() and _is_pickle(file):
+            raise UserError(
+                "a pickle file, which can run arbitrary code when it is loaded, so it is not opened",
+                where=str(file),
+                instead="if you trust it, convert it with transformers' save_pretrained, which writes safetensors",
+            )
     if path.is_dir():
         return _run_table(path)
-    what = "not a run, checkpoint or IR folder"
-    raise UserError(what, where=str(path), instead="a run folder, a checkpoint folder or an IR folder")
+    what = "no such file or folder" if not path.exists() else "not a run, checkpoint or IR"
+    instead = "a run folder, a checkpoint folder, an IR folder, or a .safetensors or .xml file"
+    raise UserError(what, where=str(path), instead=instead)
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins like a pickle, or like an archive of `torch.save`."""
+    with path.open("rb") as stream:
+        return stream.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _run_table(path: Path) -> "Table":
@@ -41,7 +68,7 @@ def _run_table(path: Path) -> "Table":
     table = Table(title=str(path))
     for column in ("task", "stage", "seconds", "dev", "sparsity", "checks", "made from"):
         table.add_column(column)
-    for m in finished_manifests(path):
+    for m in finished_manifests(path, complete=False):
         table.add_row(
             m.task or "",
             m.stage,
@@ -54,32 +81,70 @@ def _run_table(path: Path) -> "Table":
     return table
 
 
-def _checkpoint_table(path: Path) -> "Table":
+def _checkpoint_table(path: Path, files: list[Path]) -> "Table":
     from rich.table import Table
-    from safetensors import SafetensorError, safe_open
 
     table = Table(title=str(path), caption="matrices only; sparsity is the fraction of weights that are exactly zero")
     for column in ("tensor", "shape", "type", "sparsity"):
         table.add_column(column, justify="left" if column == "tensor" else "right")
     zeros = weights = 0
-    for file in sorted(path.glob("model*.safetensors")):
-        try:
-            with safe_open(file, framework="np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                    value = tensors.get_tensor(name)
-                    if value.ndim != 2:
-                        continue
-                    sparsity = float((value == 0).mean())
-                    table.add_row(name, "x".join(map(str, value.shape)), str(value.dtype), f"{sparsity:.2%}")
-                    if sparsity > 0.01:
-                        zeros, weights = zeros + int((value == 0).sum()), weights + value.size
-        except SafetensorError as error:
-            what = f"the file cannot be read ({error})"
-            raise UserError(what, where=str(file), instead="a complete safetensors file") from None
+    for file in files:
+        for name, tensor in _stored(file).items():
+            if len(tensor.shape) != 2:
+                continue
+            size, count = math.prod(tensor.shape), _zeros(tensor)
+            sparsity = "not counted" if count is None else f"{count / size:.2%}" if size else "empty"
+            table.add_row(name, "x".join(map(str, tensor.shape)), _type_name(tensor.dtype), sparsity)
+            if count and count > 0.01 * size:
+                zeros, weights = zeros + count, weights + size
     if weights:
         table.add_section()
         table.add_row("all pruned matrices", f"{weights:,}", "", f"{zeros / weights:.2%}")
     return table
+
+
+def _stored(file: Path) -> "dict[str, StoredTensor]":
+    """Returns the tensors of a safetensors file by name, without their data."""
+    import json
+
+    from safetensors import SafetensorError, safe_open
+
+    from toolkit.models.checkpoint import StoredTensor
+
+    try:
+        with safe_open(file, framework="np"), file.open("rb") as stream:  # safetensors checks the complete header
+            size = int.from_bytes(stream.read(8), "little")
+            header: dict[str, Any] = json.loads(stream.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        what = f"the file cannot be read ({error})"
+        raise UserError(what, where=str(file), instead="a complete safetensors file") from None
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(file, entry["dtype"], tuple(entry["shape"]), *(size + 8 + n for n in entry["data_offsets"]))
+        for name, entry in sorted(header.items())
+    }
+
+
+def _type_name(dtype: str) -> str:
+    """Returns the name that numpy and torch give a type of safetensors: F32 -> float32, BF16 -> bfloat16."""
+    for short, long in (("BF", "bfloat"), ("F", "float"), ("I", "int"), ("U", "uint")):
+        if dtype.startswith(short):
+            return dtype.replace(short, long, 1).lower()
+    return dtype.lower()
+
+
+def _zeros(tensor: "StoredTensor") -> int | None:
+    """Returns the number of zero weights; None for integers and packed types, whose zeros are codes of other values."""
+    from toolkit.models.checkpoint import zero_weights
+
+    if tensor.dtype in ("F64", "F32", "F16", "BF16"):
+        return int(zero_weights(tensor).sum())
+    if tensor.dtype not in _FP8_ZEROS or tensor.start == tensor.stop:
+        return None
+    import numpy as np
+
+    codes = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
+    return int((codes & _FP8_ZEROS[tensor.dtype] == 0).sum())
 
 
 def _ir_table(path: Path) -> "Table":
@@ -87,9 +152,11 @@ def _ir_table(path: Path) -> "Table":
     from rich.table import Table
 
     from toolkit.ir.inspect import inspect_ir
+    from toolkit.ir.runtime import ir_file
 
-    size = (path / "openvino_model.bin").stat().st_size
-    table = Table(title=f"{path} ({size / 1e6:.1f} MB .bin)", box=SIMPLE, padding=(0, 1, 0, 0))
+    weights = ir_file(path).with_suffix(".bin")
+    size = f"{weights.stat().st_size / 1e6:.1f} MB .bin" if weights.is_file() else "without .bin"
+    table = Table(title=f"{path} ({size})", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("operation", overflow="fold")
     for column in ("shape", "stored", "scales", "zeros", "input"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -100,7 +167,7 @@ def _ir_table(path: Path) -> "Table":
             "x".join(map(str, m.shape)),
             m.stored_type,
             m.weight_granularity.removeprefix("per_"),
-            f"{m.zero_fraction:.1%}",
+            "not counted" if math.isnan(m.zero_fraction) else f"{m.zero_fraction:.1%}",
             f"i8 {m.activation_scheme}" if m.activation_scheme else "f32",
         )
     for e in inspection.embeddings:
@@ -117,8 +184,10 @@ def _ir_table(path: Path) -> "Table":
     return table
 
 
-def inspect(path: Annotated[Path, typer.Argument(help="checkpoint, IR or run folder")]) -> None:
+def inspect(
+    path: Annotated[Path, typer.Argument(help="checkpoint, IR or run folder; or a .safetensors or .xml file")],
+) -> None:
     """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
-    from rich.console import Console
+    from toolkit.cli.terminal import Console
 
     Console().print(inspection_tables(path))

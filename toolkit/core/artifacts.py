@@ -5,7 +5,8 @@ data; the content hashes of its inputs identify what was used. The result is val
 here imports torch.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -110,6 +111,9 @@ class Context:
         seed: Seed of all randomness in the stage.
         task: Name of the task; None for `teacher` and `student`.
         progress: Progress display of the stage.
+        scores: Name of an input -> the scores on dev that its stage measured; a ready checkpoint has none.
+        ready: Names of the inputs that are ready checkpoints.
+        require_unchanged: Raises a UserError if an input or a data file differs from the one that the cache key names.
     """
 
     folder: Path
@@ -118,11 +122,37 @@ class Context:
     task: str | None = None
     progress: Progress = field(default_factory=NullProgress)
     cache: Path = Path(".cache")
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ready: frozenset[str] = frozenset()
+    require_unchanged: Callable[[], None] = lambda: None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json` atomically."""
+    """Writes `manifest.json` atomically.
+
+    Raises:
+        UserError: A measured value is NaN or infinite, which JSON cannot hold: the manifest could not be read back.
+    """
+    measured = {"metrics": manifest.metrics, "history": manifest.history, "data": manifest.data}
+    measured["checks"] = {check.name: check.measured for check in manifest.checks}
+    if broken := _non_finite(measured):
+        raise UserError(
+            f"the stage measured a value that is not finite: {broken}",
+            where=str(folder),
+            instead="check its training curve and its inputs; a lower learning_rate if the training diverged",
+        )
     write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1))
+
+
+def _non_finite(value: Any, key: str = "") -> str:
+    """Returns the first number in nested values that is NaN or infinite, with its key; empty if there is none."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{key} is {value}"
+    nested = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    )
+    parts = (_non_finite(inner, f"{key}.{name}" if key else str(name)) for name, inner in nested)
+    return next(filter(None, parts), "")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -135,10 +165,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        return Manifest.model_validate_json(path.read_text())
-    except (ValidationError, ValueError) as error:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         raise UserError(
-            f"this manifest cannot be read ({str(error).splitlines()[0]})",
+            f"this manifest cannot be read ({reason}): it is damaged, or of another version of the toolkit",
             where=str(path),
             instead="delete the folder; the next run reruns the stage",
         ) from None

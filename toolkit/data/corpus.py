@@ -13,7 +13,8 @@ from typing_extensions import Self
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash, json_hash
-from toolkit.data.files import fetch_file, paragraphs
+from toolkit.data.documents import as_read, documents
+from toolkit.data.files import fetch_file
 from toolkit.data.hub import hub_split
 from toolkit.data.masking import require_word_marks
 from toolkit.data.segment_pairs import PairSequences, sentences, write_pairs
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _SPLITS = ("train", "valid")
 VALID_EVERY = 20  # every 20th document belongs to the validation split
-LONGEST_DOCUMENT = 100  # paragraphs; a file without blank lines is split into documents of this length
 _BATCH = 512  # paragraphs per tokenizer call
 _MOSTLY_UNKNOWN = 0.9  # fraction of [UNK]; a text with more of them is in a script that the vocabulary lacks
 _LOG_EVERY = 20_000_000  # tokens
@@ -107,26 +107,42 @@ def load_corpus(
         log: Receives progress messages.
 
     Raises:
-        UserError: A file is missing, not text or empty, there is too little text, the vocabulary does not cover it, or
-            `max_seq_length` exceeds the model's maximum.
+        UserError: A file is missing, not text or empty, or changes while it is read; there is too little text, the
+            vocabulary does not cover it, or `max_seq_length` exceeds the model's maximum.
     """
     require_length(section.max_seq_length, tokenizer.model_max_length, "corpus")
     if section.whole_word_masking:
         require_word_marks(tokenizer)
-    folder = cache / f"corpus-{_key(section, corpus_tasks, tokenizer, seed)[:16]}"
+    contents = _contents(section, corpus_tasks)
+    folder = cache / f"corpus-{_key(section, corpus_tasks, contents, tokenizer, seed)[:16]}"
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)  # half the size if ids fit
     if not folder.is_dir():
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write(section, corpus_tasks, tokenizer, partial, dtype, seed, log)
+        for spec, digest in _contents(section, corpus_tasks).items():
+            if digest != contents[spec]:
+                raise UserError("changed while it was read", where=spec, instead="repeat the command")
         partial.rename(folder)  # atomic: a folder of this name is always complete
     return CorpusData(*(_open(folder / split, section, tokenizer, dtype) for split in _SPLITS))
 
 
-def _key(section: Corpus, corpus_tasks: Mapping[str, Task], tokenizer: "PreTrainedTokenizerFast", seed: int) -> str:
+def _contents(section: Corpus, corpus_tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Returns the content hash of each file; a split on the hub that is streamed has its name instead."""
+    found = {spec: hub_split(spec).content if is_hub(spec) else file_hash(fetch_file(spec)) for spec in section.files}
+    return {task.train: file_hash(fetch_file(task.train)) for task in corpus_tasks.values()} | found
+
+
+def _key(
+    section: Corpus,
+    corpus_tasks: Mapping[str, Task],
+    contents: Mapping[str, str],
+    tokenizer: "PreTrainedTokenizerFast",
+    seed: int,
+) -> str:
     """Cache key of everything that the sequences depend on; how they are masked is not part of it."""
-    files = [hub_split(s).content if is_hub(s) else file_hash(fetch_file(s)) for s in section.files]
+    files = [contents[spec] if is_hub(spec) else as_read(spec, contents[spec]) for spec in section.files]
     tasks_read = {
         name: [task.model_dump(mode="json", include=TEXT_FIELDS), file_hash(fetch_file(task.train))]
         for name, task in corpus_tasks.items()
@@ -190,26 +206,16 @@ def _write(
 
 
 def _texts(section: Corpus, corpus_tasks: Mapping[str, Task]) -> Iterator[tuple[int, str]]:
-    """Yields (document number, paragraph). A text of a task is a document; in files, blank lines separate documents."""
+    """Yields (document number, paragraph). A text of a task is a document."""
     document = 0
     for name in section.tasks:
         for text in train_texts(corpus_tasks[name]):
             yield document, text
             document += 1
     for file in section.files:
-        if is_hub(file):
-            for text in hub_split(file).texts(section.column):
-                yield from ((document, line.strip()) for line in text.splitlines() if line.strip())
-                document += 1
-            continue
-        count = 0
-        for text in paragraphs(fetch_file(file)):
-            if count and (not text or count == LONGEST_DOCUMENT):
-                document, count = document + 1, 0
-            if text:
-                yield document, text
-                count += 1
-        document += 1
+        for paragraphs in documents(file, section.column):
+            yield from ((document, paragraph) for paragraph in paragraphs)
+            document += 1
 
 
 class _Writer:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import user_path
 from toolkit.data.hub import hub_split
 from toolkit.recipe.references import is_hub, package_path
 
@@ -37,6 +38,7 @@ def _open_zstd(path: Path, mode: str, **settings: Any) -> Any:
     return stream if mode == "rb" else io.TextIOWrapper(stream, **settings)
 
 
+# One for each suffix of `COMPRESSED`.
 _OPENERS: dict[str, Callable[..., Any]] = {
     ".xz": lzma.open,
     ".gz": gzip.open,
@@ -56,7 +58,7 @@ def fetch_file(spec: str) -> Path:
     """
     if is_hub(spec):
         return hub_split(spec).fetched()
-    path = package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
+    path = package_path(spec) if spec.startswith("package:") else user_path(spec)
     if not path.is_file():
         instead = "a path relative to the recipe file or to the current directory"
         raise UserError("no such file", where=spec, instead=instead)
@@ -75,14 +77,9 @@ def cached_file(spec: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def is_compression(suffix: str) -> bool:
-    """Whether files with this suffix are compressed text."""
-    return suffix in _OPENERS
-
-
 def open_text(path: Path) -> TextIO:
     """Opens a text file, compressed (.xz, .gz, .bz2, .zst) or not, as UTF-8."""
-    opener = _OPENERS.get(path.suffix)
+    opener = _OPENERS.get(path.suffix.lower())
     if opener is None:
         return path.open(encoding="utf-8-sig", newline="")
     return cast(TextIO, opener(path, "rt", encoding="utf-8-sig", newline=""))
@@ -120,7 +117,7 @@ def _unreadable(path: Path, error: Exception, bad: Callable[[bytes], bool] | Non
 
 def _first_line(path: Path, bad: Callable[[bytes], bool]) -> int:
     """Number of the first bad line; decoding works on blocks, so its errors have no line number."""
-    with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
+    with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as stream:
         ends = (line for block in stream for line in block.splitlines())  # classic Mac OS ends lines with a lone CR
         return next(number for number, line in enumerate(ends, 1) if bad(line))
 

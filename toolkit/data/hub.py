@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import content_hash, json_hash
+from toolkit.core.files import content_hash, json_hash, user_path
 from toolkit.recipe.references import HUB_FORM, HUB_PREFIX, HUB_SPLIT, LOCAL_PREFIXES
 
 _DATA = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
@@ -49,7 +49,7 @@ class HubSplit:
         """
         if self.revision:  # local folders have none
             return None
-        folder = Path(self.dataset).expanduser()
+        folder = user_path(self.dataset)
         if folder.is_dir():
             return folder.resolve()
         if self.dataset.startswith(LOCAL_PREFIXES):

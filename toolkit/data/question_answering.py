@@ -1,7 +1,9 @@
 """Extractive question answering: windows over long contexts, and answers from span logits."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from toolkit.data.task_rows import TaskRow
 
+_NEAR = 3  # tokens at each end of an answer that are tried where offsets do not fit
+_VISIBLE = "LMNPS"  # Unicode categories of letters, marks, numbers, punctuation and symbols
 _BATCH = 500  # questions tokenised at a time: their character offsets are large
 
 
@@ -105,6 +109,14 @@ class Windows:
         """Tokenises rows; contexts longer than the section's `max_seq_length` are split into windows."""
         return windows_of(cls.targets(rows, labels), tokenizer, section.max_seq_length, section.windows)
 
+    def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> "Windows":
+        """Returns the same questions, tokenised by another tokenizer into windows of the same length."""
+        if not len(self):
+            return self
+        # Where nothing is cut, any larger length gives the same windows; they must be longer than their overlap.
+        least = self.settings.max_question_length + self.settings.stride + 4
+        return windows_of(self.questions, tokenizer, max(int(self.lengths.max()), least), self.settings)
+
     @staticmethod
     def token_counts(counts: Sequence[int], section: Task) -> list[int]:
         """Returns the lengths of the windows that a row is encoded as.
@@ -121,6 +133,11 @@ class Windows:
             lengths.append(question + min(width, rest + section.windows.stride))
             rest -= width - section.windows.stride
         return lengths
+
+    def without_answer(self) -> int:
+        """Returns the number of questions whose answer no window contains."""
+        found = set(self.question_of[(self.starts > 0) | (self.ends > 0)].tolist())
+        return len(self.questions) - len(found)
 
     def predicted(self, logits: Sequence[np.ndarray]) -> list[str]:
         """Returns the best answer to each question: the largest start + end logit over all of its windows.
@@ -225,9 +242,11 @@ def windows_of(
         for window, number in enumerate(encoded["overflow_to_sample_mapping"]):
             of_context = np.array([part == 1 for part in encoded.sequence_ids(window)])
             where = np.where(of_context[:, None], np.array(encoded["offset_mapping"][window], dtype=np.int32), -1)
+            _extend_to_words(where, batch[number].context)
             for name in names:
                 inputs[name].append(encoded[name][window])
-            spans.append(_answer_tokens(batch[number], where))
+            decoded = partial(_decoded, tokenizer, encoded["input_ids"][window])
+            spans.append(_answer_tokens(batch[number], where, decoded))
             owners.append(first + number)
             offsets.append(where)
     starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
@@ -241,10 +260,55 @@ def _cut(question: str, tokenizer: "PreTrainedTokenizerFast", length: int) -> st
     return question[: ends[length - 1][1]] if len(ends) > length else question
 
 
-def _answer_tokens(question: Question, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token of the first correct answer; (0, 0) where the window does not contain all of it."""
-    start, end = question.starts[0], question.starts[0] + len(question.answers[0])
-    inside = np.flatnonzero((offsets[:, 0] >= 0) & (offsets[:, 1] > start) & (offsets[:, 0] < end))
-    if not len(inside) or offsets[inside[0], 0] > start or offsets[inside[-1], 1] < end:
+def _decoded(tokenizer: "PreTrainedTokenizerFast", ids: list[int], first: int, last: int) -> str:
+    return str(tokenizer.decode(ids[first : last + 1]))
+
+
+def _extend_to_words(offsets: np.ndarray, context: str) -> None:
+    """Moves starts of tokens back over visible characters that no token covers, in place.
+
+    The offsets of some tokenizers begin one character late at the first token of a word.
+    """
+    inside = np.flatnonzero(offsets[:, 0] >= 0)
+    characters = np.frombuffer(context.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    starts, ends = offsets[inside[1:], 0], offsets[inside[:-1], 1]
+    uncovered = (starts > ends) & (characters[starts - 1] > ord(" "))  # a blank precedes most tokens
+    for number in np.flatnonzero(uncovered):
+        before, token = inside[number], inside[number + 1]
+        gap = context[offsets[before, 1] : offsets[token, 0]]
+        begun = len(gap)
+        while begun and unicodedata.category(gap[begun - 1])[0] in _VISIBLE:
+            begun -= 1
+        offsets[token, 0] -= len(gap) - begun
+
+
+def _answer_tokens(question: Question, offsets: np.ndarray, decoded: Callable[[int, int], str]) -> tuple[int, int]:
+    """First and last token of the first correct answer; (0, 0) where the window does not contain all of it.
+
+    Args:
+        question: The question.
+        offsets: Start and end of each token in the context, [length, 2]; -1 outside the context.
+        decoded: Returns the text of the tokens from a first to a last one, for tokenizers whose offsets are wrong.
+    """
+    answer = question.answers[0]
+    start = question.starts[0] + len(answer) - len(answer.lstrip())
+    end = question.starts[0] + len(answer.rstrip())
+    of_context = offsets[:, 0] >= 0
+    inside = np.flatnonzero(of_context & (offsets[:, 1] > start) & (offsets[:, 0] < end))
+    if len(inside) and offsets[inside[0], 0] <= start and offsets[inside[-1], 1] >= end:
+        return int(inside[0]), int(inside[-1])
+    near = np.flatnonzero(of_context & (offsets[:, 1] >= start - 1) & (offsets[:, 0] <= end + 1))
+    if not len(near):
         return 0, 0
-    return int(inside[0]), int(inside[-1])
+    wanted = _letters(answer)
+    for first in near[:_NEAR]:
+        for last in near[-_NEAR:]:
+            if wanted and first <= last and _letters(decoded(int(first), int(last))) == wanted:
+                return int(first), int(last)
+    return 0, 0
+
+
+def _letters(text: str) -> str:
+    """Returns a text without case, accents and white space, as the vocabularies of all tokenizers spell it."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in plain if not unicodedata.combining(c) and not c.isspace())

@@ -7,7 +7,7 @@ head in `models/task_heads.py`. Loads no torch.
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -88,6 +88,14 @@ class Examples:
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=section.max_seq_length)
         return cls(texts, {name: encoded[name] for name in tokenizer.model_input_names}, truth)
+
+    def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> Self:
+        """Returns the same examples, tokenised by another tokenizer and truncated at the same length."""
+        if not len(self):
+            return self
+        columns = [list(column) for column in zip(*self.texts, strict=True)]
+        encoded = tokenizer(*columns, truncation=True, max_length=int(self.lengths.max()))
+        return replace(self, inputs={name: encoded[name] for name in tokenizer.model_input_names})
 
     @staticmethod
     def token_counts(counts: Sequence[int], section: Task) -> list[int]:

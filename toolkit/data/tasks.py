@@ -1,18 +1,24 @@
 """Tokenised splits of a task, and the scores of a model's predictions."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolkit.core.errors import UserError
 from toolkit.data import task_rows
+from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
+from toolkit.models.tokenizers import definition
 from toolkit.recipe import Kind, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_MOST_WITHOUT_ANSWER = 0.1  # fraction of the training questions; they are trained as questions without an answer
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class TaskData:
         tune: Part of the train split reserved for decisions; empty where the recipe reserves none.
         dev: Evaluation splits; reported, never used for decisions.
         measures: The metrics of each evaluation split.
-        left_out: A message for each file with rows that `drop_empty` has left out.
+        left_out: A message for each file with rows that were left out, and for each split with answers in no window.
     """
 
     name: str
@@ -95,7 +101,7 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
 
     Raises:
         UserError: The rows are invalid (see `task_rows.read_task` and `task_rows.targets`), or `max_seq_length` exceeds
-            the model's maximum.
+            the model's maximum, or too many training questions have their answer in no window.
     """
     require_length(section.max_seq_length, tokenizer.model_max_length, f"tasks.{name}")
     read = task_rows.read_task(name, section)
@@ -111,7 +117,47 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
         measures += [Measure(f"{metric}{suffix}", metric, part) for metric in section.metrics]
         first = part.stop
     splits = (train_split, tune_split, dev_split)
-    return TaskData(name, section.kind, tuple(read.labels), *splits, tuple(measures), read.left_out)
+    left_out = (*read.left_out, *_answers_left_out(name, train_split, dev_split))
+    return TaskData(name, section.kind, tuple(read.labels), *splits, tuple(measures), left_out)
+
+
+def _answers_left_out(name: str, train: Split, dev: Split) -> list[str]:
+    """Returns a message for each split with questions whose answer no window contains.
+
+    Raises:
+        UserError: They are too many to train on.
+    """
+    found = []
+    for what, split in (("training", train), ("dev", dev)):
+        if isinstance(split, Windows) and (lost := split.without_answer()):
+            found.append(f"{lost:,} of {len(split.questions):,} {what} questions have their answer in no window")
+            if split is train and lost > _MOST_WITHOUT_ANSWER * len(split.questions):
+                raise UserError(
+                    found[-1],
+                    where=f"tasks.{name}",
+                    instead="a larger max_seq_length, a larger windows.stride, or a model with another tokenizer",
+                )
+    return found
+
+
+def load_tasks(name: str, section: Task, tokenizers: "Mapping[str, PreTrainedTokenizerFast]") -> dict[str, TaskData]:
+    """Returns the task as each model's own tokenizer encodes it; models with equal tokenizers share the data.
+
+    Args:
+        name: Name of the task in the recipe.
+        section: The task's section.
+        tokenizers: Name of a model -> its tokenizer.
+
+    Raises:
+        UserError: See `load_task`.
+    """
+    alike = {
+        model: (json.dumps(definition(t.backend_tokenizer)), *t.model_input_names, t.model_max_length)
+        for model, t in tokenizers.items()
+    }
+    one_of_each = {same: model for model, same in alike.items()}
+    loaded = {same: load_task(name, section, tokenizers[model]) for same, model in one_of_each.items()}
+    return {model: loaded[same] for model, same in alike.items()}
 
 
 def train_texts(section: Task) -> list[str]:

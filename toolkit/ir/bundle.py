@@ -6,20 +6,35 @@ concatenated to a stream, and each stream is compressed with zstd. Unpacking res
 verifies this before it writes the target.
 
     POFABNDL, u32 version, u32 bytes of the compressed index, u32 bytes of the raw index, index (JSON), streams
+
+A bundle may come from anywhere, so `bundle_index.py` checks every size and name before anything is decompressed.
 """
 
 import hashlib
-import json
 import struct
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from toolkit.core.errors import UserError
+from toolkit.ir.bundle_index import (
+    DensePart,
+    File,
+    Index,
+    PackedPart,
+    Part,
+    PlainPart,
+    SparsePart,
+    Stream,
+    Width,
+    parse_index,
+    require_file_name,
+    require_plausible_size,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +45,8 @@ _MODEL, _WEIGHTS = "openvino_model.xml", "openvino_model.bin"
 _LEVEL = 9  # zstd level; 19 takes twenty times as long and saves 1 %
 _LARGE = 1024  # bytes; smaller constants are not split
 _SPARSE = 0.3  # fraction of zeros from which positions and values are stored separately
+_WIDTHS: dict[str, Width] = {"i8": 1, "u8": 1, "f16": 2, "f32": 4}  # bytes of each element type that is split
+_PACKED_WIDTHS: dict[int, Width] = {0: 4, 1: 2, 2: 1}  # the same for each value type of a packed matrix
 # Header of a packed matrix (native/format.h): sizes and section offsets.
 _BLOB, _BLOB_HEADER = b"POFASPRS", struct.Struct("<8s8I10Q")
 
@@ -57,19 +74,15 @@ def pack(folder: Path, target: Path) -> int:
     for name in (_MODEL, _WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{name} is missing", where=str(folder), instead="<run>/tasks/<task>/export/<variant>")
-    inner = next((p.name for p in sorted(folder.iterdir()) if p.is_dir()), None)
-    if inner is not None:
-        raise UserError(
-            f"the IR folder contains a subfolder, {inner}", where=str(folder), instead="a folder of files only"
-        )
     streams: dict[str, list[Any]] = defaultdict(list)
     files = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+    for path in _regular_files(folder):
         data = path.read_bytes()
         parts = _split(data, _constants(folder / _MODEL), streams) if path.name == _WEIGHTS else None
         if parts is None:
             streams["text"].append(_bytes(data))
-        files.append({"name": path.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "parts": parts})
+        digest = hashlib.sha256(data).hexdigest()
+        files.append(File(name=path.name, size=len(data), sha256=digest, parts=parts))
 
     import numpy as np
 
@@ -77,8 +90,8 @@ def pack(folder: Path, target: Path) -> int:
     for kind, pieces in streams.items():
         joined = np.concatenate(pieces).tobytes()
         payload.append(codec.compress(joined, asbytes=True))
-        index.append({"kind": kind, "size": len(joined), "packed": len(payload[-1])})
-    described = json.dumps({"files": files, "streams": index}).encode()
+        index.append(Stream(kind=kind, size=len(joined), packed=len(payload[-1])))
+    described = Index(files=files, streams=index).model_dump_json().encode()
     head = codec.compress(described, asbytes=True)
     content = b"".join([_MAGIC, struct.pack("<III", _VERSION, len(head), len(described)), head, *payload])
     for name, data in _files(content, target):
@@ -89,6 +102,21 @@ def pack(folder: Path, target: Path) -> int:
     partial.write_bytes(content)
     partial.replace(target)
     return len(content)
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    """Returns the files of an IR folder. Anything else would be lost, or come back as a copy of something outside."""
+    files = sorted(folder.iterdir())
+    for path in files:
+        kind = "a link" if path.is_symlink() else "a subfolder" if path.is_dir() else "a special file"
+        if kind != "a special file" or not path.is_file():
+            what = f"the IR folder contains {kind}, {path.name}"
+            raise UserError(what, where=str(folder), instead="a folder of regular files only")
+        try:
+            require_file_name(path.name)
+        except ValueError as error:
+            raise UserError(str(error), where=str(folder), instead="another name") from None
+    return files
 
 
 def unpack(source: Path, folder: Path) -> None:
@@ -124,7 +152,10 @@ def _files(content: bytes, source: Path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"written by a newer toolkit (version {version})", where=str(source), instead="pip install -U")
     try:
         yield from _read_files(content, start, packed, size)
-    except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+    except MemoryError:
+        what = "the memory does not suffice for the files of this bundle"
+        raise UserError(what, where=str(source), instead="a machine with more memory") from None
+    except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
         raise UserError(f"the bundle is damaged ({error})", where=str(source), instead="an intact copy") from None
 
 
@@ -132,22 +163,24 @@ def _read_files(content: bytes, start: int, packed: int, size: int) -> Iterator[
     import numpy as np
 
     codec = _codec()
-    index = json.loads(codec.decompress(content[start : start + packed], size, asbytes=True))
+    require_plausible_size(size, packed)
+    index = parse_index(codec.decompress(content[start : start + packed], size, asbytes=True))
+    index.require_complete((_MODEL, _WEIGHTS), len(content) - start - packed)
     at, streams = start + packed, {}
-    for stream in index["streams"]:
-        data = codec.decompress(content[at : at + stream["packed"]], stream["size"], asbytes=True)
-        streams[stream["kind"]] = _Reader(np.frombuffer(data, dtype=np.uint8))
-        at += stream["packed"]
-    for file in index["files"]:
-        if Path(file["name"]).name != file["name"] or file["name"] in ("", ".", ".."):
-            raise ValueError(f"invalid file name {file['name']!r}")
-        if file["parts"] is None:
-            data = streams["text"].take(file["size"]).tobytes()
+    for stream in index.streams:
+        data = codec.decompress(content[at : at + stream.packed], stream.size, asbytes=True)
+        streams[stream.kind] = _Reader(np.frombuffer(data, dtype=np.uint8))
+        at += stream.packed
+    for file in index.files:
+        if file.parts is None:
+            data = streams["text"].take(file.size).tobytes()
         else:
-            data = b"".join(_reassemble(p, streams).tobytes() for p in file["parts"])
-        if len(data) != file["size"] or hashlib.sha256(data).hexdigest() != file["sha256"]:
-            raise ValueError(f"wrong checksum of {file['name']}")
-        yield file["name"], data
+            data = b"".join(_reassemble(part, streams).tobytes() for part in file.parts)
+        if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise ValueError(f"wrong checksum of {file.name}")
+        yield file.name, data
+    if not all(stream.at_end for stream in streams.values()):
+        raise ValueError("a stream has more bytes than the files")
 
 
 class _Reader:
@@ -162,31 +195,36 @@ class _Reader:
         self._at += size
         return self._data[self._at - size : self._at]
 
+    @property
+    def at_end(self) -> bool:
+        """Whether every byte has been read."""
+        return self._at == len(self._data)
+
 
 def _constants(model: Path) -> list[_Constant]:
     """Returns the large constants of an IR, ordered by their offset in the .bin."""
     found = []
     try:
-        root = ElementTree.parse(model).getroot()
-    except ElementTree.ParseError as error:
+        for layer in ElementTree.parse(model).getroot().iter("layer"):
+            data = layer.find("data")
+            if layer.get("type") == "Const" and data is not None:
+                offset, size = int(data.get("offset", 0)), int(data.get("size", 0))
+                found.append(_Constant(data.get("element_type", ""), offset, size))
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # also unknown encodings, numbers that are none
         raise UserError(f"not a valid IR ({error})", where=str(model), instead="export the model again") from None
-    for layer in root.iter("layer"):
-        data = layer.find("data")
-        if layer.get("type") == "Const" and data is not None and int(data.get("size", 0)) >= _LARGE:
-            found.append(_Constant(data.get("element_type", ""), int(data.get("offset", 0)), int(data.get("size", 0))))
-    return sorted(found, key=lambda c: c.offset)
+    return sorted((c for c in found if c.size >= _LARGE), key=lambda c: c.offset)
 
 
-def _split(data: bytes, constants: list[_Constant], streams: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def _split(data: bytes, constants: list[_Constant], streams: dict[str, list[Any]]) -> list[Part]:
     """Distributes the .bin's bytes over the streams and returns the parts, which describe how to reassemble it."""
-    parts: list[dict[str, Any]] = []
+    parts: list[Part] = []
     at = 0
 
     def plain(end: int) -> None:
         nonlocal at
         if end > at:
             streams["plain"].append(_bytes(data[at:end]))
-            parts.append({"form": "plain", "size": end - at})
+            parts.append(PlainPart(size=end - at))
             at = end
 
     for constant in constants:
@@ -202,25 +240,25 @@ def _split(data: bytes, constants: list[_Constant], streams: dict[str, list[Any]
     return parts
 
 
-def _split_constant(raw: "np.ndarray", kind: str, streams: dict[str, list[Any]]) -> dict[str, Any] | None:
+def _split_constant(raw: "np.ndarray", kind: str, streams: dict[str, list[Any]]) -> Part | None:
     import numpy as np
 
     if raw[: len(_BLOB)].tobytes() == _BLOB:
         return _split_packed(raw, streams)
-    width = {"i8": 1, "u8": 1, "f16": 2, "f32": 4}.get(kind)
+    width = _WIDTHS.get(kind)
     if width is None or raw.size % width:
         return None
     values = raw.view(f"u{width}")
     kept = values != 0
     if 1 - kept.mean() < _SPARSE:
         streams[f"dense {kind}"].append(_planes(raw, width))
-        return {"form": "dense", "kind": kind, "size": raw.size, "width": width}
+        return DensePart(kind=kind, size=raw.size, width=width)
     streams["positions"].append(np.packbits(kept))
     streams[f"values {kind}"].append(_planes(values[kept].view(np.uint8), width))
-    return {"form": "sparse", "kind": kind, "size": raw.size, "width": width, "kept": int(kept.sum())}
+    return SparsePart(kind=kind, size=raw.size, width=width, kept=int(kept.sum()))
 
 
-def _split_packed(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str, Any] | None:
+def _split_packed(raw: "np.ndarray", streams: dict[str, list[Any]]) -> PackedPart | None:
     """Splits a packed matrix into index deltas within each row, byte planes of its values, and the rest.
 
     Returns None if the header is inconsistent with the data.
@@ -230,9 +268,10 @@ def _split_packed(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str,
     head = _BLOB_HEADER.unpack(raw[: _BLOB_HEADER.size].tobytes())
     block_rows, value_type = head[5], head[6]
     entries, indices_at, values_at = head[11], head[15], head[16]
-    step, width = (2 if block_rows == 1 else 1), {0: 4, 1: 2, 2: 1}.get(value_type, 0)
+    step: Literal[1, 2] = 2 if block_rows == 1 else 1
+    width = _PACKED_WIDTHS.get(value_type)
     count = entries * block_rows
-    if not width or not indices_at + entries <= values_at <= raw.size - count * width:
+    if width is None or not indices_at + entries <= values_at <= raw.size - count * width:
         return None
     indices = raw[indices_at : indices_at + entries]
     before = np.concatenate([np.zeros(min(step, entries), np.uint8), indices[:-step]]) if entries else indices
@@ -240,39 +279,40 @@ def _split_packed(raw: "np.ndarray", streams: dict[str, list[Any]]) -> dict[str,
     streams[f"packed values {width}"].append(_planes(raw[values_at : values_at + count * width], width))
     rest = np.concatenate([raw[:indices_at], raw[indices_at + entries : values_at], raw[values_at + count * width :]])
     streams["packed rest"].append(rest)
-    return {
-        **{"form": "packed", "rest": rest.size, "entries": entries, "step": step, "width": width, "count": count},
-        **{"indices_at": indices_at, "values_at": values_at},
-    }
+    return PackedPart(
+        rest=rest.size,
+        entries=entries,
+        step=step,
+        width=width,
+        count=count,
+        indices_at=indices_at,
+        values_at=values_at,
+    )
 
 
-def _reassemble(part: dict[str, Any], streams: dict[str, _Reader]) -> "np.ndarray":
+def _reassemble(part: Part, streams: dict[str, _Reader]) -> "np.ndarray":
     """Reassembles one part; the inverse of `_split`."""
     import numpy as np
 
-    form = part["form"]
-    if form == "plain":
-        return streams["plain"].take(part["size"])
-    if form == "dense":
-        return _from_planes(streams[f"dense {part['kind']}"].take(part["size"]), part["width"])
-    if form == "sparse":
-        width = part["width"]
-        total = part["size"] // width
+    if isinstance(part, PlainPart):
+        return streams["plain"].take(part.size)
+    if isinstance(part, DensePart):
+        return _from_planes(streams[f"dense {part.kind}"].take(part.size), part.width)
+    if isinstance(part, SparsePart):
+        total = part.size // part.width
         kept = np.unpackbits(streams["positions"].take(-(-total // 8)), count=total).astype(bool)
-        values = np.zeros(total, dtype=f"u{width}")
-        planes = streams[f"values {part['kind']}"].take(part["kept"] * width)
-        values[kept] = _from_planes(planes, width).view(f"u{width}")
+        values = np.zeros(total, dtype=f"u{part.width}")
+        planes = streams[f"values {part.kind}"].take(part.kept * part.width)
+        values[kept] = _from_planes(planes, part.width).view(f"u{part.width}")
         return values.view(np.uint8)
-    if form != "packed":
-        raise ValueError(f"unknown form {form!r}")
-    distances = streams["distances"].take(part["entries"])
+    distances = streams["distances"].take(part.entries)
     indices = np.empty_like(distances)
-    for i in range(part["step"]):
-        indices[i :: part["step"]] = np.cumsum(distances[i :: part["step"]], dtype=np.uint8)
-    values = _from_planes(streams[f"packed values {part['width']}"].take(part["count"] * part["width"]), part["width"])
-    rest = streams["packed rest"].take(part["rest"])
-    between = part["values_at"] - part["indices_at"] - part["entries"]
-    first, middle, last = np.split(rest, [part["indices_at"], part["indices_at"] + between])
+    for i in range(part.step):
+        indices[i :: part.step] = np.cumsum(distances[i :: part.step], dtype=np.uint8)
+    values = _from_planes(streams[f"packed values {part.width}"].take(part.count * part.width), part.width)
+    rest = streams["packed rest"].take(part.rest)
+    between = part.values_at - part.indices_at - part.entries
+    first, middle, last = np.split(rest, [part.indices_at, part.indices_at + between])
     return np.concatenate([first, indices, middle, values, last])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from toolkit.core.errors import UserError
 
 _DEQUANTIZATION = {"Convert", "Multiply", "Subtract", "FakeQuantize", "Transpose", "Reshape"}
+_AS_STORED = {"f64", "f32", "f16", "i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8"}
 
 
 def constant_of(op: Any, port: int = 1) -> Any | None:
@@ -14,13 +15,29 @@ def constant_of(op: Any, port: int = 1) -> Any | None:
     return last if last.get_type_name() == "Constant" else None
 
 
+def values_of(constant: Any) -> Any:
+    """Returns the stored values of a constant, in the shape of the constant.
+
+    `Constant.data` contains several values in each byte of a 4-bit type, and the bytes of 8-bit and bf16 floats; these
+    types are converted to float32.
+
+    Raises:
+        RuntimeError: OpenVINO cannot convert the type, such as strings.
+    """
+    import numpy as np
+
+    if constant.get_element_type().get_type_name() in _AS_STORED:
+        return np.asarray(constant.data)
+    return np.asarray(constant.get_data(dtype=np.float32))
+
+
 def zeros_of(op: Any) -> Any:
     """Returns a bool array of the stored matrix's shape: True where the dequantized weight is zero."""
     import numpy as np
 
     constant = constant_of(op)
     assert constant is not None
-    values = np.asarray(constant.data)
+    values = values_of(constant)
     offset = zero_point(op, 1)  # a zero point shifts the code that represents zero
     return values == 0 if offset is None else values.astype(np.float32) == offset
 
@@ -41,12 +58,12 @@ def dequantized(op: Any, port: int, codes: Any = None) -> Any:
     import numpy as np
 
     *between, constant = chain(op, port)
-    value = np.asarray(constant.data if codes is None else codes, dtype=np.float32)
+    value = np.asarray(values_of(constant) if codes is None else codes, dtype=np.float32)
     for node in reversed(between):
         kind = node.get_type_name()
         if kind in ("Multiply", "Subtract"):
             *_, other = chain(node, 1)
-            operand = np.asarray(other.data, dtype=np.float32)
+            operand = np.asarray(values_of(other), dtype=np.float32)
             value = value * operand if kind == "Multiply" else value - operand
         elif kind == "FakeQuantize":
             value = _fake_quantized(node, value)
@@ -81,5 +98,5 @@ def zero_point(op: Any, port: int) -> Any | None:
     for node in chain(op, port):
         if node.get_type_name() == "Subtract":
             *_, offset = chain(node, 1)
-            return np.asarray(offset.data, dtype=np.float32)
+            return np.asarray(values_of(offset), dtype=np.float32)
     return None

@@ -1,12 +1,13 @@
 """Inspection of an IR: storage, sparsity and quantization of every matrix, read from the IR itself."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.ir.constants import chain, constant_of, zero_point, zeros_of
+from toolkit.ir.constants import chain, constant_of, values_of, zero_point, zeros_of
 
-Granularity = Literal["per_channel", "per_tensor", ""]
+Granularity = Literal["per_channel", "per_group", "per_tensor", ""]
 Scheme = Literal["sym", "asym", ""]
 
 # Operations that move values without changing them, so that quantized inputs yield quantized outputs.
@@ -20,12 +21,13 @@ class MatMul:
     Attributes:
         name: The operation's name in the IR.
         weight_name: Name of the torch parameter; empty if the IR does not contain it.
-        shape: Shape of the stored matrix.
-        stored_type: Element type in the .bin: f32, i8, …
-        zero_fraction: Fraction of weights that are exactly zero after dequantization.
+        shape: Shape of the stored matrix; of one that is stored in groups, the shape of the product's input.
+        stored_type: Element type in the .bin: f32, i8, u4, …
+        zero_fraction: Fraction of weights that are exactly zero after dequantization; NaN: not counted.
         input_fake_quantized: Whether a FakeQuantize feeds the activations, so that the MatMul runs in 8 bits.
         module: Name of the torch module, e.g. `bert.encoder.layer.0.attention.self.query`; empty if unknown.
-        weight_granularity: `per_channel` or `per_tensor`; empty if the weight is not dequantized.
+        weight_granularity: `per_channel`, `per_group` (several scales per channel) or `per_tensor`; empty if the weight
+            is not dequantized.
         weight_scheme: `sym`, or `asym` with a zero point; empty if the weight is not dequantized.
         activation_scheme: Scheme of the input's FakeQuantize: `sym` if zero is the centre or an end of its range,
             else `asym`; empty without a FakeQuantize.
@@ -135,16 +137,17 @@ def _packed(constant: Any, rounds: bool) -> MatMul:
 
 def _matmul(op: Any) -> MatMul | None:
     constant = constant_of(op)
-    if constant is None or len(constant.get_output_shape(0)) != 2:
+    shape = None if constant is None else _matrix_shape(op, 1, constant)
+    if constant is None or shape is None:
         return None
     name = constant.get_friendly_name()
     scheme = _activation_scheme(op, 0)
     return MatMul(
         name=op.get_friendly_name(),
         weight_name=name if name.endswith(".weight") else "",
-        shape=tuple(int(n) for n in constant.get_output_shape(0)),
+        shape=shape,
         stored_type=constant.get_element_type().get_type_name(),
-        zero_fraction=float(zeros_of(op).mean()),
+        zero_fraction=_zero_fraction(op),
         input_fake_quantized=scheme != "",
         module=_module(op),
         weight_granularity=_granularity(op, 1),
@@ -154,10 +157,28 @@ def _matmul(op: Any) -> MatMul | None:
     )
 
 
+def _matrix_shape(op: Any, port: int, constant: Any) -> tuple[int, ...] | None:
+    """Returns the shape of a matrix that is stored as it is, or in groups as [rows, groups, size]; None: no matrix."""
+    stored = tuple(int(n) for n in constant.get_output_shape(0))
+    if len(stored) == 2:
+        return stored
+    given = op.input_value(port).get_partial_shape()
+    grouped = len(stored) == 3 and given.is_static and len(given) == 2
+    return tuple(int(n) for n in given.to_shape()) if grouped else None
+
+
+def _zero_fraction(op: Any) -> float:
+    try:
+        return float(zeros_of(op).mean())
+    except RuntimeError:  # a type that OpenVINO does not convert
+        return math.nan
+
+
 def _embedding(op: Any) -> Embedding | None:
     """Inspects a Gather of rows from a constant table: floats, dequantized codes, or codes dequantized afterwards."""
     constant = constant_of(op, 0) if op.get_type_name() == "Gather" else None
-    if constant is None or len(constant.get_output_shape(0)) != 2 or constant.get_output_shape(0)[1] == 1:
+    shape = None if constant is None else _matrix_shape(op, 0, constant)
+    if constant is None or shape is None or shape[1] == 1:
         return None  # a single column holds the scales of a table
     kind = constant.get_element_type().get_type_name()
     codes = kind == "i8" and not op.get_output_element_type(0).is_real()  # dequantized after the Gather
@@ -166,7 +187,7 @@ def _embedding(op: Any) -> Embedding | None:
     return Embedding(
         name=op.get_friendly_name(),
         module=_module(op),
-        shape=tuple(int(n) for n in constant.get_output_shape(0)),
+        shape=shape,
         stored_type=kind,
         weight_granularity="per_channel" if codes else _granularity(op, 0),
         weight_scheme="sym" if codes else _weight_scheme(op, 0),
@@ -187,7 +208,10 @@ def _granularity(op: Any, port: int) -> Granularity:
 
     for node in chain(op, port):
         if node.get_type_name() == "Multiply":
-            return "per_channel" if int(np.prod(node.input_value(1).get_shape())) > 1 else "per_tensor"
+            scales = tuple(node.input_value(1).get_shape())
+            if len(scales) == 3 and scales[1] > 1:
+                return "per_group"
+            return "per_channel" if int(np.prod(scales)) > 1 else "per_tensor"
     return ""
 
 
@@ -203,7 +227,7 @@ def _largest_code(constant: Any) -> int:
 
     if not constant.get_element_type().is_integral():
         return 0
-    return int(np.abs(np.asarray(constant.data).astype(np.int64)).max())
+    return int(np.abs(values_of(constant).astype(np.int64)).max())
 
 
 def _activation_scheme(op: Any, port: int) -> Scheme:

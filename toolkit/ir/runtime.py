@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import require_regular_files
 from toolkit.ir import kernels
 
 MODEL = "openvino_model.xml"
@@ -23,17 +24,26 @@ def _core(extension: Path | None) -> Any:
 
     made = ov.Core()
     if extension:
-        made.add_extension(str(extension))
+        try:
+            made.add_extension(str(extension))
+        except RuntimeError as error:
+            what = f"the sparse kernels cannot be loaded ({_reason(error)})"
+            raise UserError(what, where=str(extension), instead=kernels.rebuild(extension.parent)) from None
     return made
 
 
+def ir_file(path: Path) -> Path:
+    """Returns the .xml file of an IR, which may be given as its folder or as the file itself."""
+    return path if path.suffix.lower() == ".xml" else path / MODEL
+
+
 def read_ir(folder: Path) -> Any:
-    """Returns the `openvino.Model` of an IR folder.
+    """Returns the `openvino.Model` of an IR folder or .xml file.
 
     Raises:
         UserError: OpenVINO cannot read the IR, or the IR needs the sparse kernels and they are not built.
     """
-    path = folder / MODEL
+    path = ir_file(folder)
     needed_extension(folder)
     try:
         return core().read_model(path)
@@ -45,8 +55,9 @@ def needed_extension(folder: Path) -> Path | None:
     """Returns the extension that is needed to load an IR folder; None if stock OpenVINO can load it.
 
     Raises:
-        UserError: The IR needs the sparse kernels and they are not built.
+        UserError: The IR needs the sparse kernels and they are not built, or the folder contains special files.
     """
+    require_regular_files(folder)
     if not is_engine(folder):
         return None
     if path := kernels.extension():
@@ -56,7 +67,7 @@ def needed_extension(folder: Path) -> Path | None:
 
 def is_engine(folder: Path) -> bool:
     """Returns whether an IR contains the operation SparseLinear."""
-    path = folder / MODEL
+    path = ir_file(folder)
     return path.is_file() and b'type="SparseLinear"' in path.read_bytes()
 
 

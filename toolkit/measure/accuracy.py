@@ -154,13 +154,15 @@ def input_names(model: Any, folder: Path) -> list[str]:
     Raises:
         UserError: An input is not one that a tokenizer provides.
     """
+    from toolkit.ir.runtime import ir_file
+
     names = []
     for port in model.inputs:
         known = FEATURES.keys() & port.get_names()
         if not known:
             raise UserError(
                 f"the IR has an input {' or '.join(sorted(port.get_names())) or 'without a name'}",
-                where=str(folder / "openvino_model.xml"),
+                where=str(ir_file(folder)),
                 instead=f"an IR whose inputs are among {', '.join(FEATURES)}",
             )
         names.append(min(known))

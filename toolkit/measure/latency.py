@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from toolkit.core.errors import UserError
 from toolkit.core.machine import cores
-from toolkit.ir.runtime import needed_extension, read_ir
+from toolkit.ir.runtime import ir_file, needed_extension, read_ir
 from toolkit.measure.accuracy import Examples, input_names, pad_inputs
 from toolkit.recipe import Performance
 
@@ -82,11 +82,12 @@ def measure(
     folder: Path,
     each: Callable[[str, int], None] = lambda model, batch: None,
     properties: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    own_inputs: Mapping[str, tuple[Examples, int]] = MappingProxyType({}),
 ) -> list[LatencyStats]:
     """Measures the latency of several IRs, interleaved. The machine should be otherwise idle.
 
     Args:
-        models: IR folders with `openvino_model.xml`, by model name.
+        models: IR folders with `openvino_model.xml`, or .xml files, by model name.
         examples: Tokenised examples; a batch samples them evenly, truncated or padded to the section's length.
         pad_id: The tokenizer's padding id.
         section: Batch sizes, rounds, seconds, threads and streams.
@@ -94,6 +95,7 @@ def measure(
             of the counted rounds (`reports/`).
         each: Callback before each run, with the model's name and the batch size.
         properties: CPU plugin properties by model name (benchmark_app's -load_config).
+        own_inputs: Examples and padding id of the models whose tokenizer is another one, by model name.
 
     Raises:
         UserError: benchmark_app is missing or fails.
@@ -105,7 +107,9 @@ def measure(
     threads = streams * (section.configs.cores_per_instance or max(1, cores() // streams))
     for name, model in models.items():
         for batch in section.batch_sizes:
-            words = _arguments(model, examples, pad_id, batch, threads, section, folder)
+            given, filler = own_inputs.get(name, (examples, pad_id))
+            own = name if name in own_inputs else ""
+            words = _arguments(model, given, filler, batch, threads, section, folder, own)
             words += _load_config(properties.get(name, {}), folder)
             arguments[name, batch] = words
             command = shlex.join(["benchmark_app", *words])
@@ -128,18 +132,25 @@ def runs(models: int, section: Performance) -> int:
 
 
 def _arguments(
-    model: Path, examples: Examples, pad_id: int, batch: int, threads: int, section: Performance, folder: Path
+    model: Path,
+    examples: Examples,
+    pad_id: int,
+    batch: int,
+    threads: int,
+    section: Performance,
+    folder: Path,
+    own: str = "",
 ) -> list[str]:
     """Returns benchmark_app's options. Paths are relative to `folder`, so that run folders can be moved."""
     names = input_names(read_ir(model), model)
-    files = _inputs(names, examples, pad_id, batch, section.sequence_length, folder)
+    files = _inputs(names, examples, pad_id, batch, section.sequence_length, folder, own)
     streams = section.configs.num_of_instance
     # -hint none: a hint makes -nstreams and -nthreads errors. Async needs one request per stream to use all streams.
     api = ["-api", "sync", "-nireq", "1"] if streams == 1 else ["-api", "async", "-nireq", str(streams)]
     extension = needed_extension(model)
     return [
         *(("-extensions", str(extension)) if extension else ()),
-        *("-m", os.path.relpath(model / "openvino_model.xml", folder)),
+        *("-m", os.path.relpath(ir_file(model), folder)),
         *("-d", "CPU", "-hint", "none", "-nstreams", str(streams), "-nthreads", str(threads), *api),
         *("-t", str(section.seconds), "-infer_precision", "f32"),
         *("-shape", ",".join(f"{n}[{batch},{section.sequence_length}]" for n in names)),
@@ -157,19 +168,22 @@ def _load_config(properties: Mapping[str, str], folder: Path) -> list[str]:
 
 
 def _inputs(
-    names: Sequence[str], examples: Examples, pad_id: int, batch: int, length: int, folder: Path
+    names: Sequence[str], examples: Examples, pad_id: int, batch: int, length: int, folder: Path, own: str = ""
 ) -> dict[str, str]:
-    """Writes one batch of real examples as int64 .npy: benchmark_app's random inputs exceed the valid id ranges."""
+    """Writes one batch of real examples as int64 .npy: benchmark_app's random inputs exceed the valid id ranges.
+
+    Models share the files; one with inputs of its own has them in a folder of its name, `own`.
+    """
     import numpy as np
 
     chosen = [examples[i * len(examples) // batch] for i in range(batch)]
-    target = folder / "inputs"
+    target = folder / "inputs" / own
     target.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, array in pad_inputs(chosen, names, pad_id, length).items():
         path = target / f"b{batch}_{name}.npy"
         np.save(path, array)
-        files[name] = f"inputs/{path.name}"
+        files[name] = path.relative_to(folder).as_posix()
     return files
 
 

@@ -3,12 +3,14 @@
 `mlm_heads.py` builds the masked-LM head that an entry names.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from toolkit.core.errors import UserError
+from toolkit.models.config import read_config, stated
 
 # Encoder layer in a parameter name, in all BERT-like naming schemes: bert.encoder.layer.3…,
 # distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
@@ -87,6 +89,49 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+# Types without an entry above -> attribute of their masked-LM head; their models are otherwise taken as transformers
+# makes them.
+_OTHER_HEADS = {
+    **dict.fromkeys(("big_bird", "deberta", "deberta-v2", "ernie", "fnet", "layoutlm", "megatron-bert", "mra"), "cls"),
+    **dict.fromkeys(("nomic_bert", "nystromformer", "roc_bert", "roformer", "squeezebert", "tapas", "yoso"), "cls"),
+    **dict.fromkeys(("data2vec-text", "ibert", "jina_embeddings_v3", "longformer", "luke", "xmod"), "lm_head"),
+    "convbert": "generator_lm_head",
+}
+# model_type -> attribute of the masked-LM head, a key of `mlm_heads.MLM_HEADS`. Other types may have an attribute of
+# the same name with other layers in it.
+MLM_HEAD_OF = {kind: entry.mlm_head for kind, entry in ARCHITECTURES.items()} | _OTHER_HEADS
+# Types whose pre-training model has BERT's next-sentence head.
+WITH_NEXT_SENTENCE = frozenset({"bert", "big_bird", "ernie", "fnet", "megatron-bert"})
+
+
+def require_mlm_head(model_type: object) -> str:
+    """Returns the attribute that holds the masked-LM head of a type.
+
+    Raises:
+        UserError: The head of this type is not known.
+    """
+    if not isinstance(model_type, str) or model_type not in MLM_HEAD_OF:
+        raise UserError(
+            f"the masked-LM head of {model_type} is not supported",
+            where="model.source",
+            instead=f"a model of type {', '.join(ARCHITECTURES)}",
+        )
+    return MLM_HEAD_OF[model_type]
+
+
+def require_next_sentence_head(model_type: object) -> None:
+    """Checks that models of a type have a head for next-sentence prediction.
+
+    Raises:
+        UserError: They have none.
+    """
+    if model_type not in WITH_NEXT_SENTENCE:
+        raise UserError(
+            f"{model_type} has no head for next-sentence prediction",
+            where="corpus.pairs",
+            instead="a BERT model, or remove `pairs`",
+        )
+
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """Returns the entry for a `config.json`. An unknown type gets BERT's layout under its own prefix."""
@@ -120,12 +165,12 @@ def matrix_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 def layer_count(config: Mapping[str, Any]) -> int:
     """Returns the number of layers in a forward pass; in ALBERT larger than the number of distinct layers."""
     kind = architecture_of(config)
-    return int(config.get("num_hidden_layers") or config[kind.layers])
+    return int(config.get("num_hidden_layers") or stated(config, kind.layers))
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:
     """Returns the hidden size."""
-    return int(config[architecture_of(config).hidden])
+    return stated(config, architecture_of(config).hidden)
 
 
 def shape_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -152,7 +197,7 @@ def encoder_prefix(folder: Path) -> str:
     Empty if `config.json` is missing or damaged; loading the model reports that.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
-        return f"{architecture_of(config).prefix}." if config["model_type"] else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        config = read_config(folder)
+    except UserError:
         return ""
+    return f"{architecture_of(config).prefix}." if config.get("model_type") else ""

@@ -1,17 +1,16 @@
 """Loading and saving of Hugging Face models, and their prunable matrices. Weights are read from safetensors only."""
 
 import contextlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoTokenizer,
@@ -19,9 +18,13 @@ from transformers import (
 from transformers.utils import logging
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import is_in_layer, usable_positions
+from toolkit.core.files import require_regular_files
+from toolkit.models.architectures import is_in_layer, require_next_sentence_head, usable_positions
 from toolkit.models.checkpoint import require_unquantized
+from toolkit.models.classes import class_names, output_order
+from toolkit.models.config import read_config
 from toolkit.models.task_heads import HEADS
+from toolkit.models.tokenizers import require_tokenizer
 from toolkit.recipe import KINDS, Kind
 
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 _OR_TEACHER = ", or a `teacher` section, whose stage trains the masked-LM head"
 # No network, and none of the folder's own code, which transformers would offer to run in a prompt on the terminal.
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
-_VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
 
 
 @contextlib.contextmanager
@@ -54,15 +56,14 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     Raises:
         UserError: The tokenizer is missing or damaged, lacks special tokens, or has more tokens than the model.
     """
-    if not any(p.name in _VOCABULARIES or p.suffix == ".model" for p in folder.glob("*")):
-        # transformers would create a tokenizer that has only special tokens
-        raise UserError("no tokenizer in this folder", where=str(folder), instead="a folder with tokenizer.json")
+    require_regular_files(folder)
+    require_tokenizer(folder)
     try:
         with _quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, **_LOCAL)
-        config = json.loads((folder / "config.json").read_text())
     except Exception as error:  # transformers raises many unrelated types for damaged files
         raise _load_error("tokenizer", folder, error) from None
+    config = read_config(folder)
     needed = ("cls_token_id", "sep_token_id", "pad_token_id", "mask_token_id")
     missing = [name.removesuffix("_id") for name in needed if getattr(tokenizer, name, None) is None]
     if not tokenizer.is_fast or missing:
@@ -77,8 +78,11 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
             where=str(folder),
             instead="the tokenizer that belongs to the model",
         )
-    positions = usable_positions(config) or tokenizer.model_max_length
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float) or not longest > 0:
+        what = f"the tokenizer's model_max_length is {longest!r}"
+        raise UserError(what, where=str(folder / "tokenizer_config.json"), instead="a number of tokens")
+    tokenizer.model_max_length = min(longest, usable_positions(config) or longest)
     _reset_lengths(tokenizer)
     return tokenizer
 
@@ -98,17 +102,14 @@ def load_masked_lm(folder: Path, *, pairs: bool = False, fitted: bool = False) -
     if not pairs:
         return _load(AutoModelForMaskedLM, folder, fitted=fitted)
     model = _load(AutoModelForPreTraining, folder, fitted=fitted)
-    if not hasattr(getattr(model, "cls", None), "seq_relationship"):
-        raise UserError(
-            f"{type(model).__name__} has no head for next-sentence prediction",
-            where="corpus.pairs",
-            instead="a BERT model, or remove `pairs`",
-        )
+    require_next_sentence_head(model.config.model_type)
     return model
 
 
 def load_task_model(folder: Path, kind: Kind, labels: Sequence[str], *, fitted: bool) -> "PreTrainedModel":
     """Loads a model with the head of a task's kind.
+
+    The outputs of a classifier whose classes have the task's names in another order are put into the task's order.
 
     Args:
         folder: The checkpoint folder.
@@ -121,9 +122,29 @@ def load_task_model(folder: Path, kind: Kind, labels: Sequence[str], *, fitted: 
             a classifier for other classes.
     """
     head = HEADS[kind]
-    if KINDS[kind].has_classes:
-        _check_classes(folder, labels)
-    return _load(head.auto_class, folder, fitted=fitted, **head.settings(labels))
+    order = output_order(folder, labels) if KINDS[kind].has_classes else None
+    model = _load(head.auto_class, folder, fitted=fitted, **head.settings(labels))
+    if order is not None and order != sorted(order):
+        _reorder_outputs(model, order)
+    return model
+
+
+def model_of_shapes(config: Mapping[str, Any], kind: Kind | None) -> "PreTrainedModel | None":
+    """Returns a model on torch's meta device: modules and shapes, without weights. None if it cannot be built.
+
+    Args:
+        config: Content of a `config.json`.
+        kind: Kind of the task that its head is for; None: masked language modelling.
+    """
+    values = {key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype")}
+    try:
+        with _quiet(), torch.device("meta"):
+            made = AutoConfig.for_model(str(config.get("model_type")), **values)
+            auto_class: Any = HEADS[kind].auto_class if kind else AutoModelForMaskedLM
+            model: PreTrainedModel = auto_class.from_config(made).eval()
+    except Exception:  # transformers raises many unrelated types; loading the model reports it
+        return None
+    return model
 
 
 def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) -> dict[str, nn.Linear]:
@@ -166,6 +187,7 @@ def save_checkpoint(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFas
 
 def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: Any) -> "PreTrainedModel":
     """Loads a model whose checkpoint must include the encoder and, with `fitted`, the head."""
+    class_names(folder)
     require_unquantized(folder)
     try:
         with _quiet():
@@ -177,7 +199,7 @@ def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: An
                 output_loading_info=True,
                 **settings,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers raises many unrelated types for impossible configs, too
         raise _load_error("model", folder, error) from None
     require_finite(model, str(folder), "a checkpoint whose training did not diverge")
     encoder = {f"{model.base_model_prefix}.{name}" for name, _ in model.base_model.named_parameters()}
@@ -219,22 +241,14 @@ def require_finite(model: nn.Module, where: str, instead: str) -> None:
         raise UserError(what, where=where, instead=instead)
 
 
-def _check_classes(folder: Path, labels: Sequence[str]) -> None:
-    """Checks that a checkpoint with a classification head has these classes, in this order."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise _load_error("model", folder, error) from None
-    if not any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
-        return
-    own = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    names = [own[number] for number in sorted(own, key=int)]
-    if len(names) != len(labels) or (set(names) == set(labels) and names != list(labels)):
-        raise UserError(
-            f"this classifier's classes are {', '.join(names)}; the task's are {', '.join(labels)}",
-            where=str(folder),
-            instead=f"labels: [{', '.join(names)}]",
-        )
+def _reorder_outputs(model: "PreTrainedModel", order: Sequence[int]) -> None:
+    """Permutes the outputs of a classifier, so that output i is the one that was `order[i]`."""
+    inside = {id(module) for module in model.base_model.modules()}
+    head = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in inside]
+    last = next(m for m in reversed(head) if m.out_features == len(order))
+    with torch.no_grad():
+        for parameter in filter(lambda p: p is not None, (last.weight, last.bias)):
+            parameter.copy_(parameter[list(order)].clone())
 
 
 def _reset_lengths(tokenizer: "PreTrainedTokenizerFast") -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import ARCHITECTURES
+from toolkit.models.architectures import require_mlm_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,16 +55,10 @@ def mlm_head(model: "PreTrainedModel") -> VocabularyHead:
     Raises:
         UserError: The architecture's head is not supported.
     """
-    known = ARCHITECTURES.get(model.config.model_type)
-    # An architecture that is not in the table may still use one of the known heads.
-    for attribute in [known.mlm_head] if known else MLM_HEADS:
-        if hasattr(model, attribute):
-            return MLM_HEADS[attribute](model)
-    raise UserError(
-        f"the masked-LM head of {type(model).__name__} is not supported",
-        where="model.source",
-        instead=f"a model of type {', '.join(ARCHITECTURES)}",
-    )
+    attribute = require_mlm_head(model.config.model_type)
+    if not hasattr(model, attribute):  # DeBERTa has heads of two forms, by a key of its config
+        raise UserError(f"the masked-LM head of this {type(model).__name__} is not supported", where="model.source")
+    return MLM_HEADS[attribute](model)
 
 
 def next_sentence_head(model: Any) -> Callable[[Tensor], Tensor]:

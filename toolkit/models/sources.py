@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import require_regular_files, user_path
 from toolkit.models.included_models import PREFIX, included_model
 from toolkit.models.published import published_config
 from toolkit.recipe.references import LOCAL_PREFIXES, package_path
@@ -51,15 +52,16 @@ def local_model(source: str) -> Path | None:
     """Returns the folder of a checkpoint that is not on the hub (a folder, `package:…`, `included:…`), or None.
 
     Raises:
-        UserError: The folder has no `config.json`, or the package is not installed.
+        UserError: The folder has no `config.json` or has special files, or the package is not installed.
     """
     if source.startswith(PREFIX):
         return included_model(source)
-    folder = package_path(source) if source.startswith("package:") else Path(source).expanduser()
+    folder = package_path(source) if source.startswith("package:") else user_path(source)
     if not folder.is_dir():
         return None
     if not (folder / "config.json").is_file():
         raise UserError("no config.json in this folder", where=str(folder), instead="a Hugging Face model folder")
+    require_regular_files(folder)
     return folder
 
 

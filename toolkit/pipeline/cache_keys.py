@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from toolkit.core.files import file_hash, json_hash
+from toolkit.data.documents import as_read
 from toolkit.data.hub import hub_split
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
 from toolkit.recipe import OWN_STAGES, VARIANTS, Recipe
-from toolkit.recipe.references import corpus_files, is_hub
+from toolkit.recipe.references import corpus_files, is_hub, table_format
 from toolkit.recipe.task import TEXT_FIELDS
 
 # Paths are left out of cache keys: moving a file does not change its content, whose hash is in the key instead.
@@ -56,7 +57,12 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
 
     roles: dict[str, Any] = {}
     if corpus is not None:
-        roles["corpus"] = [hashed(spec) for spec in corpus_files(corpus, sections["corpus_tasks"])]
+        own = len(corpus.files)  # the others are read as tables of their tasks
+        roles["corpus"] = [
+            # TSV keeps the key that it had when it was read as plain text; the tokenised corpus has a key of its own.
+            hashed(spec) if number >= own or table_format(spec) == "tsv" else as_read(spec, hashed(spec))
+            for number, spec in enumerate(corpus_files(corpus, sections["corpus_tasks"]))
+        ]
     if task is not None:
         roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}

@@ -1,26 +1,40 @@
-"""Checks of a recipe, its models and its data files before the first stage runs. Loads no torch."""
+"""Checks of a recipe, its models and its data files before the first stage runs.
 
+Loads no torch, except for a recipe that names layers or operations (`module_names.py`).
+"""
+
+import math
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import file_hash
+from toolkit.core.files import file_hash, json_hash
 from toolkit.data import task_rows
-from toolkit.data.files import fetch_file, paragraphs
+from toolkit.data.documents import as_read, documents
+from toolkit.data.files import fetch_file
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
 from toolkit.models.architectures import matrix_shapes, split_layer, usable_positions
 from toolkit.models.checkpoint import (
     MIN_SPARSITY,
     encoder_matrices,
     require_length,
-    require_unquantized,
     sparsity_by_tensor,
 )
+from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
+from toolkit.pipeline.graph import check_graph
+from toolkit.pipeline.module_names import check_module_names
+from toolkit.pipeline.ready_models import check_task_models, require_usable
 from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
-from toolkit.recipe.references import corpus_files, is_hub, task_files
-from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity, require_end_within
+from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
+from toolkit.sparsity.assignment import (
+    assign_matrices,
+    reachable_sparsity,
+    require_common_ramp,
+    require_end_within,
+    require_zeros,
+)
 from toolkit.sparsity.mask_file import require_fitting_mask
 from toolkit.training.lr_schedule import require_bounded_rewinding
 
@@ -69,6 +83,7 @@ def check_recipe(
         UserError: The first error found.
     """
     inputs = inputs or ResolvedInputs()
+    check_graph(recipe)
     found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
     named = [("model", recipe.model.source), *((f"ready {name}", source) for name, source in recipe.ready.items())]
     named += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
@@ -76,8 +91,13 @@ def check_recipe(
         folder = inputs.model(source).folder
         found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
         if folder is not None:
-            require_unquantized(folder)
+            require_usable(folder)
+            if what.endswith((" student", " transfer")):
+                require_fitting_mask(folder, prunable_shapes(recipe, inputs.model(source)))
     _check_lengths(recipe, inputs)
+    check_contents(recipe, inputs)
+    check_task_models(recipe, inputs)
+    check_task_heads(recipe, inputs)
     if recipe.student is not None:
         found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.distillation.train)
     found += _transfers(recipe, inputs)
@@ -88,6 +108,7 @@ def check_recipe(
     for name, task in recipe.tasks.items():
         counted = task_rows.check_rows(name, task) if read_rows else ""
         found.append((f"task {name}", "; ".join(filter(None, (_data(task_files(task), inputs), counted)))))
+    check_module_names(recipe, inputs)
     return found
 
 
@@ -176,10 +197,15 @@ def _pruning(
     where = f"{stage}.pruning.approach.weight_compression"
     # The steps per epoch are unknown before the data is read, so a schedule in epochs is checked in epochs.
     pruners = compression.resolve(steps_per_epoch=_EPOCH if compression.in_epochs() else 0)
+    if pruning.learning_rate_rewinding:
+        gradual = [p for p in pruners if p.prune_type != LOCK]
+        require_common_ramp([(p.start_step, p.end_step, p.update_frequency_on_step) for p in gradual], where)
     for number, (pruner, names) in enumerate(zip(pruners, assign_matrices(pruners, shapes, where), strict=True)):
         label = f"{stage} pruner {number + 1}" if len(pruners) > 1 else f"{stage} pruner"
         if pruner.prune_type == LOCK:
             sparsities = sparsity_by_tensor(model.folder, names) if model.folder else {}
+            if sparsities and not (stage == "transfer" and recipe.student):  # else the zeros are still to be made
+                require_zeros(_zeros(sparsities, shapes), names, where)
             found += [(label, "pattern_lock"), *_by_layer(shapes, sparsities)]
             continue
         problem = unsupported(pruning.backend, pruner)
@@ -228,17 +254,21 @@ def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
         return [("locked", f"the zeros of {model.source} are checked after its download")]
     shapes = prunable_shapes(recipe, model)
     sparsities = sparsity_by_tensor(folder, shapes)
-    require_fitting_mask(folder, shapes)
-    weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
-    zeros = sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
+    zeros = _zeros(sparsities, shapes)
     if zeros < MIN_SPARSITY:
         raise UserError(
             "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )
     return [
-        ("locked", f"{zeros:.2%} of {sum(weights.values()):,} encoder weights are zero"),
+        ("locked", f"{zeros:.2%} of {sum(map(math.prod, shapes.values())):,} encoder weights are zero"),
         *_by_layer(shapes, sparsities),
     ]
+
+
+def _zeros(sparsities: dict[str, float], shapes: dict[str, tuple[int, int]]) -> float:
+    """Returns the fraction of zeros of some matrices together."""
+    weights = {name: math.prod(shapes[name]) for name in sparsities}
+    return sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
 
 
 def _by_layer(shapes: dict[str, tuple[int, int]], sparsities: dict[str, float]) -> list[tuple[str, str]]:
@@ -265,17 +295,18 @@ def check_corpus(section: Corpus, cache: Path | None = None) -> str:
         cache: Folder that records the hashes of valid files. Those are neither read again nor counted.
 
     Raises:
-        UserError: A file is missing, or `paragraphs` rejects its content.
+        UserError: A file is missing, or `documents` rejects its content.
     """
     count = 0
     for spec in section.files:
         if is_hub(spec):
             continue
-        path = fetch_file(spec)
-        valid = cache / f"text-{file_hash(path)[:16]}" if cache else None
+        content = as_read(spec, file_hash(fetch_file(spec)))
+        key = json_hash([content, section.column]) if table_format(spec) else content
+        valid = cache / f"text-{key[:16]}" if cache else None
         if valid is not None and valid.exists():
             continue
-        count += sum(1 for text in paragraphs(path) if text)
+        count += sum(len(document) for document in documents(spec, section.column))
         if valid is not None:
             valid.parent.mkdir(parents=True, exist_ok=True)
             valid.touch()

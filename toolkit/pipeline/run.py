@@ -7,10 +7,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from toolkit.core import machine
 from toolkit.core.artifacts import (
@@ -26,12 +26,14 @@ from toolkit.core.artifacts import (
 from toolkit.core.errors import CheckFailed, UserError
 from toolkit.core.files import content_hash, json_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.sources import is_hub_model
 from toolkit.pipeline import preflight
-from toolkit.pipeline.cache_keys import section_values
+from toolkit.pipeline.cache_keys import data_hashes, section_values
+from toolkit.pipeline.checkpoint_contents import sources_of
 from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
 from toolkit.pipeline.requirements import require
 from toolkit.pipeline.run_folder import exclusive, promote, resume_or_reset
-from toolkit.recipe import Recipe
+from toolkit.recipe import Quantize, Recipe, Student
 from toolkit.training import distributed
 
 _DISK_FULL = 1 << 20  # bytes free
@@ -95,7 +97,11 @@ class Run:
     def _check_data(self, steps: list[Step], again: set[str]) -> None:
         """Checks the data of all steps to run, so that a bad row is reported now rather than days later."""
         todo = {s.task for s in steps if s.manifest is None or s.label in again}
+        if any(map(is_hub_model, sources_of(self.recipe))):  # downloaded only now
+            preflight.check_recipe(self.recipe, self.inputs, read_rows=False)
         preflight.check_data(self.recipe, todo, self.inputs, self.folder / ".cache")
+        for step in (s for s in steps if s.manifest is None or s.label in again):
+            _check_processes(step)
 
     def _help(self) -> NoReturn:
         """Joins the training of every stage that rank 0 broadcasts; writes nothing."""
@@ -106,7 +112,7 @@ class Run:
             done = {s.label: manifest for s in steps if (manifest := read_manifest(s.folder)) is not None}
             inputs = {name: self._input(step, source, done) for name, source in step.inputs.items()}
             partial = _partial(step)
-            context = Context(partial, partial / ".work", self.recipe.seed, step.task, cache=self.folder / ".cache")
+            context = self._context(step, done, inputs, partial / ".work")
             try:
                 with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):  # rank 0 prints
                     _run_stage(step, inputs, context)
@@ -130,11 +136,12 @@ class Run:
         work = resume_or_reset(partial, json_hash([step.key, contents]))
         started, clock = datetime.now(timezone.utc), time.monotonic()
         with self.progress_of(step) as progress:
-            context = Context(partial, work, self.recipe.seed, step.task, progress, self.folder / ".cache")
+            context = replace(self._context(step, done, inputs, work), progress=progress)
             if step.stage.trains:
                 distributed.broadcast_text(step.label)
             try:
                 result = _run_stage(step, inputs, context)
+                context.require_unchanged()
             except Exception as error:
                 # Every library raises its own error when the disk is full, so check the free space instead.
                 if shutil.disk_usage(partial).free < _DISK_FULL:
@@ -177,6 +184,38 @@ class Run:
         promote(partial, step.folder)
         return manifest
 
+    def _context(self, step: Step, done: dict[str, Manifest], inputs: dict[str, Artifact], work: Path) -> Context:
+        """Returns the context of a step, without its progress display."""
+        sources = {name: done[source.label] for name, source in step.inputs.items() if isinstance(source, Step)}
+        return Context(
+            _partial(step),
+            work,
+            self.recipe.seed,
+            step.task,
+            cache=self.folder / ".cache",
+            scores={name: found for name, m in sources.items() if (found := m.metrics.get("dev"))},
+            ready=frozenset(step.inputs.keys() - sources.keys()),
+            require_unchanged=lambda: self._require_unchanged(step, inputs),
+        )
+
+    def _require_unchanged(self, step: Step, inputs: dict[str, Artifact]) -> None:
+        """Checks that the files which a step reads have the content that its cache key names.
+
+        Raises:
+            UserError: A data file or a checkpoint was changed since the run began.
+        """
+        # Looked up again: a local folder with the layout of a data set is read from a copy that changes with it.
+        now = data_hashes(step.sections, ResolvedInputs(fetch=True))[0]
+        now |= {str(source.path): content_hash(source.path) for source in inputs.values()}
+        read = step.data | {str(source.path): source.sha256 for source in inputs.values()}
+        for path, digest in read.items():
+            if now.get(path) != digest:
+                raise UserError(
+                    f"changed since the run began: the result of `{step.label}` would belong to neither version",
+                    where=path,
+                    instead="repeat the command to run it on the new files; to resume it, restore them first",
+                )
+
     def _input(self, step: Step, source: "Step | Artifact", done: dict[str, Manifest]) -> Artifact:
         if isinstance(source, Artifact):
             return source
@@ -196,6 +235,16 @@ def _by_name(hashes: dict[str, str]) -> dict[str, dict[str, str]]:
         if len(named) == len(hashes):
             return named
     raise AssertionError("paths differ")
+
+
+def _check_processes(step: Step) -> None:
+    """Checks that the settings of a step allow as many processes as there are."""
+    section: Any = step.sections.get(step.stage.name)
+    train = section.distillation.train if isinstance(section, Student) else getattr(section, "train", None)
+    if train is not None:
+        distributed.require_divisible(train.batch_size, step.stage.name)
+    if isinstance(section, Quantize):
+        distributed.require_one_process_to_retrain(section.tuning.retrain_steps)
 
 
 def _partial(step: Step) -> Path:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toolkit.core import machine
 from toolkit.core.errors import UserError
 from toolkit.ir.conformance import in_8_bits
+from toolkit.quantization.extension import await_builds
 from toolkit.quantization.operations import quantizable_ops, quantized_ops, quantizers
 from toolkit.quantization.per_operation import apply, check_names, keep_within_7_bits
 from toolkit.recipe.quantization import Quantization
@@ -138,6 +139,7 @@ def _nncf_quantize(
     )
 
     nncf.set_log_level(logging.WARNING)
+    await_builds()
     # SmoothQuant and bias correction shift scales and biases between layers: they help PTQ but interfere with QAT.
     smooth = AdvancedSmoothQuantParameters() if smooth_quant else AdvancedSmoothQuantParameters(matmul=-1)
     return nncf.quantize(
@@ -198,6 +200,7 @@ def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
             f"cannot read the quantized model ({error})", where=str(folder), instead="rerun the quantize stage"
         ) from None
     biases = {name: state.pop(name) for name in sorted(state) if name.startswith(_FP32_BIAS)}
+    await_builds()
     model: Any = nncf.torch.load_from_config(plain(), config)
     model.load_state_dict(state)
     model.fp32_biases = {name.removeprefix(_FP32_BIAS): bias for name, bias in biases.items()}

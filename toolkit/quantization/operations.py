@@ -51,6 +51,21 @@ def quantizable_ops(model: nn.Module, sample: dict[str, Tensor]) -> dict[str, Op
     return {op.name: op.kind for op in _ops(model, sample).values()}
 
 
+def possible_ops(model: nn.Module) -> dict[str, OpType]:
+    """Returns the type of every module that may be an operation to quantize, by name, without tracing the model.
+
+    The attention's `MatMul` is named after the module that has the linear layers of queries and keys.
+    """
+    found: dict[str, OpType] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            found[name] = "Linear" if isinstance(module, nn.Linear) else "Embedding"
+        shapes = [tuple(child.weight.shape) for child in module.children() if isinstance(child, nn.Linear)]
+        if len(shapes) > len(set(shapes)):
+            found[name] = "MatMul"
+    return found
+
+
 def quantized_ops(model: Any, sample: dict[str, Tensor]) -> dict[str, QuantizedOp]:
     """Returns every operation that is quantized, by name, in forward order.
 

@@ -6,7 +6,6 @@ Keys that exist in INC 1.x keep INC's names and nesting (`pruning.approach.weigh
 `evaluation.performance.configs`); all others are this toolkit's own.
 """
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -32,8 +31,9 @@ from toolkit.recipe.export import Export as Export
 from toolkit.recipe.export import Variant as Variant
 from toolkit.recipe.export import VariantName as VariantName
 from toolkit.recipe.export import engine_variant as engine_variant
-from toolkit.recipe.fields import Count, Name, Number, Position, Section, merged, wrong
+from toolkit.recipe.fields import Count, FileName, Name, Number, Section, Seed, merged, require_expression, wrong
 from toolkit.recipe.pruning import LOCK as LOCK
+from toolkit.recipe.pruning import NO_RAMP, keys_without_effect
 from toolkit.recipe.pruning import Pruning as Pruning
 from toolkit.recipe.pruning import ResolvedPruner as ResolvedPruner
 from toolkit.recipe.pruning import TaskPruning as TaskPruning
@@ -42,6 +42,7 @@ from toolkit.recipe.pruning import WeightCompression as WeightCompression
 from toolkit.recipe.quantization import AccuracyCriterion as AccuracyCriterion
 from toolkit.recipe.quantization import Quantization as Quantization
 from toolkit.recipe.quantization import Tuning as Tuning
+from toolkit.recipe.references import has_columns
 from toolkit.recipe.stages import Quantize as Quantize
 from toolkit.recipe.stages import Student as Student
 from toolkit.recipe.stages import TrainOnly as TrainOnly
@@ -62,7 +63,7 @@ from toolkit.recipe.train import Train as Train
 class Model(Section):
     """The dense pre-trained model that all stages start from."""
 
-    source: str = Field(
+    source: FileName = Field(
         min_length=1,
         description="folder, Hugging Face id (owner/name[@revision]), or package:<distribution>[/<folder inside>]",
     )
@@ -75,10 +76,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _patterns_compile(self) -> "Model":
         for pattern in self.prunable:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise wrong(f"{pattern!r} is not a regular expression ({error})", "prunable") from None
+            require_expression(pattern, "prunable")
         return self
 
 
@@ -88,7 +86,7 @@ class Recipe(Section):
     version: Number = Field(1.0, ge=1, lt=2, description="version of the recipe format")
     name: Name = Field(description="run name; results are written to runs/<name>")
     description: str = Field("", description="one line, shown when the recipe runs")
-    seed: Position = Field(42, description="seed of all randomness")
+    seed: Seed = Field(42, description="seed of all randomness")
     threads: Count | None = Field(None, description="number of torch threads; default: all cores")
     model: Model
     corpus: Corpus | None = None
@@ -100,7 +98,7 @@ class Recipe(Section):
     quantize: Quantize | None = None
     export: Export | None = None
     benchmark: Benchmark | None = None
-    ready: dict[Literal["teacher", "student"], str] = Field(
+    ready: dict[Literal["teacher", "student"], FileName] = Field(
         {}, description="checkpoints used instead of running a stage"
     )
 
@@ -133,6 +131,8 @@ class Recipe(Section):
         for stage in ("teacher", "student"):
             if getattr(self, stage) and self.corpus is None:
                 raise wrong("needs text, but there is no `corpus`", stage, instead="corpus: {files: [text.txt]}")
+        if self.corpus and self.corpus.column != "text" and not any(map(has_columns, self.corpus.files)):
+            raise wrong("has no effect: plain text has no columns", "corpus", "column", instead="remove the key")
         for task in self.corpus.tasks if self.corpus else ():
             if task not in self.tasks:
                 raise wrong(f"{task!r} is not under `tasks`", "corpus", "tasks", instead=", ".join(self.tasks))
@@ -147,11 +147,27 @@ class Recipe(Section):
             if transfer and transfer.pruning.only_locks and not sparse:
                 at = ("tasks", own, "transfer") if own and self.transfer is None else ("transfer",)
                 raise wrong("needs a sparse model", *at, instead="a `student` section, or `ready: {student: …}`")
+        _check_schedules(self)
         return self
 
 
 def _both(below: Any, above: Any) -> bool:
     return isinstance(below, dict) and isinstance(above, dict)
+
+
+def _check_schedules(recipe: Recipe) -> None:
+    """Rejects a pruning schedule of `transfer` that no task's pruners use, such as a target beside a pattern lock."""
+    sections = {name: section for name in recipe.tasks if (section := recipe.section("transfer", name))}
+    general = recipe.transfer.pruning if recipe.transfer else None
+    for task, key in keys_without_effect(general, {name: section.pruning for name, section in sections.items()}):
+        at = ("tasks", task, "transfer") if task else ("transfer",)
+        keys = ("pruning", "approach", "weight_compression", key)
+        raise wrong(NO_RAMP, *at, *keys, instead="pruners: [{prune_type: magnitude}], or remove the key")
+    if all(section.pruning.only_locks for section in sections.values()):
+        for task, section in sections.items():
+            if section.pruning.learning_rate_rewinding:
+                at = ("transfer",) if general and general.learning_rate_rewinding else ("tasks", task, "transfer")
+                raise wrong(NO_RAMP, *at, "pruning", "learning_rate_rewinding", instead="false")
 
 
 def _check_distance(recipe: Recipe, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Count, Length, Number, Section, wrong
+from toolkit.recipe.fields import Count, FileName, Length, Number, Section, wrong
 
 
 class Pairs(Section):
@@ -19,12 +19,13 @@ class Pairs(Section):
 class Corpus(Section):
     """Pre-training text: files of paragraphs, the training texts of tasks, or both."""
 
-    files: tuple[str, ...] = Field(
+    files: tuple[FileName, ...] = Field(
         (),
-        description="plain text, one paragraph per line, blank line between documents; optionally .xz/.gz/.bz2/.zst; "
-        "or hub:<dataset>[@revision]:<config>:<split>, streamed",
+        description="plain text, one paragraph per line, blank line between documents; a table (.jsonl, .json, .csv, "
+        ".tsv, .parquet), of which `column` is read; either optionally .xz/.gz/.bz2/.zst; or "
+        "hub:<dataset>[@revision]:<config>:<split>, streamed",
     )
-    column: str = Field("text", description="text column of a hub data set; each row is one document")
+    column: str = Field("text", description="text column of tables and hub data sets; each row is one document")
     tasks: tuple[str, ...] = Field((), description="tasks whose training texts (never the labels) are used")
     max_seq_length: Length = Field(128, description="tokens per sequence")
     mlm_probability: Number = Field(0.15, gt=0, lt=1, description="fraction of tokens to predict")

@@ -1,9 +1,10 @@
 """Base class, number types and validation errors shared by all recipe sections."""
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -14,18 +15,40 @@ def _reject_bool(value: Any) -> Any:
     return value
 
 
+def _at_most(limit: int) -> Callable[[Any], Any]:
+    """Returns a validator; not pydantic's `le`, which would be part of every message about the key."""
+
+    def check(value: Any) -> Any:
+        if value > limit:
+            raise PydanticCustomError(
+                "recipe", "{what}", {"what": f"must be at most {limit:,}", "at": (), "instead": ""}
+            )
+        return value
+
+    return check
+
+
+_LARGEST = 1_000_000_000  # far above any count, and below what torch, numpy and OpenVINO store in 32 bits
 _NotBool = BeforeValidator(_reject_bool)
 Number = Annotated[float, _NotBool]
 Fraction = Annotated[float, Field(ge=0, lt=1), _NotBool]
-Count = Annotated[int, Field(gt=0), _NotBool]
-Length = Annotated[int, Field(ge=8), _NotBool]  # tokens; [CLS] and [SEP] leave too few for text below that
-Position = Annotated[int, Field(ge=0), _NotBool]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # used as a folder name
-NAME_RULE = "letters, digits, '-', '_' and '.', the first one a letter or digit"
+Count = Annotated[int, Field(gt=0), _NotBool, AfterValidator(_at_most(_LARGEST))]
+Length = Annotated[int, Field(ge=8), _NotBool, AfterValidator(_at_most(_LARGEST))]  # [CLS] and [SEP] leave 6 for text
+Position = Annotated[int, Field(ge=0), _NotBool, AfterValidator(_at_most(_LARGEST))]
+Epochs = Annotated[float, Field(ge=0), _NotBool, AfterValidator(_at_most(_LARGEST))]
+Period = Annotated[float, Field(gt=0), _NotBool, AfterValidator(_at_most(_LARGEST))]  # in epochs
+Seed = Annotated[int, Field(ge=0), _NotBool, AfterValidator(_at_most(2**32 - 1))]  # numpy's largest
+FileName = Annotated[str, AfterValidator(lambda name: _possible_path(name))]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]  # used as a folder name
+NAME_RULE = "letters, digits, '-', '_' and '.', the first one a letter or digit; at most 100 characters"
+_LONGEST_PATH, _LONGEST_NAME = 3000, 255  # bytes; Linux allows 4096, with the folder that a name is relative to
 
 # Mutually exclusive keys of one section.
 EXCLUSIVE = (
     {"steps", "epoch"},
+    {"start_step", "start_epoch"},
+    {"end_step", "end_epoch"},
+    {"update_frequency_on_step", "update_frequency"},
     {"relative", "absolute"},
     {"dev", "hold_out"},
     {"AdamW", "Adam", "SGD"},
@@ -48,6 +71,29 @@ def wrong(what: str, *at: str | int, instead: str = "") -> PydanticCustomError:
         instead: What to write instead.
     """
     return PydanticCustomError("recipe", "{what}", {"what": what, "at": at, "instead": instead})
+
+
+def path_problem(name: str) -> str:
+    """Returns why no file can have this name, for which a file system raises an error of its own; empty: it can."""
+    size = len(name.encode("utf-8", "surrogatepass"))
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
+    if size > _LONGEST_PATH or longest > _LONGEST_NAME:
+        return f"longer than any file name: {size:,} bytes"
+    return "contains a zero byte" if "\0" in name else ""
+
+
+def _possible_path(name: str) -> str:
+    if problem := path_problem(name):
+        raise wrong(problem)
+    return name
+
+
+def require_expression(pattern: str, *at: str | int) -> None:
+    """Rejects a text that is not a regular expression; `at` is its path, as for `wrong`."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:  # a{4294967296}, and a few thousand parentheses
+        raise wrong(f"{pattern[:100]!r} is not a regular expression ({error})", *at) from None
 
 
 def drop_excluded(section: dict[str, Any], key: str) -> None:

@@ -46,9 +46,13 @@ class Schema:
             if "$ref" in node:
                 node = self.root["$defs"][node["$ref"].rpartition("/")[2]]
             elif "anyOf" in node:
-                node = next(branch for branch in node["anyOf"] if branch.get("type") != "null")
+                node = _branches(node)[0]
             else:
                 return node
+
+    def is_union(self, path: KeyPath) -> bool:
+        """Returns whether a key takes values of several types, null aside."""
+        return len(_branches(self.node_at(path) or {})) > 1
 
     def is_section(self, node: Node) -> bool:
         """Returns whether the value is a section with keys."""
@@ -86,6 +90,8 @@ class Schema:
 
     def wanted(self, node: Node) -> str:
         """Returns a description of the allowed values, e.g. `an integer > 0`."""
+        if len(branches := _branches(node)) > 1:
+            return ", or ".join(map(self.wanted, branches))
         node = self.resolved(node)
         if "enum" in node:
             return "one of " + ", ".join(map(str, node["enum"]))
@@ -123,6 +129,11 @@ RECIPE = Schema(Recipe)
 @cache
 def _json(model: type[Section]) -> Node:
     return model.model_json_schema()
+
+
+def _branches(node: Node) -> list[Node]:
+    """Returns the alternatives of a union without null; empty if the value has one type only."""
+    return [branch for branch in node.get("anyOf", ()) if branch.get("type") != "null"]
 
 
 def _on_by_default(child: Node, key: str, written: dict[str, Any]) -> bool:

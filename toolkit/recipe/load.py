@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import Document, Mistake, Place, dump_yaml, parse_yaml, read_yaml
 from toolkit.recipe import Recipe
+from toolkit.recipe.fields import path_problem
 from toolkit.recipe.json_schema import RECIPE, Schema
 from toolkit.recipe.messages import mistakes_in, together
-from toolkit.recipe.overrides import apply_override, set_key
+from toolkit.recipe.overrides import apply_override, require_effect, set_key
 from toolkit.recipe.references import is_hub, with_local_folder
 
 # Keys of a recipe that hold file names; `*` is any name or list item.
@@ -93,6 +94,12 @@ def validated(document: Document, name: str, overrides: Sequence[str] = ()) -> R
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
         document.mistakes += mistakes_in(error, document, RECIPE)
+    for path, value, place in applied:
+        try:
+            if recipe is not None:
+                require_effect(recipe, path, value, place)
+        except UserError as error:
+            document.mistakes.append(Mistake(place.order, error))
     if document.mistakes:
         raise together(document.mistakes, name)
     assert recipe is not None
@@ -113,14 +120,15 @@ def schema_json() -> str:
 
 
 def fill_empty(document: Document, schema: Schema) -> None:
-    """Replaces empty values (`key:`): sections get their defaults, other keys are removed."""
-    for path in document.empty:
+    """Replaces empty values (`key:`): sections get their defaults, other keys are removed (and stay in `empty`)."""
+    for path in list(document.empty):
         parent: Any = document.data
         for key in path[:-1]:
             parent = parent[key]
         node = schema.node_at(path)
         if node is not None and schema.is_section(node):
             parent[path[-1]] = {}
+            del document.empty[path]
         elif node is not None:
             del parent[path[-1]]
 
@@ -138,6 +146,8 @@ def _rewrite(value: Any, keys: Sequence[str], change: Callable[[str], str]) -> A
 
 def _beside(folder: Path, name: str) -> str:
     """Resolves a file name against `folder` if it exists there; returns other names (hub id, package:) unchanged."""
+    if path_problem(name):  # reported by the validation
+        return name
     if is_hub(name):  # a local folder with the data set's name takes precedence
         return with_local_folder(name, folder)
     if name.startswith("~/"):

@@ -21,7 +21,17 @@ def mistakes_in(error: ValidationError, document: Document, schema: Schema) -> l
         document: Document that was validated.
         schema: Schema of the expected format.
     """
-    return _in_places(error.errors(include_url=False), document, schema)
+    return _in_places(_without_branches(error.errors(include_url=False), schema), document, schema)
+
+
+def _without_branches(errors: "list[ErrorDetails]", schema: Schema) -> "list[ErrorDetails]":
+    """Replaces the errors of each branch of a union, which pydantic lists with the branch in the path, by one."""
+    found: dict[KeyPath, ErrorDetails] = {}
+    for error in errors:
+        loc = error["loc"]
+        union = next((loc[:n] for n in range(1, len(loc)) if schema.is_union(loc[:n])), None)
+        found[union or loc] = {**error, "loc": union, "type": "union"} if union else error
+    return list(found.values())
 
 
 def _in_places(errors: "list[ErrorDetails]", document: Document, schema: Schema) -> list[Mistake]:
@@ -44,11 +54,11 @@ def _in_places(errors: "list[ErrorDetails]", document: Document, schema: Schema)
 
 def _in_words(error: "ErrorDetails", data: Any, schema: Schema) -> tuple[KeyPath, str, str]:
     """Returns the key, the description of the error, and what to write instead."""
-    path, value = error["loc"], error["input"]
+    path, value = error["loc"], _written(data, error["loc"], error["input"])
     if error["type"] == "recipe":  # raised by a validator of this package, see `wrong`
         path = (*path, *error["ctx"]["at"])
         return path, f"{dotted(path)}: {error['ctx']['what']}".removeprefix(": "), error["ctx"]["instead"]
-    if path[-1] == "[key]":
+    if path[-1] == "[key]" and error["type"] != "extra_forbidden":  # pydantic's mark of the keys of a dict
         path = path[:-1]
         if schema.known_keys(schema.node_at(path[:-1]) or {}):
             return path, f"unknown key `{dotted(path)}`", _known_instead(path, data, schema)
@@ -61,6 +71,16 @@ def _in_words(error: "ErrorDetails", data: Any, schema: Schema) -> tuple[KeyPath
     node = schema.node_at(path)
     assert node is not None, path
     return path, f"{dotted(path)} must be {schema.wanted(node)}, not {_shown(value)}", _hint(node, value, schema)
+
+
+def _written(data: Any, path: KeyPath, otherwise: Any) -> Any:
+    """Returns the value at a path of the document; pydantic's input is that of a branch, or of a validator."""
+    for key in path:
+        try:
+            data = data[key]
+        except (LookupError, TypeError):
+            return otherwise
+    return data
 
 
 def _sibling(path: KeyPath, schema: Schema) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import Document, Mistake, Place, parse_yaml
-from toolkit.recipe import OWN_STAGES
+from toolkit.recipe import OWN_STAGES, Recipe
 from toolkit.recipe.fields import drop_excluded
 from toolkit.recipe.json_schema import RECIPE, nearest
 
@@ -23,18 +23,39 @@ def apply_override(document: Document, text: str, place: Place) -> tuple[tuple[s
     document.mistakes += [Mistake(place.order, error) for _, error in value.mistakes]
     set_key(document, path, value.data, place)
     if path[0] in OWN_STAGES:  # an override of a stage applies to all tasks
-        for name in document.data.get("tasks") or {}:
+        tasks = document.data.get("tasks")
+        for name in tasks if isinstance(tasks, dict) else ():
             old = _take_out(document, own := ("tasks", name, *path), place)
             if isinstance(old, dict) and isinstance(value.data, dict):
                 set_key(document, own, {}, place)  # keeps the task's section for later overrides
     return path, value.data
 
 
+def require_effect(recipe: Recipe, path: tuple[str, ...], value: Any, place: Place) -> None:
+    """Rejects an override of a stage that does not run, because a checkpoint is used instead of it.
+
+    Raises:
+        UserError: The override has no effect.
+    """
+    own = path[0] == "tasks" and len(path) > 2
+    stage = path[2] if own else path[0]
+    tasks = [recipe.tasks[path[1]]] if own else list(recipe.tasks.values())
+    replaced = stage in recipe.ready or (bool(tasks) and all(stage in task.ready for task in tasks))
+    if replaced and value is not None:
+        what = f"the override has no effect: {stage} does not run, because a checkpoint is used instead (`ready`)"
+        raise UserError(what, where=place.text, instead="remove it from `ready`, or leave out the override")
+
+
 def set_key(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:
-    """Sets a key of a recipe and its position; creates missing sections on the path."""
+    """Sets a key of a recipe and its position; creates missing sections on the path.
+
+    Nothing is set in what is not a section: another override has replaced it by null or by a value to be refused.
+    """
     section = document.data
     for key in path[:-1]:
         section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            return
     _take_out(document, path, place)
     section[path[-1]] = value
 
@@ -56,9 +77,11 @@ def _take_out(document: Document, path: tuple[str, ...], place: Place) -> Any:
     if not isinstance(section, dict):
         return None
     drop_excluded(section, path[-1])
-    for pruner in section.get("pruners") or [] if path[-2:-1] == ("weight_compression",) else []:
+    pruners = section.get("pruners") if path[-2:-1] == ("weight_compression",) else None
+    for pruner in pruners if isinstance(pruners, list) else ():
         if isinstance(pruner, dict):
             pruner.pop(path[-1], None)
+            drop_excluded(pruner, path[-1])
     document.places = {p: at for p, at in document.places.items() if p[: len(path)] != path} | {path: place}
     return section.pop(path[-1], None)
 
@@ -89,7 +112,7 @@ def _of_recipe(found: list[str]) -> list[str]:
         f
         for f in found
         if not (f.startswith("transfer.pruning.") and f.replace("transfer", "student", 1) in found)
-        and not (f.startswith("tasks.") and f.split(".", 2)[2] in found)
+        and not (f.startswith("tasks.") and f.split(".", 2)[-1] in found)
     ]
 
 

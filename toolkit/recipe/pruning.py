@@ -1,11 +1,12 @@
 """Recipe sections for pruning: criterion, schedule, target sparsity, pattern, and pattern lock."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Count, Fraction, Number, Position, Section, wrong
+from toolkit.recipe.fields import Count, Epochs, Fraction, Number, Period, Position, Section, require_expression, wrong
 from toolkit.recipe.train import Train
 
 Decay = Literal["cubic", "linear", "cos", "exp", "cube"]
@@ -15,7 +16,7 @@ PruneType = Literal[
 ]
 # Prune types whose importance score needs gradients; the scores themselves are in sparsity/scores.py.
 GRADIENT_SCORES: frozenset[PruneType] = frozenset({"snip", "snip_momentum", "gradient_sensitivity"})
-PATTERN = re.compile(r"tile_pattern_([1-9]\d*)x([1-9]\d*)|([1-9]\d*):([1-9]\d*)")
+PATTERN = re.compile(r"tile_pattern_([1-9]\d{0,8})x([1-9]\d{0,8})|([1-9]\d{0,8}):([1-9]\d{0,8})")
 
 LOCK: PruneType = "pattern_lock"
 
@@ -63,9 +64,9 @@ class Pruner(Section):
     start_step: Position | None = Field(None, description="overrides weight_compression's value")
     end_step: Position | None = Field(None, description="overrides weight_compression's value")
     update_frequency_on_step: Count | None = Field(None, description="overrides weight_compression's value")
-    start_epoch: Number | None = Field(None, ge=0, description="overrides weight_compression's value")
-    end_epoch: Number | None = Field(None, ge=0, description="overrides weight_compression's value")
-    update_frequency: Number | None = Field(None, gt=0, description="overrides weight_compression's value")
+    start_epoch: Epochs | None = Field(None, description="overrides weight_compression's value")
+    end_epoch: Epochs | None = Field(None, description="overrides weight_compression's value")
+    update_frequency: Period | None = Field(None, description="overrides weight_compression's value")
     initial_sparsity: Fraction | None = Field(None, description="overrides weight_compression's value")
     target_sparsity: Fraction | None = Field(None, description="overrides weight_compression's value")
     max_sparsity_ratio_per_layer: Fraction | None = Field(None, description="overrides weight_compression's value")
@@ -113,11 +114,9 @@ class WeightCompression(Section):
     start_step: Position = Field(0, description="first pruning step")
     end_step: Position = Field(0, description="last pruning step; the mask is fixed afterwards")
     update_frequency_on_step: Count = Field(1, description="steps between mask updates")
-    start_epoch: Number | None = Field(None, ge=0, description="alternative to start_step, in epochs")
-    end_epoch: Number | None = Field(None, ge=0, description="alternative to end_step, in epochs")
-    update_frequency: Number | None = Field(
-        None, gt=0, description="alternative to update_frequency_on_step, in epochs"
-    )
+    start_epoch: Epochs | None = Field(None, description="alternative to start_step, in epochs")
+    end_epoch: Epochs | None = Field(None, description="alternative to end_step, in epochs")
+    update_frequency: Period | None = Field(None, description="alternative to update_frequency_on_step, in epochs")
     sparsity_decay_type: Decay = Field(
         "cubic", description="sparsity schedule; cubic: Zhu and Gupta; exp, cos, linear, cube: as defined by INC"
     )
@@ -138,8 +137,14 @@ class WeightCompression(Section):
             at = ("pruners", number) if len(self.pruners) > 1 or pruner.own() else ()
             _check(self.model_copy(update=pruner.own()), at, locks=pruner.prune_type == LOCK)
             for key in ("names", "exclude_names"):
-                _check_expressions(getattr(pruner, key), ("pruners", number, key))
-        _check_expressions(self.exclude_names, ("exclude_names",))
+                for pattern in getattr(pruner, key):
+                    require_expression(pattern, "pruners", number, key)
+            _check_effect(pruner, ("pruners", number))
+        for pattern in self.exclude_names:
+            require_expression(pattern, "exclude_names")
+        for step, epoch in _EPOCHS.items():
+            if getattr(self, epoch) is not None and getattr(self, step) != type(self).model_fields[step].default:
+                raise wrong(f"cannot be combined with `{epoch}`", step, instead="one of the two")
         unnamed = [n for n, p in enumerate(self.pruners) if not p.names]
         if len(unnamed) > 1:
             what = "only one pruner may omit `names`: it gets the matrices that no other pruner selects"
@@ -163,6 +168,11 @@ class WeightCompression(Section):
         )
 
 
+# The keys of a schedule, which a pattern lock does not have.
+RAMP_KEYS = tuple(
+    key for key in WeightCompression.model_fields if key in Pruner.model_fields.keys() - {"exclude_names"}
+)
+NO_RAMP = "has no effect: the pattern is locked, and a locked pattern has no schedule"
 # Key in steps -> key in epochs. A pruner's value, in either unit, takes precedence over its section's.
 _EPOCHS = {"start_step": "start_epoch", "end_step": "end_epoch", "update_frequency_on_step": "update_frequency"}
 
@@ -217,12 +227,44 @@ def _check(resolved: WeightCompression, at: tuple[str | int, ...], locks: bool) 
         )
 
 
-def _check_expressions(patterns: tuple[str, ...], at: tuple[str | int, ...]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise wrong(f"{pattern!r} is not a regular expression ({error})", *at) from None
+def _check_effect(pruner: Pruner, at: tuple[str | int, ...]) -> None:
+    """Rejects keys of a pruner that its prune type does not use."""
+    ramp = [key for key in pruner.own() if key in RAMP_KEYS]
+    if pruner.prune_type == LOCK and ramp:
+        raise wrong(NO_RAMP, *at, ramp[0], instead="prune_type: magnitude")
+    if pruner.prune_type != "group_lasso" and pruner.parameters != PrunerParameters():
+        raise wrong(f"{pruner.prune_type} has no alpha", *at, "parameters", instead="prune_type: group_lasso")
+    for step, epoch in _EPOCHS.items():
+        if getattr(pruner, step) is not None and getattr(pruner, epoch) is not None:
+            raise wrong(f"cannot be combined with `{epoch}`", *at, step, instead="one of the two")
+
+
+def keys_without_effect(general: "TaskPruning | None", tasks: Mapping[str, "TaskPruning"]) -> list[tuple[str, str]]:
+    """Returns (task, key) of schedule keys that no gradual pruner uses; the task is empty for the recipe's section.
+
+    Args:
+        general: The recipe's section, which tasks without a section of their own use.
+        tasks: Task -> its section, with the recipe's section merged into it.
+    """
+    written = _ramp(general) if general else {}
+    unused = [] if any(not section.only_locks for section in tasks.values()) else [("", key) for key in written]
+    for name, section in tasks.items():
+        if section.only_locks and section is not general:
+            unused += [(name, key) for key, value in _ramp(section).items() if written.get(key) != value]
+    return unused
+
+
+def _ramp(section: "TaskPruning") -> dict[str, Any]:
+    """Returns the schedule keys that a section sets.
+
+    A section with all of them comes from a saved recipe, which has every default written out.
+    """
+    compression = section.approach.weight_compression
+    defaults = {key: type(compression).model_fields[key].default for key in RAMP_KEYS}
+    found = {key: getattr(compression, key) for key in RAMP_KEYS if key in compression.model_fields_set}
+    if all(key in found for key, default in defaults.items() if default is not None):
+        return {key: value for key, value in found.items() if value != defaults[key]}
+    return found
 
 
 class PruningApproach(Section):

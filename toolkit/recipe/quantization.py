@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Count, Fraction, Position, Section, wrong
+from toolkit.recipe.fields import Count, Fraction, Position, Section, require_expression, wrong
 from toolkit.recipe.train import Train
 
 Approach = Literal["quant_aware_training", "post_training_static_quant", "post_training_dynamic_quant"]
@@ -103,10 +103,7 @@ class Quantization(Section):
     @model_validator(mode="after")
     def _makes_sense(self) -> "Quantization":
         for pattern in self.op_wise:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise wrong(f"{pattern!r} is not a regular expression ({error})", "op_wise") from None
+            require_expression(pattern, "op_wise")
         if self.train is not None and self.approach != "quant_aware_training":
             raise wrong(f"{self.approach} does not train", "train", instead="approach: quant_aware_training")
         if self.approach == "post_training_dynamic_quant" and self.model_wise.activation != ActivationConfig():

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from toolkit.core.errors import UserError
 from toolkit.recipe.corpus import Corpus
@@ -15,6 +16,29 @@ HUB_PREFIX = "hub:"
 HUB_SPLIT = re.compile(r"(?P<name>.+):(?P<config>[^:\[\]]*):(?P<split>[^:\[\]]+(?:\[[^\]]*\][^:\[\]]*)*)")
 LOCAL_PREFIXES = ("/", ".", "~")  # no data set name on the hub starts with these
 HUB_FORM = "hub:<dataset>[@revision]:<config>:<split>, e.g. hub:nyu-mll/glue:sst2:train (the config may be empty)"
+
+TableFormat = Literal["tsv", "csv", "json", "parquet"]
+TABLES: dict[str, TableFormat] = {
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}
+COMPRESSED = (".xz", ".gz", ".bz2", ".zst")
+
+
+def table_format(spec: str) -> TableFormat | None:
+    """Returns the format of a table by its suffix, in any case and before that of a compression; None: no table."""
+    name = spec.lower()
+    compression = next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
+    return None if is_hub(spec) else TABLES.get(Path(name.removesuffix(compression)).suffix)
+
+
+def has_columns(spec: str) -> bool:
+    """Returns whether a reference is to a table or to a data set on the hub, not to plain text."""
+    return is_hub(spec) or table_format(spec) is not None
 
 
 def is_hub(spec: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from toolkit.recipe.benchmark import Benchmark
-from toolkit.recipe.fields import Count, Length, Name, Number, Position, Section, wrong
+from toolkit.recipe.fields import Count, FileName, Length, Name, Number, Position, Section, wrong
 from toolkit.recipe.presets import PRESETS, Preset
 from toolkit.recipe.stages import Quantize, TrainOnly, Transfer
 
@@ -81,13 +81,13 @@ class Task(Section):
         None, description="public task; sets files (from the hub), columns, labels and metrics that are not given here"
     )
     kind: Kind = Field("classification", description="classification, regression, or extractive question answering")
-    train: str = Field(
+    train: FileName = Field(
         min_length=1,
         description="file (TSV, CSV, JSON lines, Parquet, SQuAD's JSON; optionally .bz2/.gz/.xz/.zst), "
         "package:<distribution>/<file>, or hub:<dataset>[@revision]:<config>:<split>",
     )
-    dev: str | None = Field(None, description="file of the evaluation split; alternative to hold_out")
-    more_dev: dict[Name, str] = Field(
+    dev: FileName | None = Field(None, description="file of the evaluation split; alternative to hold_out")
+    more_dev: dict[Name, FileName] = Field(
         {}, description="additional evaluation splits, by name, e.g. {mismatched: dev_mismatched.tsv}"
     )
     hold_out: HoldOut | None = None
@@ -112,7 +112,7 @@ class Task(Section):
         1000, description="training examples, at most a tenth, held out of training in all stages for tuning"
     )
     note: str = Field("", description="remark shown with every result, e.g. 'reduced training data'")
-    ready: dict[Literal["task_teacher", "transfer"], str] = Field(
+    ready: dict[Literal["task_teacher", "transfer"], FileName] = Field(
         {}, description="checkpoints used instead of running a stage"
     )
     task_teacher: TrainOnly | None = Field(None, description="task-specific settings, merged over the recipe's section")
@@ -132,8 +132,9 @@ class Task(Section):
             known.pop("dev", None)
             known.pop("more_dev", None)
         filled = known | {k: v for k, v in values.items() if v is not None}
-        if "metrics" not in filled and filled.get("kind") in KINDS:
-            filled["metrics"] = KINDS[filled["kind"]].metrics[:1]
+        kind = filled.get("kind")
+        if "metrics" not in filled and isinstance(kind, str) and kind in KINDS:
+            filled["metrics"] = KINDS[kind].metrics[:1]
         return filled
 
     @model_validator(mode="after")
@@ -161,6 +162,9 @@ class Task(Section):
         if rules.columns and len(self.columns) != len(rules.columns):
             what = f"needs {len(rules.columns)} columns, in this order"
             raise wrong(what, "columns", instead=f"[{', '.join(rules.columns)}]")
+        if not rules.cuts_windows and self.windows != AnswerWindows():
+            what = f"has no effect: texts of a {kind} task are not split"
+            raise wrong(what, "windows", *sorted(self.windows.model_fields_set)[:1], instead="remove the key")
         least = self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
         if rules.cuts_windows and self.max_seq_length <= least:
             raise wrong(

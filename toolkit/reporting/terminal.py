@@ -37,7 +37,9 @@ def console(runs: Sequence[Sequence[Manifest]]) -> "RenderableType":
         measured = {head.task for head in heads}
         if rows := [row for row in stage_scores(run) if row.task not in measured]:
             parts.append(_in_pytorch(rows))
-        parts += [Text(f"{task}: {line}") for task in tasks_of(run) for line in sentences.rows_left_out(run, task)]
+        for task in tasks_of(run):
+            lines = [] if task in measured else sentences.left_out(stage_of(run, "export", task))
+            parts += [Text(f"{task}: {line}") for line in lines + sentences.rows_left_out(run, task)]
         parts += [Text(line) for line in [sentences.budget(budgets(run))] if line]
     if checks := [c for run in runs for m in run for c in m.checks]:
         parts.append(Text(f"{len(checks) - len(failed_checks(checks))} of {len(checks)} checks passed."))

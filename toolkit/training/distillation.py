@@ -4,9 +4,7 @@ Every loss is a sum over the items of a forward pass, divided by the number of i
 Gradients therefore do not depend on how a step is split into forward passes.
 """
 
-import contextlib
-import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.core.errors import UserError
 from toolkit.data.batches import KD_POSITIONS, TEACHER_LOGITS, Batch, model_inputs
 from toolkit.models.mlm_heads import VocabularyHead
 from toolkit.models.task_heads import HEADS, task_logits
 from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings, Kind, Positions
 from toolkit.training import vocabulary_loss
+from toolkit.training.layer_outputs import paired_outputs, recorded_outputs
 
 
 @dataclass(frozen=True)
@@ -271,23 +269,15 @@ class HiddenStateLoss:
         pairs = self._settings.pairs()
         inputs = model_inputs(batch)
         task = None
-        with _features(model, {layer for layer, *_ in pairs}, "student") as student_outputs:
+        with recorded_outputs(model, {layer for layer, *_ in pairs}, "student") as student_outputs:
             if self._settings.add_origin_loss:
                 task = self._origin(model, batch).total
             else:
                 model.base_model(**inputs)
-        with _features(self._teacher.model, {layer for _, _, layer, *_ in pairs}, "teacher") as teacher_outputs:
+        with recorded_outputs(self._teacher.model, {layer for _, _, layer, *_ in pairs}, "teacher") as teacher_outputs:
             self._teacher(lambda teacher: teacher.base_model(**inputs))
         kd = torch.zeros((), device=batch["input_ids"].device)
-        for layer, output, other, other_output, kind, weight in pairs:
-            student = _picked(student_outputs[layer], layer, output)
-            target = _picked(teacher_outputs[other], other, other_output)
-            if student.shape != target.shape:
-                raise UserError(
-                    f"the output of {layer} is {tuple(student.shape)}, the teacher's of {other} {tuple(target.shape)}",
-                    where="IntermediateLayersKnowledgeDistillationLoss.layer_mappings",
-                    instead="layers of the same width",
-                )
+        for student, target, kind, weight in paired_outputs(self._settings, student_outputs, teacher_outputs):
             kd = kd + weight * _per_example(_FEATURE_DISTANCES[kind](student.float(), target.float()), batch)
         kd = kd / batch["examples"]
         return LossTerms(kd if task is None else kd + task, None if task is None else task.detach(), kd.detach())
@@ -317,47 +307,6 @@ def task_loss(
     if isinstance(settings, IntermediateSettings):
         return HiddenStateLoss(teacher, settings, TaskLoss(kind))
     return TaskLoss(kind, teacher, settings)
-
-
-@contextlib.contextmanager
-def _features(model: Any, layers: set[str], whose: str) -> Iterator[dict[str, Any]]:
-    """Layer name -> output of the layer in the last forward pass inside the `with`."""
-    modules, found = dict(model.named_modules()), {}
-    unknown = sorted(layers - modules.keys())
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], modules, n=1)
-        raise UserError(
-            f"the {whose} has no layer {unknown[0]!r}",
-            where="IntermediateLayersKnowledgeDistillationLoss.layer_mappings",
-            instead=near[0] if near else f"a module's name such as {list(modules)[-1]!r}",
-        )
-
-    def keep(name: str) -> Callable[[Any, Any, Any], None]:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            found[name] = output
-
-        return hook
-
-    handles = [modules[name].register_forward_hook(keep(name)) for name in layers]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _picked(output: Any, layer: str, index: int) -> Tensor:
-    """Returns output number `index` of a layer with one or several output tensors."""
-    several = list(output.values()) if isinstance(output, dict) else output
-    outputs = [several] if isinstance(several, Tensor) else list(several)
-    if index >= len(outputs):
-        raise UserError(
-            f"{layer} has {len(outputs)} output(s), number {index} does not exist",
-            where="IntermediateLayersKnowledgeDistillationLoss.layer_mappings",
-            instead=f"at most {len(outputs) - 1}",
-        )
-    picked: Tensor = outputs[index]
-    return picked
 
 
 def _per_example(distance: Tensor, batch: Batch) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.artifacts import Context
-from toolkit.core.errors import UserError
 from toolkit.data.batches import Batch
 from toolkit.models.load import require_finite
 from toolkit.recipe import Train
@@ -86,19 +85,15 @@ def fit(
             schedule for learning-rate rewinding. None: nothing is pruned.
 
     Raises:
-        UserError: The batch cannot be divided among the processes; the rate would be rewound far above its peak; or
-            the training diverges: a loss or a weight is NaN or infinite.
+        UserError: An input was changed while it was read; the batch cannot be divided among the processes; the rate
+            would be rewound far above its peak; or the training diverges: a loss or a weight is NaN or infinite.
         WorkerDone: This process is not rank 0.
     """
+    context.require_unchanged()  # all data and models are read by now; a checkpoint never holds other data
     keep_freed_memory()
     rank, processes = distributed.rank(), distributed.world_size()
     stage = context.folder.name.removesuffix(".partial")
-    if section.batch_size % processes:
-        raise UserError(
-            f"a batch of {section.batch_size} cannot be divided among {processes} processes",
-            where=f"train.batch_size of {stage}",
-            instead=f"batch_size: {processes * (section.batch_size // processes + 1)}",
-        )
+    distributed.require_divisible(section.batch_size, stage)
     checkpoints = context.work / "checkpoints"
     hooks = Hooks(sparsifier, context, section.log_every, bf16(section))
     with distributed.main_process_first():

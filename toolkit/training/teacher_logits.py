@@ -15,6 +15,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from toolkit.core.artifacts import Artifact, Context
+from toolkit.core.errors import UserError
 from toolkit.core.files import json_hash, write_atomic
 from toolkit.data.batches import Batch
 from toolkit.data.task_kinds import Split, fingerprint
@@ -27,6 +28,7 @@ from toolkit.training.datasets import steps_of
 from toolkit.training.distillation import LossTerms, TaskLoss, Teacher, task_loss
 from toolkit.training.evaluation import iter_logits
 from toolkit.training.hardware import bf16, device, teacher_bf16
+from toolkit.training.teacher_checks import require_skilled, teacher_split
 
 Loss = Callable[[Any, Batch], LossTerms]
 
@@ -85,15 +87,22 @@ def task_distillation(
         context: Folder of the cached logits (`cache`), and progress.
 
     Raises:
-        UserError: The teacher cannot be loaded, or is not a model of the task.
+        UserError: The teacher cannot be loaded, is not a model of the task, reads other tokens than the student, or is
+            a ready checkpoint whose score is that of chance.
     """
     if distillation is None:
         return TaskLoss(task.kind), None
     assert teacher is not None, "the pipeline passes a teacher if there is `distillation`"
     path, train = teacher.path, distillation.train
 
-    def load() -> Any:
-        return load_task_model(path, task.kind, task.labels, fitted=True)
+    def load() -> tuple[Any, Split]:
+        """Returns the teacher, checked, and the train split as it reads it."""
+        split = teacher_split(task.train, path, tokenizer)
+        model = load_task_model(path, task.kind, task.labels, fitted=True)
+        if "task_teacher" in context.ready:
+            require_skilled(model, task, path, tokenizer)
+        context.require_unchanged()
+        return model, split
 
     settings = train.criterion.settings
     steps = steps_of(train, len(task.train))
@@ -103,11 +112,20 @@ def task_distillation(
     key = {
         "teacher": teacher.sha256,
         "examples": fingerprint(task.train),
+        "classes": task.labels,
         "precision": "bf16" if reduced else "fp32",
     }
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
     if isinstance(settings, IntermediateSettings) or (seen < len(task.train) and not folder.is_dir()):
-        return task_loss(task.kind, Teacher(load(), device(), own_precision), train.criterion), None
+        model, split = load()
+        if split is task.train:
+            return task_loss(task.kind, Teacher(model, device(), own_precision), train.criterion), None
+        if isinstance(settings, IntermediateSettings):
+            raise UserError(
+                "the teacher tells the texts of a pair apart by token_type_ids, which the student's tokenizer lacks",
+                where=str(path),
+                instead="a teacher of the student's architecture, or KnowledgeDistillationLoss",
+            )
     log = context.progress.message
     logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, log)
     return TaskLoss(task.kind, settings=settings), logits.of
@@ -115,7 +133,7 @@ def task_distillation(
 
 def teacher_logits(
     folder: Path,
-    load: Callable[[], Any],
+    load: Callable[[], tuple[Any, Split]],
     task: TaskData,
     pad_id: int,
     bf16: bool,
@@ -127,7 +145,7 @@ def teacher_logits(
 
     Args:
         folder: Cache folder of this teacher, these examples and this precision.
-        load: Loads the teacher's model; called only if logits are to be computed.
+        load: Loads the teacher's model, and the train split as it reads it; called only if logits are to be computed.
         task: The task whose `train` split is used.
         pad_id: The tokenizer's padding id.
         bf16: Whether the teacher runs under bfloat16 autocast, as it would in training.
@@ -138,8 +156,9 @@ def teacher_logits(
     with distributed.main_process_first():
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
+            model, split = load()
             log(f"computing teacher logits for {len(lengths):,} training examples (cached afterwards)")
-            _compute(partial, load(), task.train, ends, HEADS[task.kind].width(task.labels), pad_id, bf16)
+            _compute(partial, model, split, ends, HEADS[task.kind].width(task.labels), pad_id, bf16)
             partial.rename(folder)  # atomic: a folder of this name is always complete
     return TeacherLogits(np.load(folder / _LOGITS, mmap_mode="r"), ends)
 

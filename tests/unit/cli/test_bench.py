@@ -1,5 +1,6 @@
 """Which variant `bench --recommend` names: the fastest that keeps the accuracy, ties and better ones said."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -93,3 +94,27 @@ def test_where_amx_with_sparse_weights_wins_the_sentence_on_8_bit_products_is_no
 def test_an_unknown_task_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no export for task 'other'"):
         shown(tmp_path, monkeypatch, MEASURED, 0.01, task="other")
+
+
+def ir_at(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "openvino_model.xml").touch()
+    return folder
+
+
+def test_irs_that_are_given_twice_or_share_a_name_have_a_row_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = ir_at(Path("a/sparse-int8")), ir_at(Path("b/sparse-int8"))
+    odd = ir_at(Path("a_sparse-int8"))
+    assert list(bench._named([one, one])) == ["sparse-int8", "sparse-int8-2"]
+    assert list(bench._named([one, one / "openvino_model.xml"])) == ["sparse-int8", "sparse-int8-2"]
+    assert list(bench._named([one, two])) == ["a_sparse-int8", "b_sparse-int8"]
+    assert list(bench._named([one, two, odd])) == ["a_sparse-int8", "b_sparse-int8", "a_sparse-int8-2"]
+    assert set(bench._named([one, two]).values()) == {one.resolve(), two.resolve()}
+
+
+def test_a_checkpoint_is_no_ir(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(UserError, match="a checkpoint, not an IR"):
+            bench._named([path])

@@ -25,7 +25,10 @@ def stop(first: int, second: int = 0):
 
 @cli.app.command()
 def crash(recipe: str, kind: str = "KeyError"):
-    raise {"KeyError": KeyError("no_such"), "MemoryError": MemoryError(), "OSError": OSError(errno.EIO, "odd")}[kind]
+    gpu = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
+    cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+    known = {"KeyError": KeyError("no_such"), "MemoryError": MemoryError(), "OSError": OSError(errno.EIO, "odd")}
+    raise (known | {"gpu": gpu, "cpu": cpu, "ValueError": ValueError("odd")})[kind]
 
 cli.main()
 """
@@ -60,7 +63,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored():
     assert (done.returncode, done.stdout) == (0, "went on\n")
 
 
-@pytest.mark.parametrize("kind", ["KeyError", "MemoryError", "OSError"])
+@pytest.mark.parametrize("kind", ["KeyError", "ValueError", "OSError"])
 def test_an_unforeseen_exception_is_one_message_a_crash_file_and_exit_code_70(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     recipe = tmp_path / "mine.yaml"
@@ -82,3 +85,10 @@ def test_without_a_folder_to_write_to_the_traceback_is_on_the_terminal(tmp_path,
     assert done.returncode == 70
     assert "Traceback" in done.stderr
     assert not Path(tmp_path / "no_such").exists()
+
+
+@pytest.mark.parametrize("kind", ["MemoryError", "gpu", "cpu"])
+def test_a_lack_of_memory_names_the_settings_that_need_less(kind):
+    done = ended("crash", "x", "--kind", kind)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pruneofa: out of memory; finished stages are kept\n  Instead: a smaller batch_size")

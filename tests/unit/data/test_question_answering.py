@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from toolkit.core.errors import UserError
-from toolkit.data.question_answering import Question, read_question, windows_of
+from toolkit.data.question_answering import Question, _answer_tokens, read_question, windows_of
 from toolkit.data.tasks import load_task
 from toolkit.models.load import load_tokenizer
 from toolkit.recipe import AnswerWindows, Task
@@ -59,6 +61,74 @@ def test_answer_inside_a_token_is_the_token(tokenizer):
     first = int(windows.starts[0])
     assert windows.offsets[0][first].tolist() == [0, 6]
     assert windows.ends[0] == first
+
+
+@pytest.fixture(scope="module")
+def late_tokenizer():
+    """Like RobBERT's: the offsets of the first token of a word begin one character late."""
+    letters = "abcdefghijklmnopqrstuvwxyz?"
+    words = ["<s>", "<pad>", "</s>", "<unk>", *letters, "Ġ", *(f"Ġ{letter}" for letter in letters)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    made = Tokenizer(models.BPE(vocabulary, [("Ġ", letter) for letter in letters], unk_token="<unk>"))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True, trim_offsets=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), byte_level])
+    made.decoder = decoders.ByteLevel()
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "cls_token": "<s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, sep_token="</s>", model_max_length=128, **special)
+
+
+@pytest.mark.parametrize("answer", ["nis", "ren", "d", "ren d", "pel"])
+def test_answers_are_found_and_given_whole_where_offsets_begin_late(late_tokenizer, answer):
+    context = "nis ren d gas pel"
+    late = late_tokenizer(context, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+    assert (5, 5) in late
+    windows = windows_of([question(context, answer)], late_tokenizer, 40, AnswerWindows(stride=4))
+    assert windows.without_answer() == 0
+    first, last = int(windows.starts[0]), int(windows.ends[0])
+    assert windows.predicted(made_logits(windows, {0: (5.0, first, last)})) == [answer]
+
+
+def test_where_offsets_do_not_fit_the_text_of_the_tokens_decides():
+    offsets = np.array([[-1, -1], [0, 1], [1, 3], [5, 6], [8, 9], [-1, -1]])  # of `ab cd e`, and wrong from c on
+    texts = ["", "ab", "Cé", "d", "e", ""]
+    asked = Question("here", "?", "ab cèd e", ("cèd",), (3,))
+    assert _answer_tokens(asked, offsets, lambda i, j: "".join(texts[i : j + 1]).replace("é", "e")) == (2, 3)
+    assert _answer_tokens(asked, offsets, lambda i, j: "other") == (0, 0)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\u00a0"])
+def test_a_blank_at_the_end_of_an_answer_does_not_hide_it(tokenizer, blank):
+    windows = windows_of([question(f"a{blank}b{blank}c", f"b{blank}")], tokenizer, 20, SETTINGS)
+    assert windows.without_answer() == 0
+
+
+@pytest.mark.parametrize("lost", [1, 5])
+def test_answers_in_no_window_are_counted_and_refused_above_a_share(tokenizer, tmp_path, lost):
+    context = " ".join("abcdefghijklmnopqrst")
+    answers = [context] * lost + ["b"] * (20 - lost)
+    rows = [
+        {"question": "who ?", "context": context, "answers": {"text": [a], "answer_start": [context.index(a)]}}
+        for a in answers
+    ]
+    for name, part in (("train", rows), ("dev", rows[-2:])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    section = Task(
+        preset="squad",
+        train=str(tmp_path / "train.json"),
+        dev=str(tmp_path / "dev.json"),
+        max_seq_length=14,
+        windows=SETTINGS,
+        tuning_examples=0,
+    )
+    if lost == 1:
+        assert load_task("qa", section, tokenizer).left_out == (
+            "1 of 20 training questions have their answer in no window",
+        )
+        return
+    with pytest.raises(UserError, match="5 of 20 training questions have their answer in no window") as error:
+        load_task("qa", section, tokenizer)
+    assert error.value.where == "tasks.qa"
 
 
 def test_long_question_is_cut_and_the_context_is_not(tokenizer):

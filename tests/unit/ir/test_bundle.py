@@ -1,6 +1,11 @@
 """Bundles: lossless round trip, and errors on damaged files."""
 
+import json
+import os
+import struct
+
 import numpy as np
+import pyarrow
 import pytest
 
 from toolkit.core.errors import UserError
@@ -88,13 +93,102 @@ def test_wherever_a_bundle_is_damaged_or_cut_it_is_refused_and_nothing_is_writte
             assert contents(tmp_path / f"bad{at}") == contents(ir)
 
 
-def test_a_name_that_leaves_the_folder_is_refused(ir, tmp_path, monkeypatch):
-    (ir / "evil").write_text("x")
-    dumps = bundle.json.dumps
-    monkeypatch.setattr(bundle.json, "dumps", lambda v: dumps(v).replace('"evil"', '"../evil"'))
-    with pytest.raises(UserError, match="evil"):
+def changed(content, change, after=b""):
+    """Returns a bundle with a changed index: `change` gets the index as a dict and returns a dict or JSON text."""
+    codec = pyarrow.Codec("zstd")
+    _, packed, size = struct.unpack_from("<III", content, 8)
+    index = json.loads(codec.decompress(content[20 : 20 + packed], size, asbytes=True))
+    text = change(index)
+    raw = text if isinstance(text, bytes) else json.dumps(text).encode()
+    head = codec.compress(raw, asbytes=True)
+    return b"".join([content[:8], struct.pack("<III", 1, len(head), len(raw)), head, content[20 + packed :], after])
+
+
+def renamed(name):
+    return lambda index: index | {"files": [index["files"][0] | {"name": name}, *index["files"][1:]]}
+
+
+def with_stream(**values):
+    return lambda index: index | {"streams": [index["streams"][0] | values, *index["streams"][1:]]}
+
+
+def with_part(**values):
+    def change(index):
+        parts = index["files"][1]["parts"]
+        index["files"][1]["parts"] = [parts[0] | values, *parts[1:]]
+        return index
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/evil", "", ".", "..", "a\0b", "a\nb", "a\\b", "x" * 256, "\ud800", 7, None]
+)
+def test_a_bundle_with_a_name_that_is_none_is_refused(ir, tmp_path, name):
+    (ir / "config.json").rename(ir / "a.json")  # the first file
+    refused(ir, tmp_path, renamed(name))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (with_stream(size=-1), "greater than or equal to 0"),
+        (with_stream(packed=-1), "greater than or equal to 0"),
+        (with_stream(size=1 << 40), "declare to contain"),
+        (with_stream(size=1 << 70), "less than"),
+        (with_stream(size=True), "valid integer"),
+        (with_part(size=-4), "greater than or equal to 0"),
+        (with_part(size=3), "do not add up"),
+        (with_part(form="other"), "form"),
+        (lambda index: index | {"files": [*index["files"], index["files"][0]]}, "same name"),
+        (lambda index: index | {"streams": [*index["streams"], index["streams"][0]]}, "same name"),
+        (lambda index: index | {"files": index["files"][:1]}, "contains no openvino_model"),
+        (lambda index: {"files": [], "streams": []}, "contains no openvino_model"),
+        (lambda index: index | {"note": ""}, "note"),
+        (lambda index: b"[" * 100_000, "recursion limit"),
+        (lambda index: b"[]", "index"),
+        (lambda index: b"\xff", "index"),
+        (lambda index: index["files"], "index"),
+    ],
+)
+def test_a_bundle_with_an_impossible_index_is_refused(ir, tmp_path, change, reason):
+    refused(ir, tmp_path, change, reason)
+
+
+def refused(ir, tmp_path, change, reason="damaged"):
+    bundle.pack(ir, tmp_path / "one.pofa")
+    (tmp_path / "bad.pofa").write_bytes(changed((tmp_path / "one.pofa").read_bytes(), change))
+    with pytest.raises(UserError, match=reason):
+        bundle.unpack(tmp_path / "bad.pofa", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_bundle_with_bytes_after_its_end_is_refused(ir, tmp_path):
+    bundle.pack(ir, tmp_path / "one.pofa")
+    content = (tmp_path / "one.pofa").read_bytes()
+    (tmp_path / "same.pofa").write_bytes(changed(content, lambda index: index))
+    bundle.unpack(tmp_path / "same.pofa", tmp_path / "same")
+    (tmp_path / "bad.pofa").write_bytes(content + b"x")
+    with pytest.raises(UserError, match="its length differs from the index"):
+        bundle.unpack(tmp_path / "bad.pofa", tmp_path / "back")
+
+
+def test_a_small_bundle_that_would_fill_the_disk_is_refused(ir, tmp_path):
+    (ir / "openvino_model.bin").write_bytes(bytes(40_000_000))
+    (ir / "openvino_model.xml").write_text("<net/>")
+    with pytest.raises(UserError, match="declare to contain 40,"):  # zstd packs these zeros into 3 kB
         bundle.pack(ir, tmp_path / "one.pofa")
     assert not (tmp_path / "one.pofa").exists()
+
+
+def test_a_bundle_that_is_too_large_for_the_memory_is_not_called_damaged(ir, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise MemoryError
+
+    bundle.pack(ir, tmp_path / "one.pofa")
+    monkeypatch.setattr(bundle, "_read_files", full)
+    with pytest.raises(UserError, match="the memory does not suffice"):
+        bundle.unpack(tmp_path / "one.pofa", tmp_path / "back")
 
 
 def test_a_folder_without_an_ir_and_an_existing_target_are_refused(ir, tmp_path):
@@ -110,11 +204,25 @@ def test_a_folder_that_would_not_come_back_whole_is_refused(ir, tmp_path):
     with pytest.raises(UserError, match="contains a subfolder, inner"):
         bundle.pack(ir, tmp_path / "one.pofa")
     (ir / "inner").rmdir()
+    for make, what in (
+        (lambda path: path.symlink_to(ir / "config.json"), "a link, other"),
+        (os.mkfifo, "a special file, other"),
+        (lambda path: path.with_name("ot\nher").touch(), "invalid file name"),
+    ):
+        make(ir / "other")
+        with pytest.raises(UserError, match=what):
+            bundle.pack(ir, tmp_path / "one.pofa")
+        (ir / "other").unlink(missing_ok=True)
+    (ir / "ot\nher").unlink()
     model = ir / "openvino_model.xml"
     model.write_text(model.read_text()[:-20])
     with pytest.raises(UserError, match="not a valid IR") as caught:
         bundle.pack(ir, tmp_path / "one.pofa")
     assert caught.value.where == str(model)
+    for text in (LAYER.format(kind="f32", offset="x", size=4), '<?xml version="1.0" encoding="none"?><net/>'):
+        model.write_text(text)
+        with pytest.raises(UserError, match="not a valid IR"):
+            bundle.pack(ir, tmp_path / "one.pofa")
     (ir / "openvino_model.bin").unlink()
     with pytest.raises(UserError, match=r"openvino_model\.bin is missing"):
         bundle.pack(ir, tmp_path / "one.pofa")

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import erf
 
 from toolkit.core.errors import UserError
-from toolkit.ir import kernels
+from toolkit.ir import kernels, runtime
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -296,3 +296,36 @@ def test_without_a_compiler_the_build_says_what_is_missing(monkeypatch: pytest.M
     with pytest.raises(UserError, match="C\\+\\+ compiler"):
         kernels.build()
     assert kernels.extension() is None
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_no_home_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert kernels.missing_tool() is None
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper", Path("~")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        assert kernels.missing_tool() == f"write permission for {folder}/pruneofa/kernels"
+        assert not kernels.available()
+        with pytest.raises(kernels.KernelMissingError, match="write permission"):
+            kernels.build()
+
+
+def test_a_disk_without_room_for_the_kernels_leaves_them_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels.library, "_cmake", lambda *arguments: None)  # so there is nothing to copy
+    with pytest.raises(kernels.KernelMissingError, match=r"cannot be built in .*: No such file"):
+        kernels.build()
+
+
+def test_damaged_libraries_are_named_with_the_command_that_builds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels.folder().mkdir(parents=True)
+    for name in (kernels.KERNELS, kernels.EXTENSION):
+        (kernels.folder() / name).write_bytes(b"\x7fELF")
+    for use in (kernels.isa, runtime.core):
+        with pytest.raises(UserError, match="cannot be loaded") as caught:
+            use()
+        assert caught.value.instead == f"rm -r {kernels.folder()} && pruneofa kernels build"

@@ -5,9 +5,16 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedTokenizerFast
 
-from toolkit.models.architectures import ARCHITECTURES, matrix_shapes, split_layer, usable_positions
+from toolkit.models.architectures import (
+    ARCHITECTURES,
+    MLM_HEAD_OF,
+    WITH_NEXT_SENTENCE,
+    matrix_shapes,
+    split_layer,
+    usable_positions,
+)
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.models.mlm_heads import mlm_head
 
@@ -59,6 +66,27 @@ def test_the_head_gives_the_models_own_logits(model):
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids)[0]
         assert torch.allclose(mlm_head(model)(hidden), model(input_ids=ids).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("other", sorted(MLM_HEAD_OF.keys() - ARCHITECTURES))
+def test_the_head_of_a_type_without_an_entry_gives_the_models_own_logits(other):
+    torch.manual_seed(0)
+    sizes = SIZES | {"embedding_size": 12 if other in ("convbert", "roformer") else 16, "entity_vocab_size": 8}
+    sizes |= {"intermediate_size": 64, "languages": ["en"], "default_language": "en"} if other == "xmod" else {}
+    default = AutoConfig.for_model(other)
+    config = AutoConfig.for_model(other, **{key: value for key, value in sizes.items() if hasattr(default, key)})
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    ids = torch.arange(5, 11)[None]
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids)[0]
+        assert torch.allclose(mlm_head(model)(hidden), model(input_ids=ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(WITH_NEXT_SENTENCE))
+def test_the_types_with_a_next_sentence_head_have_it(kind):
+    with torch.device("meta"):
+        model = AutoModelForPreTraining.from_config(AutoConfig.for_model(kind))
+    assert isinstance(model.cls.seq_relationship, torch.nn.Linear)
 
 
 def test_check_the_tokenizer_and_the_model_agree_on_the_number_of_positions(folder):

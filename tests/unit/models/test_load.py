@@ -1,6 +1,7 @@
 """Loading, saving and the choice of matrices, on tiny models with random weights."""
 
 import json
+import os
 import re
 import shutil
 
@@ -53,7 +54,7 @@ def test_mlm_head_on_gathered_states_gives_the_models_own_logits(architecture):
 
 
 def test_a_model_without_a_known_head_is_a_user_error():
-    with pytest.raises(UserError, match="head of BertModel is not supported"):
+    with pytest.raises(UserError, match="head of this BertModel is not supported"):
         mlm_head(transformers.BertModel(transformers.BertConfig(**SMALL)))
 
 
@@ -194,7 +195,7 @@ def test_saved_classifier_comes_back_whole_and_only_for_its_own_classes(tiny_ber
     again = load_classifier(tmp_path, ["bad", "good"])
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    for labels in (["bad", "good", "odd"], ["good", "bad"]):
+    for labels in (["bad", "good", "odd"], ["good", "worse"]):
         with pytest.raises(UserError, match="classes are bad, good; the task's are"):
             load_classifier(tmp_path, labels)
 
@@ -369,4 +370,38 @@ def test_damaged_tokenizer_is_a_user_error(copy):
 def test_tokenizer_with_more_words_than_the_model_is_a_user_error(copy):
     change_json(copy / "config.json", vocab_size=100)
     with pytest.raises(UserError, match=r"tokenizer has \d+ tokens, the model only 100"):
+        load_tokenizer(copy)
+
+
+@pytest.mark.parametrize("length", ["128", {"a": 1}, -1, 0, [512]])
+def test_a_tokenizer_with_an_impossible_length_is_the_user_s_error(copy, length):
+    change_json(copy / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(UserError, match=r"model_max_length is|the tokenizer cannot be loaded"):
+        load_tokenizer(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": 7},
+        {"hidden_act": "none"},
+        {"num_attention_heads": 3},
+        {"hidden_size": 48},
+        {"layer_norm_eps": "small"},
+        {"model_type": "no-such-model"},
+        {"num_hidden_layers": 3},
+        {"problem_type": "none"},
+    ],
+)
+def test_a_config_of_which_transformers_can_make_no_model_is_the_user_s_error(copy, changes):
+    change_json(copy / "config.json", **changes)
+    with pytest.raises(UserError) as caught:
+        load_masked_lm(copy)
+    assert caught.value.where == str(copy)
+
+
+def test_a_tokenizer_in_a_fifo_is_refused_without_opening_it(copy):
+    (copy / "tokenizer.json").unlink()
+    os.mkfifo(copy / "tokenizer.json")
+    with pytest.raises(UserError, match="not a regular file"):
         load_tokenizer(copy)

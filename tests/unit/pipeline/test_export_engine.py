@@ -82,6 +82,17 @@ def test_without_a_compiler_plain_irs_are_exported_and_the_reason_is_kept(recipe
     assert is_there(recipe, tmp_path / "run")
 
 
+def test_without_a_cache_folder_plain_irs_are_exported_and_the_reason_is_kept(recipe, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    metrics = export(recipe, tmp_path / "run")
+    assert set(metrics["variants"]) == {"sparse-fp32"}
+    (reason,) = metrics["left_out"].values()
+    assert reason.endswith(f"write permission for {tmp_path}/file/pruneofa/kernels is missing")
+    monkeypatch.undo()
+    assert not is_there(recipe, tmp_path / "run")
+
+
 def test_doctor_says_without_a_compiler_that_plain_irs_are_exported(no_compiler):
     table, _ = doctor_table()
     rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.recipes import SMALL
 from toolkit.core.errors import UserError
-from toolkit.recipe.load import load_recipe
+from toolkit.recipe.load import dump_recipe, load_recipe
 
 
 def complaint(path: Path, *overrides: str) -> UserError:
@@ -149,3 +149,71 @@ def test_a_bad_override_is_told_once_and_at_the_override(write):
     assert str(caught.value).count("many'") == 2, "the override, and what is wrong with it"
     assert "override 'transfer.steps=many'" in str(caught.value)
     assert "2 errors" not in str(caught.value)
+
+
+COMPRESSION = "transfer.pruning.approach.weight_compression"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["target_sparsity=0.9", "target_sparsity=0.95", "end_step=10", "initial_sparsity=0", "pattern=2:4", "end_epoch=1"],
+)
+def test_a_schedule_beside_a_locked_pattern_is_refused_whatever_its_value(write, key):
+    error = complaint(write(SMALL), f"transfer.{key}")
+    assert error.where == f"override 'transfer.{key}'"
+    assert "has no effect: the pattern is locked" in error.what
+    assert "prune_type: magnitude" in error.instead
+    gradual = f"{COMPRESSION}.pruners=[{{prune_type: magnitude}}]"
+    assert load_recipe(write(SMALL), [gradual, "transfer.target_sparsity=0.95", "transfer.end_step=10"])
+
+
+def test_a_schedule_that_only_one_task_uses_is_accepted_and_one_of_another_task_refused(write):
+    path = write(TWO_TASKS)
+    gradual = f"tasks.own.{COMPRESSION}.pruners=[{{prune_type: magnitude}}]"
+    assert load_recipe(path, [gradual, "transfer.target_sparsity=0.7"])
+    assert load_recipe(path, [gradual, "tasks.own.transfer.target_sparsity=0.7"])
+    error = complaint(
+        path,
+        f"{COMPRESSION}.pruners=[{{prune_type: magnitude}}]",
+        f"tasks.own.{COMPRESSION}.pruners=[{{prune_type: pattern_lock}}]",
+        "tasks.own.transfer.target_sparsity=0.7",
+    )
+    assert error.where == "override 'tasks.own.transfer.target_sparsity=0.7'"
+
+
+def test_rewinding_with_a_locked_pattern_is_refused(write):
+    assert "has no effect" in complaint(write(SMALL), "transfer.learning_rate_rewinding=true").what
+
+
+def test_a_saved_recipe_with_a_locked_pattern_loads_again_and_takes_no_schedule(write):
+    path = write(dump_recipe(load_recipe(write(SMALL))), "saved.yaml")
+    assert load_recipe(path) == load_recipe(write(SMALL))
+    assert "has no effect" in complaint(path, "transfer.target_sparsity=0.95").what
+
+
+@pytest.mark.parametrize("pruner", ["prune_type: pattern_lock, target_sparsity: 0.5", "parameters: {alpha: 0.1}"])
+def test_keys_of_a_pruner_that_its_type_does_not_use_are_refused(write, pruner):
+    text = SMALL + f"  pruning: {{approach: {{weight_compression: {{pruners: [{{{pruner}}}]}}}}}}\n"
+    text = (
+        text.replace("quantize:", "quantize_:").replace("transfer:\n", "quantize:\n").replace("quantize_:", "transfer:")
+    )
+    assert "has no" in complaint(write(text)).what
+
+
+def test_steps_and_epochs_of_a_schedule_exclude_each_other(write):
+    path = write(SMALL.replace("end_step: 50", "end_step: 50\n        end_epoch: 2"))
+    assert complaint(path).what.endswith("end_step: cannot be combined with `end_epoch`")
+    compression = load_recipe(path, ["end_step=40"]).student.pruning.approach.weight_compression
+    assert (compression.end_step, compression.end_epoch) == (40, None)
+
+
+def test_an_override_of_a_stage_that_a_checkpoint_replaces_is_refused(write):
+    path = write(SMALL + "ready: {student: x}\n")
+    error = complaint(path, "student.steps=3")
+    assert error.where == "override 'student.steps=3'"
+    assert "does not run, because a checkpoint is used instead" in error.what
+    assert load_recipe(path, ["ready={}", "student.steps=3"]).student.distillation.train.steps == 3
+
+
+def test_windows_of_a_task_whose_texts_are_not_split_are_refused(write):
+    assert "has no effect" in complaint(write(SMALL), "tasks.sst2.windows.stride=3").what

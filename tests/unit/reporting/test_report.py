@@ -69,6 +69,8 @@ def test_what_was_left_out_and_why_is_in_the_page_the_markdown_and_the_terminal(
     console.print(reporting.console([run_manifests()]))
     for shown in (Page(page.read_text()).shown, (tmp_path / "report.md").read_text(), console.file.getvalue()):
         assert "sparse-engine-fp32 was not exported: no compiler & no luck." in shown
+    console.print(reporting.console([[m for m in run_manifests() if m.stage == "export"]]))  # nothing was benchmarked
+    assert "films: sparse-engine-fp32 was not exported: no compiler & no luck." in console.file.getvalue()
 
 
 def test_rows_that_no_score_is_of_are_told_once_in_the_page_the_markdown_and_the_terminal(tmp_path):
@@ -378,3 +380,20 @@ def test_stored_check_names_are_shown_in_the_reports_terms(stored, shown):
 @pytest.mark.parametrize(("count", "said"), [(1, "1 core"), (2, "2 cores"), (None, "? cores")])
 def test_cores_are_counted_in_words(count, said):
     assert formatting.hardware([{} if count is None else {"cores": count}]) == f", {said}"
+
+
+def test_markdown_shows_names_as_text_whatever_they_contain(tmp_path):
+    odd = "<img src=x onerror=a()> &lt; ![b](http://c) |\n# d"
+    manifests = run_manifests()
+    for number, m in enumerate(manifests):
+        checks = tuple(c.model_copy(update={"name": odd}) for c in m.checks)
+        changes = {"run": {"name": "r", "description": odd, "model": odd}, "data": {odd: {"sha256": "0", "rows": odd}}}
+        manifests[number] = m.model_copy(update=changes | {"checks": checks})
+    reporting.build([manifests], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "&lt;img src=x onerror=a()> &amp;lt; ![b]\\(http://c) \\| # d" in text
+    assert "<img" not in text
+    assert "](http" not in text
+    assert "\n# d" not in text
+    assert "    benchmark_app -m ../export/sparse-int8/openvino_model.xml" in text  # can be copied
+    assert "-shape 'input_ids[1,128],attention_mask[1,128]" in text

@@ -16,6 +16,7 @@ from toolkit.core.errors import UserError
 EXTENSION = "libpruneofa_openvino.so"
 KERNELS = "libpruneofa_kernels.so"
 BUILD = "pruneofa kernels build"
+_OTHER_CACHE = "set XDG_CACHE_HOME to a folder that can be written"
 
 
 class KernelMissingError(UserError):
@@ -27,7 +28,10 @@ def extension() -> Path | None:
     if util.find_spec("openvino") is None:
         return None
     path = folder() / EXTENSION
-    return path if path.is_file() else None
+    try:
+        return path if path.is_file() else None
+    except OSError:  # a folder on the way cannot be searched
+        return None
 
 
 def available() -> bool:
@@ -37,7 +41,8 @@ def available() -> bool:
 
 def folder() -> Path:
     """Returns the cache folder of the libraries for the current sources and the installed OpenVINO."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.expanduser raises for a user without a home
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home)
     return cache / "pruneofa" / "kernels" / f"openvino-{metadata.version('openvino')}-{_sources_hash()[:12]}"
 
 
@@ -62,10 +67,13 @@ def build() -> Path:
         Path of the OpenVINO extension.
 
     Raises:
-        KernelMissingError: OpenVINO, a compiler or CMake is missing, or the build fails.
+        KernelMissingError: OpenVINO, a compiler, CMake or a folder to write to is missing, or the build fails.
     """
+    if (built := extension()) is not None:
+        return built
+    _require_tools()
     target = folder()
-    if not (target / EXTENSION).is_file():
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
             _cmake(
@@ -80,6 +88,9 @@ def build() -> Path:
                 finished.rename(target)  # atomic; fails if another process has built the same libraries
             except OSError:
                 shutil.rmtree(finished)
+    except OSError as error:
+        what = f"the sparse kernels cannot be built in {target.parent}: {error.strerror or error}"
+        raise KernelMissingError(what, instead=_OTHER_CACHE) from None
     return target / EXTENSION
 
 
@@ -95,24 +106,35 @@ def build_checks(target: Path) -> Path:
     Raises:
         KernelMissingError: OpenVINO, a compiler or CMake is missing, or the build fails.
     """
+    _require_tools()
     _cmake("-S", str(sources()), "-B", str(target), "-DPOFA_SANITIZE=ON")
     _cmake("--build", str(target), "--parallel")
     return target / "check"
 
 
 def missing_tool() -> str | None:
-    """Returns the name of a tool that the build needs and that is not installed; None if all are."""
+    """Returns what the build needs and this machine lacks: a tool, or a cache folder to write to; None if nothing."""
     if util.find_spec("openvino") is None:
         return "OpenVINO"
     if not any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
         return "a C++ compiler (g++ or clang++)"
-    return None if _cmake_program() else "cmake"
+    if not _cmake_program():
+        return "cmake"
+    parent = folder().parent
+    there = next(path for path in (parent, *parent.parents) if os.access(path, os.F_OK))
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK) and parent.parts[0] != "~"
+    return None if writable else f"write permission for {parent}"
 
 
 def _cmake_program() -> str | None:
     """Returns the cmake of this Python environment, which may not be on the PATH, or the one on the PATH."""
     beside = Path(sys.executable).with_name("cmake")
     return str(beside) if beside.is_file() else shutil.which("cmake")
+
+
+def rebuild(broken: Path) -> str:
+    """Returns the command that builds the libraries again, in place of those in a folder."""
+    return f"rm -r {broken} && {BUILD}"
 
 
 def _openvino_cmake() -> Path:
@@ -122,12 +144,15 @@ def _openvino_cmake() -> Path:
     return Path(spec.submodule_search_locations[0]) / "cmake"
 
 
-def _cmake(*arguments: str) -> None:
+def _require_tools() -> None:
     if missing := missing_tool():
         raise KernelMissingError(
             f"the sparse kernels cannot be built: {missing} is missing",
-            instead="install it, or continue without the kernels",
+            instead=f"install it, {_OTHER_CACHE}, or continue without the kernels",
         )
+
+
+def _cmake(*arguments: str) -> None:
     result = subprocess.run([str(_cmake_program()), *arguments], capture_output=True, text=True)
     if result.returncode:
         lines = [line for line in (result.stdout + result.stderr).splitlines() if "rror" in line]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.core.errors import UserError
-from toolkit.ir.kernels.library import BUILD, KERNELS, KernelMissingError, folder
+from toolkit.ir.kernels.library import BUILD, KERNELS, KernelMissingError, folder, rebuild
 
 Pattern = Literal["1x1", "4x1"]
 Activation = Literal["none", "gelu_erf", "gelu_tanh"]
@@ -25,7 +25,12 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def _open(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # damaged, or in a file system that may hold no programs
+        raise KernelMissingError(
+            f"the sparse kernels cannot be loaded: {error}", instead=rebuild(path.parent)
+        ) from None
     library.pofa_error.restype = ctypes.c_char_p
     library.pofa_isa.restype = ctypes.c_char_p
     library.pofa_format_version.restype = ctypes.c_uint32

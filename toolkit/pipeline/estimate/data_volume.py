@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.corpus import LONGEST_DOCUMENT, VALID_EVERY
-from toolkit.data.files import cached_file, fetch_file, raw_lines
+from toolkit.data.corpus import VALID_EVERY
+from toolkit.data.documents import documents
+from toolkit.data.files import cached_file
 from toolkit.data.published import published_rows
 from toolkit.data.tables import read_rows, text
 from toolkit.data.task_kinds import EXAMPLES
@@ -156,18 +157,12 @@ def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[
     for name in section.tasks:
         for row in _rows(corpus_tasks[name].train, corpus_tasks[name]) or ():
             yield from ([text] for text in row)
-    longest = LONGEST_DOCUMENT if section.pairs else 1
     for spec in section.files:
-        document: list[str] = []
-        for line in raw_lines(fetch_file(spec)):
-            text = line.strip()
-            if document and (not text or len(document) == longest):
+        for document in documents(spec, section.column):
+            if section.pairs:
                 yield document
-                document = []
-            if text:
-                document.append(text)
-        if document:
-            yield document
+            else:
+                yield from ([text] for text in document)
 
 
 def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
@@ -176,7 +171,7 @@ def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
     if file is None:
         return None
     kept = []
-    for _, row in read_rows(file):
+    for _, row in read_rows(file, section.columns):
         texts = tuple(text(row.get(column)) for column in section.columns)
         if all(texts) and not any(text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)

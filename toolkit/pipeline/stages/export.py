@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
-from toolkit.core.errors import UserError
+from toolkit.pipeline.graph import require_variant
 from toolkit.pipeline.stages.export_checks import (
     ENGINE_INT8_TOLERANCE,
     ENGINE_TOLERANCE,
@@ -19,6 +19,7 @@ from toolkit.pipeline.stages.export_checks import (
     check_metrics,
     check_quantization,
     check_zeros,
+    pruned_matrices,
     weights_hash,
 )
 from toolkit.quantization.tuning import TUNING_FILE
@@ -26,7 +27,6 @@ from toolkit.recipe import VARIANTS, Export, Model, Quantization, Quantize, Task
 
 if TYPE_CHECKING:
     from toolkit.data.tasks import TaskData
-    from toolkit.sparsity.mask import SparsityMask
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,9 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.ir.sparse_engine import NotSparseEnoughError
 
     wanted = [VARIANTS[name] for name in inputs.export.variants]
-    if not any(inputs.source_of(variant) for variant in wanted):
-        possible = [v.name for v in VARIANTS.values() if not v.engine and inputs.source_of(v)]
-        raise UserError(
-            f"none of {', '.join(inputs.export.variants)} has a model in this run",
-            where=f"export.variants of task {context.task!r}",
-            instead=f"variants: [{', '.join(possible)}], or add the stages of the others",
-        )
-    job = _ExportJob.prepare(inputs, context)
+    stages = {variant.source_stage for variant in VARIANTS.values() if inputs.source_of(variant)}
+    require_variant(inputs.export, stages, str(context.task))
+    jobs = _ExportJob.prepare(inputs, context)
     metrics: dict[str, Any] = {"variants": {}, "left_out": {}}
     checks: list[Check] = []
     context.progress.start(len(wanted))
@@ -82,13 +77,13 @@ def run(inputs: Inputs, context: Context) -> StageResult:
             continue
         if variant.engine:
             try:
-                figures, found = job.engine(variant)
+                figures, found = jobs[variant.source_stage].engine(variant)
             except (KernelMissingError, NotSparseEnoughError) as error:  # the plain IR is exported all the same
                 metrics["left_out"][variant.name] = error.what
                 context.progress.update(done)
                 continue
         else:
-            figures, found = job.plain(variant)
+            figures, found = jobs[variant.source_stage].plain(variant)
         metrics["variants"][variant.name] = figures
         checks += found
         context.progress.update(done)
@@ -97,42 +92,39 @@ def run(inputs: Inputs, context: Context) -> StageResult:
 
 @dataclass(frozen=True)
 class _ExportJob:
-    """Data shared by the export of all variants of a task.
+    """Data shared by the export of all variants of a checkpoint.
 
     Attributes:
         inputs: Inputs of the stage.
         context: Context of the stage.
-        tokenizer: Tokenizer of the models.
-        task: Data of the task.
-        mask: Mask of the sparse model; None if the run has no sparse model, or its checkpoint has no mask.
+        stage: Stage whose checkpoint is exported.
+        tokenizer: Tokenizer of that checkpoint.
+        task: Data of the task, as this tokenizer encodes it.
+        zeros: Pruned matrix -> fraction of zeros in the checkpoint; empty for a dense model.
     """
 
     inputs: Inputs
     context: Context
+    stage: str
     tokenizer: Any
     task: "TaskData"
-    mask: "SparsityMask | None"
+    zeros: dict[str, float]
 
     @classmethod
-    def prepare(cls, inputs: Inputs, context: Context) -> "_ExportJob":
-        """Loads the tokenizer, the task's data and the mask."""
-        from toolkit.data.tasks import load_task
+    def prepare(cls, inputs: Inputs, context: Context) -> "dict[str, _ExportJob]":
+        """Returns the job of each stage with a checkpoint to export."""
+        from toolkit.data.tasks import load_tasks
         from toolkit.models.load import load_tokenizer
-        from toolkit.sparsity.mask import SparsityMask
-        from toolkit.sparsity.mask_file import MASK_FILE
 
-        source = inputs.task_teacher_artifact or inputs.transfer_artifact or inputs.quantize_artifact
-        assert source is not None, "a variant has a model"
-        tokenizer = load_tokenizer(source.path)
-        sparse = inputs.transfer_artifact
-        has_mask = sparse is not None and (sparse.path / MASK_FILE).is_file()
-        return cls(
-            inputs,
-            context,
-            tokenizer,
-            load_task(context.task or "", inputs.task, tokenizer),
-            SparsityMask.load(sparse.path / MASK_FILE) if sparse and has_mask else None,
-        )
+        wanted = {VARIANTS[name].source_stage: VARIANTS[name] for name in inputs.export.variants}
+        sources = {stage: source for stage, v in wanted.items() if (source := inputs.source_of(v)) is not None}
+        tokenizers: dict[str, Any] = {stage: load_tokenizer(source.path) for stage, source in sources.items()}
+        tasks = load_tasks(context.task or "", inputs.task, tokenizers)
+        zeros = pruned_matrices(inputs.transfer_artifact.path) if inputs.transfer_artifact else {}
+        return {
+            stage: cls(inputs, context, stage, tokenizers[stage], tasks[stage], zeros if wanted[stage].sparse else {})
+            for stage in sources
+        }
 
     @property
     def quantization(self) -> Quantization:
@@ -148,9 +140,10 @@ class _ExportJob:
         folder = self.context.folder / name
         model = self._torch_model(variant)
         torch_logits = predict(model, task.dev, self.tokenizer.pad_token_id)
-        before = weights_hash(model)
+        self._report_doubt(variant, torch_logits)
+        weights = weights_hash(model)
         self._write(model, folder)
-        untouched = weights_hash(model) == before
+        untouched = weights_hash(model) == weights
 
         ir_logits = self._predictions(folder)
         exact = ir_logits
@@ -163,7 +156,7 @@ class _ExportJob:
         # In FP32 every logit must agree. In INT8 a difference in the last digit can become a full quantization step,
         # and errors accumulate over layers: in a correct model the largest difference over a dev split reached 9 % of
         # the range, the mean 1 % (benchmarks/). An error, such as a missing scale or matrix, shows in the mean.
-        largest, mean = differences.largest / differences.extent, differences.mean / differences.extent
+        largest, mean = differences.shares()
         limit = SINGLE_LOGIT_FACTOR * section.tolerance if variant.int8 else FP32_TOLERANCE
         checks = [check_at_most(name, "largest |IR - torch| logit, share of their range", largest, limit)]
         if variant.int8:
@@ -171,6 +164,10 @@ class _ExportJob:
         checks += check_metrics(
             name, "IR - torch", scores["torch"], scores["ir"], task.measures, section.metric_tolerance
         )
+        before = self.context.scores.get(self.stage)
+        if before and not (variant.int8 and self.stage == "task_teacher"):  # that one is quantized here
+            compared = f"torch - {self.stage}"
+            checks += check_metrics(name, compared, before, scores["torch"], task.measures, section.metric_tolerance)
         checks += [
             Check(name=f"{name}: torch weights untouched", ok=untouched, measured=str(untouched), limit="True"),
             Check(
@@ -180,8 +177,7 @@ class _ExportJob:
                 limit=float(len(task.dev)),
             ),
         ]
-        if self.mask is not None and variant.sparse:
-            checks += check_zeros(name, inspection, self.mask)
+        checks += check_zeros(name, inspection, self.zeros)
         if variant.int8:
             checks.append(check_quantization(name, inspection, self.quantization, self._in_fp32(variant)))
         figures = {
@@ -191,6 +187,16 @@ class _ExportJob:
             **scores,
         }
         return figures, checks
+
+    def _report_doubt(self, variant: Variant, logits: Any) -> None:
+        """Reports a ready checkpoint that seems not to know the task, such as one with its classes in another order."""
+        from toolkit.training.teacher_checks import doubt
+
+        source = self.inputs.source_of(variant)
+        if source is not None and self.stage in self.context.ready:
+            found = doubt(self.task, self.task.dev, logits, source.path)
+            if found is not None:
+                self.context.progress.message(f"{variant.name}: {found.where}: {found.what}; expected: {found.instead}")
 
     def engine(self, variant: Variant) -> tuple[dict[str, Any], list[Check]]:
         """Exports a sparse-engine IR and compares it, on all dev examples, with dense FP32 MatMuls of the same weights.
@@ -222,7 +228,7 @@ class _ExportJob:
         differences = LogitDifferences.between(reference, logits)
         scores = {"plain": task.scores(plain_logits), "ir": task.scores(logits)}
         inspection = inspect_ir(folder)
-        largest, mean = differences.largest / differences.extent, differences.mean / differences.extent
+        largest, mean = differences.shares()
         same_products = "|engine - dense products of the same numbers| logit, share of their range"
         checks = [
             check_at_most(name, f"mean {same_products}", mean, ENGINE_INT8_TOLERANCE)
@@ -231,7 +237,7 @@ class _ExportJob:
         ]
         compared = f"engine - {variant.plain}"
         checks += check_metrics(name, compared, scores["plain"], scores["ir"], task.measures, section.metric_tolerance)
-        checks += [] if self.mask is None else check_zeros(name, inspection, self.mask)
+        checks += check_zeros(name, inspection, self.zeros)
         figures = {
             "matmuls": [asdict(m) for m in inspection.matmuls],
             "on_the_kernel": list(made.matrices),

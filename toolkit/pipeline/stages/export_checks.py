@@ -3,18 +3,20 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Check
 from toolkit.ir.conformance import mismatches
+from toolkit.models.checkpoint import MIN_SPARSITY, encoder_matrices, sparsity_by_tensor
 from toolkit.recipe import Quantization
+from toolkit.sparsity.mask_file import require_fitting_mask
 
 if TYPE_CHECKING:
     import numpy as np
 
     from toolkit.data.tasks import Measure
     from toolkit.ir.inspect import IRInspection
-    from toolkit.sparsity.mask import SparsityMask
 
 FP32_TOLERANCE = 1e-3  # fraction of the logits' range
 ENGINE_TOLERANCE = 1e-4
@@ -49,6 +51,11 @@ class LogitDifferences:
         expected, found = (np.concatenate([row.ravel() for row in rows]) for rows in (reference, logits))
         differences = np.abs(found - expected)
         return cls(float(differences.max()), float(differences.mean()), float(expected.max() - expected.min()))
+
+    def shares(self) -> tuple[float, float]:
+        """Returns the largest and the mean difference as fractions of the range; logits may be constant."""
+        extent = self.extent or 1.0
+        return self.largest / extent, self.mean / extent
 
     def figures(self) -> dict[str, float]:
         """Returns the differences under their keys in the manifest."""
@@ -89,19 +96,42 @@ def check_metrics(
     ]
 
 
-def check_zeros(variant: str, inspection: "IRInspection", mask: "SparsityMask") -> list[Check]:
-    """Returns the checks that every pruned matrix is in the IR with at least its zeros."""
+def pruned_matrices(folder: Path) -> dict[str, float]:
+    """Returns the fraction of zeros of each pruned encoder matrix of a checkpoint, whether or not it has a mask file.
+
+    Raises:
+        UserError: The checkpoint has a mask file that does not fit its zeros.
+    """
+    names = encoder_matrices(folder)
+    require_fitting_mask(folder, names)
+    return {name: zeros for name, zeros in sparsity_by_tensor(folder, names).items() if zeros > MIN_SPARSITY}
+
+
+def check_zeros(variant: str, inspection: "IRInspection", zeros: Mapping[str, float]) -> list[Check]:
+    """Returns the checks that every pruned matrix is in the IR with at least its zeros; none for a dense model.
+
+    Args:
+        variant: Name of the variant.
+        inspection: Content of the IR.
+        zeros: Pruned matrix -> fraction of zeros in the checkpoint that the variant is made from.
+    """
     found = {f"{m.module}.weight": m.zero_fraction for m in inspection.matmuls if m.module}
-    present = [name for name in mask.tensors if name in found]
-    missing = max((zeros - found[name] for name, zeros in mask.per_matrix().items() if name in found), default=0.0)
+    present = zeros.keys() & found.keys()
+    if not zeros:
+        return []
     return [
         Check(
             name=f"{variant}: pruned matrices found in the IR",
-            ok=len(present) == len(mask.tensors),
+            ok=len(present) == len(zeros),
             measured=float(len(present)),
-            limit=float(len(mask.tensors)),
+            limit=float(len(zeros)),
         ),
-        check_at_most(variant, "zeros lost in a matrix, share", max(0.0, missing), 1e-6),
+        check_at_most(
+            variant,
+            "zeros lost in a matrix, share",
+            max((0.0, *(zeros[name] - found[name] for name in present))),
+            1e-6,
+        ),
     ]
 
 

@@ -39,6 +39,7 @@ class IncFlags:
     max_seq_length: int | None = None
     seed: int | None = None
     name: str | None = None
+    ignored: tuple[tuple[str, str], ...] | None = None  # other flags of INC's scripts, and why they have no effect
 
 
 @dataclass
@@ -144,6 +145,7 @@ def read_source(path: Path) -> IncSource:
         what = "the file is empty" if document.data is None else "an INC file must be a mapping of `key: value` lines"
         raise UserError(what, where=str(path), instead="model: {name: mine, framework: pytorch}")
     fill_empty(document, _INC)
+    document.places = {path: place for path, place in document.places.items() if path not in document.empty}
     file = None
     try:
         file = IncFile.model_validate(document.data)

@@ -12,6 +12,7 @@ _TYPES = {
     "embedding": "Embedding",
     **dict.fromkeys(("matmul", "bmm", "batchmatmul"), "MatMul"),
 }
+_DEFAULT = "default_qconfig"  # INC's format of the modules without one of their own, not the name of a module
 _FP32 = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32"}
 # Key -> supported values of INC -> the recipe's value. None: the only behaviour, so nothing is set.
 _WEIGHT: dict[str, dict[Any, Any]] = {
@@ -54,6 +55,10 @@ def quantization(plan: IncPlan, source: IncSource) -> None:
     for group, name_of in (("optype_wise", _type), ("op_wise", None)):
         for name in source.peek("quantization", group):
             path: KeyPath = ("quantization", group, name)
+            if group == "op_wise" and name == _DEFAULT:
+                source.take(*path)
+                plan.note(source.where(*path), f"op_wise.{name}", "every operation that is quantized has a format")
+                continue
             key = name_of(source, path) if name_of else name
             if key in plan.recipe["quantize"]["quantization"].get(group, {}):
                 raise source.refuse(path, f"duplicate entry for {key} under another name", f"one entry for {key}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from toolkit.recipe.fields import Count, Fraction, Number, Position, Section, wrong
+from toolkit.recipe.fields import Count, Epochs, Fraction, Number, Period, Position, Section, Seed, wrong
 from toolkit.recipe.inc.schema_train import Anything, Dataloader, Listed, Train, as_list, at_most_one
 from toolkit.recipe.pruning import PATTERN
 
@@ -91,11 +91,11 @@ class PrunerParameters(Section):
 class Pruner(Section):
     """INC's `!Pruner`; missing keys are taken from its section."""
 
-    start_epoch: Number | None = Field(None, ge=0)
-    end_epoch: Number | None = Field(None, ge=0)
+    start_epoch: Epochs | None = None
+    end_epoch: Epochs | None = None
     initial_sparsity: Fraction | None = None
     target_sparsity: Fraction | None = None
-    update_frequency: Number | None = Field(None, gt=0)
+    update_frequency: Period | None = None
     method: Literal["per_tensor", "per_channel"] = "per_tensor"
     prune_type: PruneType | None = None
     start_step: Position | None = None
@@ -116,11 +116,11 @@ class WeightCompression(Section):
     target_sparsity: Fraction = 0.97
     max_sparsity_ratio_per_layer: Fraction = 0.98
     prune_type: PruneType = "basic_magnitude"
-    start_epoch: Number = Field(0, ge=0)
-    end_epoch: Number = Field(4, ge=0)
+    start_epoch: Epochs = 0
+    end_epoch: Epochs = 4
     start_step: Position = 0
     end_step: Position = 0
-    update_frequency: Number = Field(1.0, gt=0)
+    update_frequency: Period = 1.0
     update_frequency_on_step: Count = 1
     not_to_prune_names: Listed[str] = ()
     prune_domain: Domain = "global"
@@ -297,7 +297,7 @@ class Tuning(Section):
     objective: Objective = "performance"
     multi_objectives: MultiObjectives | None = None
     exit_policy: ExitPolicy = ExitPolicy()
-    random_seed: Position = 1978
+    random_seed: Seed = 1978
     tensorboard: bool = False
     workspace: Workspace = Workspace()
     diagnosis: Diagnosis = Diagnosis()

@@ -97,10 +97,30 @@ class KDLossSettings(Section):
         return self
 
 
+def _pairs_of_layers(mappings: Any) -> Any:
+    """Converts INC's forms of a mapping to two or four values: [layer], [layer, layer], [[layer, output], …]."""
+    return [_pair(mapping) for mapping in mappings] if isinstance(mappings, list | tuple) else mappings
+
+
+def _pair(mapping: Any) -> Any:
+    """Converts one mapping; one layer alone is that of both models, and a layer without an output has output 0."""
+    layers = mapping if isinstance(mapping, list | tuple) else [mapping]
+    if len(layers) == 1:
+        layers = [*layers, *layers]
+    if any(isinstance(layer, list | tuple) for layer in layers):
+        halves = [[value for value in as_list(layer) if value != ""] for layer in layers]
+        if any(len(half) > 1 for half in halves):
+            halves = [half if len(half) > 1 else [*half, "0"] for half in halves]
+        layers = [value for half in halves for value in half]
+    return [str(value) if isinstance(value, int) else value for value in layers]
+
+
 class IntermediateSettings(Section):
     """Distances between pairs of student and teacher layers."""
 
-    layer_mappings: tuple[tuple[str, ...], ...] = Field(min_length=1, description="[[student layer, teacher layer]]")
+    layer_mappings: Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_pairs_of_layers)] = Field(
+        min_length=1, description="[[student layer, teacher layer]]"
+    )
     loss_types: tuple[Literal["MSE", "KL", "L1"], ...] = ()
     loss_weights: tuple[Annotated[Number, Field(ge=0)], ...] = ()
     add_origin_loss: bool = False

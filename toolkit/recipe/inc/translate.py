@@ -22,6 +22,8 @@ def translate(sources: Sequence[IncSource], flags: IncFlags, placeholders: bool)
         UserError: A setting is not supported, or a flag is missing.
     """
     plan = IncPlan()
+    for flag, why in flags.ignored or ():
+        plan.note("flag", flag, why)
     owners = {name: _owner(sources, name) for name in _SECTIONS}
     prunes, quantizes, distills = owners["pruning"], owners["quantization"], owners["distillation"]
     if not (prunes or quantizes or distills):

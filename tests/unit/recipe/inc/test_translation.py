@@ -296,3 +296,42 @@ def test_a_key_with_line_breaks_in_it_breaks_no_comment(read):
     plan, recipe = read(LOCK + 'evaluation: {accuracy: {dataloader: {dataset: {"a\\u2028b\\nc": 1}}}}\n')
     assert len(plan.notes) == 1
     assert recipe.transfer is not None
+
+
+# --- forms of published files ---
+
+LOSS = "IntermediateLayersKnowledgeDistillationLoss"
+LAYERS = f"distillation: {{train: {{criterion: {{{LOSS}: {{layer_mappings: [PAIR]}}}}}}}}\n"
+LAYER, OTHER = "bert.encoder.layer.0", "bert.encoder.layer.1"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (f"[{LAYER}]", (LAYER, LAYER)),
+        (LAYER, (LAYER, LAYER)),
+        (f"[[{LAYER}]]", (LAYER, LAYER)),
+        (f"[{LAYER}, {OTHER}]", (LAYER, OTHER)),
+        (f"[[{LAYER}], [{OTHER}]]", (LAYER, OTHER)),
+        (f"[[{LAYER}, 1]]", (LAYER, 1, LAYER, 1)),
+        (f'[[{LAYER}, ""], [{OTHER}, "1"]]', (LAYER, 0, OTHER, 1)),
+        (f"[{LAYER}, 0, {OTHER}, 1]", (LAYER, 0, OTHER, 1)),
+    ],
+)
+def test_every_form_of_a_layer_mapping_is_understood(read, written, meant):
+    _, recipe = read(LOCK + LAYERS.replace("PAIR", written), flags=TAUGHT)
+    assert recipe.transfer.train.criterion.settings.layer_mappings == (meant,)
+
+
+@pytest.mark.parametrize("written", ["[]", "[[]]", "[a, b, c]", "{a: b}", "[[a], [b], [c]]", "[a, x, b, y]"])
+def test_other_forms_of_a_layer_mapping_are_refused(read, written):
+    with pytest.raises(UserError, match="layer_mappings"):
+        read(LOCK + LAYERS.replace("PAIR", written), flags=TAUGHT)
+
+
+def test_the_default_configuration_of_other_modules_is_told_as_ignored(read):
+    fp32 = "{weight: {dtype: [fp32]}, activation: {dtype: [fp32]}}"
+    named = f"{{default_qconfig: {fp32}, {LAYER}: {fp32}}}"
+    plan, recipe = read(HEAD + f"quantization: {{approach: quant_aware_training, op_wise: {named}}}\n")
+    assert list(recipe.quantize.quantization.op_wise) == [LAYER]
+    assert any("op_wise.default_qconfig: every operation that is quantized has a format" in n for n in plan.notes)

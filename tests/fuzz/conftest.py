@@ -1,0 +1,20 @@
+"""How much is fuzzed: a minute in all by default, `make fuzz` for a night's worth. Nothing is left in the checkout."""
+
+import os
+import tempfile
+
+from hypothesis import HealthCheck, configuration, settings
+
+configuration.set_hypothesis_home_dir(tempfile.gettempdir())
+_FUZZERS = 8  # functions that share FUZZ_INPUTS
+_INPUTS = int(os.environ.get("FUZZ_INPUTS", "0"))
+settings.register_profile(
+    "fuzz",
+    derandomize=not _INPUTS,
+    max_examples=max(1, -(-_INPUTS // _FUZZERS)) if _INPUTS else 100,
+    deadline=None,
+    database=None,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("fuzz")

@@ -1,0 +1,167 @@
+"""Checks that a recipe's checkpoints contain what its stages will load from them, by their files. Loads no torch."""
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import UserError
+from toolkit.data.masking import require_word_marks
+from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.architectures import (
+    ARCHITECTURES,
+    MLM_HEAD_OF,
+    architecture_of,
+    matrix_shapes,
+    require_mlm_head,
+    require_next_sentence_head,
+)
+from toolkit.models.checkpoint import StoredTensor, stored_tensors
+from toolkit.models.tokenizers import require_tokenizer, require_tokens_within, stored_tokenizers
+from toolkit.recipe import KDLossSettings, Kind, Recipe
+
+# Attribute of a masked-LM head -> a weight that every checkpoint with this head has.
+_MLM_WEIGHTS = {
+    "cls": "cls.predictions.transform.dense.weight",
+    "lm_head": "lm_head.dense.weight",
+    "predictions": "predictions.dense.weight",
+    "generator_lm_head": "generator_predictions.dense.weight",
+    "vocab_projector": "vocab_transform.weight",
+}
+# Kind of a task -> the last layer of its head, under the names that the known architectures have for it.
+_LAST_LAYERS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("classifier.weight", "classifier.out_proj.weight"),
+    "regression": ("classifier.weight", "classifier.out_proj.weight"),
+    "question_answering": ("qa_outputs.weight",),
+}
+_EMBEDDINGS = {"word_embeddings": "vocab_size", "position_embeddings": "max_position_embeddings"}
+
+
+def check_contents(recipe: Recipe, inputs: ResolvedInputs) -> None:
+    """Checks type, encoder, heads and tokenizer of each local checkpoint, as the stages that load it need them.
+
+    Raises:
+        UserError: The first error found.
+    """
+    for source in dict.fromkeys(sources_of(recipe)):
+        model = inputs.model(source)
+        if model.folder is not None:
+            config = model.config or {}
+            _require_known_type(config, model.folder)
+            _require_encoder(config, model.folder)
+            require_tokenizer(model.folder)
+            require_tokens_within(model.folder, config.get("vocab_size"))
+    _check_pretraining(recipe, inputs)
+
+
+def check_task_heads(recipe: Recipe, inputs: ResolvedInputs) -> None:
+    """Checks that each ready model of a task was trained for a task of this kind.
+
+    Raises:
+        UserError: The first error found.
+    """
+    for name, task in recipe.tasks.items():
+        width = {"classification": len(task.labels), "regression": 1, "question_answering": 2}[task.kind]
+        for source in task.ready.values():
+            model = inputs.model(source)
+            if model.folder is not None:
+                _require_task_head(task.kind, width, model.config or {}, model.folder, name)
+
+
+def sources_of(recipe: Recipe) -> Iterator[str]:
+    """Yields every reference to a model of a recipe."""
+    yield recipe.model.source
+    yield from recipe.ready.values()
+    for task in recipe.tasks.values():
+        yield from task.ready.values()
+
+
+def _check_pretraining(recipe: Recipe, inputs: ResolvedInputs) -> None:
+    """Checks the heads that pre-training needs: their type, and the weights of those that no stage trains."""
+    if recipe.corpus is None or not (recipe.teacher or recipe.student):
+        return
+    model = inputs.model(recipe.ready.get("teacher", recipe.model.source))
+    kind = (model.config or {}).get("model_type")
+    if model.config is None:
+        return
+    settings = recipe.student.distillation.train.criterion.settings if recipe.student else None
+    words = isinstance(settings, KDLossSettings) or (settings is not None and settings.add_origin_loss)
+    if recipe.teacher or words:
+        head = require_mlm_head(kind)
+        fitted = isinstance(settings, KDLossSettings) and settings.loss_weights[1] > 0 and recipe.teacher is None
+        if fitted and model.folder is not None and _MLM_WEIGHTS[head] not in stored_tensors(model.folder):
+            raise UserError(
+                f"this checkpoint was not trained for the task: it lacks {_MLM_WEIGHTS[head]}",
+                where=str(model.folder),
+                instead="a checkpoint with a masked-LM head, or a `teacher` section, whose stage trains one",
+            )
+    if recipe.corpus.pairs is not None:
+        require_next_sentence_head(kind)
+    if recipe.corpus.whole_word_masking and model.folder:
+        for tokenizer in stored_tokenizers(model.folder)[:1]:
+            require_word_marks(tokenizer)
+
+
+def _require_known_type(config: Mapping[str, Any], folder: Path) -> None:
+    """Checks that transformers has code for a model; code that comes with a checkpoint is never run."""
+    kind, where = config.get("model_type"), str(folder / "config.json")
+    if not isinstance(kind, str) or not kind:
+        raise UserError("`model_type` is missing", where=where, instead='"model_type": "bert"')
+    if kind in MLM_HEAD_OF or not (found := importlib.util.find_spec("transformers")) or not found.origin:
+        return
+    module = kind.replace("-", "_")
+    folders = Path(found.origin).parent / "models"
+    if not any((folders / name).is_dir() for name in (module, module.partition("_")[0])):
+        code = ": it brings code of its own, which is not run" if config.get("auto_map") else ""
+        raise UserError(f"model_type {kind!r} is unknown to transformers{code}", where=where, instead="e.g. bert")
+
+
+def _require_encoder(config: Mapping[str, Any], folder: Path) -> None:
+    """Checks that the encoder's matrices and embeddings are complete and have the sizes of `config.json`."""
+    if config.get("model_type") not in ARCHITECTURES:
+        return
+    try:
+        wanted: dict[str, tuple[int, ...]] = dict(matrix_shapes(config))
+    except (KeyError, TypeError):
+        return  # sizes that are missing have defaults of their architecture
+    found = stored_tensors(folder)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise UserError(
+            f"the checkpoint lacks {len(missing)} of the encoder's {len(wanted)} matrices, e.g. {missing[0]}",
+            where=str(folder),
+            instead=f"a complete checkpoint of a model of type {config['model_type']}",
+        )
+    for name, shape in wanted.items():
+        _require_shape(found[name], name, shape, folder)
+    prefix = architecture_of(config).prefix
+    for table, key in _EMBEDDINGS.items():
+        name, rows = f"{prefix}.embeddings.{table}.weight", config.get(key)
+        if name in found and isinstance(rows, int) and found[name].shape:
+            _require_shape(found[name], name, (rows, *found[name].shape[1:]), folder)
+
+
+def _require_shape(tensor: StoredTensor, name: str, shape: tuple[int, ...], folder: Path) -> None:
+    if tensor.shape != shape:
+        stored, wanted = ("x".join(map(str, sizes)) for sizes in (tensor.shape, shape))
+        what = f"{name} is {stored}, but config.json describes {wanted}"
+        raise UserError(what, where=str(folder), instead="the config.json that was saved with these weights")
+
+
+def _require_task_head(kind: Kind, width: int, config: Mapping[str, Any], folder: Path, task: str) -> None:
+    """Checks that a ready task model was trained for this kind of task; `width` is 0 if the classes are not known."""
+    if config.get("model_type") not in MLM_HEAD_OF:
+        return
+    found = stored_tensors(folder)
+    last = next((name for name in _LAST_LAYERS[kind] if name in found), None)
+    if last is None:
+        raise UserError(
+            f"this checkpoint was not trained for the task: it lacks {_LAST_LAYERS[kind][0]}",
+            where=str(folder),
+            instead=f"a checkpoint for {kind.replace('_', ' ')}, as tasks.{task} is",
+        )
+    outputs = found[last].shape[0] if found[last].shape else math.nan
+    if width and outputs != width:
+        what = f"this checkpoint's head has {outputs} outputs; tasks.{task} ({kind.replace('_', ' ')}) needs {width}"
+        raise UserError(what, where=str(folder), instead="a checkpoint that was trained for this task")

@@ -1,0 +1,83 @@
+"""Checks of the checkpoints that a recipe names, from their files alone, before the first stage. Loads no torch."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.data import task_rows
+from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.checkpoint import require_finite_weights, require_unquantized
+from toolkit.models.classes import class_names, output_order
+from toolkit.models.tokenizers import require_same_tokens
+from toolkit.recipe import KINDS, Recipe, Task
+
+_TEXTS = 1000  # training texts that are tokenised for a comparison; the stage itself compares all of them
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Checkpoint that the model of a stage comes from.
+
+    Attributes:
+        source: Reference in the recipe; its tokenizer is the one of the stage's model.
+        untrained: Whether no stage of pre-training is in between, so that its head is the one that is loaded.
+    """
+
+    source: str
+    untrained: bool
+
+
+def require_usable(folder: Path) -> None:
+    """Checks a checkpoint for what no use of it survives.
+
+    Raises:
+        UserError: It is quantized, pickled or damaged; a weight is NaN or infinite; or its classes are malformed.
+    """
+    class_names(folder)
+    require_unquantized(folder)
+    require_finite_weights(folder)
+
+
+def check_task_models(recipe: Recipe, inputs: ResolvedInputs) -> None:
+    """Checks for each task that its checkpoints have its classes, and that teacher and student tokenise equally.
+
+    Raises:
+        UserError: The first error found.
+    """
+    for name, task in recipe.tasks.items():
+        models = origins(recipe, name)
+        found = {stage: inputs.model(origin.source).folder for stage, origin in models.items()}
+        folders = {stage: folder for stage, folder in found.items() if folder is not None}
+        heads = [folders[stage] for stage in folders if models[stage].untrained and class_names(folders[stage])]
+        if KINDS[task.kind].has_classes and heads:
+            labels = task.labels or (task_rows.read_task(name, task).labels if _is_local(task, inputs) else ())
+            for folder in heads if labels else ():
+                output_order(folder, labels)
+        sections = [recipe.section(stage, name) for stage in ("transfer", "quantize") if stage not in task.ready]
+        distilled = any(section is not None and section.distillation is not None for section in sections)
+        if distilled and {"task_teacher", "transfer"} <= folders.keys() and inputs.file(task.train) is not None:
+            require_same_tokens(folders["transfer"], folders["task_teacher"], _texts(task))
+
+
+def origins(recipe: Recipe, name: str) -> dict[str, Origin]:
+    """Returns the origins of a task's models, by stage."""
+    task = recipe.tasks[name]
+    teacher = Origin(recipe.ready.get("teacher", recipe.model.source), "teacher" in recipe.ready or not recipe.teacher)
+    student = Origin(teacher.source, untrained=False) if recipe.student else teacher
+    if "student" in recipe.ready:
+        student = Origin(recipe.ready["student"], untrained=True)
+    found = {str(stage): Origin(source, untrained=True) for stage, source in task.ready.items()}
+    for stage, origin in (("task_teacher", teacher), ("transfer", student)):
+        if recipe.section(stage, name) is not None:
+            found.setdefault(stage, origin)
+    return found
+
+
+def _is_local(task: Task, inputs: ResolvedInputs) -> bool:
+    return all(inputs.file(spec) is not None for spec in (task.train, task.dev, *task.more_dev.values()) if spec)
+
+
+def _texts(task: Task) -> Iterator[str]:
+    """Yields the first training texts; reads the file only when the first one is needed."""
+    yield from itertools.islice((text for row in task_rows.read_train(task) for text in row.texts), _TEXTS)

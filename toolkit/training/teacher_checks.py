@@ -1,0 +1,110 @@
+"""Checks of a teacher before its student is distilled from it: the tokens that it reads, and its score."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.core.errors import UserError
+from toolkit.core.yaml_document import dump_flow
+from toolkit.data.task_kinds import Split, score
+from toolkit.data.tasks import TaskData
+from toolkit.models.classes import output_order
+from toolkit.models.load import load_tokenizer
+from toolkit.models.tokenizers import definition, different_tokens
+from toolkit.training.evaluation import predict
+
+_ENOUGH = 100  # examples that are enough to judge a teacher, set aside for tuning or of dev; else it is judged on train
+_SHUFFLES = 30
+_GAIN = 0.1  # of the accuracy, by which another order of the classes is better: then it is the right one
+
+
+def teacher_split(split: Split, folder: Path, tokenizer: Any) -> Split:
+    """Returns a split as the teacher reads it: with the student's token ids, and the teacher's own further inputs.
+
+    A teacher may need `token_type_ids`, which the tokenizer of a DistilBERT student does not provide.
+
+    Args:
+        split: Examples, tokenised for the student.
+        folder: The teacher's checkpoint.
+        tokenizer: The student's tokenizer.
+
+    Raises:
+        UserError: The teacher's tokenizer cannot be loaded, or gives a text other token ids.
+    """
+    own = load_tokenizer(folder)
+    same = definition(own.backend_tokenizer) == definition(tokenizer.backend_tokenizer)
+    if same and own.model_input_names == tokenizer.model_input_names:
+        return split
+    found = split.encoded_by(own)
+    pairs = zip(split.inputs["input_ids"], found.inputs["input_ids"], strict=False)
+    if differ := next((pair for pair in pairs if pair[0] != pair[1]), None):
+        raise different_tokens(tokenizer.decode(differ[0], skip_special_tokens=True), *differ, folder)
+    more = found.inputs.keys() - split.inputs.keys()
+    return found if any(any(row) for name in more for row in found.inputs[name]) else split
+
+
+def require_skilled(model: Any, task: TaskData, folder: Path, tokenizer: Any) -> None:
+    """Checks that a ready teacher knows the task.
+
+    Args:
+        model: The teacher.
+        task: The task, tokenised for the student.
+        folder: The teacher's checkpoint.
+        tokenizer: The student's tokenizer.
+
+    Raises:
+        UserError: See `doubt`.
+    """
+    split = next((s for s in (task.tune, task.dev) if len(s.truth) >= _ENOUGH), task.train)
+    logits = predict(model, teacher_split(split, folder, tokenizer), tokenizer.pad_token_id)
+    found = doubt(task, split, logits, folder)
+    if found is not None:
+        raise found
+
+
+def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Path) -> UserError | None:
+    """Returns an error if a ready model seems not to know its task; None if it does.
+
+    Its score must be better than that of its own predictions for shuffled examples, and no order of the classes may be
+    much better than the one that it is taken to have.
+
+    Args:
+        task: The task.
+        split: The split of the task that it was evaluated on.
+        logits: Its logits for each item of the split.
+        folder: Its checkpoint.
+    """
+    truth, predicted, metric = split.truth, split.predicted(logits), task.measures[0].metric
+
+    def of(order: np.ndarray) -> float:
+        return score(task.kind, [metric], [truth[i] for i in order], predicted, len(task.labels))[metric]
+
+    count, random = len(truth), np.random.default_rng(0)
+    own = of(np.arange(count))
+    chance = [of(random.permutation(count)) for _ in range(_SHUFFLES)]
+    better = _better_order(np.asarray(truth), np.asarray(predicted), task.labels) if task.labels else None
+    if own > np.mean(chance) + 2 * np.std(chance) and better is None:
+        return None
+    which = "tuning" if split is task.tune else "dev" if split is task.dev else "training"
+    what = f"this model's {metric} is {own:.1%} on {count:,} {which} examples; chance is {np.mean(chance):.1%}"
+    if better is None:
+        return UserError(what, where=str(folder), instead="a model that was trained for this task")
+    if output_order(folder, task.labels) is None:
+        instead = f"labels: {dump_flow(better)}, the order of its outputs as it seems; or another model"
+    else:
+        instead = f"the right class names as `id2label` in its config.json, it seems {dump_flow(better)}"
+    return UserError(f"{what}: its classes seem to be in another order", where=str(folder), instead=instead)
+
+
+def _better_order(truth: np.ndarray, predicted: np.ndarray, labels: tuple[str, ...]) -> list[str] | None:
+    """Returns the class names in the order of the outputs that fits the truth much better; None if there is none."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(counts, (predicted, truth), 1)
+    outputs, classes = linear_sum_assignment(-counts)
+    if counts[outputs, classes].sum() - counts.trace() <= _GAIN * len(truth):
+        return None
+    return [labels[number] for number in classes]
