@@ -141,8 +141,9 @@ class Task(Section):
             known.pop("more_dev", None)
         filled = known | {k: v for k, v in values.items() if v is not None}
         kind = filled.get("kind")
-        if isinstance(files := filled.get("train"), list | tuple) and files:
-            filled |= {"train": files[0], "more_train": [*files[1:], *(filled.get("more_train") or ())]}
+        files, more = filled.get("train"), filled.get("more_train", [])
+        if isinstance(files, list | tuple) and files and isinstance(more, list | tuple):
+            filled |= {"train": files[0], "more_train": [*files[1:], *more]}
         if "metrics" not in filled and isinstance(kind, str) and kind in KINDS:
             filled["metrics"] = KINDS[kind].metrics[:1]
         return filled
