@@ -8,15 +8,18 @@ import torch
 
 from tests.helpers.models import load_classifier
 from toolkit.core import paths
-from toolkit.core.artifacts import NullProgress
+from toolkit.core.artifacts import Context, NullProgress
 from toolkit.data.tasks import load_task
 from toolkit.models.load import load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.pipeline import preflight
 from toolkit.pipeline.run import Run
-from toolkit.recipe import LOCK, VARIANTS
+from toolkit.recipe import LOCK, VARIANTS, Task, Train
 from toolkit.recipe.inc import IncFlags, explain, read_inc
 from toolkit.recipe.load import parse_recipe
 from toolkit.sparsity.mask import SparsityMask
+from toolkit.training.datasets import task_data
+from toolkit.training.distillation import TaskLoss
+from toolkit.training.loop import fit
 
 CONFIGS = paths.RECIPES / "inc"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -73,18 +76,24 @@ tuning:
 
 @pytest.fixture(scope="module")
 def sources(tiny_bert, tiny_task_files, tmp_path_factory):
-    """Folders of a dense and a sparse classifier that know nothing yet, and a small task: 80 rows to learn from."""
+    """Folders of a dense classifier and of a sparse one that knows nothing yet, and a small task: 80 rows to learn."""
     folder = tmp_path_factory.mktemp("inc")
     tokenizer = load_tokenizer(tiny_bert)
     torch.manual_seed(0)
     dense = load_classifier(tiny_bert, ["0", "1"])
-    save_checkpoint(dense, tokenizer, folder / "dense")
     weights = {name: module.weight for name, module in prunable_matrices(dense).items()}
     SparsityMask({name: torch.rand_like(weight) >= 0.9 for name, weight in weights.items()}).apply_(weights)
     save_checkpoint(dense, tokenizer, folder / "sparse")
     rows = tiny_task_files.train.read_text().splitlines()[:81]
     (folder / "train.tsv").write_text("\n".join(rows) + "\n")
     (folder / "dev.tsv").write_text("\n".join(tiny_task_files.dev.read_text().splitlines()[:41]) + "\n")
+    # The dense model is a teacher, which must know the task.
+    section = Task(train=str(tiny_task_files.train), dev=str(folder / "dev.tsv"), max_seq_length=16)
+    task, dense = load_task("toy", section, tokenizer), load_classifier(tiny_bert, ["0", "1"])
+    train = Train.model_validate({"steps": 60, "batch_size": 16, "optimizer": {"AdamW": {"learning_rate": 3e-3}}})
+    data = task_data(task.train, tokenizer.pad_token_id, train, 0)
+    fit(dense, data, train, TaskLoss(task.kind), Context(folder, folder / "work", 0))
+    save_checkpoint(dense, tokenizer, folder / "dense")
     return folder
 
 

@@ -1,5 +1,6 @@
 """The `pruneofa` command line: one function per command, with heavy imports inside so that `--help` starts fast."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -37,6 +38,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
 
 def main() -> None:
     """Entry point: runs a command, and turns every exception into a message and an exit code (`failures`)."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal or log file may not have every character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     _quiet_libraries()
     failures.stop_on_signals()
     try:

@@ -157,6 +157,8 @@ def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candi
         raise UserError("this run has exports for several tasks", where=str(run), instead=f"--task, one of: {names}")
     manifest = exports[0]
     measured = manifest.metrics["variants"]
+    if not measured:
+        raise UserError("this run exported no variant", where=str(run), instead="a run whose export has variants")
     metric = next(iter(next(iter(measured.values()))["ir"]))
     found: dict[str, _Candidate] = {}
     amx = "amx_int8" in machine.describe().get("isa", ())
@@ -270,8 +272,7 @@ def bench(
     task: Annotated[str | None, typer.Option(help="with --recommend: task of the run")] = None,
 ) -> None:
     """Compare the latency of IR folders with benchmark_app on tokenised text; or recommend the variant to deploy."""
-    from rich.console import Console
-
+    from toolkit.cli.terminal import Console
     from toolkit.recipe import Performance, PerformanceConfigs
 
     section = Performance(

@@ -22,6 +22,7 @@ def doctor_table() -> "tuple[Table, bool]":
     from importlib import metadata
 
     from rich.table import Table
+    from rich.text import Text
 
     from toolkit.core import machine
     from toolkit.ir import kernels
@@ -41,7 +42,7 @@ def doctor_table() -> "tuple[Table, bool]":
                 continue
         same = found.split("+")[0] == wanted
         all_pinned &= same
-        table.add_row(name, found if same else f"[red]{found}[/]", wanted)
+        table.add_row(name, found if same else Text(found, "red"), wanted)
     for extra in EXTRAS:
         absent = missing_module(extra)
         table.add_row(f"extra {extra}", f"{absent} is missing" if absent else "complete", install_command(extra))
@@ -75,7 +76,7 @@ def pinned_versions() -> dict[str, str]:
 
 def doctor() -> None:
     """Check this machine against the toolkit's requirements: versions, ISA, cores, memory, disk, NNCF extension."""
-    from rich.console import Console
+    from toolkit.cli.terminal import Console
 
     table, all_pinned = doctor_table()
     Console().print(table)

@@ -68,7 +68,7 @@ def _run_table(path: Path) -> "Table":
     table = Table(title=str(path))
     for column in ("task", "stage", "seconds", "dev", "sparsity", "checks", "made from"):
         table.add_column(column)
-    for m in finished_manifests(path):
+    for m in finished_manifests(path, complete=False):
         table.add_row(
             m.task or "",
             m.stage,
@@ -188,6 +188,6 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="checkpoint, IR or run folder; or a .safetensors or .xml file")],
 ) -> None:
     """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
-    from rich.console import Console
+    from toolkit.cli.terminal import Console
 
     Console().print(inspection_tables(path))

@@ -20,6 +20,7 @@ def plan_table(
 ) -> "Table":
     """Returns a table with one row per step; arguments and errors are those of `estimate`."""
     from rich.table import Table
+    from rich.text import Text
 
     rows = estimate(recipe, run_folder, measure, available, log)
     legend = (
@@ -36,9 +37,9 @@ def plan_table(
         need = gigabytes(row.memory)
         table.add_row(
             row.step.label,
-            "[green]yes[/]" if row.step.manifest else "no",
+            Text("yes", "green") if row.step.manifest else "no",
             "?" if row.steps is None else f"{'' if row.exact else '~ '}{row.steps:,}" if row.steps else "",
-            f"[red]{need}[/]" if row.remark and row.memory else need,
+            Text(need, "red") if row.remark and row.memory else need,
             "?" if row.seconds is None else f"{row.source} {_duration(row.seconds)}",
             "?" if row.disk is None else f"{row.disk / 1e6:,.0f} MB",
         )

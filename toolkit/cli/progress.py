@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from toolkit.core.artifacts import Progress
 from toolkit.core.errors import UserError
@@ -33,7 +34,7 @@ class _Bar:
         self._label, self._console = label, console
         self._bars = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -58,7 +59,7 @@ class _Bar:
             self._console.print(f"  {self._label}: {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
-        self._console.print(f"  {self._label}: {text}", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"  {self._label}: {text}", highlight=False, soft_wrap=True)
 
 
 _SHORT = {"learning_rate": "lr", "seconds_per_step": "s/step", "task_loss": "task", "kd_loss": "kd"}
@@ -113,4 +114,4 @@ def stage_progress(step: "Step", console: Console, track: Path | None = None) ->
         yield tracked or bar
     if tracked:
         tracked.writer.close()
-    console.print(f"[green]✓[/] {step.label:<24} {time.monotonic() - started:7.1f} s", highlight=False)
+    console.print(Text.assemble(("✓", "green"), f" {step.label:<24} {time.monotonic() - started:7.1f} s"))

@@ -16,9 +16,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="folder to write; default: <first run>/report")] = None,
 ) -> None:
     """Regenerate the report (HTML, Markdown) of finished runs from their manifests."""
-    from rich.console import Console
-
     from toolkit import reporting
+    from toolkit.cli.terminal import Console
     from toolkit.pipeline.graph import finished_manifests
 
     found = [finished_manifests(folder) for folder in runs]
@@ -33,11 +32,13 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
     Raises:
         CheckFailed: The recipe's accuracy criterion is not met.
     """
-    from rich.console import Console
-
     from toolkit import reporting
+    from toolkit.cli.terminal import Console
+    from toolkit.measure.manifest_schema import require_recorded
     from toolkit.pipeline.requirements import install_command, missing_module
 
+    for m in manifests:  # those of cached stages may be of an older version
+        require_recorded(m, folder / m.artifact.path, m.stage, m.task, complete=True)
     terminal = Console()
     terminal.print(reporting.console([manifests]))
     if module := missing_module("report"):  # optional, e.g. on a machine that only trains
@@ -47,7 +48,7 @@ def show_report(manifests: "list[Manifest]", folder: Path) -> None:
         found = f"Report: {page}"
     if any(m.stage == "export" for m in manifests):
         found += f"\nIR folders: {folder}/tasks/<task>/export/<variant>"
-    terminal.print(found, highlight=False, markup=False, soft_wrap=True)
+    terminal.print(found, highlight=False, soft_wrap=True)
     missed = reporting.missed_criteria(manifests)
     if missed:
         raise CheckFailed("\n".join(missed))

@@ -69,18 +69,18 @@ def init(
 
 def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
     """Validate a recipe: keys, lengths, rows of the data, checkpoints, sparsity, names of layers and operations."""
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
+    from toolkit.cli.terminal import Console
     from toolkit.pipeline.preflight import check_recipe
     from toolkit.pipeline.requirements import missing_requirements
 
     loaded, console = _load(recipe, overrides), Console()
     for what, found in check_recipe(loaded):
-        mark = f"[green]✓[/] {what}: " if what else "    "  # a line without a name continues the previous one
-        console.print(f"{mark}{escape(found)}", highlight=False, soft_wrap=True)
+        mark = ("✓", "green") if what else "   "  # a line without a name continues the previous one
+        console.print(Text.assemble(mark, f" {what}: {found}" if what else f" {found}"), soft_wrap=True)
     for line in missing_requirements(loaded):
-        console.print(f"[yellow]![/] {escape(line)}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("!", "yellow"), f" {line}"), soft_wrap=True)
 
 
 def plan(
@@ -89,14 +89,15 @@ def plan(
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Show stages, cache state and steps; estimate memory, time and disk with a short measurement on this machine."""
-    from rich.console import Console
+    from rich.text import Text
 
     from toolkit.cli.plan_table import plan_table
+    from toolkit.cli.terminal import Console
 
     loaded = _load(recipe, overrides)
     terminal = Console()
     with terminal.status("reading the data") as status:
-        table = plan_table(loaded, runs / loaded.name, log=status.update)
+        table = plan_table(loaded, runs / loaded.name, log=lambda text: status.update(Text(text)))
     terminal.print(table)
 
 
@@ -146,9 +147,10 @@ def execute(
         only: Label of the only stage to run; None: all stages.
         track: Whether to write a TensorBoard log to the run folder.
     """
-    from rich.console import Console
+    from rich.text import Text
 
     from toolkit.cli import progress
+    from toolkit.cli.terminal import Console
     from toolkit.pipeline.preflight import check_recipe
     from toolkit.pipeline.requirements import missing_requirements
     from toolkit.pipeline.run import Run
@@ -158,9 +160,9 @@ def execute(
     terminal = Console()
     if loaded.threads:
         os.environ["OMP_NUM_THREADS"] = str(loaded.threads)
-    terminal.print(f"[bold]{loaded.name}[/] {loaded.description}".rstrip(), highlight=False)
+    terminal.print(Text.assemble((loaded.name, "bold"), f" {loaded.description}".rstrip()))
     for line in missing_requirements(loaded):
-        terminal.print(line, highlight=False, markup=False, soft_wrap=True)
+        terminal.print(line, highlight=False, soft_wrap=True)
     log = folder / "tensorboard" if track else None
     job = Run(loaded, folder, lambda step: progress.stage_progress(step, terminal, log))
     manifests = job(only=only, start=start)

@@ -33,10 +33,9 @@ def reproduce(
     file: File = paths.SCOREBOARD,
 ) -> None:
     """Run the recipe behind a published result and record the measurement."""
-    from rich.console import Console
-
     from toolkit.cli.report import show_report
     from toolkit.cli.run import execute
+    from toolkit.cli.terminal import Console
     from toolkit.data.resolved_inputs import ResolvedInputs
     from toolkit.pipeline.graph import plan
     from toolkit.recipe.load import load_recipe, parse_recipe
@@ -97,8 +96,7 @@ def scoreboard(
     file: File = paths.SCOREBOARD,
 ) -> None:
     """Print all published results: claimed value, measured value, and whether it was reproduced."""
-    from rich.console import Console
-
+    from toolkit.cli.terminal import Console
     from toolkit.reporting.scoreboard.board import assess, load_measurements, load_scoreboard
     from toolkit.reporting.scoreboard.render import scoreboard_markdown, scoreboard_table, write_scoreboard_page
 

@@ -165,10 +165,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        return Manifest.model_validate_json(path.read_text())
-    except (ValidationError, ValueError) as error:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         raise UserError(
-            f"this manifest cannot be read ({str(error).splitlines()[0]})",
+            f"this manifest cannot be read ({reason}): it is damaged, or of another version of the toolkit",
             where=str(path),
             instead="delete the folder; the next run reruns the stage",
         ) from None

@@ -1,4 +1,4 @@
-"""Content hashes and atomic writes."""
+"""Content hashes, atomic writes, and JSON files of unknown origin."""
 
 import hashlib
 import json
@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
+from toolkit.core.errors import UserError
+
+_LARGEST_JSON = 1 << 28  # bytes; the index of a model with a million tensors has half of it
 MANIFEST = "manifest.json"
 
 
@@ -33,6 +38,33 @@ def content_hash(path: Path) -> str:
         if p.is_file() and p.name != MANIFEST and not any(s.startswith(".") for s in p.relative_to(path).parts)
     ]
     return json_hash(entries)
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file that may come from anywhere.
+
+    Raises:
+        UserError: The file is missing, not a regular file, too large, or not JSON in UTF-8; or it is nested too deeply.
+    """
+    require_regular(path)
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"larger than {_LARGEST_JSON >> 20} MB")
+        return from_json(path.read_bytes())  # unlike `json`, raises a ValueError for deep nesting and lone surrogates
+    except (OSError, ValueError) as error:
+        raise UserError(f"not a JSON file ({error})", where=str(path), instead="copy or download it again") from None
+
+
+def require_regular(path: Path) -> None:
+    """Checks that a path is a regular file or a link to one: opening a FIFO waits, and a device never ends.
+
+    Raises:
+        UserError: It is not.
+    """
+    if path.is_file():
+        return
+    what = "not a regular file" if path.exists() else "broken link" if path.is_symlink() else "no such file"
+    raise UserError(what, where=str(path), instead="a regular file")
 
 
 def json_hash(value: Any) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -82,7 +83,7 @@ def sample_positions(labels: np.ndarray, rng: np.random.Generator, count: int) -
     return chosen
 
 
-def require_word_marks(tokenizer: "PreTrainedTokenizerFast") -> None:
+def require_word_marks(tokenizer: "PreTrainedTokenizerFast | Tokenizer") -> None:
     """Checks that the vocabulary marks the pieces that continue a word, as whole-word masking requires.
 
     Raises:
@@ -101,7 +102,7 @@ def _facts(tokenizer: "PreTrainedTokenizerFast") -> tuple[np.ndarray, int, int]:
 
 
 @lru_cache(maxsize=4)
-def _continues(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
+def _continues(tokenizer: "PreTrainedTokenizerFast | Tokenizer") -> np.ndarray:
     """Vocabulary id -> whether it continues the word before it: `##` in WordPiece, no `Ġ` or `▁` elsewhere."""
     vocabulary = tokenizer.get_vocab()
     pieces = np.zeros(max(vocabulary.values()) + 1, dtype=bool)

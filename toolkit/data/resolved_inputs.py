@@ -1,13 +1,12 @@
 """Lookup of the models and data files of a recipe; one `ResolvedInputs` looks each of them up once. Loads no torch."""
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.errors import UserError
 from toolkit.data.files import cached_file, fetch_file
+from toolkit.models.config import read_config
 from toolkit.models.published import published_config
 from toolkit.models.sources import cached_model, fetch_model
 
@@ -29,18 +28,9 @@ class ResolvedModel:
         """The checkpoint's `config.json`, or the published sizes of a hub model that is not cached; None if unknown.
 
         Raises:
-            UserError: The file is missing or damaged.
+            UserError: The file is missing or damaged, or has impossible values.
         """
-        if self.folder is None:
-            return published_config(self.source)
-        path = self.folder / "config.json"
-        try:
-            config = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"invalid model config ({error})", where=str(path), instead="copy or download it again"
-            ) from None
-        return config if isinstance(config, dict) else {}
+        return published_config(self.source) if self.folder is None else read_config(self.folder)
 
 
 @dataclass(frozen=True)

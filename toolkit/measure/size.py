@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.ir import bundle
+from toolkit.models.checkpoint import weight_files
 
 FP32_BYTES, INT8_BYTES = 4, 1
 
@@ -108,7 +109,7 @@ def count_weights(checkpoint: Path, kept: Mapping[str, int]) -> Footprint:
     from safetensors import safe_open
 
     matrices, embeddings, other = [], 0, 0
-    for file in sorted(checkpoint.glob("model*.safetensors")):
+    for file in weight_files(checkpoint):
         with safe_open(file, framework="np") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 view = tensors.get_slice(name)

@@ -3,7 +3,6 @@
 `mlm_heads.py` builds the masked-LM head that an entry names.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
+from toolkit.models.config import read_config
 
 # Encoder layer in a parameter name, in all BERT-like naming schemes: bert.encoder.layer.3…,
 # distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
@@ -197,7 +197,7 @@ def encoder_prefix(folder: Path) -> str:
     Empty if `config.json` is missing or damaged; loading the model reports that.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
-        return f"{architecture_of(config).prefix}." if config["model_type"] else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        config = read_config(folder)
+    except UserError:
         return ""
+    return f"{architecture_of(config).prefix}." if config.get("model_type") else ""

@@ -1,6 +1,5 @@
 """Checkpoint inspection without loading the model: shapes, zeros, signs of quantization. Does not import torch."""
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -8,8 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic_core import from_json
+from safetensors import SafetensorError, safe_open
+
 from toolkit.core.errors import UserError
+from toolkit.core.files import read_json, require_regular
 from toolkit.models.architectures import BARE_ENCODER, encoder_prefix, is_in_layer
+from toolkit.models.config import read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,25 +68,56 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: There is no safetensors file, or its header cannot be read.
     """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise _no_weights(folder)
     found: dict[str, StoredTensor] = {}
     prefix = encoder_prefix(folder)
-    for path in files:
+    for path in weight_files(folder):
         try:
-            with path.open("rb") as stream:
+            with safe_open(path, framework="np"), path.open("rb") as stream:  # safetensors checks the complete header
                 size = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(size))
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    start, stop = (size + 8 + int(offset) for offset in entry["data_offsets"])
-                    found[f"{prefix}{name}" if name.startswith(BARE_ENCODER) else name] = StoredTensor(
-                        path, str(entry["dtype"]), tuple(entry["shape"]), start, stop
-                    )
-        except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+                header = from_json(stream.read(size))
+        except (SafetensorError, OSError, ValueError):
             raise _damaged(path) from None
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, stop = (size + 8 + offset for offset in entry["data_offsets"])
+                found[f"{prefix}{name}" if name.startswith(BARE_ENCODER) else name] = StoredTensor(
+                    path, entry["dtype"], tuple(entry["shape"]), start, stop
+                )
     return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the safetensors files of a checkpoint: one, or those that its index names, in this folder.
+
+    Raises:
+        UserError: There is none, the index names others, or a file is not a regular one.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if index.exists():
+        values = read_json(index)
+        shards = values.get("weight_map") if isinstance(values, dict) else None
+        names = set(shards.values()) if isinstance(shards, dict) and all(map(_is_shard, shards.values())) else None
+        if not names:
+            raise UserError(
+                "the index does not map each tensor to a safetensors file of this folder",
+                where=str(index),
+                instead="the index that was saved with these weights",
+            )
+        files = [folder / name for name in sorted(names)]
+    else:
+        files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise _no_weights(folder)
+    for file in files:
+        require_regular(file)
+    return files
+
+
+def _is_shard(name: object) -> bool:
+    """Returns whether an entry of an index is the name of a safetensors file, not a path."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) is not None
 
 
 def require_unquantized(folder: Path) -> None:
@@ -91,12 +126,7 @@ def require_unquantized(folder: Path) -> None:
     Raises:
         UserError: The checkpoint is quantized, or its weights are pickled or missing.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        config = {}  # reported when the model is loaded
-    method = (config.get("quantization_config") or {}) if isinstance(config, dict) else {}
-    if method:
+    if method := read_config(folder).get("quantization_config"):
         name = method.get("quant_method") or method.get("format") or "quantization_config in its config.json"
         raise _quantized(folder, f"it is already quantized ({name})")
     found = stored_tensors(folder)
@@ -165,10 +195,13 @@ def zero_weights(tensor: StoredTensor) -> "np.ndarray":
     """Returns a bool array of a tensor's shape, True where a weight is exactly zero.
 
     Raises:
-        UserError: The file is shorter than its header states.
+        UserError: The file is shorter than its header states, or the tensor's type is not a plain float.
     """
     import numpy as np
 
+    if tensor.dtype not in _FLOATS:
+        what = f"the zeros of {tensor.dtype} tensors cannot be counted"
+        raise UserError(what, where=str(tensor.file), instead=f"one of {', '.join(_FLOATS)}")
     size, bits = _FLOATS[tensor.dtype]
     with tensor.file.open("rb") as stream:
         stream.seek(tensor.start)

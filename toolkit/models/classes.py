@@ -1,14 +1,15 @@
 """Classes of a classifier checkpoint, by the names in its `config.json`, and the order of its outputs. No torch."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import read_json
 
 _FORM = 'id2label: {"0": "negative", "1": "positive"}'
+_MOST = 100_000  # classes; a larger number is a mistake in the file
 _UNNAMED = re.compile(r"(LABEL_)?\d+")  # what transformers writes if nobody named the classes; or their numbers
 
 
@@ -21,12 +22,13 @@ def class_names(folder: Path) -> list[str] | None:
     """
     where = str(folder / "config.json")
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except UserError:
         return None  # reported when the model is loaded
     if not isinstance(config, dict):
         return None
     kinds, stored = config.get("architectures") or (), config.get("id2label")
+    kinds = [kinds] if isinstance(kinds, str) else kinds
     if stored is not None and not (isinstance(stored, dict) and all(_number(key) is not None for key in stored)):
         what = f"id2label is {_described(stored)}, where transformers expects an object of class numbers and names"
         raise UserError(what, where=where, instead=_FORM)
@@ -37,7 +39,7 @@ def class_names(folder: Path) -> list[str] | None:
         return None
     if not stored:
         count = config.get("num_labels", 2)
-        return [f"LABEL_{number}" for number in range(count if isinstance(count, int) else 2)]
+        return [f"LABEL_{number}" for number in range(min(count, _MOST) if isinstance(count, int) else 2)]
     names = {_number(key): str(name) for key, name in stored.items()}
     if names.keys() != set(range(len(stored))):
         numbers = ", ".join(map(str, stored))

@@ -1,7 +1,6 @@
 """Loading and saving of Hugging Face models, and their prunable matrices. Weights are read from safetensors only."""
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,6 +21,7 @@ from toolkit.core.errors import UserError
 from toolkit.models.architectures import is_in_layer, require_next_sentence_head, usable_positions
 from toolkit.models.checkpoint import require_unquantized
 from toolkit.models.classes import class_names, output_order
+from toolkit.models.config import read_config
 from toolkit.models.task_heads import HEADS
 from toolkit.models.tokenizers import require_tokenizer
 from toolkit.recipe import KINDS, Kind
@@ -60,9 +59,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     try:
         with _quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, **_LOCAL)
-        config = json.loads((folder / "config.json").read_text())
     except Exception as error:  # transformers raises many unrelated types for damaged files
         raise _load_error("tokenizer", folder, error) from None
+    config = read_config(folder)
     needed = ("cls_token_id", "sep_token_id", "pad_token_id", "mask_token_id")
     missing = [name.removesuffix("_id") for name in needed if getattr(tokenizer, name, None) is None]
     if not tokenizer.is_fast or missing:
@@ -77,8 +76,11 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
             where=str(folder),
             instead="the tokenizer that belongs to the model",
         )
-    positions = usable_positions(config) or tokenizer.model_max_length
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float) or not longest > 0:
+        what = f"the tokenizer's model_max_length is {longest!r}"
+        raise UserError(what, where=str(folder / "tokenizer_config.json"), instead="a number of tokens")
+    tokenizer.model_max_length = min(longest, usable_positions(config) or longest)
     _reset_lengths(tokenizer)
     return tokenizer
 
@@ -183,8 +185,8 @@ def save_checkpoint(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFas
 
 def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: Any) -> "PreTrainedModel":
     """Loads a model whose checkpoint must include the encoder and, with `fitted`, the head."""
-    require_unquantized(folder)
     class_names(folder)
+    require_unquantized(folder)
     try:
         with _quiet():
             model, report = auto_class.from_pretrained(
@@ -195,7 +197,7 @@ def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: An
                 output_loading_info=True,
                 **settings,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers raises many unrelated types for impossible configs, too
         raise _load_error("model", folder, error) from None
     require_finite(model, str(folder), "a checkpoint whose training did not diverge")
     encoder = {f"{model.base_model_prefix}.{name}" for name, _ in model.base_model.named_parameters()}

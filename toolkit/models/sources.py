@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import user_path
+from toolkit.core.files import require_regular, user_path
 from toolkit.models.published import published_config
 from toolkit.recipe.references import LOCAL_PREFIXES, package_path
 
@@ -51,13 +51,16 @@ def local_model(source: str) -> Path | None:
     """Returns the folder of a checkpoint that is not on the hub (`package:…` or a local folder); None if there is none.
 
     Raises:
-        UserError: The folder has no `config.json`, or the package is not installed.
+        UserError: The folder has no `config.json` or has special files, or the package is not installed.
     """
     folder = package_path(source) if source.startswith("package:") else user_path(source)
     if not folder.is_dir():
         return None
     if not (folder / "config.json").is_file():
         raise UserError("no config.json in this folder", where=str(folder), instead="a Hugging Face model folder")
+    for path in folder.iterdir():  # transformers opens files by name, and would wait for a FIFO
+        if path.exists() and not path.is_dir():
+            require_regular(path)
     return folder
 
 

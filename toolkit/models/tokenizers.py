@@ -10,10 +10,11 @@ from toolkit.core.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_BERT_SETTINGS = {  # key of a BertNormalizer -> key of tokenizer_config.json
-    "lowercase": "do_lower_case",
-    "strip_accents": "strip_accents",
-    "handle_chinese_chars": "tokenize_chinese_chars",
+# Key of a BertNormalizer -> key of tokenizer_config.json, and what transformers takes without it.
+_BERT_SETTINGS = {
+    "lowercase": ("do_lower_case", True),
+    "strip_accents": ("strip_accents", None),
+    "handle_chinese_chars": ("tokenize_chinese_chars", True),
 }
 _VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json"}
 _SHOWN = 60  # characters of a text that a message quotes
@@ -39,8 +40,7 @@ def require_tokens_within(folder: Path, size: object) -> None:
     Raises:
         UserError: The tokenizer has more tokens than the model.
     """
-    tokenizer = stored_tokenizer(folder)
-    count = tokenizer.get_vocab_size() if tokenizer is not None else 0
+    count = max((tokenizer.get_vocab_size() for tokenizer in stored_tokenizers(folder)), default=0)
     if isinstance(size, int) and count > size:
         what = f"the tokenizer has {count} tokens, the model only {size}"
         raise UserError(what, where=str(folder), instead="the tokenizer that belongs to the model")
@@ -52,24 +52,29 @@ def definition(tokenizer: "Tokenizer") -> dict[str, Any]:
     return found | {"truncation": None, "padding": None}
 
 
-def stored_tokenizer(folder: Path) -> "Tokenizer | None":
-    """Returns the tokenizer of a checkpoint as transformers would load it; None without a valid `tokenizer.json`."""
+def stored_tokenizers(folder: Path) -> "list[Tokenizer]":
+    """Returns the tokenizers that transformers may load from a checkpoint; none without a valid `tokenizer.json`.
+
+    There are two where `tokenizer_config.json` contradicts `tokenizer.json`: which one counts depends on the class of
+    the tokenizer, on the type of the model and on the version of transformers.
+    """
     from tokenizers import Tokenizer
 
     try:
-        found = json.loads((folder / "tokenizer.json").read_text())
-        settings = json.loads((folder / "tokenizer_config.json").read_text())
-        if (found.get("normalizer") or {}).get("type") == "BertNormalizer":
-            # transformers builds this normalizer from the settings, whatever tokenizer.json has.
-            found["normalizer"] |= {own: settings[key] for own, key in _BERT_SETTINGS.items() if key in settings}
-        tokenizer = Tokenizer.from_str(json.dumps(found | {"truncation": None, "padding": None}))
+        stored = json.loads((folder / "tokenizer.json").read_text()) | {"truncation": None, "padding": None}
+        possible = [stored]
+        if (stored.get("normalizer") or {}).get("type") == "BertNormalizer":
+            file = folder / "tokenizer_config.json"
+            settings = json.loads(file.read_text()) if file.is_file() else {}
+            own = {name: settings.get(key, default) for name, (key, default) in _BERT_SETTINGS.items()}
+            possible.append(stored | {"normalizer": stored["normalizer"] | own})
+        return [Tokenizer.from_str(json.dumps(one)) for one in possible]
     except Exception:  # a damaged tokenizer is reported when it is loaded
-        return None
-    return tokenizer
+        return []
 
 
 def require_same_tokens(student: Path, teacher: Path, texts: Iterable[str]) -> None:
-    """Checks without transformers that two checkpoints tokenise texts equally; only if both have a `tokenizer.json`.
+    """Checks without transformers that two checkpoints can tokenise texts equally; if both have a `tokenizer.json`.
 
     Args:
         student: Folder of the checkpoint that is distilled.
@@ -79,13 +84,13 @@ def require_same_tokens(student: Path, teacher: Path, texts: Iterable[str]) -> N
     Raises:
         UserError: They give a text other token ids.
     """
-    own, other = stored_tokenizer(student), stored_tokenizer(teacher)
-    if own is None or other is None or definition(own) == definition(other):
+    own, other = stored_tokenizers(student), stored_tokenizers(teacher)
+    if not own or not other or any(definition(a) == definition(b) for a in own for b in other):
         return
     for text in texts:
-        ids, theirs = own.encode(text).ids, other.encode(text).ids
-        if ids != theirs:
-            raise different_tokens(text, ids, theirs, teacher)
+        ids, theirs = ([tokenizer.encode(text).ids for tokenizer in both] for both in (own, other))
+        if not any(one in theirs for one in ids):
+            raise different_tokens(text, ids[0], theirs[0], teacher)
 
 
 def different_tokens(text: str, ids: list[int], teacher_ids: list[int], teacher: Path) -> UserError:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
+from toolkit.data.masking import require_word_marks
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.architectures import (
     ARCHITECTURES,
@@ -17,7 +18,7 @@ from toolkit.models.architectures import (
     require_next_sentence_head,
 )
 from toolkit.models.checkpoint import StoredTensor, stored_tensors
-from toolkit.models.tokenizers import require_tokenizer, require_tokens_within
+from toolkit.models.tokenizers import require_tokenizer, require_tokens_within, stored_tokenizers
 from toolkit.recipe import KDLossSettings, Kind, Recipe
 
 # Attribute of a masked-LM head -> a weight that every checkpoint with this head has.
@@ -43,7 +44,7 @@ def check_contents(recipe: Recipe, inputs: ResolvedInputs) -> None:
     Raises:
         UserError: The first error found.
     """
-    for source in dict.fromkeys(_sources(recipe)):
+    for source in dict.fromkeys(sources_of(recipe)):
         model = inputs.model(source)
         if model.folder is not None:
             config = model.config or {}
@@ -68,7 +69,8 @@ def check_task_heads(recipe: Recipe, inputs: ResolvedInputs) -> None:
                 _require_task_head(task.kind, width, model.config or {}, model.folder, name)
 
 
-def _sources(recipe: Recipe) -> Iterator[str]:
+def sources_of(recipe: Recipe) -> Iterator[str]:
+    """Yields every reference to a model of a recipe."""
     yield recipe.model.source
     yield from recipe.ready.values()
     for task in recipe.tasks.values():
@@ -96,6 +98,9 @@ def _check_pretraining(recipe: Recipe, inputs: ResolvedInputs) -> None:
             )
     if recipe.corpus.pairs is not None:
         require_next_sentence_head(kind)
+    if recipe.corpus.whole_word_masking and model.folder:
+        for tokenizer in stored_tokenizers(model.folder)[:1]:
+            require_word_marks(tokenizer)
 
 
 def _require_known_type(config: Mapping[str, Any], folder: Path) -> None:

@@ -11,6 +11,7 @@ since been regenerated with different content. It is written to `<stage>.partial
 complete, so killing a run loses at most the work since the last checkpoint in `<stage>.partial/.work/`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from toolkit.core.artifacts import Artifact, Kind, Manifest, read_manifest
 from toolkit.core.errors import UserError
 from toolkit.core.files import content_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.measure.manifest_schema import require_recorded
 from toolkit.pipeline.cache_keys import accepted_keys, data_hashes, sections_of
-from toolkit.recipe import Recipe
+from toolkit.recipe import VARIANTS, Export, Recipe
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ def _step(
     data, roles = data_hashes(sections, resolved)
     folder = (run_folder / "tasks" / task if task else run_folder) / stage.name
     manifest = read_manifest(folder)
+    if manifest is not None:
+        require_recorded(manifest, folder, stage.name, task, complete=False)
     identities = {name: i.key if isinstance(i, Step) else i.sha256 for name, i in inputs.items()}
     keys = accepted_keys(stage.name, recipe.seed, sections, roles, identities)
     key = next((k for k in keys if manifest is not None and manifest.key == k), keys[-1])
@@ -172,6 +176,49 @@ def _step(
     same = manifest is not None and manifest.key == key and inputs_unchanged(manifest, inputs, finished)
     here = manifest if same else None
     return Step(stage, task, folder, key, inputs, sections, data, here)
+
+
+def check_graph(recipe: Recipe) -> None:
+    """Checks that every stage of a recipe has its inputs, and every export a variant that it can make.
+
+    Raises:
+        UserError: No stage provides an input, or a model for one of the variants.
+    """
+    provided: set[tuple[str | None, str]] = {(None, "base")}
+    for task in (None, *recipe.tasks):
+        ready = recipe.tasks[task].ready if task else recipe.ready
+        for stage in (s for s in STAGES if s.per_task == (task is not None)):
+            section = recipe.section(stage.name, task)
+            if stage.name not in ready and section is None:
+                continue
+            provided.add((task, stage.name))
+            if stage.name in ready:
+                continue
+            for need in (*stage.needed(recipe, task), *([] if stage.needs else ["|".join(stage.optional)])):
+                if not any((t, name) in provided for name in need.split("|") for t in (task, None)):
+                    raise _missing_input(recipe, stage, task, need.split("|")[0])
+            if isinstance(section, Export):
+                require_variant(section, {name for t, name in provided if t == task}, str(task))
+
+
+def require_variant(export: Export, stages: Collection[str], task: str) -> None:
+    """Checks that there is a model for at least one variant of an export.
+
+    Args:
+        export: The section of the recipe.
+        stages: Names of the stages that have a model of the task.
+        task: Name of the task.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not any(VARIANTS[name].source_stage in stages for name in export.variants):
+        possible = [v.name for v in VARIANTS.values() if not v.engine and v.source_stage in stages]
+        raise UserError(
+            f"none of {', '.join(export.variants)} has a model in this run",
+            where=f"export.variants of task {task!r}",
+            instead=f"variants: [{', '.join(possible)}], or add the stages of the others",
+        )
 
 
 def _missing_input(recipe: Recipe, stage: Stage, task: str | None, name: str) -> UserError:
@@ -210,15 +257,23 @@ def select(steps: list[Step], *, only: str | None = None, start: str | None = No
     return [s for s in steps if s.stage.name == wanted or (start and s.stage.name in later)]
 
 
-def finished_manifests(run_folder: Path) -> list[Manifest]:
+def finished_manifests(run_folder: Path, *, complete: bool = True) -> list[Manifest]:
     """Returns the manifests of all finished stages in a run folder, in the order of the data flow.
 
+    Args:
+        run_folder: The run folder.
+        complete: Whether every figure must be there that a report shows; older versions may lack some.
+
     Raises:
-        UserError: The folder contains no finished stage.
+        UserError: The folder contains no finished stage, or a manifest is damaged or lacks a figure.
     """
-    folders = [run_folder / name for name in STAGE_NAMES]
-    folders += [t / name for t in sorted(run_folder.glob("tasks/*")) for name in STAGE_NAMES]
-    found = [m for m in map(read_manifest, folders) if m is not None]
+    found = []
+    for task, parent in [(None, run_folder), *((t.name, t) for t in sorted(run_folder.glob("tasks/*")))]:
+        for name in STAGE_NAMES:
+            manifest = read_manifest(parent / name)
+            if manifest is not None:
+                require_recorded(manifest, parent / name, name, task, complete=complete)
+                found.append(manifest)
     if not found:
         raise UserError("no finished stage here", where=str(run_folder), instead="a folder written by `pruneofa run`")
     return sorted(found, key=lambda m: (m.task or "", STAGE_NAMES.index(m.stage)))

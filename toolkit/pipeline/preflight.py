@@ -3,6 +3,7 @@
 Loads no torch, except for a recipe that names layers or operations (`module_names.py`).
 """
 
+import math
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -21,12 +22,19 @@ from toolkit.models.checkpoint import (
     sparsity_by_tensor,
 )
 from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
+from toolkit.pipeline.graph import check_graph
 from toolkit.pipeline.module_names import check_module_names
 from toolkit.pipeline.ready_models import check_task_models, require_usable
-from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
+from toolkit.recipe import KINDS, LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
 from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
-from toolkit.sparsity.assignment import assign_matrices, reachable_sparsity, require_end_within
+from toolkit.sparsity.assignment import (
+    assign_matrices,
+    reachable_sparsity,
+    require_common_ramp,
+    require_end_within,
+    require_zeros,
+)
 from toolkit.sparsity.mask_file import require_fitting_mask
 from toolkit.training.lr_schedule import require_bounded_rewinding
 
@@ -75,6 +83,7 @@ def check_recipe(
         UserError: The first error found.
     """
     inputs = inputs or ResolvedInputs()
+    check_graph(recipe)
     found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
     named = [("model", recipe.model.source), *((f"ready {name}", source) for name, source in recipe.ready.items())]
     named += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
@@ -97,7 +106,7 @@ def check_recipe(
         counted = check_corpus(recipe.corpus) if read_rows else ""
         found.append(("corpus", "; ".join(filter(None, (_data(specs, inputs), counted)))))
     for name, task in recipe.tasks.items():
-        counted = task_rows.check_rows(name, task) if read_rows else ""
+        counted = _check_task(recipe, name, inputs) if read_rows else ""
         found.append((f"task {name}", "; ".join(filter(None, (_data(task_files(task), inputs), counted)))))
         found += [("", line) for line in task_rows.repeated_files(task)]
     check_module_names(recipe, inputs)
@@ -117,11 +126,32 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], inputs: ResolvedIn
         UserError: The first error found.
     """
     _check_lengths(recipe, inputs)
-    for name, task in recipe.tasks.items():
+    for name in recipe.tasks:
         if name in tasks:
-            task_rows.check_rows(name, task)
+            _check_task(recipe, name, inputs)
     if None in tasks and recipe.corpus is not None:
         check_corpus(recipe.corpus, cache)
+
+
+def _check_task(recipe: Recipe, name: str, inputs: ResolvedInputs) -> str:
+    """Checks every row of a task, and with their number a ramp in steps of a training in epochs; returns a summary."""
+    task, transfer = recipe.tasks[name], recipe.section("transfer", name)
+    summary = task_rows.check_rows(name, task)
+    if transfer is None or "transfer" in task.ready or not transfer.train.epoch or transfer.pruning.only_locks:
+        return summary
+    compression = transfer.pruning.approach.weight_compression
+    # The number of windows that question answering trains on is known only after tokenisation.
+    if compression.in_epochs() or KINDS[task.kind].cuts_windows or inputs.file(task.train) is None:
+        return summary
+    batch = transfer.train.batch_size * transfer.train.gradient_accumulation_steps
+    steps = transfer.train.epoch * math.ceil(len(task_rows.read_train(task)) / batch)
+    for pruner in compression.resolve():
+        if pruner.prune_type != LOCK:
+            require_end_within(pruner.end_step, steps, "transfer.pruning")
+            if transfer.pruning.learning_rate_rewinding:
+                warmup = transfer.train.warmup_ratio * steps
+                require_bounded_rewinding(steps, warmup, pruner.start_step, pruner.end_step, "transfer.pruning")
+    return summary
 
 
 def _check_lengths(recipe: Recipe, inputs: ResolvedInputs) -> None:
@@ -189,10 +219,15 @@ def _pruning(
     where = f"{stage}.pruning.approach.weight_compression"
     # The steps per epoch are unknown before the data is read, so a schedule in epochs is checked in epochs.
     pruners = compression.resolve(steps_per_epoch=_EPOCH if compression.in_epochs() else 0)
+    if pruning.learning_rate_rewinding:
+        gradual = [p for p in pruners if p.prune_type != LOCK]
+        require_common_ramp([(p.start_step, p.end_step, p.update_frequency_on_step) for p in gradual], where)
     for number, (pruner, names) in enumerate(zip(pruners, assign_matrices(pruners, shapes, where), strict=True)):
         label = f"{stage} pruner {number + 1}" if len(pruners) > 1 else f"{stage} pruner"
         if pruner.prune_type == LOCK:
             sparsities = sparsity_by_tensor(model.folder, names) if model.folder else {}
+            if sparsities and not (stage == "transfer" and recipe.student):  # else the zeros are still to be made
+                require_zeros(_zeros(sparsities, shapes), names, where)
             found += [(label, "pattern_lock"), *_by_layer(shapes, sparsities)]
             continue
         problem = unsupported(pruning.backend, pruner)
@@ -241,16 +276,21 @@ def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
         return [("locked", f"the zeros of {model.source} are checked after its download")]
     shapes = prunable_shapes(recipe, model)
     sparsities = sparsity_by_tensor(folder, shapes)
-    weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
-    zeros = sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
+    zeros = _zeros(sparsities, shapes)
     if zeros < MIN_SPARSITY:
         raise UserError(
             "this checkpoint is dense: there is no pattern to lock", where=str(folder), instead="a pruned checkpoint"
         )
     return [
-        ("locked", f"{zeros:.2%} of {sum(weights.values()):,} encoder weights are zero"),
+        ("locked", f"{zeros:.2%} of {sum(map(math.prod, shapes.values())):,} encoder weights are zero"),
         *_by_layer(shapes, sparsities),
     ]
+
+
+def _zeros(sparsities: dict[str, float], shapes: dict[str, tuple[int, int]]) -> float:
+    """Returns the fraction of zeros of some matrices together."""
+    weights = {name: math.prod(shapes[name]) for name in sparsities}
+    return sum(sparsity * weights[name] for name, sparsity in sparsities.items()) / sum(weights.values())
 
 
 def _by_layer(shapes: dict[str, tuple[int, int]], sparsities: dict[str, float]) -> list[tuple[str, str]]:

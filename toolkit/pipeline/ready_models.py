@@ -34,8 +34,8 @@ def require_usable(folder: Path) -> None:
     Raises:
         UserError: It is quantized, pickled or damaged; a weight is NaN or infinite; or its classes are malformed.
     """
-    require_unquantized(folder)
     class_names(folder)
+    require_unquantized(folder)
     require_finite_weights(folder)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from toolkit.core import machine
 from toolkit.core.artifacts import (
@@ -26,12 +26,14 @@ from toolkit.core.artifacts import (
 from toolkit.core.errors import CheckFailed, UserError
 from toolkit.core.files import content_hash, json_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.sources import is_hub_model
 from toolkit.pipeline import preflight
 from toolkit.pipeline.cache_keys import data_hashes, section_values
+from toolkit.pipeline.checkpoint_contents import sources_of
 from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
 from toolkit.pipeline.requirements import require
 from toolkit.pipeline.run_folder import exclusive, promote, resume_or_reset
-from toolkit.recipe import Recipe
+from toolkit.recipe import Quantize, Recipe, Student
 from toolkit.training import distributed
 
 _DISK_FULL = 1 << 20  # bytes free
@@ -95,7 +97,11 @@ class Run:
     def _check_data(self, steps: list[Step], again: set[str]) -> None:
         """Checks the data of all steps to run, so that a bad row is reported now rather than days later."""
         todo = {s.task for s in steps if s.manifest is None or s.label in again}
+        if any(map(is_hub_model, sources_of(self.recipe))):  # downloaded only now
+            preflight.check_recipe(self.recipe, self.inputs, read_rows=False)
         preflight.check_data(self.recipe, todo, self.inputs, self.folder / ".cache")
+        for step in (s for s in steps if s.manifest is None or s.label in again):
+            _check_processes(step)
 
     def _help(self) -> NoReturn:
         """Joins the training of every stage that rank 0 broadcasts; writes nothing."""
@@ -198,13 +204,14 @@ class Run:
         Raises:
             UserError: A data file or a checkpoint was changed since the run began.
         """
-        now = data_hashes(step.sections, self.inputs)[0]
+        # Looked up again: a local folder with the layout of a data set is read from a copy that changes with it.
+        now = data_hashes(step.sections, ResolvedInputs(fetch=True))[0]
         now |= {str(source.path): content_hash(source.path) for source in inputs.values()}
         read = step.data | {str(source.path): source.sha256 for source in inputs.values()}
         for path, digest in read.items():
-            if now[path] != digest:
+            if now.get(path) != digest:
                 raise UserError(
-                    f"changed while `{step.label}` was running: its result would belong to neither version",
+                    f"changed since the run began: the result of `{step.label}` would belong to neither version",
                     where=path,
                     instead="repeat the command to run it on the new files; to resume it, restore them first",
                 )
@@ -228,6 +235,16 @@ def _by_name(hashes: dict[str, str]) -> dict[str, dict[str, str]]:
         if len(named) == len(hashes):
             return named
     raise AssertionError("paths differ")
+
+
+def _check_processes(step: Step) -> None:
+    """Checks that the settings of a step allow as many processes as there are."""
+    section: Any = step.sections.get(step.stage.name)
+    train = section.distillation.train if isinstance(section, Student) else getattr(section, "train", None)
+    if train is not None:
+        distributed.require_divisible(train.batch_size, step.stage.name)
+    if isinstance(section, Quantize):
+        distributed.require_one_process_to_retrain(section.tuning.retrain_steps)
 
 
 def _partial(step: Step) -> Path:

@@ -86,6 +86,7 @@ def claims_table(benchmark: Manifest) -> ClaimsTable:
     small, large = batches[0], batches[-1]
     n = int(metrics["dev_n"])
     counts: dict[str, int] = metrics.get("counts", {})
+    encoder = metrics["sizes_reference"].get("encoder")
     variants = tuple(
         VariantRow(
             name=name,
@@ -94,7 +95,7 @@ def claims_table(benchmark: Manifest) -> ClaimsTable:
             ),
             file=_size(v["sizes"][FILE], dense["sizes"][FILE] if dense else None),
             gzip=_size(v["sizes"][GZIP], dense["sizes"][GZIP] if dense else None),
-            encoder=_size(v["sizes"][VALUES], metrics["sizes_reference"]["encoder"]) if VALUES in v["sizes"] else None,
+            encoder=_size(v["sizes"][VALUES], encoder) if VALUES in v["sizes"] else None,
             latency=_speed("latency_ms_median", small, v, dense),
             throughput=_speed("throughput_median", large, v, dense),
         )

@@ -98,9 +98,21 @@ def speed(budget: Budget) -> str:
     return f"{_three_digits(budget.speed)}{_THIN}{'sequences' if budget.tokens is None else 'tokens'}/s"
 
 
-def cell(content: object) -> str:
-    """Escapes text for a cell of a Markdown table."""
-    return str(content).replace("|", "\\|")
+class Verbatim(str):
+    """Text that `in_markdown` leaves as it is."""
+
+
+def in_markdown(content: object) -> object:
+    """Escapes text of any origin for Markdown: HTML, links, images, the bars of tables and line breaks."""
+    if not isinstance(content, str) or isinstance(content, Verbatim):
+        return content
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", " ".join(content.splitlines()))
+    return text.replace("<", "&lt;").replace("](", "]\\(").replace("|", "\\|")
+
+
+def code(content: str) -> Verbatim:
+    """Returns text for an indented code block, which Markdown shows as it is."""
+    return Verbatim(" ".join(content.splitlines()))
 
 
 def examples(head: ClaimsTable) -> str:
@@ -146,7 +158,7 @@ FILTERS = {
         score,
         duration,
         speed,
-        cell,
+        code,
         examples,
         size_label,
         check_text,

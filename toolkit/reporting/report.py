@@ -96,6 +96,7 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
         environment = Environment(
             loader=PackageLoader("toolkit.reporting", "templates"),
             autoescape=html,
+            finalize=None if html else formatting.in_markdown,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -201,7 +202,8 @@ def _sizes(benchmark: Manifest) -> list[SizeRow]:
 
 def _family(label: str) -> int:
     """Returns the sort key of a label: files first, then the encoder, then the full model."""
-    return ("file", "encoder", "whole model").index(label.partition(":")[0])
+    families = ("file", "encoder", "whole model", "")
+    return families.index(found if (found := label.partition(":")[0]) in families else "")
 
 
 def _data(run: Sequence[Manifest]) -> list[tuple[str, str, str]]:

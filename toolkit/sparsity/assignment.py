@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from toolkit.core.errors import UserError
+from toolkit.models.checkpoint import MIN_SPARSITY
 from toolkit.recipe.pruning import ResolvedPruner, needs_gradients
 
 
@@ -104,6 +105,43 @@ def reachable_sparsity(pruner: ResolvedPruner, shapes: Mapping[str, tuple[int, i
             blocks = math.prod(shape) // (tile.rows * tile.columns)
             found[name] = int(pruner.target_sparsity * blocks) / blocks
     return found
+
+
+def require_common_ramp(ramps: Iterable[tuple[int, int, int]], where: str) -> None:
+    """Checks that all pruners update their masks at the same steps, as learning-rate rewinding requires.
+
+    Args:
+        ramps: First step, last step and steps between updates of each pruner.
+        where: The recipe key to report in errors.
+
+    Raises:
+        UserError: They differ.
+    """
+    if len(set(ramps)) > 1:
+        raise UserError(
+            "the pruners prune at different steps, so there is no common learning rate to rewind to",
+            where=where,
+            instead="the same start, end and frequency for all, or learning_rate_rewinding: false",
+        )
+
+
+def require_zeros(zeros: float, names: Sequence[str], where: str) -> None:
+    """Checks that a pattern lock selects matrices that have a pattern.
+
+    Args:
+        zeros: Fraction of the matrices' weights that are zero.
+        names: Names of the matrices.
+        where: The recipe key to report in errors.
+
+    Raises:
+        UserError: The matrices are dense.
+    """
+    if zeros < MIN_SPARSITY:
+        raise UserError(
+            f"pattern_lock selects {len(names)} matrices without zeros, e.g. {names[0]}",
+            where=f"{where}.pruners",
+            instead="names of matrices that are already sparse",
+        )
 
 
 def require_end_within(end: float, length: float, where: str, unit: Literal["step", "epoch"] = "step") -> None:

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from torch import nn
 
 from toolkit.core.errors import UserError
-from toolkit.models.checkpoint import MIN_SPARSITY
 from toolkit.recipe import LOCK, Pruning, ResolvedPruner
 from toolkit.recipe.pruning import Backend, unsupported
-from toolkit.sparsity.assignment import assign_matrices
+from toolkit.sparsity.assignment import assign_matrices, require_zeros
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.pruners import GradualPruner, PatternLock, PrunerGroup
 
@@ -60,12 +59,7 @@ def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_
 
 def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
     mask = SparsityMask.from_zeros({name: module.weight for name, module in matrices.items()})
-    if mask.sparsity() < MIN_SPARSITY:
-        raise UserError(
-            f"pattern_lock selects {len(matrices)} matrices without zeros, e.g. {next(iter(matrices))}",
-            where=f"{where}.pruners",
-            instead="names of matrices that are already sparse",
-        )
+    require_zeros(mask.sparsity(), list(matrices), where)
     return PatternLock(mask)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -36,7 +37,7 @@ def read_mask(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with safe_open(path, framework="np") as file:
-            shapes = json.loads((file.metadata() or {}).get("shapes", "null"))
+            shapes = from_json((file.metadata() or {}).get("shapes", "null"))
             if not isinstance(shapes, dict):
                 raise ValueError("the file contains no mask")
             return {name: unpacked(file.get_tensor(name), shape) for name, shape in shapes.items()}
@@ -54,8 +55,10 @@ def unpacked(bits: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     Raises:
         ValueError: The number of bits does not match the shape.
     """
+    if not isinstance(shape, Sequence) or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"{shape!r} is not the shape of a matrix")
     count = math.prod(shape)
-    if bits.size != math.ceil(count / 8):
+    if bits.dtype != np.uint8 or bits.ndim != 1 or bits.size != math.ceil(count / 8):
         raise ValueError(f"{bits.size} bytes are not one bit for each of {'x'.join(map(str, shape))} weights")
     return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
 

@@ -6,10 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.errors import UserError
 from toolkit.recipe import ResolvedPruner
 from toolkit.recipe.pruning import needs_gradients
-from toolkit.sparsity.assignment import reachable_sparsity
+from toolkit.sparsity.assignment import reachable_sparsity, require_common_ramp
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.schedule import PruningSchedule
 from toolkit.sparsity.scores import SCORES, group_lasso_gradient
@@ -187,12 +186,7 @@ class PrunerGroup:
         schedules = [pruner.schedule for pruner in self.pruners_with_schedule]
         if not self._rewinding or not schedules:
             return None
-        if len({(s.start, s.end, s.frequency) for s in schedules}) > 1:
-            raise UserError(
-                "the pruners prune at different steps, so there is no common learning rate to rewind to",
-                where="pruning",
-                instead="the same start, end and frequency for all, or learning_rate_rewinding: false",
-            )
+        require_common_ramp([(s.start, s.end, s.frequency) for s in schedules], "pruning")
         return schedules[0]
 
     def before_step(self, step: int) -> bool:

@@ -146,6 +146,35 @@ def receive_text() -> str:
     return bytes(data.tolist()).decode().strip()
 
 
+def require_divisible(batch_size: int, stage: str) -> None:
+    """Checks that a batch can be divided among the processes.
+
+    Raises:
+        UserError: It cannot.
+    """
+    processes = world_size()
+    if batch_size % processes:
+        raise UserError(
+            f"a batch of {batch_size} cannot be divided among {processes} processes",
+            where=f"train.batch_size of {stage}",
+            instead=f"batch_size: {processes * (batch_size // processes + 1)}",
+        )
+
+
+def require_one_process_to_retrain(retrain_steps: int) -> None:
+    """Checks that trials of a quantized model are not retrained in a distributed run, which is not supported.
+
+    Raises:
+        UserError: They are.
+    """
+    if world_size() > 1 and retrain_steps:
+        raise UserError(
+            "retraining of trials is not supported in distributed runs",
+            where="quantize.tuning.retrain_steps",
+            instead="retrain_steps: 0, or run the command without torchrun (finished stages are kept)",
+        )
+
+
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
     """Runs the `with` block in rank 0 before the other ranks, which then find its files on disk."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.artifacts import Context
-from toolkit.core.errors import UserError
 from toolkit.data.batches import Batch
 from toolkit.models.load import require_finite
 from toolkit.recipe import Train
@@ -94,12 +93,7 @@ def fit(
     keep_freed_memory()
     rank, processes = distributed.rank(), distributed.world_size()
     stage = context.folder.name.removesuffix(".partial")
-    if section.batch_size % processes:
-        raise UserError(
-            f"a batch of {section.batch_size} cannot be divided among {processes} processes",
-            where=f"train.batch_size of {stage}",
-            instead=f"batch_size: {processes * (section.batch_size // processes + 1)}",
-        )
+    distributed.require_divisible(section.batch_size, stage)
     checkpoints = context.work / "checkpoints"
     hooks = Hooks(sparsifier, context, section.log_every, bf16(section))
     with distributed.main_process_first():

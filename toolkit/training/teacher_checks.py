@@ -1,5 +1,6 @@
 """Checks of a teacher before its student is distilled from it: the tokens that it reads, and its score."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from toolkit.models.load import load_tokenizer
 from toolkit.models.tokenizers import definition, different_tokens
 from toolkit.training.evaluation import predict
 
-_ENOUGH = 100  # examples set aside for tuning that are enough to judge a teacher; else the dev split is used
-_SHUFFLES = 100
+_ENOUGH = 100  # examples that are enough to judge a teacher, set aside for tuning or of dev; else it is judged on train
+_SHUFFLES = 30
 _GAIN = 0.1  # of the accuracy, by which another order of the classes is better: then it is the right one
 
 
@@ -45,7 +46,7 @@ def teacher_split(split: Split, folder: Path, tokenizer: Any) -> Split:
 
 
 def require_skilled(model: Any, task: TaskData, folder: Path, tokenizer: Any) -> None:
-    """Checks that a ready teacher knows the task: it must be better than its own predictions for shuffled examples.
+    """Checks that a ready teacher knows the task.
 
     Args:
         model: The teacher.
@@ -54,11 +55,27 @@ def require_skilled(model: Any, task: TaskData, folder: Path, tokenizer: Any) ->
         tokenizer: The student's tokenizer.
 
     Raises:
-        UserError: The teacher's score is that of chance or below, or it would be much better with its classes in
-            another order.
+        UserError: See `doubt`.
     """
-    which, split = ("tuning", task.tune) if len(task.tune.truth) >= _ENOUGH else ("dev", task.dev)
+    split = next((s for s in (task.tune, task.dev) if len(s.truth) >= _ENOUGH), task.train)
     logits = predict(model, teacher_split(split, folder, tokenizer), tokenizer.pad_token_id)
+    found = doubt(task, split, logits, folder)
+    if found is not None:
+        raise found
+
+
+def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Path) -> UserError | None:
+    """Returns an error if a ready model seems not to know its task; None if it does.
+
+    Its score must be better than that of its own predictions for shuffled examples, and no order of the classes may be
+    much better than the one that it is taken to have.
+
+    Args:
+        task: The task.
+        split: The split of the task that it was evaluated on.
+        logits: Its logits for each item of the split.
+        folder: Its checkpoint.
+    """
     truth, predicted, metric = split.truth, split.predicted(logits), task.measures[0].metric
 
     def of(order: np.ndarray) -> float:
@@ -69,15 +86,16 @@ def require_skilled(model: Any, task: TaskData, folder: Path, tokenizer: Any) ->
     chance = [of(random.permutation(count)) for _ in range(_SHUFFLES)]
     better = _better_order(np.asarray(truth), np.asarray(predicted), task.labels) if task.labels else None
     if own > np.mean(chance) + 2 * np.std(chance) and better is None:
-        return
-    what = f"this teacher's {metric} is {own:.1%} on {count:,} {which} examples; chance is {np.mean(chance):.1%}"
+        return None
+    which = "tuning" if split is task.tune else "dev" if split is task.dev else "training"
+    what = f"this model's {metric} is {own:.1%} on {count:,} {which} examples; chance is {np.mean(chance):.1%}"
     if better is None:
-        raise UserError(what, where=str(folder), instead="a model that was trained for this task")
+        return UserError(what, where=str(folder), instead="a model that was trained for this task")
     if output_order(folder, task.labels) is None:
-        instead = f"labels: {dump_flow(better)}, the order of its outputs as it seems; or another teacher"
+        instead = f"labels: {dump_flow(better)}, the order of its outputs as it seems; or another model"
     else:
         instead = f"the right class names as `id2label` in its config.json, it seems {dump_flow(better)}"
-    raise UserError(f"{what}: its classes seem to be in another order", where=str(folder), instead=instead)
+    return UserError(f"{what}: its classes seem to be in another order", where=str(folder), instead=instead)
 
 
 def _better_order(truth: np.ndarray, predicted: np.ndarray, labels: tuple[str, ...]) -> list[str] | None:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from toolkit import __version__
 
@@ -134,3 +136,21 @@ def test_the_kernels_path_is_printed_once_it_is_built(monkeypatch, tmp_path):
     missing = pruneofa("kernels", "path")
     assert missing.returncode == 2
     assert "pruneofa kernels build" in missing.stderr
+
+
+def test_a_name_that_looks_like_markup_or_an_emoji_is_printed_as_it_is(tmp_path):
+    folder = tmp_path / "[red]a :cat:"
+    folder.mkdir()
+    save_file({"[/x] :dog:": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
+    result = pruneofa("inspect", folder.name, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "[/x] :dog:" in result.stdout
+    assert "[red]a :cat:" in result.stdout
+
+
+def test_a_character_that_the_terminal_does_not_have_is_printed_as_its_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    save_file({"größe": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    result = pruneofa("inspect", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "gr\\xf6\\xdfe" in result.stdout

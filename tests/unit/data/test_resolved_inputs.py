@@ -30,6 +30,6 @@ def test_what_is_on_the_hub_is_unknown_but_for_published_sizes():
 
 def test_a_damaged_config_is_named_with_its_file(tiny_bert, tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="invalid model config") as error:
+    with pytest.raises(UserError, match="not a JSON file") as error:
         _ = ResolvedInputs().model(str(tmp_path)).config
     assert error.value.where == str(tmp_path / "config.json")

@@ -1,6 +1,7 @@
 """Checkpoint inspection: zeros of every float type, and rejected checkpoints."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -110,3 +111,80 @@ def test_weights_that_are_cut_off_are_a_user_error(folder):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged or incomplete safetensors file"):
         sparsity_by_tensor(folder, ["a.weight"])
+
+
+def index(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_the_index_says_which_files_belong_to_a_checkpoint(folder):
+    for name in ("model-00001-of-00002", "model-00002-of-00002", "model_old"):
+        save_file({f"{name}.weight": torch.ones(2, 2)}, folder / f"{name}.safetensors")
+    index(folder, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+    assert set(stored_tensors(folder)) == {"model-00001-of-00002.weight", "model-00002-of-00002.weight"}
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors: no such file"):
+        stored_tensors(folder)
+
+
+OUTSIDE = ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin", "", 7, None]
+
+
+@pytest.mark.parametrize("weight_map", [[], "a", None, {}, *({"a": name} for name in OUTSIDE)])
+def test_an_index_that_names_anything_but_files_of_its_folder_is_refused(folder, weight_map):
+    index(folder, weight_map)
+    with pytest.raises(UserError, match="the index does not map each tensor to a safetensors file"):
+        stored_tensors(folder)
+
+
+def header(entries, size=None):
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return (len(text) if size is None else size).to_bytes(8, "little") + text + bytes(16)
+
+
+TENSOR = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\1",
+        header({"a": TENSOR}, size=1 << 63),
+        header({"a": TENSOR}, size=10**12),
+        header(b"[" * 50_000),
+        header([TENSOR]),
+        header({"a": []}),
+        header({"a": TENSOR | {"shape": [-2, -2]}}),
+        header({"a": TENSOR | {"shape": [2, "2"]}}),
+        header({"a": TENSOR | {"shape": [2**40, 2**40]}}),
+        header({"a": TENSOR | {"shape": 4}}),
+        header({"a": TENSOR | {"dtype": "F33"}}),
+        header({"a": TENSOR | {"dtype": None}}),
+        header({"a": TENSOR | {"data_offsets": [16, 0]}}),
+        header({"a": TENSOR | {"data_offsets": [-16, 0]}}),
+        header({"a": TENSOR | {"data_offsets": [0, 10**15]}}),
+        header({"a\ud800": TENSOR}),
+    ],
+)
+def test_a_header_that_is_none_is_refused(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="damaged or incomplete safetensors file"):
+        stored_tensors(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00001.safetensors"])
+def test_weights_in_a_fifo_or_a_device_are_refused_without_being_opened(folder, name):
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match="not a regular file"):
+        stored_tensors(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="not a regular file"):
+        stored_tensors(folder)
+
+
+def test_zeros_of_a_type_that_is_no_plain_float_are_not_counted(folder):
+    save_file({"a": torch.ones(2, 2).to(torch.float8_e4m3fn)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="the zeros of F8_E4M3 tensors cannot be counted"):
+        sparsity_by_tensor(folder, ["a"])

@@ -68,7 +68,7 @@ def test_other_classes_are_refused_with_both_lists(folder, config):
         ({"id2label": 2}, "id2label is a number"),
         ({"id2label": {"no": 0, "yes": 1}}, "id2label is an object with other keys"),
         ({"id2label": {"1": "no", "2": "yes"}}, "id2label numbers its classes 1, 2, not from 0"),
-        ({"architectures": "BertForSequenceClassification"}, "architectures is a text"),
+        ({"architectures": 1}, "architectures is a number"),
         ({"architectures": [1]}, "architectures is a list"),
     ],
 )

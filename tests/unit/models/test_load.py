@@ -370,3 +370,30 @@ def test_tokenizer_with_more_words_than_the_model_is_a_user_error(copy):
     change_json(copy / "config.json", vocab_size=100)
     with pytest.raises(UserError, match=r"tokenizer has \d+ tokens, the model only 100"):
         load_tokenizer(copy)
+
+
+@pytest.mark.parametrize("length", ["128", {"a": 1}, -1, 0, [512]])
+def test_a_tokenizer_with_an_impossible_length_is_the_user_s_error(copy, length):
+    change_json(copy / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(UserError, match=r"model_max_length is|the tokenizer cannot be loaded"):
+        load_tokenizer(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": 7},
+        {"hidden_act": "none"},
+        {"num_attention_heads": 3},
+        {"hidden_size": 48},
+        {"layer_norm_eps": "small"},
+        {"model_type": "no-such-model"},
+        {"num_hidden_layers": 3},
+        {"problem_type": "none"},
+    ],
+)
+def test_a_config_of_which_transformers_can_make_no_model_is_the_user_s_error(copy, changes):
+    change_json(copy / "config.json", **changes)
+    with pytest.raises(UserError) as caught:
+        load_masked_lm(copy)
+    assert caught.value.where == str(copy)

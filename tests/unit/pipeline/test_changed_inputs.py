@@ -54,7 +54,7 @@ def test_a_file_that_is_changed_before_it_is_read_ends_the_stage_before_the_trai
         return real(*args)
 
     monkeypatch.setattr(tasks.task_rows, "read_task", read)
-    with pytest.raises(UserError, match="changed while `toy/task_teacher` was running") as caught:
+    with pytest.raises(UserError, match="changed since the run began: the result of `toy/task_teacher`") as caught:
         run()
     assert caught.value.where == str((files / name).parent if "model" in name else files / name)
     assert not (files / "run/tasks/toy/task_teacher").exists()
@@ -80,7 +80,7 @@ def test_a_file_that_is_changed_after_it_was_read_ends_the_stage_and_restored_re
         return datasets.TrainingData(found.stream, changing, found.steps)
 
     monkeypatch.setattr(datasets, "task_data", data)
-    with pytest.raises(UserError, match="changed while `toy/task_teacher` was running"):
+    with pytest.raises(UserError, match="changed since the run began: the result of `toy/task_teacher`"):
         run()
     assert not (files / "run/tasks/toy/task_teacher").exists()
     (files / "train.tsv").write_bytes(before[0])
@@ -105,7 +105,7 @@ def test_an_export_of_a_checkpoint_that_is_changed_fails(files, run, monkeypatch
     ready = {"ready": {"task_teacher": str(files / "classifier")}}
     values = {"name": "r", "model": {"source": str(files / "model")}, "tasks": {"toy": task | ready}}
     recipe = Recipe.model_validate(values | {"export": {"variants": ["dense-fp32"]}})
-    with pytest.raises(UserError, match="changed while `toy/export` was running") as caught:
+    with pytest.raises(UserError, match="changed since the run began: the result of `toy/export`") as caught:
         run(tasks=recipe.tasks, export=recipe.export, task_teacher=None)
     assert caught.value.where == str(files / "classifier")
     assert not (files / "run/tasks/toy/export").exists()

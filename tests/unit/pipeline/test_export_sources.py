@@ -1,7 +1,9 @@
 """Each exported variant has its own checkpoint's tokenizer, zeros and score."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,11 +42,12 @@ def made(tiny_bert, tiny_task_files, tmp_path_factory):
 
 @pytest.fixture
 def run(made, tmp_path):
-    def run(variants, scores=None, **sources):
+    def run(variants, scores=None, progress=None, **sources):
         named = {f"{stage}_artifact": artifact for stage, artifact in sources.items()}
         (tmp_path / "export").mkdir()
         context = Context(tmp_path / "export", tmp_path / "work", 0, "toy", cache=tmp_path / "cache")
-        context = Context(**vars(context) | {"scores": scores or {}})
+        changes = {"scores": scores or {}, "ready": frozenset(sources), "progress": progress or context.progress}
+        context = replace(context, **changes)
         section = Export(variants=variants)
         return export.run(export.Inputs(Model(source="m"), made.section, None, section, **named), context)
 
@@ -81,6 +84,20 @@ def test_the_score_is_compared_with_the_one_that_the_stage_measured(run, made):
     found = checks(result)["sparse-fp32: |torch - transfer| accuracy on all 120 dev examples"]
     assert not found.ok
     assert found.measured == pytest.approx(abs(result.metrics["variants"]["sparse-fp32"]["torch"]["accuracy"] - 0.123))
+
+
+def test_a_ready_model_that_does_not_know_the_task_is_exported_with_a_word(run, made, monkeypatch):
+    from toolkit.training import evaluation
+
+    told = []
+    monkeypatch.setattr(evaluation, "predict", lambda model, split, pad_id: np.eye(2)[1 - split.truth])
+    progress = SimpleNamespace(start=lambda total: None, update=lambda *_: None, message=told.append)
+    run(("sparse-fp32",), progress=progress, transfer=made.sparse)
+    (line,) = told
+    assert line.startswith(
+        f"sparse-fp32: {made.sparse.path}: this model's accuracy is 0.0% on 120 dev examples; chance"
+    )
+    assert "in another order" in line
 
 
 def test_the_zeros_of_a_checkpoint_are_compared_whether_or_not_it_has_a_mask_file(run, made, monkeypatch):

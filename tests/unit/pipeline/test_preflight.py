@@ -186,6 +186,6 @@ def test_positions_are_those_that_tokens_can_have(config, expected):
 
 def test_config_that_is_no_json_is_refused_by_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="invalid model config") as error:
+    with pytest.raises(UserError, match="not a JSON file") as error:
         _ = ResolvedInputs().model(str(tmp_path)).config
     assert error.value.where == str(tmp_path / "config.json")

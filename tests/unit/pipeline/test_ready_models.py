@@ -1,6 +1,8 @@
 """Checkpoints that a recipe names are checked before the first stage, without loading them."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tests.helpers.models import load_classifier
 from toolkit.core.errors import UserError
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.pipeline.preflight import check_recipe
+from toolkit.pipeline.run import Run
 from toolkit.recipe import Recipe
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.mask_file import MASK_FILE
@@ -102,3 +105,20 @@ def test_a_teacher_that_tokenises_otherwise_is_found_where_it_teaches(check, spa
     check({"task_teacher": str(teacher)}, ready=ready, transfer={"pruning": {"train": {"epoch": 1}}})
     with pytest.raises(UserError, match="the teacher's tokenizer is not the student's"):
         check({"task_teacher": str(teacher)}, ready=ready, **DISTILLED)
+
+
+def test_zeros_that_no_lock_selects_are_not_lost_without_a_word(sparse, tiny_bert, tiny_task_files, tmp_path):
+    told = []
+    progress = SimpleNamespace(start=lambda total: None, update=lambda *_, **__: None, message=told.append)
+    lock = {"weight_compression": {"pruners": [{"prune_type": "pattern_lock", "names": ["attention"]}]}}
+    toy = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
+    values = {
+        "name": "r",
+        "model": {"source": str(tiny_bert)},
+        "ready": {"student": str(sparse[0])},
+        "tasks": {"toy": toy},
+        "transfer": {"pruning": {"approach": lock, "train": {"steps": 1, "batch_size": 2}}},
+    }
+    Run(Recipe.model_validate(values), tmp_path / "run", lambda step: nullcontext(progress))()
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    assert told == [f"the zeros of 4 matrices that no pruner selects are trained: e.g. {name}"]

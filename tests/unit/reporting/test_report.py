@@ -380,3 +380,20 @@ def test_stored_check_names_are_shown_in_the_reports_terms(stored, shown):
 @pytest.mark.parametrize(("count", "said"), [(1, "1 core"), (2, "2 cores"), (None, "? cores")])
 def test_cores_are_counted_in_words(count, said):
     assert formatting.hardware([{} if count is None else {"cores": count}]) == f", {said}"
+
+
+def test_markdown_shows_names_as_text_whatever_they_contain(tmp_path):
+    odd = "<img src=x onerror=a()> &lt; ![b](http://c) |\n# d"
+    manifests = run_manifests()
+    for number, m in enumerate(manifests):
+        checks = tuple(c.model_copy(update={"name": odd}) for c in m.checks)
+        changes = {"run": {"name": "r", "description": odd, "model": odd}, "data": {odd: {"sha256": "0", "rows": odd}}}
+        manifests[number] = m.model_copy(update=changes | {"checks": checks})
+    reporting.build([manifests], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "&lt;img src=x onerror=a()> &amp;lt; ![b]\\(http://c) \\| # d" in text
+    assert "<img" not in text
+    assert "](http" not in text
+    assert "\n# d" not in text
+    assert "    benchmark_app -m ../export/sparse-int8/openvino_model.xml" in text  # can be copied
+    assert "-shape 'input_ids[1,128],attention_mask[1,128]" in text

@@ -132,7 +132,7 @@ def test_table_markdown_and_page_tell_claims_measurements_and_where_they_stand(b
     lines = scoreboard_markdown(board, standings).splitlines()
     assert {line.count("|") for line in lines} == {11}
     assert "accuracy 80.00, f1 70.00" in lines[2]
-    assert "other setting (pre-training; reduced <data>)" in lines[2]
+    assert "other setting (pre-training; reduced &lt;data>)" in lines[2]
     assert "second-hand" in lines[2]
     write_scoreboard_page(board, standings, tmp_path / "deep" / "board.html")
     page = (tmp_path / "deep" / "board.html").read_text()

@@ -58,8 +58,8 @@ def pages(runs: list[list[Manifest]], folder: Path) -> tuple[str, str]:
 
 def test_machines_of_runs_that_were_measured_on_different_ones_are_all_named_with_their_runs(tmp_path):
     html, markdown = pages([elsewhere(run_manifests()), run_manifests()], tmp_path)
-    assert "· Other <CPU>, 64 cores; Some CPU @ 2.60GHz, 2 cores ·" in markdown.splitlines()[2]
-    assert "Machine, run 1 (films): cpu Other <CPU>; cores 64.\n" in markdown
+    assert "· Other &lt;CPU>, 64 cores; Some CPU @ 2.60GHz, 2 cores ·" in markdown.splitlines()[2]
+    assert "Machine, run 1 (films): cpu Other &lt;CPU>; cores 64.\n" in markdown
     assert "Machine, run 2 (films): cpu Some CPU @ 2.60GHz;" in markdown
     assert "\nVersions: python 3.11.7" in markdown, "which are the same"
     assert "· Other &lt;CPU&gt;, 64 cores; Some CPU @ 2.60GHz, 2 cores ·" in html
@@ -69,7 +69,7 @@ def test_machines_of_runs_that_were_measured_on_different_ones_are_all_named_wit
 
 def test_machines_of_a_run_that_was_moved_are_named_with_their_tasks(tmp_path):
     _, markdown = pages([elsewhere(run_manifests(("films", "mnli", "sst2")), "films", "sst2")], tmp_path)
-    assert "Machine, films, sst2: cpu Other <CPU>;" in markdown
+    assert "Machine, films, sst2: cpu Other &lt;CPU>;" in markdown
     assert "Machine, mnli: cpu Some CPU" in markdown
 
 
@@ -80,7 +80,7 @@ def test_only_the_machine_of_the_benchmark_is_named_where_there_is_one(tmp_path)
     assert "\nMachine: cpu Some CPU" in markdown
     trained = [m for m in run if m.stage != "benchmark"]
     _, markdown = pages([elsewhere(trained[:2]) + trained[2:]], tmp_path)
-    assert "Machine, teacher, student: cpu Other <CPU>;" in markdown
+    assert "Machine, teacher, student: cpu Other &lt;CPU>;" in markdown
     assert "Machine, films: cpu Some CPU" in markdown
 
 

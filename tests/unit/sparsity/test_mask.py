@@ -165,6 +165,33 @@ def missing(path: Path) -> None:
     path.unlink()
 
 
+SHAPES = [[-4, -4], [-16], [0, 0], [], [4.0, 4.0], ["4", "4"], [True, 16], [2**40, 2**40], "44", 16, None, {"4": 4}]
+
+
+@pytest.mark.parametrize("shapes", [*({"w": shape} for shape in SHAPES), [], 7, None])
+def test_a_mask_of_an_impossible_shape_is_the_user_s_error(tmp_path: Path, shapes):
+    path = tmp_path / "mask.safetensors"
+    save_file({"w": np.zeros(2, np.uint8)}, path, metadata={"shapes": json.dumps(shapes)})
+    with pytest.raises(UserError, match="the mask cannot be read"):
+        SparsityMask.load(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"w":' * 100_000, '{"\\ud800": [4, 4]}', ""])
+def test_a_mask_whose_shapes_are_no_json_is_the_user_s_error(tmp_path: Path, text):
+    path = tmp_path / "mask.safetensors"
+    save_file({"w": np.zeros(2, np.uint8)}, path, metadata={"shapes": text})
+    with pytest.raises(UserError, match="the mask cannot be read"):
+        SparsityMask.load(path)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.int8, np.int64, np.bool_])
+def test_a_mask_of_another_type_than_bits_is_the_user_s_error(tmp_path: Path, kind):
+    path = tmp_path / "mask.safetensors"
+    save_file({"w": np.zeros(2, kind)}, path, metadata={"shapes": json.dumps({"w": [4, 4]})})
+    with pytest.raises(UserError, match="the mask cannot be read"):
+        SparsityMask.load(path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -68,7 +68,7 @@ def test_a_teacher_that_knows_the_rare_class_teaches_although_always_the_common_
 @pytest.mark.parametrize("order", [[2, 1, 0], [1, 2, 0], [0, 2, 1]])
 def test_a_teacher_with_other_classes_order_is_refused_with_its_score_and_the_order(answers, task, order):
     outputs = np.argsort(order)[mostly(task.dev.truth, 0.8)]  # output i is the class order[i]
-    with pytest.raises(UserError, match=r"this teacher's accuracy is \d+\.\d% on 300 dev examples; .*order") as caught:
+    with pytest.raises(UserError, match=r"this model's accuracy is \d+\.\d% on 300 dev examples; .*order") as caught:
         answers(outputs)
     assert f"labels: [{', '.join(LABELS[number] for number in order)}]" in caught.value.instead
     with pytest.raises(UserError, match="in another order") as caught:
@@ -77,7 +77,7 @@ def test_a_teacher_with_other_classes_order_is_refused_with_its_score_and_the_or
 
 
 def test_a_teacher_at_chance_is_refused_with_its_score(answers, task):
-    with pytest.raises(UserError, match=r"this teacher's accuracy is 33\.3% on 300 dev examples; chance is 33\.3%"):
+    with pytest.raises(UserError, match=r"this model's accuracy is 33\.3% on 300 dev examples; chance is 33\.3%"):
         answers(np.zeros(300, int))
 
 

@@ -7,6 +7,7 @@ from toolkit.core import machine
 from toolkit.core.artifacts import Artifact, Manifest
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.architectures import shape_of
+from toolkit.models.config import CONFIG, read_config
 from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step
 from toolkit.recipe import Criterion, DistillationTrain, Student, Train
@@ -76,10 +77,13 @@ def steps_alike(before: Manifest, step: Step, train: Train, inputs: ResolvedInpu
     from toolkit.training.hardware import bf16
 
     here = before.machine.get("cpu") == machine.describe()["cpu"]
-    if not before.metrics.get("seconds_per_step") or not here or before.metrics.get("bf16", False) != bf16(train):
+    timed = before.metrics.get("seconds_per_step") and before.metrics.get("steps")
+    if not timed or not here or before.metrics.get("bf16", False) != bf16(train):
         return False
-    saved, now = step.folder / "config.json", config_of(root_of(step), inputs)
-    if not saved.is_file() or now is None or shape_of(json.loads(saved.read_text())) != shape_of(json.loads(now)):
+    now = config_of(root_of(step), inputs)
+    if not (step.folder / CONFIG).is_file() or now is None:
+        return False
+    if shape_of(read_config(step.folder)) != shape_of(json.loads(now)):
         return False
     reads = "task" if step.sections.get("task") else "corpus"
     length = (before.config.get(reads) or {}).get("max_seq_length")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
-from toolkit.core.errors import UserError
+from toolkit.pipeline.graph import require_variant
 from toolkit.pipeline.stages.export_checks import (
     ENGINE_INT8_TOLERANCE,
     ENGINE_TOLERANCE,
@@ -63,13 +63,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.ir.sparse_engine import NotSparseEnoughError
 
     wanted = [VARIANTS[name] for name in inputs.export.variants]
-    if not any(inputs.source_of(variant) for variant in wanted):
-        possible = [v.name for v in VARIANTS.values() if not v.engine and inputs.source_of(v)]
-        raise UserError(
-            f"none of {', '.join(inputs.export.variants)} has a model in this run",
-            where=f"export.variants of task {context.task!r}",
-            instead=f"variants: [{', '.join(possible)}], or add the stages of the others",
-        )
+    stages = {variant.source_stage for variant in VARIANTS.values() if inputs.source_of(variant)}
+    require_variant(inputs.export, stages, str(context.task))
     jobs = _ExportJob.prepare(inputs, context)
     metrics: dict[str, Any] = {"variants": {}, "left_out": {}}
     checks: list[Check] = []
@@ -145,6 +140,7 @@ class _ExportJob:
         folder = self.context.folder / name
         model = self._torch_model(variant)
         torch_logits = predict(model, task.dev, self.tokenizer.pad_token_id)
+        self._report_doubt(variant, torch_logits)
         weights = weights_hash(model)
         self._write(model, folder)
         untouched = weights_hash(model) == weights
@@ -191,6 +187,16 @@ class _ExportJob:
             **scores,
         }
         return figures, checks
+
+    def _report_doubt(self, variant: Variant, logits: Any) -> None:
+        """Reports a ready checkpoint that seems not to know the task, such as one with its classes in another order."""
+        from toolkit.training.teacher_checks import doubt
+
+        source = self.inputs.source_of(variant)
+        if source is not None and self.stage in self.context.ready:
+            found = doubt(self.task, self.task.dev, logits, source.path)
+            if found is not None:
+                self.context.progress.message(f"{variant.name}: {found.where}: {found.what}; expected: {found.instead}")
 
     def engine(self, variant: Variant) -> tuple[dict[str, Any], list[Check]]:
         """Exports a sparse-engine IR and compares it, on all dev examples, with dense FP32 MatMuls of the same weights.

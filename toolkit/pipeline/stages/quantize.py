@@ -7,7 +7,6 @@ import json
 import shutil
 
 from toolkit.core.artifacts import Context, StageResult
-from toolkit.core.errors import UserError
 from toolkit.pipeline.stages.quantize_trials import Inputs, Trials
 from toolkit.quantization.tuning import TUNING_FILE, search, select
 
@@ -24,12 +23,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.training import distributed
 
     section = inputs.quantize
-    if distributed.world_size() > 1 and section.tuning.retrain_steps:
-        raise UserError(
-            "retraining of trials is not supported in distributed runs",
-            where="quantize.tuning.retrain_steps",
-            instead="retrain_steps: 0, or run the command without torchrun (finished stages are kept)",
-        )
+    distributed.require_one_process_to_retrain(section.tuning.retrain_steps)
     job = Trials(inputs, context)
     if distributed.rank():  # workers join the training of trial 0 only; rank 0 searches
         if section.train is not None:

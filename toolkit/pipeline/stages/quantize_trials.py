@@ -248,4 +248,4 @@ class Trials:
     def _sample(self) -> Any:
         from toolkit.data.batches import model_inputs
 
-        return model_inputs(self._collate([self.task.train[0], self.task.train[1]]))
+        return model_inputs(self._collate([self.task.train[0], self.task.train[min(1, len(self.task.train) - 1)]]))

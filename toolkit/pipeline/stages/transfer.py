@@ -23,11 +23,12 @@ class Inputs:
 def run(inputs: Inputs, context: Context) -> StageResult:
     """Fine-tunes with pattern lock and distillation (paper, section 3.2)."""
     from toolkit.data.tasks import load_task
+    from toolkit.models.checkpoint import MIN_SPARSITY
     from toolkit.models.load import load_task_model, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.sparsity.assignment import require_end_within
     from toolkit.sparsity.checks import check_locked, check_target, sparsity_metrics
     from toolkit.sparsity.factory import make_sparsifier
-    from toolkit.sparsity.mask import checkpoint_mask
+    from toolkit.sparsity.mask import SparsityMask, checkpoint_mask
     from toolkit.sparsity.mask_file import MASK_FILE
     from toolkit.sparsity.pruners import PatternLock, PrunerGroup
     from toolkit.training.datasets import steps_per_epoch, task_data
@@ -49,6 +50,12 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         sparsifier = PrunerGroup([lock])
     else:
         sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(task.train)))
+    selected = sparsifier.mask.tensors
+    rest = SparsityMask.from_zeros({name: m.weight for name, m in matrices.items() if name not in selected})
+    if freed := [name for name, zeros in rest.per_matrix().items() if zeros > MIN_SPARSITY]:
+        context.progress.message(
+            f"the zeros of {len(freed)} matrices that no pruner selects are trained: e.g. {freed[0]}"
+        )
 
     loss, logits = task_distillation(section.distillation, inputs.task_teacher_artifact, task, tokenizer, context)
     data = task_data(task.train, tokenizer.pad_token_id, train, context.seed, logits)

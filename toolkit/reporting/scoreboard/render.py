@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.reporting.formatting import in_markdown
 from toolkit.reporting.scoreboard.board import Scoreboard, Standing
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def scoreboard_markdown(board: Scoreboard, standings: Sequence[Standing]) -> str
         zeros = f"{100 * s.row.sparsity:.0f} %" if s.row.sparsity else "dense"
         sparsity = f"{zeros}, {s.row.blocks}" if s.row.blocks else zeros
         start = (s.row.model, sparsity, s.row.precision, s.row.task)
-        lines.append(" | ".join((*start, *_cells(s)[1:], f"[{s.row.source}]({source.url}){mark}")))
+        cells = (str(in_markdown(text)) for text in (*start, *_cells(s)[1:]))
+        lines.append(" | ".join((*cells, f"[{s.row.source}]({source.url}){mark}")))
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 

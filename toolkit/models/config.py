@@ -1,0 +1,61 @@
+"""Reading of `config.json`, with the type and range of every key that this toolkit uses. Does not import torch."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from toolkit.core.errors import UserError
+from toolkit.core.files import read_json
+
+CONFIG = "config.json"
+
+# The limits are far above any model, and low enough that a model of that size is refused before it fills the memory.
+Layers = Annotated[int, Field(gt=0, le=1000)]
+Size = Annotated[int, Field(gt=0, le=1 << 24)]
+
+
+class _Config(BaseModel):
+    """The keys of `config.json` that this toolkit reads; transformers checks the others."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    id2label: dict[Annotated[str, Field(pattern=r"^\d+$")], str] | None = None
+    label2id: dict[str, int] | None = None
+    num_labels: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    auto_map: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
+    num_hidden_layers: Layers | None = None
+    n_layers: Layers | None = None
+    num_hidden_groups: Layers | None = None
+    hidden_size: Size | None = None
+    dim: Size | None = None
+    intermediate_size: Size | None = None
+    hidden_dim: Size | None = None
+    embedding_size: Size | None = None
+    vocab_size: Size | None = None
+    type_vocab_size: Annotated[int, Field(ge=0, le=1 << 24)] | None = None
+    max_position_embeddings: Annotated[int, Field(le=1 << 24)] | None = None  # -1: positions without a limit
+    num_attention_heads: Size | None = None
+    n_heads: Size | None = None
+    pad_token_id: int | None = None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the `config.json` of a checkpoint.
+
+    Raises:
+        UserError: The file is missing or damaged, or a key has a value that no model has.
+    """
+    path = folder / CONFIG
+    values = read_json(path)
+    try:
+        _Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        what = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}" if key else "not a mapping of keys to values"
+        raise UserError(what, where=str(path), instead="a config.json as transformers writes it") from None
+    return dict(values)
