@@ -6,7 +6,7 @@ import tempfile
 from hypothesis import HealthCheck, configuration, settings
 
 configuration.set_hypothesis_home_dir(tempfile.gettempdir())
-_FUZZERS = 8  # functions that share FUZZ_INPUTS
+_FUZZERS = 13  # functions that share FUZZ_INPUTS
 _INPUTS = int(os.environ.get("FUZZ_INPUTS", "0"))
 settings.register_profile(
     "fuzz",

@@ -52,7 +52,7 @@ transfer:
       steps: 3
       criterion:
         IntermediateLayersKnowledgeDistillationLoss:
-          layer_mappings: [[bert.encoder.layer.0, bert.encoder.layer.0], [bert.embeddings, 0, bert.pooler, 0]]
+          layer_mappings: [[bert.encoder.layer.0, bert.encoder.layer.0], [bert.embeddings, 0, bert.encoder, 0]]
 quantize:
   distillation: {train: {steps: 2, criterion: {KnowledgeDistillationLoss: {temperature: 1}}}}
   quantization:

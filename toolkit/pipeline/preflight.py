@@ -25,7 +25,7 @@ from toolkit.pipeline.checkpoint_contents import check_contents, check_task_head
 from toolkit.pipeline.graph import check_graph
 from toolkit.pipeline.module_names import check_module_names
 from toolkit.pipeline.ready_models import check_task_models, require_usable
-from toolkit.recipe import LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
+from toolkit.recipe import KINDS, LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
 from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
 from toolkit.sparsity.assignment import (
@@ -106,8 +106,9 @@ def check_recipe(
         counted = check_corpus(recipe.corpus) if read_rows else ""
         found.append(("corpus", "; ".join(filter(None, (_data(specs, inputs), counted)))))
     for name, task in recipe.tasks.items():
-        counted = task_rows.check_rows(name, task) if read_rows else ""
+        counted = _check_task(recipe, name, inputs) if read_rows else ""
         found.append((f"task {name}", "; ".join(filter(None, (_data(task_files(task), inputs), counted)))))
+        found += [("", line) for line in task_rows.repeated_files(task)]
     check_module_names(recipe, inputs)
     return found
 
@@ -125,11 +126,32 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], inputs: ResolvedIn
         UserError: The first error found.
     """
     _check_lengths(recipe, inputs)
-    for name, task in recipe.tasks.items():
+    for name in recipe.tasks:
         if name in tasks:
-            task_rows.check_rows(name, task)
+            _check_task(recipe, name, inputs)
     if None in tasks and recipe.corpus is not None:
         check_corpus(recipe.corpus, cache)
+
+
+def _check_task(recipe: Recipe, name: str, inputs: ResolvedInputs) -> str:
+    """Checks every row of a task, and with their number a ramp in steps of a training in epochs; returns a summary."""
+    task, transfer = recipe.tasks[name], recipe.section("transfer", name)
+    summary = task_rows.check_rows(name, task)
+    if transfer is None or "transfer" in task.ready or not transfer.train.epoch or transfer.pruning.only_locks:
+        return summary
+    compression = transfer.pruning.approach.weight_compression
+    # The number of windows that question answering trains on is known only after tokenisation.
+    if compression.in_epochs() or KINDS[task.kind].cuts_windows or inputs.file(task.train) is None:
+        return summary
+    batch = transfer.train.batch_size * transfer.train.gradient_accumulation_steps
+    steps = transfer.train.epoch * math.ceil(len(task_rows.read_train(task)) / batch)
+    for pruner in compression.resolve():
+        if pruner.prune_type != LOCK:
+            require_end_within(pruner.end_step, steps, "transfer.pruning")
+            if transfer.pruning.learning_rate_rewinding:
+                warmup = transfer.train.warmup_ratio * steps
+                require_bounded_rewinding(steps, warmup, pruner.start_step, pruner.end_step, "transfer.pruning")
+    return summary
 
 
 def _check_lengths(recipe: Recipe, inputs: ResolvedInputs) -> None:

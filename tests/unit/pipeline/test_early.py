@@ -55,6 +55,17 @@ def test_ramps_without_a_common_learning_rate_are_found_by_check(recipe):
         check_recipe(recipe(**pruned(pruners=others)))
 
 
+def test_a_ramp_in_steps_is_held_against_a_training_in_epochs(recipe):
+    def section(end):
+        made = pruned(end_step=end)
+        made["transfer"]["pruning"] |= {"train": {"epoch": 2, "batch_size": 100}, "learning_rate_rewinding": False}
+        return made
+
+    check_recipe(recipe(**section(9)))  # 432 rows to train on: 5 steps an epoch
+    with pytest.raises(UserError, match="start of step 10, but the training has only 10 steps"):
+        check_recipe(recipe(**section(10)))
+
+
 def test_a_lock_of_dense_matrices_beside_a_pruner_is_found_by_check(recipe):
     mixed = [{"names": ["layer.0"]}, {"names": ["layer.1"], "prune_type": "pattern_lock"}]
     with pytest.raises(UserError, match=r"selects 6 matrices without zeros, e\.g\. bert\.encoder\.layer\.1"):
