@@ -11,7 +11,7 @@ _INPUTS = int(os.environ.get("FUZZ_INPUTS", "0"))
 settings.register_profile(
     "fuzz",
     derandomize=not _INPUTS,
-    max_examples=max(1, -(-_INPUTS // _FUZZERS)) if _INPUTS else 100,
+    max_examples=max(1, -(-_INPUTS // _FUZZERS)) if _INPUTS else 75,
     deadline=None,
     database=None,
     print_blob=False,

@@ -1,9 +1,12 @@
 """What a stage would refuse is refused before the first stage: inputs, variants, ramps, locks, processes."""
 
+import shutil
+
 import pytest
 
 from tests.helpers.models import load_classifier
 from toolkit.core.errors import UserError
+from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
 from toolkit.models.load import load_tokenizer, save_checkpoint
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.pipeline.run import Run
@@ -109,3 +112,17 @@ def test_settings_that_processes_cannot_share_end_the_run_before_its_first_stage
     with pytest.raises(UserError, match=what):
         Run(recipe(ready, **changes), tmp_path / "run", lambda step: None)()
     assert not made
+
+
+def test_a_model_that_the_run_has_just_downloaded_is_checked_before_the_first_stage(
+    recipe, tiny_bert, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    snapshot = ResolvedModel("owner/name", tmp_path / "model")
+    inputs = ResolvedInputs(fetch=True, _models={"owner/name": snapshot})
+    job = recipe(model={"source": "owner/name"}, task_teacher={"train": {"steps": 1}})
+    check_recipe(job)  # nothing is known of it yet
+    monkeypatch.setattr(Run, "_make", lambda *_: pytest.fail("a stage has run"))
+    with pytest.raises(UserError, match="no tokenizer in this folder"):
+        Run(job, tmp_path / "run", lambda step: None, inputs=inputs)()
