@@ -57,7 +57,7 @@ def needed_extension(folder: Path) -> Path | None:
     Raises:
         UserError: The IR needs the sparse kernels and they are not built, or the folder contains special files.
     """
-    require_regular_files(folder)
+    require_regular_files(ir_file(folder).parent)
     if not is_engine(folder):
         return None
     if path := kernels.extension():
