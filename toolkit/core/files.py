@@ -67,6 +67,17 @@ def require_regular(path: Path) -> None:
     raise UserError(what, where=str(path), instead="a regular file")
 
 
+def require_regular_files(folder: Path) -> None:
+    """Checks that a folder contains nothing but regular files, subfolders and links: libraries open files by name.
+
+    Raises:
+        UserError: It contains a FIFO, a device or a socket.
+    """
+    for path in folder.iterdir():
+        if path.exists() and not path.is_dir():
+            require_regular(path)
+
+
 def json_hash(value: Any) -> str:
     """Returns the SHA-256 of a value's canonical JSON, in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

@@ -152,7 +152,10 @@ def _files(content: bytes, source: Path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"written by a newer toolkit (version {version})", where=str(source), instead="pip install -U")
     try:
         yield from _read_files(content, start, packed, size)
-    except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+    except MemoryError:
+        what = "the memory does not suffice for the files of this bundle"
+        raise UserError(what, where=str(source), instead="a machine with more memory") from None
+    except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
         raise UserError(f"the bundle is damaged ({error})", where=str(source), instead="an intact copy") from None
 
 

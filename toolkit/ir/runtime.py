@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import require_regular_files
 from toolkit.ir import kernels
 
 MODEL = "openvino_model.xml"
@@ -54,8 +55,9 @@ def needed_extension(folder: Path) -> Path | None:
     """Returns the extension that is needed to load an IR folder; None if stock OpenVINO can load it.
 
     Raises:
-        UserError: The IR needs the sparse kernels and they are not built.
+        UserError: The IR needs the sparse kernels and they are not built, or the folder contains special files.
     """
+    require_regular_files(folder)
     if not is_engine(folder):
         return None
     if path := kernels.extension():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
-from toolkit.models.config import read_config
+from toolkit.models.config import read_config, stated
 
 # Encoder layer in a parameter name, in all BERT-like naming schemes: bert.encoder.layer.3…,
 # distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
@@ -165,12 +165,12 @@ def matrix_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 def layer_count(config: Mapping[str, Any]) -> int:
     """Returns the number of layers in a forward pass; in ALBERT larger than the number of distinct layers."""
     kind = architecture_of(config)
-    return int(config.get("num_hidden_layers") or config[kind.layers])
+    return int(config.get("num_hidden_layers") or stated(config, kind.layers))
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:
     """Returns the hidden size."""
-    return int(config[architecture_of(config).hidden])
+    return stated(config, architecture_of(config).hidden)
 
 
 def shape_of(config: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
 """Reading of `config.json`, with the type and range of every key that this toolkit uses. Does not import torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,12 +36,23 @@ class _Config(BaseModel):
     intermediate_size: Size | None = None
     hidden_dim: Size | None = None
     embedding_size: Size | None = None
-    vocab_size: Size | None = None
+    vocab_size: Annotated[int, Field(ge=5, le=1 << 24)] | None = None  # five special tokens
     type_vocab_size: Annotated[int, Field(ge=0, le=1 << 24)] | None = None
-    max_position_embeddings: Annotated[int, Field(le=1 << 24)] | None = None  # -1: positions without a limit
+    max_position_embeddings: Size | Literal[-1] | None = None  # -1: positions without a limit
     num_attention_heads: Size | None = None
     n_heads: Size | None = None
     pad_token_id: int | None = None
+
+
+def stated(config: Mapping[str, Any], key: str) -> int:
+    """Returns a size that a `config.json` must state; transformers has defaults for some, which are another model's.
+
+    Raises:
+        UserError: The key is missing.
+    """
+    if not isinstance(config.get(key), int):
+        raise UserError(f"config.json does not state {key}", where="model.source", instead="a complete config.json")
+    return int(config[key])
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -55,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         _Config.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        what = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}" if key else "not a mapping of keys to values"
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        what = f"{first['loc'][0]}: {message}" if first["loc"] else "not a mapping of keys to values"
         raise UserError(what, where=str(path), instead="a config.json as transformers writes it") from None
     return dict(values)

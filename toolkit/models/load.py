@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import require_regular_files
 from toolkit.models.architectures import is_in_layer, require_next_sentence_head, usable_positions
 from toolkit.models.checkpoint import require_unquantized
 from toolkit.models.classes import class_names, output_order
@@ -55,6 +56,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     Raises:
         UserError: The tokenizer is missing or damaged, lacks special tokens, or has more tokens than the model.
     """
+    require_regular_files(folder)
     require_tokenizer(folder)
     try:
         with _quiet():

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import require_regular, user_path
+from toolkit.core.files import require_regular_files, user_path
 from toolkit.models.published import published_config
 from toolkit.recipe.references import LOCAL_PREFIXES, package_path
 
@@ -58,9 +58,7 @@ def local_model(source: str) -> Path | None:
         return None
     if not (folder / "config.json").is_file():
         raise UserError("no config.json in this folder", where=str(folder), instead="a Hugging Face model folder")
-    for path in folder.iterdir():  # transformers opens files by name, and would wait for a FIFO
-        if path.exists() and not path.is_dir():
-            require_regular(path)
+    require_regular_files(folder)
     return folder
 
 

@@ -181,6 +181,16 @@ def test_a_small_bundle_that_would_fill_the_disk_is_refused(ir, tmp_path):
     assert not (tmp_path / "one.pofa").exists()
 
 
+def test_a_bundle_that_is_too_large_for_the_memory_is_not_called_damaged(ir, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise MemoryError
+
+    bundle.pack(ir, tmp_path / "one.pofa")
+    monkeypatch.setattr(bundle, "_read_files", full)
+    with pytest.raises(UserError, match="the memory does not suffice"):
+        bundle.unpack(tmp_path / "one.pofa", tmp_path / "back")
+
+
 def test_a_folder_without_an_ir_and_an_existing_target_are_refused(ir, tmp_path):
     with pytest.raises(UserError, match=r"openvino_model\.xml"):
         bundle.pack(tmp_path, tmp_path / "one.pofa")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.models.config import read_config
+from toolkit.models.config import read_config, stated
 
 BERT = {"model_type": "bert", "vocab_size": 100, "hidden_size": 8, "num_hidden_layers": 2, "id2label": {"0": "a"}}
 
@@ -27,7 +27,9 @@ BERT = {"model_type": "bert", "vocab_size": 100, "hidden_size": 8, "num_hidden_l
         ("intermediate_size", {}),
         ("hidden_dim", 0),
         ("vocab_size", -100),
+        ("vocab_size", 2),
         ("max_position_embeddings", 10**12),
+        ("max_position_embeddings", 0),
         ("pad_token_id", "0"),
         ("architectures", "BertModel"),
         ("architectures", [1]),
@@ -58,3 +60,9 @@ def test_keys_of_other_models_and_values_that_mean_nothing_pass(tmp_path):
     values = BERT | {"d_model": "x", "max_position_embeddings": -1, "pad_token_id": None, "quantization_config": None}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_config(tmp_path) == values
+
+
+def test_a_size_that_is_not_stated_is_named():
+    assert stated(BERT, "hidden_size") == 8
+    with pytest.raises(UserError, match="does not state intermediate_size"):
+        stated(BERT, "intermediate_size")

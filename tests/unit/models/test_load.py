@@ -1,6 +1,7 @@
 """Loading, saving and the choice of matrices, on tiny models with random weights."""
 
 import json
+import os
 import re
 import shutil
 
@@ -397,3 +398,10 @@ def test_a_config_of_which_transformers_can_make_no_model_is_the_user_s_error(co
     with pytest.raises(UserError) as caught:
         load_masked_lm(copy)
     assert caught.value.where == str(copy)
+
+
+def test_a_tokenizer_in_a_fifo_is_refused_without_opening_it(copy):
+    (copy / "tokenizer.json").unlink()
+    os.mkfifo(copy / "tokenizer.json")
+    with pytest.raises(UserError, match="not a regular file"):
+        load_tokenizer(copy)

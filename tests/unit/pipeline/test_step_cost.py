@@ -107,6 +107,16 @@ def test_an_architecture_that_transformers_does_not_know_is_refused(tiny_bert):
         step_cost.measure(replace(wanted, config=unknown), seconds=0.1)
 
 
+@pytest.mark.parametrize("changes", [{"hidden_act": "none"}, {"hidden_dropout_prob": 2}, {"num_attention_heads": 3}])
+def test_a_config_of_which_transformers_can_build_no_model_is_refused(tiny_bert, changes):
+    from toolkit.pipeline.estimate.synthetic_step import SyntheticStep
+
+    wanted = shape(tiny_bert, 1)
+    config = json.dumps(json.loads(wanted.config) | changes)
+    with pytest.raises(UserError, match="transformers can build no model from this config"):
+        SyntheticStep(replace(wanted, config=config), 1)
+
+
 def test_a_smaller_batch_is_extrapolated_to_the_full_one():
     from toolkit.pipeline.estimate.step_cost import _extrapolate
 

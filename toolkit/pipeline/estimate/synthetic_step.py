@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from toolkit.core.errors import UserError
 from toolkit.data.batches import KD_POSITIONS, Batch, model_inputs
 from toolkit.data.masking import masked_count, sampled_count
+from toolkit.models.config import stated
 from toolkit.models.load import prunable_matrices
 from toolkit.models.mlm_heads import mlm_head
 from toolkit.models.task_heads import HEADS, task_logits
@@ -88,7 +89,7 @@ class SyntheticStep:
     def __init__(self, shape: StepShape, layers: int) -> None:
         self._shape, self.length = shape, shape.length
         self._device = device()
-        self._words = int(json.loads(shape.config)["vocab_size"])
+        self._words = stated(json.loads(shape.config), "vocab_size")
         model: Any = _built(shape.config, shape, layers)
         self._teacher = None
         if shape.teacher is not None:
@@ -217,14 +218,15 @@ def _built(config: str, shape: StepShape, layers: int) -> nn.Module:
     values = {k: v for k, v in json.loads(config).items() if k not in _NOT_SHAPE}
     try:
         made = AutoConfig.for_model(values.pop("model_type"), **values)
-    except (KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"unknown to transformers: {reason}", where="model.source", instead="e.g. BERT") from None
-    made.num_hidden_layers = layers
-    head: Any = AutoModelForMaskedLM
-    if shape.kind is not None:
-        head, made.num_labels = HEADS[shape.kind].auto_class, HEADS[shape.kind].width(("0", "1"))
-    model: nn.Module = head.from_config(made)
+        made.num_hidden_layers = layers
+        head: Any = AutoModelForMaskedLM
+        if shape.kind is not None:
+            head, made.num_labels = HEADS[shape.kind].auto_class, HEADS[shape.kind].width(("0", "1"))
+        model: nn.Module = head.from_config(made)
+    except Exception as error:  # transformers raises many unrelated types for impossible configs
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        what = f"transformers can build no model from this config ({reason})"
+        raise UserError(what, where="model.source", instead="e.g. BERT") from None
     return model
 
 
