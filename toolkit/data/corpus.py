@@ -21,8 +21,8 @@ from toolkit.data.segment_pairs import PairSequences, sentences, write_pairs
 from toolkit.data.tasks import train_texts
 from toolkit.models.checkpoint import require_length
 from toolkit.recipe import Corpus, Task
-from toolkit.recipe.references import is_hub
-from toolkit.recipe.task import TEXT_FIELDS
+from toolkit.recipe.references import is_hub, train_files
+from toolkit.recipe.task import settings_for_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -144,7 +144,7 @@ def _key(
     """Cache key of everything that the sequences depend on; how they are masked is not part of it."""
     files = [contents[spec] if is_hub(spec) else as_read(spec, contents[spec]) for spec in section.files]
     tasks_read = {
-        name: [task.model_dump(mode="json", include=TEXT_FIELDS), file_hash(fetch_file(task.train))]
+        name: [settings_for_keys(task, texts_only=True), *(file_hash(fetch_file(f)) for f in train_files(task))]
         for name, task in corpus_tasks.items()
     }
     settings = section.model_dump(mode="json", exclude={"files", "mlm_probability", "whole_word_masking"})

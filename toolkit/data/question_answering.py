@@ -191,7 +191,8 @@ def read_question(where: str, texts: tuple[str, ...], answers: Any) -> Question:
     except (TypeError, KeyError, ValueError):
         raise UserError("the answers are not in SQuAD's form", where=where, instead=form) from None
     if not found:
-        raise UserError("the question has no answer", where=where, instead=f"{form}, or leave the row out")
+        instead = f"{form}, or leave the row out with drop_unanswerable: true"
+        raise UserError("the question has no answer", where=where, instead=instead)
     for text, start in found:
         if start < 0 or not text or context[start : start + len(text)] != text:
             at = context.find(text) if text else -1
@@ -200,6 +201,11 @@ def read_question(where: str, texts: tuple[str, ...], answers: Any) -> Question:
                 f"the answer {text!r} is not at character {start} of the context", where=where, instead=instead
             )
     return Question(where, question, context, tuple(t for t, _ in found), tuple(s for _, s in found))
+
+
+def is_unanswerable(answers: Any) -> bool:
+    """Whether the answers of a row are SQuAD 2.0's for a question without an answer."""
+    return isinstance(answers, dict) and answers.get("text") == [] and answers.get("answer_start") == []
 
 
 def _list(values: Any) -> list[Any]:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import file_hash
 from toolkit.core.yaml_document import dump_flow
 from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.labels import class_number, is_number, label_name, label_number
+from toolkit.data.question_answering import is_unanswerable
 from toolkit.data.tables import Record, read_rows, text
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import KINDS, Task
-from toolkit.recipe.references import is_hub, task_files
+from toolkit.recipe.references import is_hub, task_files, train_files
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode categories of spaces, line ends, control and format characters
 _LONGEST_NUMBER = 100  # digits of a label; Python itself parses at most a few thousand
@@ -88,7 +90,7 @@ def read_train(section: Task) -> list[TaskRow]:
     Raises:
         UserError: The train file is missing or damaged, or lacks one of the section's columns.
     """
-    rows = _read(section.train, section, []) if section.dev else _splits(section, [])[0]
+    rows = _read_train(section, []) if section.dev else _splits(section, [])[0]
     return _set_aside(rows, section)[1]
 
 
@@ -110,11 +112,11 @@ def check_rows(name: str, section: Task) -> str:
             summary.append(_classes(found.labels, numbers))
         return "; ".join([*summary, *found.left_out])
     # Without the train split the classes are known only if the recipe names them.
-    counts, labels, left_out = [], section.labels, list[str]()
+    counts, left_out = [], list[str]()
+    is_known = set(train_files(section)) <= set(here)
+    labels = _labels(_read_train(section, []), section) if is_known else section.labels
     for spec in here:
         rows = _read(spec, section, left_out)
-        if spec == section.train:
-            labels = _labels(rows, section)
         if labels or not KINDS[section.kind].has_classes:
             targets(rows, labels, section)
         counts.append(len(rows))
@@ -140,7 +142,7 @@ def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
 
 def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[TaskRow]]:
     """Returns train and dev rows; with `hold_out`, all rows of a group are in the same split."""
-    train = _read(section.train, section, left_out)
+    train = _read_train(section, left_out)
     if section.dev:
         return train, _read(section.dev, section, left_out)
     assert section.hold_out is not None
@@ -170,12 +172,29 @@ def _part(row: TaskRow, parts: int) -> int:
     return int.from_bytes(hashlib.sha256(row.group.encode()).digest()[:8], "big") % parts
 
 
+def _read_train(section: Task, left_out: list[str]) -> list[TaskRow]:
+    return [row for spec in train_files(section) for row in _read(spec, section, left_out)]
+
+
+def repeated_files(section: Task) -> list[str]:
+    """Returns a message for each evaluation split whose file is a training file, too; those on the hub are skipped."""
+    found = []
+    train = [file for spec in train_files(section) if (file := cached_file(spec))]
+    for name, spec in {"dev": section.dev, **section.more_dev}.items():
+        file = cached_file(spec) if spec else None
+        if file and any(
+            file.stat().st_size == other.stat().st_size and file_hash(file) == file_hash(other) for other in train
+        ):
+            found.append(f"{name} is a training file, so its scores are those of memorised examples")
+    return found
+
+
 def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     """Returns the rows of a file selected by `section.rows`; adds a message on rows without text to `left_out`."""
     path = fetch_file(spec)
     group = section.hold_out.column if section.hold_out else None
     columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
-    rows, empties, seen = [], list[str](), False
+    rows, empties, unanswered, seen = [], list[str](), list[str](), False
     for where, row in read_rows(path, columns):
         seen = True
         if any(text(row[column]) not in values for column, values in section.rows.items()):
@@ -190,13 +209,18 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
                 f"the text in column {empty!r} is empty", where=where, instead="a text, or drop_empty: true"
             )
         label = _label(row, section, where)
+        if section.drop_unanswerable and is_unanswerable(label):
+            unanswered.append(where)
+            continue
         rows.append(TaskRow(where, texts, label, _require_encodable(text(row[group]), group, where) if group else None))
     if not rows:
         what = "every row has an empty text" if empties else "no row has the values required by `rows`"
+        what = "no question has an answer" if unanswered else what
         raise UserError(what if seen else "no rows", where=str(path))
-    if empties:
-        first = (spec if is_hub(spec) else path.name) + empties[0].removeprefix(str(path))
-        left_out.append(f"{len(empties):,} row{'s' * (len(empties) > 1)} with an empty text left out (first: {first})")
+    for places, what in ((empties, "with an empty text"), (unanswered, "without an answer")):
+        if places:
+            first = (spec if is_hub(spec) else path.name) + places[0].removeprefix(str(path))
+            left_out.append(f"{len(places):,} row{'s' * (len(places) > 1)} {what} left out (first: {first})")
     return rows
 
 

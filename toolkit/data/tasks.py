@@ -117,7 +117,7 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
         measures += [Measure(f"{metric}{suffix}", metric, part) for metric in section.metrics]
         first = part.stop
     splits = (train_split, tune_split, dev_split)
-    left_out = (*read.left_out, *_answers_left_out(name, train_split, dev_split))
+    left_out = (*read.left_out, *task_rows.repeated_files(section), *_answers_left_out(name, train_split, dev_split))
     return TaskData(name, section.kind, tuple(read.labels), *splits, tuple(measures), left_out)
 
 

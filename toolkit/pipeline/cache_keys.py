@@ -10,13 +10,13 @@ from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
 from toolkit.recipe import OWN_STAGES, VARIANTS, Recipe
 from toolkit.recipe.references import corpus_files, is_hub, table_format
-from toolkit.recipe.task import TEXT_FIELDS
+from toolkit.recipe.task import settings_for_keys
 
 # Paths are left out of cache keys: moving a file does not change its content, whose hash is in the key instead.
 _PATH_KEYS = {
     "model": {"source"},
     "corpus": {"files"},
-    "task": {"train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
+    "task": {"train", "more_train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
 }
 
 
@@ -34,9 +34,10 @@ def section_values(name: str, value: Any) -> Any:
     if value is None:
         return None
     if name == "corpus_tasks":
-        return {t: section.model_dump(mode="json", include=TEXT_FIELDS) for t, section in value.items()}
-    values: dict[str, Any] = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
-    return values | {"more_dev": sorted(value.more_dev)} if name == "task" else values  # their names name the metrics
+        return {t: settings_for_keys(section, texts_only=True) for t, section in value.items()}
+    if name == "task":  # the names of more_dev name the metrics
+        return settings_for_keys(value, exclude=_PATH_KEYS[name]) | {"more_dev": sorted(value.more_dev)}
+    return value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
 
 
 def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[str, str], dict[str, Any]]:
@@ -65,6 +66,8 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
         ]
     if task is not None:
         roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
+        if task.more_train:
+            roles["more_train"] = [hashed(spec) for spec in task.more_train]
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}
     return hashes, roles
 

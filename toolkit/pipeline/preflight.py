@@ -108,6 +108,7 @@ def check_recipe(
     for name, task in recipe.tasks.items():
         counted = _check_task(recipe, name, inputs) if read_rows else ""
         found.append((f"task {name}", "; ".join(filter(None, (_data(task_files(task), inputs), counted)))))
+        found += [("", line) for line in task_rows.repeated_files(task)]
     check_module_names(recipe, inputs)
     return found
 

@@ -5,6 +5,7 @@
 All errors of a file are reported together, in the order of their lines.
 """
 
+import glob
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -20,18 +21,22 @@ from toolkit.recipe.fields import path_problem
 from toolkit.recipe.json_schema import RECIPE, Schema
 from toolkit.recipe.messages import mistakes_in, together
 from toolkit.recipe.overrides import apply_override, require_effect, set_key
-from toolkit.recipe.references import is_hub, with_local_folder
+from toolkit.recipe.references import is_hub, matching_files, with_local_folder
 
 # Keys of a recipe that hold file names; `*` is any name or list item.
 _FILE_KEYS = (
     ("model", "source"),
     ("corpus", "files", "*"),
     ("tasks", "*", "train"),
+    ("tasks", "*", "train", "*"),
+    ("tasks", "*", "more_train", "*"),
     ("tasks", "*", "dev"),
     ("tasks", "*", "more_dev", "*"),
     ("tasks", "*", "ready", "*"),
     ("ready", "*"),
 )
+# Keys of a recipe that may hold patterns such as `data/*.csv`.
+_PATTERN_KEYS = (("corpus", "files", "*"), ("tasks", "*", "train"), ("tasks", "*", "train", "*"))
 _AFTER_ALL_LINES = 10**9  # errors of overrides are reported after those of the file
 
 
@@ -89,6 +94,8 @@ def validated(document: Document, name: str, overrides: Sequence[str] = ()) -> R
     for path, value, place in applied:  # an override of one task takes precedence over a later one of all tasks
         if path[0] == "tasks":
             set_key(document, path, value, place)
+    for keys in _PATTERN_KEYS:
+        document.data = _rewrite(document.data, keys, matching_files)
     recipe = None
     try:
         recipe = Recipe.model_validate(document.data)
@@ -133,12 +140,16 @@ def fill_empty(document: Document, schema: Schema) -> None:
             del parent[path[-1]]
 
 
-def _rewrite(value: Any, keys: Sequence[str], change: Callable[[str], str]) -> Any:
-    """Applies `change` to the strings under `keys`; values of an unexpected type are left to the validation."""
+def _rewrite(value: Any, keys: Sequence[str], change: Callable[[str], str | list[str]]) -> Any:
+    """Applies `change` to the strings under `keys`; values of an unexpected type are left to the validation.
+
+    A list that `change` returns for an item of a list takes the place of the item.
+    """
     if not keys:
         return change(value) if isinstance(value, str) else value
     if isinstance(value, list) and keys[0] == "*":
-        return [_rewrite(item, keys[1:], change) for item in value]
+        changed = [(item, _rewrite(item, keys[1:], change)) for item in value]
+        return [n for old, new in changed for n in (new if isinstance(new, list) and new is not old else [new])]
     if isinstance(value, dict):
         return {k: _rewrite(v, keys[1:], change) if keys[0] in (k, "*") else v for k, v in value.items()}
     return value
@@ -152,6 +163,9 @@ def _beside(folder: Path, name: str) -> str:
         return with_local_folder(name, folder)
     if name.startswith("~/"):
         return str(Path(name).expanduser())
-    if not name or name.startswith("package:") or not (folder / name).exists():
+    if not name or name.startswith("package:"):
         return name
+    if not (folder / name).exists():
+        inside = os.path.join(glob.escape(str(folder.resolve())), name)  # noqa: PTH118 (a pattern is no path)
+        return inside if matching_files(inside) != [inside] else name
     return os.path.normpath(folder.resolve() / name)  # not resolved: a link's target may have another suffix

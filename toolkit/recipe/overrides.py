@@ -39,7 +39,7 @@ def require_effect(recipe: Recipe, path: tuple[str, ...], value: Any, place: Pla
     """
     own = path[0] == "tasks" and len(path) > 2
     stage = path[2] if own else path[0]
-    tasks = [recipe.tasks[path[1]]] if own else list(recipe.tasks.values())
+    tasks = [task for name, task in recipe.tasks.items() if not own or name == path[1]]
     replaced = stage in recipe.ready or (bool(tasks) and all(stage in task.ready for task in tasks))
     if replaced and value is not None:
         what = f"the override has no effect: {stage} does not run, because a checkpoint is used instead (`ready`)"

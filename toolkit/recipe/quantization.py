@@ -106,6 +106,11 @@ class Quantization(Section):
             require_expression(pattern, "op_wise")
         if self.train is not None and self.approach != "quant_aware_training":
             raise wrong(f"{self.approach} does not train", "train", instead="approach: quant_aware_training")
+        written = self.recipes.model_fields_set  # a saved recipe has all defaults written out
+        saved = self.recipes == Recipes() and written == Recipes.model_fields.keys()
+        if self.approach != "post_training_static_quant" and written and not saved:
+            what = f"has no effect: {self.approach} does not use it"
+            raise wrong(what, "recipes", min(written), instead="approach: post_training_static_quant")
         if self.approach == "post_training_dynamic_quant" and self.model_wise.activation != ActivationConfig():
             what = "dynamic quantization has no activation format: OpenVINO chooses it at inference time"
             raise wrong(what, "model_wise", "activation")

@@ -1,5 +1,6 @@
 """Parser for references to models and data: a path, `package:…`, `hub:…`, or `owner/name[@revision]`."""
 
+import glob
 import os
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Literal
 
 from toolkit.core.errors import UserError
 from toolkit.recipe.corpus import Corpus
+from toolkit.recipe.fields import path_problem
 from toolkit.recipe.task import Task
 
 HUB_PREFIX = "hub:"
@@ -89,9 +91,22 @@ def package_path(spec: str) -> Path:
 
 def task_files(task: Task) -> list[str]:
     """Returns the data files of a task as written in the recipe, the training file first."""
-    return [f for f in (task.train, task.dev, *task.more_dev.values()) if f]
+    return [*train_files(task), *(f for f in (task.dev, *task.more_dev.values()) if f)]
+
+
+def train_files(task: Task) -> list[str]:
+    """Returns the files of a task's training split as written in the recipe."""
+    return [task.train, *task.more_train]
+
+
+def matching_files(spec: str) -> list[str]:
+    """Returns the files that a pattern such as `data/*.csv` matches, in order; the reference itself if it is none."""
+    if is_hub(spec) or not glob.has_magic(spec) or path_problem(spec) or Path(spec).exists():
+        return [spec]
+    found = glob.glob(os.path.expanduser(spec))  # noqa: PTH111, PTH207 (a pattern is no path)
+    return sorted(file for file in found if Path(file).is_file()) or [spec]
 
 
 def corpus_files(corpus: Corpus, tasks: Mapping[str, Task]) -> list[str]:
     """Returns the files of the pre-training text as written in the recipe, including training files of tasks."""
-    return [*corpus.files, *(tasks[t].train for t in corpus.tasks)]
+    return [*corpus.files, *(f for t in corpus.tasks for f in train_files(tasks[t]))]

@@ -86,6 +86,10 @@ class Task(Section):
         description="file (TSV, CSV, JSON lines, Parquet, SQuAD's JSON; optionally .bz2/.gz/.xz/.zst), "
         "package:<distribution>/<file>, or hub:<dataset>[@revision]:<config>:<split>",
     )
+    more_train: tuple[FileName, ...] = Field(
+        (),
+        description="further files of the training split; `train` may also be a list of files, or a pattern like *.csv",
+    )
     dev: FileName | None = Field(None, description="file of the evaluation split; alternative to hold_out")
     more_dev: dict[Name, FileName] = Field(
         {}, description="additional evaluation splits, by name, e.g. {mismatched: dev_mismatched.tsv}"
@@ -93,6 +97,10 @@ class Task(Section):
     hold_out: HoldOut | None = None
     rows: dict[str, tuple[str, ...]] = Field({}, description="column -> values; only rows with these values are used")
     drop_empty: bool = Field(False, description="skip rows with an empty text; otherwise they are an error")
+    drop_unanswerable: bool = Field(
+        False,
+        description="question answering: skip questions without an answer (SQuAD 2.0); otherwise they are an error",
+    )
     columns: tuple[str, ...] = Field(
         ("sentence",),
         min_length=1,
@@ -133,6 +141,9 @@ class Task(Section):
             known.pop("more_dev", None)
         filled = known | {k: v for k, v in values.items() if v is not None}
         kind = filled.get("kind")
+        files, more = filled.get("train"), filled.get("more_train", [])
+        if isinstance(files, list | tuple) and files and isinstance(more, list | tuple):
+            filled |= {"train": files[0], "more_train": [*files[1:], *more]}
         if "metrics" not in filled and isinstance(kind, str) and kind in KINDS:
             filled["metrics"] = KINDS[kind].metrics[:1]
         return filled
@@ -165,6 +176,8 @@ class Task(Section):
         if not rules.cuts_windows and self.windows != AnswerWindows():
             what = f"has no effect: texts of a {kind} task are not split"
             raise wrong(what, "windows", *sorted(self.windows.model_fields_set)[:1], instead="remove the key")
+        if not rules.cuts_windows and self.drop_unanswerable:
+            raise wrong(f"has no effect on a {kind} task", "drop_unanswerable", instead="remove the key")
         least = self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
         if rules.cuts_windows and self.max_seq_length <= least:
             raise wrong(
@@ -177,4 +190,18 @@ class Task(Section):
 
 
 # Keys of a task that its training texts depend on.
-TEXT_FIELDS = {"kind", "columns", "label", "rows", "drop_empty", "hold_out", "tuning_examples"}
+_TEXT_FIELDS = {"kind", "columns", "label", "rows", "drop_empty", "drop_unanswerable", "hold_out", "tuning_examples"}
+# Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
+_ADDED = {"drop_unanswerable": False}
+
+
+def settings_for_keys(task: Task, *, texts_only: bool = False, exclude: set[str] | None = None) -> dict[str, Any]:
+    """Returns the settings of a task that enter cache keys, as JSON values.
+
+    Args:
+        task: The task.
+        texts_only: Whether to return only what the training texts depend on.
+        exclude: Keys to leave out.
+    """
+    values = task.model_dump(mode="json", include=_TEXT_FIELDS if texts_only else None, exclude=exclude)
+    return {key: value for key, value in values.items() if key not in _ADDED or value != _ADDED[key]}

@@ -217,3 +217,13 @@ def test_an_override_of_a_stage_that_a_checkpoint_replaces_is_refused(write):
 
 def test_windows_of_a_task_whose_texts_are_not_split_are_refused(write):
     assert "has no effect" in complaint(write(SMALL), "tasks.sst2.windows.stride=3").what
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_options_of_static_quantization_are_refused_with_another_approach(write, value):
+    path = write(SMALL)
+    error = complaint(path, f"quantize.smooth_quant={value}")
+    assert "smooth_quant: has no effect: quant_aware_training does not use it" in error.what
+    static = ["quantize.distillation=null", "quantize.approach=post_training_static_quant"]
+    assert load_recipe(path, [*static, f"quantize.smooth_quant={value}"])
+    assert load_recipe(write(dump_recipe(load_recipe(path)), "saved.yaml")) == load_recipe(path)

@@ -1,6 +1,7 @@
 """Tasks of a recipe: public ones by name, kinds and their metrics, and sections of a task's own."""
 
 import pytest
+from pydantic import ValidationError
 
 from toolkit.core.errors import UserError
 from toolkit.recipe import Task
@@ -121,3 +122,10 @@ def test_distance_that_a_kind_has_not_is_refused(kind):
     with pytest.raises(UserError) as error:
         parse_recipe(text, "r.yaml")
     assert "MSE compares logits one by one" in str(error.value)
+
+
+@pytest.mark.parametrize("train", [[], [{}], [["a"]], [None], {"a": "b"}, True])
+@pytest.mark.parametrize("more", [[], True, "a", {"a": "b"}, [None]])
+def test_training_files_of_other_types_are_refused(train, more):
+    with pytest.raises(ValidationError):
+        Task(train=train, more_train=more, dev="d.tsv")

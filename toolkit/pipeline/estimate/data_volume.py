@@ -17,7 +17,7 @@ from toolkit.data.published import published_rows
 from toolkit.data.tables import read_rows, text
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import Corpus, Task
-from toolkit.recipe.references import corpus_files
+from toolkit.recipe.references import corpus_files, train_files
 
 _SAMPLE = 512  # tokenised texts
 _DOCUMENTS = 128  # tokenised documents, of many texts each
@@ -72,9 +72,9 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
     Raises:
         UserError: A local file is missing or damaged.
     """
-    texts = _rows(section.train, section)
+    texts = _train_rows(section)
     held = round(1 / section.hold_out.fraction) if section.hold_out else 0
-    rows: float | None = len(texts) if texts is not None else published_rows(section.train)
+    rows: float | None = len(texts) if texts is not None else _published_train_rows(section)
     dev_rows: float = rows / held if rows and held else 0
     rows = rows and rows - dev_rows
     for spec in (section.dev, *section.more_dev.values()):
@@ -155,7 +155,7 @@ def _pairs(documents: list[list[str]], section: Corpus, tokenizer: Any) -> int:
 def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[str]]:
     """Iterates over the documents of a corpus; without segment pairs, every text is a document."""
     for name in section.tasks:
-        for row in _rows(corpus_tasks[name].train, corpus_tasks[name]) or ():
+        for row in _train_rows(corpus_tasks[name]) or ():
             yield from ([text] for text in row)
     for spec in section.files:
         for document in documents(spec, section.column):
@@ -163,6 +163,17 @@ def _documents(section: Corpus, corpus_tasks: dict[str, Task]) -> Iterator[list[
                 yield document
             else:
                 yield from ([text] for text in document)
+
+
+def _train_rows(section: Task) -> list[tuple[str, ...]] | None:
+    """Returns the texts of the training rows that a task keeps, or None if a file is not cached."""
+    found = [_rows(spec, section) for spec in train_files(section)]
+    return None if None in found else [row for rows in found for row in rows or ()]
+
+
+def _published_train_rows(section: Task) -> int | None:
+    found = [published_rows(spec) for spec in train_files(section)]
+    return None if None in found else sum(rows or 0 for rows in found)
 
 
 def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
