@@ -204,6 +204,7 @@ def record(step: graph.Step, key: str, config: dict[str, Any], cpu: str = "", la
         (step.folder / "config.json").write_text(json.dumps(sizes))
     manifest = Manifest(
         stage=step.stage.name,
+        task=step.task,
         key=key,
         config=config,
         inputs={},
