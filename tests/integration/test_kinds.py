@@ -77,7 +77,7 @@ def recipe(model, task, text, benchmark: bool) -> Recipe:
         },
         "task_teacher": {"train": fitted},
         "transfer": {"distillation": {"train": fitted}},
-        "quantize": {"distillation": {"train": steps}, "quantization": {"calibration": {"sampling_size": 8}}},
+        "quantize": {"distillation": {"train": fitted}, "quantization": {"calibration": {"sampling_size": 8}}},
         "export": {"metric_tolerance": 0.5, "tolerance": 0.2},
     }
     if benchmark:

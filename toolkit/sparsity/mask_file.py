@@ -58,7 +58,7 @@ def unpacked(bits: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     if not isinstance(shape, Sequence) or not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"{shape!r} is not the shape of a matrix")
     count = math.prod(shape)
-    if bits.dtype != np.uint8 or bits.ndim != 1 or bits.size != math.ceil(count / 8):
+    if bits.dtype != np.uint8 or bits.ndim != 1 or bits.size != -(-count // 8):
         raise ValueError(f"{bits.size} bytes are not one bit for each of {'x'.join(map(str, shape))} weights")
     return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
 

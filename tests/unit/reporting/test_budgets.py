@@ -22,7 +22,7 @@ def run_of(*overrides: str, changes: dict[str, dict[str, Any]] | None = None) ->
     Args:
         changes: Stage -> further changes of its manifest.
     """
-    recipe = load_recipe(QUICKSTART, overrides)
+    recipe = load_recipe(QUICKSTART, ("ready={}", *overrides))
     train = recipe.student.distillation.train
     run = []
     for m in run_manifests(("reviews",), steps=train.steps or int(100 * train.epoch)):

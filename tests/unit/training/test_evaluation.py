@@ -85,11 +85,13 @@ def test_manifest_is_told_which_rows_no_score_is_of(tiny_bert, tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text("sentence\tlabel\na\t0\n\t1\nb\t1\n")
     tokenizer = load_tokenizer(tiny_bert)
-    task = load_task("t", Task(train=str(path), dev=str(path), drop_empty=True), tokenizer)
+    dev = tmp_path / "dev.tsv"
+    dev.write_text("sentence\tlabel\nc\t0\n\t1\nd\t1\n")
+    task = load_task("t", Task(train=str(path), dev=str(dev), drop_empty=True), tokenizer)
     model = load_task_model(tiny_bert, task.kind, task.labels, fitted=False)
     told = task_metrics(model, task, tokenizer)
-    said = "1 row with an empty text left out (first: rows.tsv:3)"
-    assert (told["dev_n"], told["rows_left_out"]) == (2, [said, said])
+    said = [f"1 row with an empty text left out (first: {file}:3)" for file in ("rows.tsv", "dev.tsv")]
+    assert (told["dev_n"], told["rows_left_out"]) == (2, said)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
