@@ -1,5 +1,5 @@
 #!/bin/bash
-# Rehearses the GPU run on a CPU, in minutes: the same commands on two layers, 256 rows of each task and little text.
+# Rehearses the GPU run on a CPU, in minutes: the same commands on two layers, 128 rows of each task and little text.
 #
 #   bash benchmarks/gpu/rehearse.sh ../shared/data [FOLDER]    # in the repository's root, with its .venv active
 set -eu

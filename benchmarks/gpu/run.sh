@@ -57,9 +57,11 @@ all() {
     done
     python3 $here/student.py make "$work/model" "$work/text" "$out" --until $((end - ${LAST_TRANSFERS:-55})) ${STUDENT_OPTIONS:-} 2>&1 | tee "$out/make.log"
     touch "$out/students.done"
-    wait "${tasks[@]}"
+    local failed=0
+    for job in "${tasks[@]}"; do wait "$job" || failed=1; done
     kill $watch
     grep -h accuracy "$out"/*.log
+    if [ $failed = 1 ]; then grep -H Error "$out"/*.log; return 1; fi
 }
 
 collect() {

@@ -1,4 +1,4 @@
-"""Makes a small copy of a prepared folder, for the rehearsal: two layers, 256 rows of each task, little text.
+"""Makes a small copy of a prepared folder, for the rehearsal: two layers, 128 rows of each task, little text.
 
 python benchmarks/gpu/shrink.py build/gpu build/gpu-rehearsal
 """
@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from text import read_text
 
-_ROWS, _LAYERS, _SENTENCES = 256, 2, 20_000
+_ROWS, _LAYERS, _SENTENCES = 128, 2, 20_000
 
 
 def main(source: Path, out: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from encoder import Compiled, Encoder, embed, encode
 from safetensors.torch import load_file
-from student import DEVICE, square_head
+from student import DEVICE, arrays, square_head
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -225,8 +225,8 @@ def main() -> None:
     parser.add_argument("--settings", type=int, default=len(SETTINGS))
     options = parser.parse_args()
     task = TASKS[options.task]
-    arrays = np.load(options.model / f"{options.task}.npz")
-    train, dev = Data(arrays, "train"), Data(arrays, "dev")
+    loaded = np.load(options.model / f"{options.task}.npz")
+    train, dev = Data(loaded, "train"), Data(loaded, "dev")
     if options.rows:
         train.total = train.total[: options.rows]
     heads = json.loads((options.model / "config.json").read_text())["num_attention_heads"]
