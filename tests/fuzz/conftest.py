@@ -2,8 +2,12 @@
 
 import os
 import tempfile
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, configuration, settings
+
+from tests.fuzz.folders import write_checkpoint, write_data
 
 configuration.set_hypothesis_home_dir(tempfile.gettempdir())
 _FUZZERS = 13  # functions that share FUZZ_INPUTS
@@ -18,3 +22,12 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("fuzz")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a valid checkpoint in `model`, and the data of `folders.RECIPE`."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    write_checkpoint(folder / "model")
+    write_data(folder)
+    return folder

@@ -4,12 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.damage import damaged, damaged_bytes, refused_or
-from tests.fuzz.folders import CONFIG, write_checkpoint, write_data
+from tests.fuzz.folders import CONFIG
 from toolkit.cli.inspect import inspection_tables
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.load import load_task_model, load_tokenizer
@@ -19,15 +18,6 @@ from toolkit.recipe import Recipe
 
 INDEX = {"metadata": {}, "weight_map": {"bert.pooler.dense.weight": "model-1.safetensors"}}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a valid checkpoint in `model`."""
-    folder = tmp_path_factory.mktemp("fuzzed")
-    write_checkpoint(folder / "model")
-    write_data(folder)
-    return folder
 
 
 def use(folder: Path, changes: dict[str, bytes | None]) -> None:

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.damage import NUMBERS, TEXTS, VALUES, damaged, damaged_bytes, refused_or
-from tests.fuzz.folders import RECIPE, write_checkpoint, write_data
+from tests.fuzz.folders import RECIPE
 from toolkit.core.paths import RECIPES
 from toolkit.core.yaml_document import dump_flow, dump_yaml, parse_yaml
 from toolkit.data.resolved_inputs import ResolvedInputs
@@ -20,14 +19,6 @@ from toolkit.recipe.load import dump_recipe, load_recipe, parse_recipe
 FILES = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.parent.name != "inc"]
 OWN = parse_yaml(RECIPE, "recipe").data
 BASES = [OWN, *(parse_yaml(path.read_text(), path.name).data for path in FILES)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fuzzed")
-    write_checkpoint(folder / "model")
-    write_data(folder)
-    return folder
 
 
 def every_check(folder: Path, content: bytes, overrides: list[str]) -> None:
