@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -84,12 +84,14 @@ def _run_table(path: Path) -> "Table":
 def _checkpoint_table(path: Path, files: list[Path]) -> "Table":
     from rich.table import Table
 
+    from toolkit.models.checkpoint import tensors_of_file
+
     table = Table(title=str(path), caption="matrices only; sparsity is the fraction of weights that are exactly zero")
     for column in ("tensor", "shape", "type", "sparsity"):
         table.add_column(column, justify="left" if column == "tensor" else "right")
     zeros = weights = 0
     for file in files:
-        for name, tensor in _stored(file).items():
+        for name, tensor in sorted(tensors_of_file(file).items()):
             if len(tensor.shape) != 2:
                 continue
             size, count = math.prod(tensor.shape), _zeros(tensor)
@@ -101,28 +103,6 @@ def _checkpoint_table(path: Path, files: list[Path]) -> "Table":
         table.add_section()
         table.add_row("all pruned matrices", f"{weights:,}", "", f"{zeros / weights:.2%}")
     return table
-
-
-def _stored(file: Path) -> "dict[str, StoredTensor]":
-    """Returns the tensors of a safetensors file by name, without their data."""
-    import json
-
-    from safetensors import SafetensorError, safe_open
-
-    from toolkit.models.checkpoint import StoredTensor
-
-    try:
-        with safe_open(file, framework="np"), file.open("rb") as stream:  # safetensors checks the complete header
-            size = int.from_bytes(stream.read(8), "little")
-            header: dict[str, Any] = json.loads(stream.read(size))
-    except (SafetensorError, OSError, ValueError) as error:
-        what = f"the file cannot be read ({error})"
-        raise UserError(what, where=str(file), instead="a complete safetensors file") from None
-    header.pop("__metadata__", None)
-    return {
-        name: StoredTensor(file, entry["dtype"], tuple(entry["shape"]), *(size + 8 + n for n in entry["data_offsets"]))
-        for name, entry in sorted(header.items())
-    }
 
 
 def _type_name(dtype: str) -> str:

@@ -71,19 +71,28 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     prefix = encoder_prefix(folder)
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="np"), path.open("rb") as stream:  # safetensors checks the complete header
-                size = int.from_bytes(stream.read(8), "little")
-                header = from_json(stream.read(size))
-        except (SafetensorError, OSError, ValueError):
-            raise _damaged(path) from None
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, stop = (size + 8 + offset for offset in entry["data_offsets"])
-                found[f"{prefix}{name}" if name.startswith(BARE_ENCODER) else name] = StoredTensor(
-                    path, entry["dtype"], tuple(entry["shape"]), start, stop
-                )
+        for name, tensor in tensors_of_file(path).items():
+            found[f"{prefix}{name}" if name.startswith(BARE_ENCODER) else name] = tensor
     return found
+
+
+def tensors_of_file(path: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of a safetensors file by their stored names, from its header.
+
+    Raises:
+        UserError: The file cannot be read, or is damaged.
+    """
+    try:
+        with safe_open(path, framework="np"), path.open("rb") as stream:  # safetensors checks the complete header
+            size = int.from_bytes(stream.read(8), "little")
+            header = from_json(stream.read(size))
+    except (SafetensorError, OSError, ValueError):
+        raise _damaged(path) from None
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(path, entry["dtype"], tuple(entry["shape"]), *(size + 8 + n for n in entry["data_offsets"]))
+        for name, entry in header.items()
+    }
 
 
 def weight_files(folder: Path) -> list[Path]:

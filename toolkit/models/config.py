@@ -44,6 +44,13 @@ class _Config(BaseModel):
     pad_token_id: int | None = None
 
 
+# Keys whose form people get wrong -> what transformers expects, and an example.
+_FORMS = {
+    "id2label": ("an object of class numbers and names", 'id2label: {"0": "negative", "1": "positive"}'),
+    "architectures": ("a list of class names", 'architectures: ["BertForSequenceClassification"]'),
+}
+
+
 def stated(config: Mapping[str, Any], key: str) -> int:
     """Returns a size that a `config.json` must state; transformers has defaults for some, which are another model's.
 
@@ -67,7 +74,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         _Config.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-        what = f"{first['loc'][0]}: {message}" if first["loc"] else "not a mapping of keys to values"
-        raise UserError(what, where=str(path), instead="a config.json as transformers writes it") from None
+        key = str(first["loc"][0]) if first["loc"] else ""
+        instead = "a config.json as transformers writes it"
+        if key in _FORMS:
+            form, instead = _FORMS[key]
+            what = f"{key} is {_described(values[key])}, where transformers expects {form}"
+        else:
+            message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+            what = f"{key}: {message}" if key else "not a mapping of keys to values"
+        raise UserError(what, where=str(path), instead=instead) from None
     return dict(values)
+
+
+def _described(value: Any) -> str:
+    kinds = {list: "a list", dict: "an object with other keys or values", str: "a text", bool: "a truth value"}
+    return kinds.get(type(value), "a number")
