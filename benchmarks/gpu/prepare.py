@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from safetensors.torch import load_file, save_file
+from text import write_text
 
 from toolkit.data.question_answering import read_question, windows_of
 from toolkit.data.segment_pairs import sentences
@@ -62,7 +63,7 @@ def main(
     save_file(
         {n: t.half() if t.dim() == 2 else t.float() for n, t in weights.items()}, out / "model" / "dense.safetensors"
     )
-    write_text(out / "model" / "valid.npz", lines([data / "wikipedia/valid.txt"]), tokenizer, 20_000)
+    tokenised(out / "model" / "valid.xz", lines([data / "wikipedia/valid.txt"]), tokenizer, 20_000)
     for name, (train, dev, columns, length) in _TASKS.items():
         splits = {split: table(data / file) for split, file in (("train", train), ("dev", dev))}
         chosen = columns or tuple(c for c in splits["train"][0] if c not in ("label", "score", "genre", "idx", "id"))
@@ -75,7 +76,7 @@ def main(
     if wheels:
         download(out / "wheels")
     texts = [data / "wikipedia/train_50mb.txt.xz", data / "wikipedia/train_extra_100mb.txt.xz"]
-    tokens = write_text(out / "text" / "train.xz", lines(texts), tokenizer, limit)
+    tokens = tokenised(out / "text" / "train.xz", lines(texts), tokenizer, limit)
     print(f"{tokens:,} tokens of pre-training text")
     for folder in sorted(path.name for path in out.iterdir()):
         size = sum(f.stat().st_size for f in (out / folder).iterdir())
@@ -89,8 +90,8 @@ def lines(paths: Iterable[Path]) -> Iterator[str]:
             yield from (line.strip() for line in file if line.strip())
 
 
-def write_text(path: Path, paragraphs: Iterable[str], tokenizer: Any, limit: int | None) -> int:
-    """Writes token ids (uint16) and the lengths of sentences (uint8); returns the number of tokens."""
+def tokenised(path: Path, paragraphs: Iterable[str], tokenizer: Any, limit: int | None) -> int:
+    """Writes the sentences of paragraphs as token ids; returns the number of tokens."""
     ids: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     batch: list[str] = []
@@ -111,11 +112,7 @@ def write_text(path: Path, paragraphs: Iterable[str], tokenizer: Any, limit: int
             break
     flush()
     flat, ends = np.concatenate(ids), np.concatenate(lengths)
-    if path.suffix == ".npz":
-        np.savez_compressed(path, ids=flat, lengths=ends)
-    else:
-        header = np.array([len(flat), len(ends)], np.int64).tobytes()
-        path.write_bytes(lzma.compress(header + flat.tobytes() + ends.tobytes(), preset=2))
+    write_text(path, flat, ends)
     return len(flat)
 
 

@@ -3,13 +3,13 @@
 python benchmarks/gpu/shrink.py build/gpu build/gpu-rehearsal
 """
 
-import lzma
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load_file, save_file
-from text import read_text
+from text import read_text, write_text
 
 _ROWS, _LAYERS, _SENTENCES = 128, 2, 20_000
 
@@ -21,17 +21,13 @@ def main(source: Path, out: Path) -> None:
     names = [n for n in dense if not n.startswith("encoder.layer.") or int(n.split(".")[2]) < _LAYERS]
     save_file({n: dense[n] for n in names}, out / "model" / "dense.safetensors")
     (out / "model" / "config.json").write_text((source / "model" / "config.json").read_text())
+    shutil.copy(source / "model" / "valid.xz", out / "model")
     for path in (source / "model").glob("*.npz"):
-        found = np.load(path)
-        short = path.stem == "valid"
-        np.savez_compressed(
-            out / "model" / path.name, **{k: v if short else v[:_ROWS] if v.ndim else v for k, v in found.items()}
-        )
+        arrays = {name: array[:_ROWS] if array.ndim else array for name, array in np.load(path).items()}
+        np.savez_compressed(out / "model" / path.name, **arrays)
     ids, lengths = read_text(source / "text" / "train.xz")
     lengths = lengths[:_SENTENCES]
-    ids = ids[: int(lengths.astype(np.int64).sum())]
-    header = np.array([len(ids), len(lengths)], np.int64).tobytes()
-    (out / "text" / "train.xz").write_bytes(lzma.compress(header + ids.tobytes() + lengths.tobytes(), preset=0))
+    write_text(out / "text" / "train.xz", ids[: int(lengths.astype(np.int64).sum())], lengths)
 
 
 if __name__ == "__main__":

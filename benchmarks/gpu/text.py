@@ -117,11 +117,14 @@ def _padded(rows: np.ndarray, width: int) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, max(0, width - rows.shape[1]))))[:, :width]
 
 
+def write_text(path: Path, ids: np.ndarray, lengths: np.ndarray) -> None:
+    """Writes the tokens of all sentences (uint16), and the tokens of each sentence (uint8), compressed."""
+    header = np.array([len(ids), len(lengths)], np.int64).tobytes()
+    path.write_bytes(lzma.compress(header + ids.tobytes() + lengths.tobytes(), preset=2))
+
+
 def read_text(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens and the lengths of the sentences of a prepared file."""
-    if path.suffix == ".npz":
-        found = np.load(path)
-        return found["ids"], found["lengths"]
+    """Returns the tokens and the lengths of a file that `write_text` wrote."""
     data = lzma.decompress(path.read_bytes())
     tokens, sentences = np.frombuffer(data, np.int64, 2)
     ids = np.frombuffer(data, np.uint16, int(tokens), 16)

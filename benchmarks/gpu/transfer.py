@@ -1,6 +1,6 @@
 """Transfer of sparse students to tasks on a GPU: a dense task teacher for each, then every student as it appears.
 
-    python transfer.py TASK MODEL OUT --until 500
+    python transfer.py TASK MODEL OUT --until TIME
 
 Students are the files that `student.py` writes into OUT. Each is fine-tuned with its zeros locked, on the teacher's
 logits and, in the first setting of `SETTINGS`, also on its hidden states. Embeddings are not trained, in the teacher
@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from distillation import DEVICE, square_head
 from encoder import Compiled, Encoder, embed, encode
 from safetensors.torch import load_file
-from student import DEVICE, arrays, square_head
+from student import arrays
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -10,7 +10,7 @@ from transformers import AutoModel
 from toolkit.core import paths
 
 GPU = paths.REPOSITORY / "benchmarks" / "gpu"
-NAMES = ("encoder", "text", "student", "transfer")
+NAMES = ("encoder", "text", "distillation", "student", "transfer")
 
 
 @pytest.fixture
