@@ -19,7 +19,7 @@ from toolkit.models.architectures import (
 )
 from toolkit.models.checkpoint import StoredTensor, stored_tensors
 from toolkit.models.tokenizers import require_tokenizer, require_tokens_within, stored_tokenizers
-from toolkit.recipe import KDLossSettings, Kind, Recipe
+from toolkit.recipe import Kind, Recipe
 
 # Attribute of a masked-LM head -> a weight that every checkpoint with this head has.
 _MLM_WEIGHTS = {
@@ -85,11 +85,12 @@ def _check_pretraining(recipe: Recipe, inputs: ResolvedInputs) -> None:
     kind = (model.config or {}).get("model_type")
     if model.config is None:
         return
-    settings = recipe.student.distillation.train.criterion.settings if recipe.student else None
-    words = isinstance(settings, KDLossSettings) or (settings is not None and settings.add_origin_loss)
+    criterion = recipe.student.distillation.train.criterion if recipe.student else None
+    logits, layers = (criterion.logits, criterion.layers) if criterion else (None, None)
+    words = logits is not None or (layers is not None and layers.add_origin_loss)
     if recipe.teacher or words:
         head = require_mlm_head(kind)
-        fitted = isinstance(settings, KDLossSettings) and settings.loss_weights[1] > 0 and recipe.teacher is None
+        fitted = logits is not None and logits.loss_weights[1] > 0 and recipe.teacher is None
         if fitted and model.folder is not None and _MLM_WEIGHTS[head] not in stored_tensors(model.folder):
             raise UserError(
                 f"this checkpoint was not trained for the task: it lacks {_MLM_WEIGHTS[head]}",

@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.pipeline.ready_models import origins
-from toolkit.recipe import Distillation, IntermediateSettings, Kind, Quantize, Recipe, StudentDistillation
+from toolkit.recipe import Distillation, Kind, Quantize, Recipe, StudentDistillation
 
 
 def check_module_names(recipe: Recipe, inputs: ResolvedInputs) -> None:
@@ -37,8 +37,8 @@ def _check_layers(
     teacher: tuple[str, Kind | None],
     inputs: ResolvedInputs,
 ) -> None:
-    settings = distillation.train.criterion.settings if distillation else None
-    if not isinstance(settings, IntermediateSettings):
+    settings = distillation.train.criterion.layers if distillation else None
+    if settings is None:
         return
     from toolkit.training.layer_outputs import require_layers
 

@@ -177,8 +177,8 @@ def _check_distance(recipe: Recipe, name: str) -> None:
         section = recipe.section(stage, name)
         if not KINDS[task.kind].per_token or section is None or section.distillation is None:
             continue
-        settings = section.distillation.train.criterion.settings
-        if isinstance(settings, KDLossSettings) and settings.loss_types[1] == "MSE":
+        logits = section.distillation.train.criterion.logits
+        if logits is not None and logits.loss_types[1] == "MSE":
             at = ("tasks", name, stage) if getattr(task, stage) is not None else (stage,)
             keys = ("distillation", "train", "criterion", "KnowledgeDistillationLoss", "loss_types")
             raise wrong(

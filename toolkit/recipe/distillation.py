@@ -1,5 +1,6 @@
 """Recipe sections for distillation: the loss against the teacher and the tokens at which it is computed."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -34,55 +35,83 @@ class IntermediateSettings(Section):
     """Sum of loss_weights[i] * distance(student layer, teacher layer) over pairs of layers."""
 
     layer_mappings: tuple[tuple[str, str] | tuple[str, int, str, int], ...] = Field(
-        min_length=1,
+        (),
         description="[student layer, teacher layer], or [layer, output index, layer, output index] for layers with "
-        "several outputs",
+        "several outputs; default: every encoder layer with the teacher's layer that it was copied from, the last one "
+        "with the teacher's last",
     )
-    loss_types: tuple[Literal["MSE", "L1", "KL"], ...] = Field((), description="one per pair; default: MSE")
-    loss_weights: tuple[Number, ...] = Field((), description="one per pair; default: equal weights that add up to 1")
+    loss_types: tuple[Literal["MSE", "L1", "KL", "SquareHead"], ...] = Field(
+        (),
+        description="one per pair, or one for all; SquareHead: squared difference divided by the square of the "
+        "teacher's output; default: MSE",
+    )
+    loss_weights: tuple[Number, ...] = Field(
+        (), description="one per pair, or one that all pairs share in equal parts; default: [1]"
+    )
     add_origin_loss: bool = Field(False, description="add the task loss (with the labels)")
 
     @model_validator(mode="after")
     def _one_for_each_pair(self) -> "IntermediateSettings":
         pairs = len(self.layer_mappings)
         for key in ("loss_types", "loss_weights"):
-            if getattr(self, key) and len(getattr(self, key)) != pairs:
-                raise wrong(f"has {len(getattr(self, key))} values for {pairs} pairs of layers", key)
+            count = len(getattr(self, key))
+            if count > 1 and count != pairs:
+                named = f"{pairs} pairs of layers" if pairs else "all pairs of layers: there are no layer_mappings"
+                raise wrong(f"has {count} values for {named}", key)
         if any(weight < 0 for weight in self.loss_weights):
             raise wrong("must be numbers >= 0", "loss_weights")
         return self
 
-    def pairs(self) -> "list[tuple[str, int, str, int, str, float]]":
-        """Returns (student layer, output index, teacher layer, output index, loss type, weight) of each pair."""
-        count = len(self.layer_mappings)
-        types, weights = self.loss_types or ("MSE",) * count, self.loss_weights or (1 / count,) * count
+    def pairs(
+        self, default: Callable[[], Sequence[tuple[str, str]]]
+    ) -> list[tuple[str, int, str, int, str, float]]:
+        """Returns (student layer, output index, teacher layer, output index, loss type, weight) of each pair.
+
+        Args:
+            default: Returns the pairs of layers of a recipe without `layer_mappings`.
+        """
+        mappings = self.layer_mappings or tuple(default())
+        count = len(mappings)
+        types, weights = self.loss_types or ("MSE",), self.loss_weights or (1.0,)
+        if len(types) == 1:
+            types *= count
+        if len(weights) == 1:
+            weights = (weights[0] / count,) * count
         found = []
-        for mapping, kind, weight in zip(self.layer_mappings, types, weights, strict=True):
+        for mapping, kind, weight in zip(mappings, types, weights, strict=True):
             student, output, teacher, other = mapping if len(mapping) == 4 else (mapping[0], 0, mapping[1], 0)
             found.append((student, output, teacher, other, kind, weight))
         return found
 
 
 class Criterion(Section):
-    """INC's form: one loss by name, with its settings; default: KnowledgeDistillationLoss."""
+    """INC's form: a loss by name, with its settings; default: KnowledgeDistillationLoss. Two losses are added."""
 
-    KnowledgeDistillationLoss: KDLossSettings | None = Field(None, json_schema_extra={"default": {}})
-    IntermediateLayersKnowledgeDistillationLoss: IntermediateSettings | None = None
+    KnowledgeDistillationLoss: KDLossSettings | None = Field(
+        None, json_schema_extra={"default": {}}, description="loss on the logits, with the labels' loss as a part"
+    )
+    IntermediateLayersKnowledgeDistillationLoss: IntermediateSettings | None = Field(
+        None, description="loss on the outputs of layers"
+    )
 
     _fill = model_validator(mode="before")(default_choice("KnowledgeDistillationLoss"))
 
     @model_validator(mode="after")
-    def _one(self) -> "Criterion":
-        if self.KnowledgeDistillationLoss and self.IntermediateLayersKnowledgeDistillationLoss:
-            raise wrong("takes one loss", instead="one of the two")
+    def _labels_once(self) -> "Criterion":
+        if self.logits and self.layers and self.layers.add_origin_loss:
+            at = ("IntermediateLayersKnowledgeDistillationLoss", "add_origin_loss")
+            raise wrong("the task loss is a part of KnowledgeDistillationLoss already", *at, instead="false")
         return self
 
     @property
-    def settings(self) -> "KDLossSettings | IntermediateSettings":
-        """The settings of the selected loss; their type identifies the loss."""
-        chosen = self.IntermediateLayersKnowledgeDistillationLoss or self.KnowledgeDistillationLoss
-        assert chosen is not None
-        return chosen
+    def logits(self) -> KDLossSettings | None:
+        """The settings of the loss on logits; None: logits are not compared."""
+        return self.KnowledgeDistillationLoss
+
+    @property
+    def layers(self) -> IntermediateSettings | None:
+        """The settings of the loss on hidden states; None: hidden states are not compared."""
+        return self.IntermediateLayersKnowledgeDistillationLoss
 
 
 class DistillationTrain(Train):
@@ -95,7 +124,7 @@ class DistillationTrain(Train):
 
     @model_validator(mode="after")
     def _whole_layers_if_compiled(self) -> "DistillationTrain":
-        if self.compile and self.criterion.IntermediateLayersKnowledgeDistillationLoss:
+        if self.compile and self.criterion.layers:
             what = "is not supported with a loss on layer outputs, which forward hooks record"
             raise wrong(what, "compile", instead="false")
         return self

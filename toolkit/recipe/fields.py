@@ -43,6 +43,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 NAME_RULE = "letters, digits, '-', '_' and '.', the first one a letter or digit; at most 100 characters"
 _LONGEST_PATH, _LONGEST_NAME = 3000, 255  # bytes; Linux allows 4096, with the folder that a name is relative to
 
+# The losses of a criterion: one that is set over the other replaces it, but a section may have both.
+LOSSES = {"KnowledgeDistillationLoss", "IntermediateLayersKnowledgeDistillationLoss"}
 # Mutually exclusive keys of one section.
 EXCLUSIVE = (
     {"steps", "epoch"},
@@ -52,7 +54,7 @@ EXCLUSIVE = (
     {"relative", "absolute"},
     {"dev", "hold_out"},
     {"AdamW", "Adam", "SGD"},
-    {"KnowledgeDistillationLoss", "IntermediateLayersKnowledgeDistillationLoss"},
+    LOSSES,
 )
 
 
@@ -97,7 +99,9 @@ def require_expression(pattern: str, *at: str | int) -> None:
 
 
 def drop_excluded(section: dict[str, Any], key: str) -> None:
-    """Removes the keys of a section that are mutually exclusive with `key`."""
+    """Removes the keys of a section that are mutually exclusive with `key`, which is about to be set."""
+    if key in LOSSES and section.get(key) is not None:
+        return  # this loss is changed, not added
     for group in EXCLUSIVE:
         for other in group - {key} if key in group else ():
             section.pop(other, None)
@@ -106,8 +110,9 @@ def drop_excluded(section: dict[str, Any], key: str) -> None:
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merges two sections of the same type recursively; values of `above` take precedence, lists are replaced."""
     joined = dict(below)
-    for key, value in above.items():
+    for key in above:
         drop_excluded(joined, key)
+    for key, value in above.items():
         under = joined.get(key)
         joined[key] = merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return joined

@@ -17,7 +17,7 @@ from toolkit.models.mlm_heads import VocabularyHead
 from toolkit.models.task_heads import HEADS, task_logits
 from toolkit.recipe import Criterion, IntermediateSettings, KDLossSettings, Kind, Positions
 from toolkit.training import vocabulary_loss
-from toolkit.training.layer_outputs import paired_outputs, recorded_outputs
+from toolkit.training.layer_outputs import layer_pairs, paired_outputs, recorded_outputs
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,18 @@ class LossTerms:
     Attributes:
         total: The weighted sum, which is differentiated.
         task: Unweighted label loss, detached; None if absent.
-        kd: Unweighted KD loss, detached; None if absent.
+        kd: Unweighted KD loss, detached: of the logits, or of hidden states if logits are not compared; None if absent.
+        layers: Loss of hidden states beside that of logits, detached; None unless both are compared.
     """
 
     total: Tensor
     task: Tensor | None = None
     kd: Tensor | None = None
+    layers: Tensor | None = None
+
+    def named(self) -> list[tuple[str, Tensor | None]]:
+        """Returns the terms with their names in the training curve."""
+        return [("loss", self.total), ("task_loss", self.task), ("kd_loss", self.kd), ("layers_loss", self.layers)]
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, items: float | None = None) -> Tensor:
@@ -71,7 +77,8 @@ _DISTANCES: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "MSE": squared_difference,
 }
 
-# Distances of hidden features, per element; KL compares their softmaxes over the last dimension.
+# Distances of hidden features, per element; KL compares their softmaxes over the last dimension. SquareHead is in
+# `feature_distance`.
 _FEATURE_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "MSE": lambda student, teacher: (student - teacher).square(),
     "L1": lambda student, teacher: (student - teacher).abs(),
@@ -257,30 +264,60 @@ class HiddenStateLoss:
     Args:
         teacher: A frozen model.
         settings: The pairs of layers that are compared, with distances and weights.
-        origin: The label loss, added if the settings include it (`add_origin_loss`).
+        beside: A loss that is added: that of the labels, or that of the logits against the same teacher. Hidden states
+            are recorded during its forward passes, so that neither model runs twice. None: hidden states alone.
     """
 
     def __init__(
-        self, teacher: Teacher, settings: IntermediateSettings, origin: Callable[[Any, Batch], LossTerms]
+        self,
+        teacher: Teacher,
+        settings: IntermediateSettings,
+        beside: Callable[[Any, Batch], LossTerms] | None = None,
     ) -> None:
-        self._teacher, self._settings, self._origin = teacher, settings, origin
+        self._teacher, self._settings, self._beside = teacher, settings, beside
 
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
-        pairs = self._settings.pairs()
-        inputs = model_inputs(batch)
-        task = None
-        with recorded_outputs(model, {layer for layer, *_ in pairs}, "student") as student_outputs:
-            if self._settings.add_origin_loss:
-                task = self._origin(model, batch).total
+        pairs = layer_pairs(self._settings, model, self._teacher.model)
+        inputs, terms = model_inputs(batch), None
+        with (
+            recorded_outputs(model, {layer for layer, *_ in pairs}, "student") as student_outputs,
+            recorded_outputs(self._teacher.model, {layer for _, _, layer, *_ in pairs}, "teacher") as teacher_outputs,
+        ):
+            if self._beside is not None:
+                terms = self._beside(model, batch)
             else:
                 model.base_model(**inputs)
-        with recorded_outputs(self._teacher.model, {layer for _, _, layer, *_ in pairs}, "teacher") as teacher_outputs:
-            self._teacher(lambda teacher: teacher.base_model(**inputs))
-        kd = torch.zeros((), device=batch["input_ids"].device)
-        for student, target, kind, weight in paired_outputs(self._settings, student_outputs, teacher_outputs):
-            kd = kd + weight * _per_example(_FEATURE_DISTANCES[kind](student.float(), target.float()), batch)
-        kd = kd / batch["examples"]
-        return LossTerms(kd if task is None else kd + task, None if task is None else task.detach(), kd.detach())
+            if not teacher_outputs:  # the loss beside this one has not run the teacher
+                self._teacher(lambda teacher: teacher.base_model(**inputs))
+        layers = torch.zeros((), device=batch["input_ids"].device)
+        for student, target, kind, weight in paired_outputs(pairs, student_outputs, teacher_outputs):
+            layers = layers + weight * feature_distance(kind, student.float(), target.float(), batch).sum()
+        layers = layers / batch["examples"]
+        if terms is None:
+            return LossTerms(layers, None, layers.detach())
+        if terms.kd is None:
+            return LossTerms(layers + terms.total, terms.task, layers.detach())
+        return LossTerms(layers + terms.total, terms.task, terms.kd, layers.detach())
+
+
+def feature_distance(kind: str, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    """Distances of hidden features from the teacher's, one per example [n].
+
+    SquareHead (Kurtic et al., 2023, "Sparse fine-tuning", section 3) is ||student - teacher||^2 / ||teacher||^2, so that
+    all layers have the same scale. The paper divides the sums over a batch. Here they are those of an example, over its
+    attended tokens and its features: the loss is then a mean over examples, which does not depend on how they are
+    divided into batches and processes, and a short text counts as much as a long one.
+
+    Args:
+        kind: The distance's name in INC, or SquareHead.
+        student: Features [n, length, h] or [n, h].
+        teacher: Features of the same shape.
+        batch: The batch, with its `attention_mask` [n, length].
+    """
+    if kind != "SquareHead":
+        return _per_example(_FEATURE_DISTANCES[kind](student, teacher), batch)
+    size = _per_example(teacher.square(), batch)
+    return _per_example((student - teacher).square(), batch) / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
 def mlm_loss(
@@ -291,10 +328,9 @@ def mlm_loss(
     next_head: Callable[[Any], Callable[[Tensor], Tensor]] | None = None,
 ) -> Callable[[Any, Batch], LossTerms]:
     """Returns the loss of pre-training with a teacher, as specified by a recipe's `criterion`."""
-    settings = criterion.settings
-    if isinstance(settings, IntermediateSettings):
-        return HiddenStateLoss(teacher, settings, MlmLoss(head, next_head=next_head))
-    return MlmLoss(head, teacher, settings, positions, next_head)
+    labels = MlmLoss(head, next_head=next_head)
+    logits = MlmLoss(head, teacher, criterion.logits, positions, next_head) if criterion.logits else None
+    return _added(teacher, criterion, labels, logits)
 
 
 def task_loss(
@@ -303,16 +339,27 @@ def task_loss(
     """Returns the loss of a task: with a teacher as specified by a recipe's `criterion`, or of the labels alone."""
     if teacher is None or criterion is None:
         return TaskLoss(kind)
-    settings = criterion.settings
-    if isinstance(settings, IntermediateSettings):
-        return HiddenStateLoss(teacher, settings, TaskLoss(kind))
-    return TaskLoss(kind, teacher, settings)
+    logits = TaskLoss(kind, teacher, criterion.logits) if criterion.logits else None
+    return _added(teacher, criterion, TaskLoss(kind), logits)
 
 
-def _per_example(distance: Tensor, batch: Batch) -> Tensor:
-    """Sum over the examples of the mean over the features of an example, at attended tokens if there are tokens."""
+def _added(
+    teacher: Teacher,
+    criterion: Criterion,
+    labels: Callable[[Any, Batch], LossTerms],
+    logits: Callable[[Any, Batch], LossTerms] | None,
+) -> Callable[[Any, Batch], LossTerms]:
+    """Returns the loss on logits, the one on hidden states, or their sum, whichever the criterion has."""
+    if criterion.layers is None:
+        assert logits is not None, "a criterion has a loss"
+        return logits
+    return HiddenStateLoss(teacher, criterion.layers, labels if criterion.layers.add_origin_loss else logits)
+
+
+def _per_example(values: Tensor, batch: Batch) -> Tensor:
+    """Mean over the features of each example [n], at attended tokens if there are tokens."""
     mask = batch["attention_mask"]
-    if distance.dim() != 3 or distance.shape[:2] != mask.shape:
-        return distance.flatten(1).mean(dim=1).sum()
-    tokens = distance.mean(dim=-1) * mask
-    return (tokens.sum(dim=1) / mask.sum(dim=1)).sum()
+    if values.dim() != 3 or values.shape[:2] != mask.shape:
+        return values.flatten(1).mean(dim=1)
+    tokens = values.mean(dim=-1) * mask
+    return tokens.sum(dim=1) / mask.sum(dim=1)

@@ -48,7 +48,7 @@ class Hooks(TrainerCallback):
 
     def add(self, terms: LossTerms) -> None:
         """Adds the loss of a forward pass to the next point of the curve, without a device synchronisation."""
-        for name, term in (("loss", terms.total), ("task_loss", terms.task), ("kd_loss", terms.kd)):
+        for name, term in terms.named():
             if term is not None:
                 self._own[name] = self._own.get(name, torch.zeros((), device=term.device)) + term.detach()
 

@@ -2,14 +2,18 @@
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from toolkit.core.errors import UserError
+from toolkit.models.architectures import default_layer_pairs
 from toolkit.recipe import IntermediateSettings
+
+# Student layer, output index, teacher layer, output index, distance, weight.
+LayerPair = tuple[str, int, str, int, str, float]
 
 _WHERE = "IntermediateLayersKnowledgeDistillationLoss.layer_mappings"
 
@@ -50,13 +54,27 @@ def recorded_outputs(model: Any, layers: set[str], whose: str) -> Iterator[dict[
             handle.remove()
 
 
+def layer_pairs(settings: IntermediateSettings, student: Any, teacher: Any) -> list[LayerPair]:
+    """Returns the pairs of layers that a recipe compares; without `layer_mappings` those of `architectures`.
+
+    Args:
+        settings: The loss on hidden states.
+        student: A model with its `config`.
+        teacher: A model with its `config`.
+
+    Raises:
+        UserError: There are no `layer_mappings`, and the student has more layers than the teacher.
+    """
+    return settings.pairs(lambda: default_layer_pairs(student.config.to_dict(), teacher.config.to_dict()))
+
+
 def paired_outputs(
-    settings: IntermediateSettings, student: Mapping[str, Any], teacher: Mapping[str, Any]
+    pairs: Iterable[LayerPair], student: Mapping[str, Any], teacher: Mapping[str, Any]
 ) -> Iterator[tuple[Tensor, Tensor, str, float]]:
     """Yields (student's output, teacher's output, distance, weight) of each pair of layers.
 
     Args:
-        settings: The pairs of layers.
+        pairs: The pairs of layers, from `layer_pairs`.
         student: Result of `recorded_outputs` for the student, after its forward pass.
         teacher: Result of `recorded_outputs` for the teacher, after its forward pass.
 
@@ -64,7 +82,7 @@ def paired_outputs(
         UserError: A layer is not part of the forward pass, has no output of this number, or has another shape than the
             teacher's.
     """
-    for layer, output, other, other_output, kind, weight in settings.pairs():
+    for layer, output, other, other_output, kind, weight in pairs:
         own, target = _picked(student, layer, output, "student"), _picked(teacher, other, other_output, "teacher")
         if own.shape != target.shape:
             raise UserError(
@@ -81,7 +99,7 @@ def require_layers(student: Any, teacher: Any, settings: IntermediateSettings) -
     Raises:
         UserError: See `recorded_outputs` and `paired_outputs`.
     """
-    pairs = settings.pairs()
+    pairs = layer_pairs(settings, student, teacher)
     ids = torch.zeros((1, 8), dtype=torch.long, device="meta")
     with (
         recorded_outputs(student, {layer for layer, *_ in pairs}, "student") as own,
@@ -93,7 +111,7 @@ def require_layers(student: Any, teacher: Any, settings: IntermediateSettings) -
             teacher.base_model(input_ids=ids)
         except Exception:  # a forward pass that depends on values cannot run without them; the names are checked
             return
-    for _ in paired_outputs(settings, own, others):
+    for _ in paired_outputs(pairs, own, others):
         pass
 
 

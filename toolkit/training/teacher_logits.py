@@ -22,7 +22,7 @@ from toolkit.data.task_kinds import Split, fingerprint
 from toolkit.data.tasks import TaskData
 from toolkit.models.load import load_task_model
 from toolkit.models.task_heads import HEADS
-from toolkit.recipe import Distillation, IntermediateSettings
+from toolkit.recipe import Distillation
 from toolkit.training import distributed
 from toolkit.training.datasets import steps_of
 from toolkit.training.distillation import LossTerms, TaskLoss, Teacher, task_loss
@@ -104,7 +104,7 @@ def task_distillation(
         context.require_unchanged()
         return model, split
 
-    settings = train.criterion.settings
+    criterion = train.criterion
     steps = steps_of(train, len(task.train))
     seen = steps * train.batch_size * train.gradient_accumulation_steps
     own_precision = teacher_bf16(train)
@@ -116,19 +116,19 @@ def task_distillation(
         "precision": "bf16" if reduced else "fp32",
     }
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
-    if isinstance(settings, IntermediateSettings) or (seen < len(task.train) and not folder.is_dir()):
+    if criterion.layers is not None or (seen < len(task.train) and not folder.is_dir()):
         model, split = load()
         if split is task.train:
-            return task_loss(task.kind, Teacher(model, device(), own_precision), train.criterion), None
-        if isinstance(settings, IntermediateSettings):
+            return task_loss(task.kind, Teacher(model, device(), own_precision), criterion), None
+        if criterion.layers is not None:
             raise UserError(
                 "the teacher tells the texts of a pair apart by token_type_ids, which the student's tokenizer lacks",
                 where=str(path),
-                instead="a teacher of the student's architecture, or KnowledgeDistillationLoss",
+                instead="a teacher of the student's architecture, or KnowledgeDistillationLoss alone",
             )
     log = context.progress.message
     logits = teacher_logits(folder, load, task, tokenizer.pad_token_id, reduced, log)
-    return TaskLoss(task.kind, settings=settings), logits.of
+    return TaskLoss(task.kind, settings=criterion.logits), logits.of
 
 
 def teacher_logits(

@@ -90,7 +90,7 @@ def test_recipe_of_the_paper_has_its_settings(path):
     rate = 1.8e-4 if path.parent.name == "distilbert" else 1.5e-4
     assert (glue.epoch, glue.batch_size, glue.optimizer.settings.learning_rate) == (9, 32, 1e-4)
     assert (squad.epoch, squad.batch_size, squad.optimizer.settings.learning_rate) == (8, 12, rate)
-    assert squad.criterion.settings.loss_weights == (0.0, 1.0)
+    assert squad.criterion.logits.loss_weights == (0.0, 1.0)
     quantize = {task: recipe.section("quantize", task).train for task in recipe.tasks}
     assert [quantize[task].epoch for task in ("mnli", "squad")] == [3, 2]
     assert {train.optimizer.settings.learning_rate for train in quantize.values()} == {1e-5}
@@ -115,5 +115,5 @@ def test_recipe_of_the_paper_has_its_settings(path):
     assert (pruner.start_step, pruner.end_step, pruner.update_frequency_on_step) == (0, 50_000, 1000)
     assert f"{pruner.target_sparsity:.2f}" == f"0.{path.stem}"
     assert pruning.learning_rate_rewinding
-    assert train.criterion.settings.loss_weights == (0.5, 0.5)
+    assert train.criterion.logits.loss_weights == (0.5, 0.5)
     assert (recipe.corpus.pairs is not None) == (path.parent.name != "distilbert")

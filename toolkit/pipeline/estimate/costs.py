@@ -36,8 +36,6 @@ from toolkit.recipe import (
     VARIANTS,
     Criterion,
     DistillationTrain,
-    IntermediateSettings,
-    KDLossSettings,
     Optimizer,
     Recipe,
     Train,
@@ -240,7 +238,7 @@ class _Costs:
     def _caches_logits(self, step: Step) -> bool:
         """Returns whether a step trains with cached teacher logits: follows `teacher_logits.task_distillation`."""
         train = train_of(step)
-        if step.task is None or train is None or isinstance(criterion_of(train).settings, IntermediateSettings):
+        if step.task is None or train is None or criterion_of(train).layers is not None:
             return False
         if self._cached_before(step) or train.steps is None:
             return True
@@ -339,7 +337,7 @@ def _cost_settings(train: Train, task: bool) -> DistillationTrain:
     name, settings = next((n, s) for n, s in train.optimizer if s is not None)
     plain = settings.model_copy(update={"learning_rate": 1e-5, "weight_decay": 0.0})
     criterion = criterion_of(train)
-    if task and isinstance(criterion.settings, KDLossSettings):
+    if task and criterion.layers is None:
         criterion = Criterion()
     return DistillationTrain(
         steps=1,

@@ -157,8 +157,9 @@ class SyntheticStep:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = self._forward(batch)
         del loss  # no storage was freed before this point, so no address was reused
-        settings = getattr(self._shape.train, "criterion", Criterion()).settings
-        if self._shape.kind or (isinstance(settings, IntermediateSettings) and not settings.add_origin_loss):
+        criterion: Criterion = getattr(self._shape.train, "criterion", Criterion())
+        layers_alone = criterion.layers and criterion.logits is None and not criterion.layers.add_origin_loss
+        if self._shape.kind or layers_alone:
             return sum(kept.values())
         rows, kind = count * self._head_positions(self._shape.longest), self._device.type
         in_chunks = _CHUNKS_OF_LOGITS * min(rows, vocabulary_loss.rows_per_chunk(self._words, kind))
@@ -177,17 +178,15 @@ class SyntheticStep:
             return self._loss(self._model, batch).total
 
     def _loss_of(self) -> Callable[[Any, Batch], Any]:
-        """Returns the stage's loss; a loss on hidden states is reduced to the layers that exist."""
+        """Returns the stage's loss; a loss on hidden states is that of all layers of the small models."""
         shape = self._shape
         criterion: Criterion | None = getattr(shape.train, "criterion", None)
         if self._teacher is None or criterion is None:
             return MlmLoss(mlm_head) if shape.kind is None else task_loss(shape.kind)
-        if isinstance(criterion.settings, IntermediateSettings):
+        if criterion.layers is not None:
             pairs = zip(_layer_names(self._model), _layer_names(self._teacher.model), strict=True)
-            mapped = IntermediateSettings(
-                layer_mappings=tuple(pairs), add_origin_loss=criterion.settings.add_origin_loss
-            )
-            criterion = Criterion(IntermediateLayersKnowledgeDistillationLoss=mapped)
+            mapped = IntermediateSettings(layer_mappings=tuple(pairs), add_origin_loss=criterion.layers.add_origin_loss)
+            criterion = criterion.model_copy(update={"IntermediateLayersKnowledgeDistillationLoss": mapped})
         if shape.kind is None:
             return mlm_loss(mlm_head, self._teacher, criterion, shape.positions)
         return task_loss(shape.kind, self._teacher, criterion)

@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
-from toolkit.recipe import Corpus, KDLossSettings, Model, Student, Task
+from toolkit.recipe import Corpus, Model, Student, Task
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     train = distillation.train
     section, source = inputs.corpus, inputs.teacher_artifact.path
     tokenizer = load_tokenizer(source)
-    word_loss = isinstance(train.criterion.settings, KDLossSettings) and train.criterion.settings.loss_weights[1] > 0
+    criterion = train.criterion
+    word_loss = criterion.logits is not None and criterion.logits.loss_weights[1] > 0
     model = load_masked_lm(source, pairs=section.pairs is not None, fitted=word_loss)
     teacher = copy.deepcopy(model)
     matrices = prunable_matrices(model, inputs.model.prunable)
@@ -50,14 +51,16 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)))
 
     frozen = Teacher(teacher, device(), teacher_bf16(train))
-    loss = mlm_loss(mlm_head, frozen, train.criterion, distillation.positions, next_sentence_head)
+    loss = mlm_loss(mlm_head, frozen, criterion, distillation.positions, next_sentence_head)
 
     def validate() -> dict[str, float]:
-        # A loss on hidden states does not train the vocabulary head, so its MLM loss would be meaningless.
-        if isinstance(loss, HiddenStateLoss):
-            return layers_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
-        labels_only = MlmLoss(mlm_head, next_head=next_sentence_head)
-        return mlm_metrics(model, labels_only, text.valid, tokenizer, section.mlm_probability)
+        held_out = (text.valid, tokenizer, section.mlm_probability)
+        found: dict[str, float] = {}
+        if criterion.layers is not None:
+            found |= layers_metrics(model, HiddenStateLoss(frozen, criterion.layers), *held_out)
+        if criterion.logits is not None:  # hidden states do not train the vocabulary head: no MLM loss without logits
+            found |= mlm_metrics(model, MlmLoss(mlm_head, next_head=next_sentence_head), *held_out)
+        return found
 
     before = validate()
     data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)

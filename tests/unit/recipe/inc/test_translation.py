@@ -70,14 +70,14 @@ def test_incs_three_files_become_one_taught_recipe(read):
     _, recipe = read(LOCK, QAT, KD, flags=TAUGHT)
     assert recipe.tasks["sst2"].ready == {"task_teacher": "t"}
     for stage in (recipe.transfer, recipe.quantize):
-        settings = stage.distillation.train.criterion.settings
+        settings = stage.distillation.train.criterion.logits
         assert (settings.temperature, settings.loss_types, settings.loss_weights) == (3.0, ("CE", "CE"), (0.5, 0.5))
 
 
 def test_a_teacher_without_a_distillation_section_teaches_as_the_scripts_did(read):
     flags = IncFlags(**{**vars(TAUGHT), "temperature": 2.0, "loss_weights": (0.0, 1.0)})
     _, recipe = read(LOCK, flags=flags)
-    settings = recipe.transfer.distillation.train.criterion.settings
+    settings = recipe.transfer.distillation.train.criterion.logits
     assert (settings.temperature, settings.loss_weights) == (2.0, (0.0, 1.0))
 
 
@@ -141,8 +141,8 @@ def test_layers_are_compared_as_incs_section_says(read):
         "add_origin_loss: true}}}}\n"
     )
     _, recipe = read(LOCK, text, flags=TAUGHT)
-    settings = recipe.transfer.distillation.train.criterion.settings
-    assert settings.pairs() == [("a", 0, "b", 0, "MSE", 1.0), ("c", 1, "d", 0, "KL", 2.0)]
+    settings = recipe.transfer.distillation.train.criterion.layers
+    assert settings.pairs(tuple) == [("a", 0, "b", 0, "MSE", 1.0), ("c", 1, "d", 0, "KL", 2.0)]
     assert settings.add_origin_loss
 
 
@@ -320,7 +320,7 @@ LAYER, OTHER = "bert.encoder.layer.0", "bert.encoder.layer.1"
 )
 def test_every_form_of_a_layer_mapping_is_understood(read, written, meant):
     _, recipe = read(LOCK + LAYERS.replace("PAIR", written), flags=TAUGHT)
-    assert recipe.transfer.train.criterion.settings.layer_mappings == (meant,)
+    assert recipe.transfer.train.criterion.layers.layer_mappings == (meant,)
 
 
 @pytest.mark.parametrize("written", ["[]", "[[]]", "[a, b, c]", "{a: b}", "[[a], [b], [c]]", "[a, x, b, y]"])
