@@ -148,7 +148,7 @@ def _check_task(recipe: Recipe, name: str, inputs: ResolvedInputs) -> str:
     for pruner in compression.resolve():
         if pruner.prune_type != LOCK:
             require_end_within(pruner.end_step, steps, "transfer.pruning")
-            if transfer.pruning.learning_rate_rewinding:
+            if transfer.pruning.learning_rate_rewinding is True:  # cycles never exceed the peak
                 warmup = transfer.train.warmup_ratio * steps
                 require_bounded_rewinding(steps, warmup, pruner.start_step, pruner.end_step, "transfer.pruning")
     return summary
@@ -234,7 +234,7 @@ def _pruning(
         if problem:
             raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")
         length = _length_of_training(pruner, compression.in_epochs(), train, where)
-        if length and pruning.learning_rate_rewinding:
+        if length and pruning.learning_rate_rewinding is True:  # cycles never exceed the peak
             warmup = train.warmup_ratio * length
             require_bounded_rewinding(length, warmup, pruner.start_step, pruner.end_step, where)
         reached = reachable_sparsity(pruner, {name: shapes[name] for name in names})

@@ -274,6 +274,11 @@ class PruningApproach(Section):
 
 
 Backend = Literal["inc", "nncf", "magnitude"]
+RewindingChoice = bool | Literal["cyclic"]
+_REWINDING = (
+    "rewind the learning rate at mask updates (paper, sec. 3); cyclic: at each update it returns to its peak and falls "
+    "to 1 % of it until the next, after the last one to 0 (oBERT)"
+)
 
 
 class Pruning(Section):
@@ -284,7 +289,7 @@ class Pruning(Section):
         description="inc: neural-compressor (all prune types and patterns); nncf: NNCF; magnitude: torch only",
     )
     approach: PruningApproach = PruningApproach()
-    learning_rate_rewinding: bool = Field(True, description="rewind the learning rate at mask updates (paper, sec. 3)")
+    learning_rate_rewinding: RewindingChoice = Field(True, description=_REWINDING)
 
     @model_validator(mode="after")
     def _can_be_done(self) -> "Pruning":
@@ -316,7 +321,7 @@ class TaskPruning(Pruning):
 
     train: Train | None = Field(None, description="training without a teacher; alternative to `distillation`")
     approach: TaskPruningApproach = TaskPruningApproach()  # type: ignore[assignment]
-    learning_rate_rewinding: bool = Field(False, description="rewind the learning rate at mask updates (paper, sec. 3)")
+    learning_rate_rewinding: RewindingChoice = Field(False, description=_REWINDING)
 
     @property
     def only_locks(self) -> bool:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.recipe import ResolvedPruner
-from toolkit.recipe.pruning import needs_gradients
+from toolkit.recipe.pruning import RewindingChoice, needs_gradients
 from toolkit.sparsity.assignment import reachable_sparsity, require_common_ramp
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.sparsity.schedule import PruningSchedule
+from toolkit.sparsity.schedule import PruningSchedule, Rewinding
 from toolkit.sparsity.scores import SCORES, group_lasso_gradient
 
 _SCORE = "score/"  # prefix of a weight's score in a state dict
@@ -23,8 +23,8 @@ class Sparsifier(Protocol):
     def mask(self) -> SparsityMask:
         """The mask of all matrices that are pruned or locked."""
 
-    def rewinding_schedule(self) -> PruningSchedule | None:
-        """Returns the schedule of learning-rate rewinding; None without rewinding."""
+    def rewinding(self) -> Rewinding | None:
+        """Returns how the learning rate is rewound; None without rewinding."""
 
     def before_step(self, step: int) -> bool:
         """Updates the mask if one is scheduled; returns whether. `step` counts optimizer steps from 0."""
@@ -54,7 +54,7 @@ class PatternLock:
         self._parameters = {name: matrices[name].weight for name in self.mask.tensors}
         self.after_optimizer_step()
 
-    def rewinding_schedule(self) -> PruningSchedule | None:
+    def rewinding(self) -> Rewinding | None:
         return None
 
     def before_step(self, step: int) -> bool:
@@ -105,7 +105,7 @@ class GradualPruner:
         reachable_sparsity(self.section, {n: (p.shape[0], p.shape[1]) for n, p in self._parameters.items()})
         self.mask = SparsityMask({n: torch.ones_like(p.data, dtype=torch.bool) for n, p in self._parameters.items()})
 
-    def rewinding_schedule(self) -> PruningSchedule | None:
+    def rewinding(self) -> Rewinding | None:
         return None  # depends on all pruners: `PrunerGroup` decides
 
     @torch.no_grad()
@@ -164,7 +164,7 @@ class PrunerGroup:
         pruners: The pruners and locks, already attached.
     """
 
-    def __init__(self, pruners: "Sequence[PatternLock | GradualPruner]", rewinding: bool = False) -> None:
+    def __init__(self, pruners: "Sequence[PatternLock | GradualPruner]", rewinding: RewindingChoice = False) -> None:
         self.pruners = tuple(pruners)
         self._rewinding = rewinding
 
@@ -177,8 +177,8 @@ class PrunerGroup:
         """The gradual pruners, without the pattern locks."""
         return [pruner for pruner in self.pruners if isinstance(pruner, GradualPruner)]
 
-    def rewinding_schedule(self) -> PruningSchedule | None:
-        """Returns the schedule of learning-rate rewinding; None without rewinding.
+    def rewinding(self) -> Rewinding | None:
+        """Returns how the learning rate is rewound; None without rewinding.
 
         Raises:
             UserError: The pruners update their masks at different steps.
@@ -187,7 +187,7 @@ class PrunerGroup:
         if not self._rewinding or not schedules:
             return None
         require_common_ramp([(s.start, s.end, s.frequency) for s in schedules], "pruning")
-        return schedules[0]
+        return Rewinding(schedules[0], cyclic=self._rewinding == "cyclic")
 
     def before_step(self, step: int) -> bool:
         return any(

@@ -66,3 +66,16 @@ class PruningSchedule:
         if step == self.end:
             return True
         return self.start <= step < self.end and (step - self.start) % self.frequency == 0
+
+
+@dataclass(frozen=True)
+class Rewinding:
+    """Learning-rate rewinding at the mask updates of a ramp.
+
+    Attributes:
+        schedule: The ramp.
+        cyclic: Whether the rate starts a new cycle at its peak; else it returns to its value at the start of the ramp.
+    """
+
+    schedule: PruningSchedule
+    cyclic: bool

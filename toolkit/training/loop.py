@@ -152,8 +152,11 @@ def recomputed(model: Any) -> Iterator[None]:
 
 def _multiplier(section: Train, steps: int, sparsifier: Sparsifier | None, stage: str) -> Callable[[int], float]:
     warmup = round(section.warmup_ratio * steps)
-    ramp = sparsifier.rewinding_schedule() if sparsifier else None
-    if ramp is None:
+    found = sparsifier.rewinding() if sparsifier else None
+    if found is None:
         return lambda step: lr_schedule.linear(step, steps, warmup)
+    ramp = found.schedule
+    if found.cyclic:
+        return lambda step: lr_schedule.cyclic(step, steps, warmup, ramp.start, ramp.end, ramp.frequency)
     lr_schedule.require_bounded_rewinding(steps, warmup, ramp.start, ramp.end, f"{stage}.pruning")
     return lambda step: lr_schedule.rewinding(step, steps, warmup, ramp.start, ramp.end, ramp.frequency)

@@ -2,6 +2,8 @@
 
 from toolkit.core.errors import UserError
 
+CYCLE_FLOOR = 0.01  # of the peak: oBERT's cycles fall from 5e-4 to 5e-6
+
 
 def linear(step: int, total: int, warmup: int) -> float:
     """Returns the multiplier of linear decay: rises from 0 to 1 over `warmup` steps, falls to 0 at step `total`."""
@@ -37,6 +39,35 @@ def rewinding(step: int, total: int, warmup: int, start: int, end: int, frequenc
         spent = step - pruning
     decay = total - pruning
     return max(0.0, (decay - spent) / max(1, decay - warmup))
+
+
+def cyclic(step: int, total: int, warmup: int, start: int, end: int, frequency: int) -> float:
+    """Returns the multiplier of one learning-rate cycle per mask update (Kurtic et al., 2022, oBERT's recipes).
+
+    From each mask update to the next the rate falls linearly from its peak to `CYCLE_FLOOR` times the peak, then jumps
+    back, so that the weights that remain can recover from each update. Before the first update there is one such cycle
+    as well. From the last update on, the rate falls from the peak to 0 at `total`.
+
+    Args:
+        step: Optimizer step, from 0.
+        total: Steps of the run.
+        warmup: Steps of warm-up, which delay the peak of their cycle.
+        start: Step of the first mask update.
+        end: Step of the last mask update.
+        frequency: Steps between two updates; the last interval may be shorter.
+    """
+    if step < warmup:
+        return step / max(1, warmup)
+    floor = CYCLE_FLOOR
+    if step < start:
+        first, following = 0, start
+    elif step < end:
+        first = step - (step - start) % frequency
+        following = min(first + frequency, end)
+    else:
+        first, following, floor = end, total, 0.0
+    first = max(first, warmup)
+    return max(0.0, 1 - (1 - floor) * (step - first) / max(1, following - first))
 
 
 def require_bounded_rewinding(total: float, warmup: float, start: float, end: float, where: str) -> None:

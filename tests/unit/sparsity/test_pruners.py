@@ -315,11 +315,11 @@ def test_the_learning_rate_is_rewound_only_where_all_prune_at_the_same_steps(toy
     model = toy[0]()
     matrices = prunable_matrices(model)
     alike = make_sparsifier(pruning("magnitude", pruners=SEVERAL), matrices, 0)
-    assert (alike.rewinding_schedule().start, alike.rewinding_schedule().end) == (2, END)
+    assert (alike.rewinding().schedule.start, alike.rewinding().schedule.end) == (2, END)
     other = [SEVERAL[0] | {"end_step": 4}, *SEVERAL[1:]]
     with pytest.raises(UserError, match="no common learning rate to rewind to"):
-        make_sparsifier(pruning("magnitude", pruners=other), matrices, 0).rewinding_schedule()
-    assert make_sparsifier(pruning("magnitude", TaskPruning, pruners=other), matrices, 0).rewinding_schedule() is None
+        make_sparsifier(pruning("magnitude", pruners=other), matrices, 0).rewinding()
+    assert make_sparsifier(pruning("magnitude", TaskPruning, pruners=other), matrices, 0).rewinding() is None
 
 
 def test_ramps_in_epochs_become_steps(toy):

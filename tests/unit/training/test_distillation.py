@@ -263,6 +263,87 @@ def test_layers_loss_teaches_a_masked_language_model_too(tiny):
     assert float(loss(student, batch).total) == pytest.approx(1.0, rel=1e-3)
 
 
+LOGITS, LAYERS = "KnowledgeDistillationLoss", "IntermediateLayersKnowledgeDistillationLoss"
+
+
+def counted(model) -> list[int]:
+    """The number of the model's forward passes so far, in a list that grows."""
+    calls: list[int] = []
+    model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_square_head_is_the_squared_difference_relative_to_the_teacher_of_each_example_at_attended_tokens(pair):
+    student, teacher, batch = pair
+    criterion = layers(loss_types=["SquareHead"], loss_weights=[3])
+    found = float(task_loss("classification", Teacher(teacher), criterion)(student, batch).total)
+
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "items", "examples")}
+    own, others = (m(**inputs, output_hidden_states=True).hidden_states[1:] for m in (student, teacher))
+    expected = 0.0
+    for example, attended in enumerate(batch["attention_mask"].sum(1).tolist()):
+        for s, t in zip(own, others, strict=True):
+            s, t = s[example, :attended], t[example, :attended]
+            expected += 3 / len(own) * float(((t - s) ** 2).sum() / (t**2).sum()) / 6
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_logits_and_layers_are_added_in_one_forward_pass_of_student_and_teacher(pair, tiny):
+    student, teacher, batch = pair
+    own, others = counted(student), counted(teacher)
+    parts = {LOGITS: {"loss_weights": [0.3, 0.7]}, LAYERS: {"loss_types": ["SquareHead"], "loss_weights": [2]}}
+    both = task_loss("classification", Teacher(teacher), Criterion.model_validate(parts))(student, batch)
+    assert (len(own), len(others)) == (1, 1)
+    logits, hidden = (
+        task_loss("classification", Teacher(teacher), Criterion.model_validate({name: parts[name]}))(student, batch)
+        for name in parts
+    )
+    assert float(both.total) == pytest.approx(float(logits.total) + float(hidden.total), rel=1e-5)
+    curve = {name: float(term) for name, term in both.named()}
+    expected = {"task_loss": logits.task, "kd_loss": logits.kd, "layers_loss": hidden.kd}
+    assert curve == pytest.approx({"loss": float(both.total)} | {k: float(v) for k, v in expected.items()}, rel=1e-5)
+
+    folder, tokenizer, text, _ = tiny
+    words, knows = load_masked_lm(folder).eval(), load_masked_lm(folder)
+    own, others = counted(words), counted(knows)
+    data = mlm_data(text.train, tokenizer, MASKED, "masked", Train(steps=1, batch_size=4), seed=3)
+    loss = mlm_loss(mlm_head, Teacher(knows), Criterion.model_validate(parts), "masked")
+    terms = loss(words, data.collate([data.stream[k] for k in range(4)]))
+    assert (len(own), len(others)) == (1, 1)
+    assert float(terms.layers) == pytest.approx(0.0, abs=1e-6)
+    assert float(terms.task) > 0.1
+
+
+def test_accumulated_gradients_of_both_losses_equal_those_of_one_large_batch(tiny):
+    folder, tokenizer, text, _ = tiny
+    model, teacher = load_masked_lm(folder).eval(), load_masked_lm(folder)
+    with torch.no_grad():
+        teacher.bert.encoder.layer[0].output.dense.weight += 0.1
+    parts = {LOGITS: {}, LAYERS: {"loss_types": ["SquareHead"]}}
+    loss = mlm_loss(mlm_head, Teacher(teacher), Criterion.model_validate(parts), "all")
+    found = []
+    for passes in (1, 4):
+        section = Train(steps=1, batch_size=8 // passes, gradient_accumulation_steps=passes)
+        data = mlm_data(text.train, tokenizer, MASKED, "all", section, seed=5)
+        data.stream.index = lambda k: k
+        found.append(gradients(model, loss, data, passes))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
+
+
+def test_the_layers_of_a_quantized_student_are_compared_too(pair):
+    from toolkit.quantization import nncf
+    from toolkit.recipe import Quantization
+
+    student, teacher, batch = pair
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "items", "examples")}
+    quantized = nncf.quantize(student, [inputs], Quantization())
+    parts = {LOGITS: {}, LAYERS: {"loss_types": ["SquareHead"]}}
+    terms = task_loss("classification", Teacher(teacher), Criterion.model_validate(parts))(quantized, batch)
+    terms.total.backward()
+    assert float(terms.layers) > 0
+    assert quantized.bert.encoder.layer[0].output.dense.weight.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [

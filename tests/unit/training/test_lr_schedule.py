@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from toolkit.core.errors import UserError
-from toolkit.training.lr_schedule import linear, require_bounded_rewinding, rewinding
+from toolkit.training.lr_schedule import CYCLE_FLOOR, cyclic, linear, require_bounded_rewinding, rewinding
 
 
 def walked(total: int, warmup: int, start: int, end: int, frequency: int) -> list[float]:
@@ -77,3 +77,21 @@ def test_linear_rises_over_the_warm_up_and_falls_to_zero():
 
 def test_linear_without_warm_up_starts_at_the_peak():
     assert linear(0, 10, 0) == 1.0
+
+
+def test_cycles_fall_from_the_peak_to_the_floor_between_updates_and_to_zero_after_the_last():
+    # Updates at 4, 8, 12 and 14: the last interval of the ramp is shorter. Warm-up delays the peak of the first cycle.
+    found = [cyclic(step, 20, 2, 4, 14, 4) for step in range(21)]
+    cycle = [1 - (1 - CYCLE_FLOOR) * part / 4 for part in range(4)]
+    half = [1, 1 - (1 - CYCLE_FLOOR) / 2]
+    last = [1 - part / 6 for part in range(7)]
+    assert found == pytest.approx([0, 0.5, *half, *cycle, *cycle, *half, *last])
+
+
+@pytest.mark.parametrize("warmup", [0, 5, 30])
+def test_cycles_never_exceed_the_peak_and_reach_it_at_every_update_after_the_warm_up(warmup):
+    updates = [*range(0, 50, 7), 50]
+    found = [cyclic(step, 100, warmup, 0, 50, 7) for step in range(101)]
+    assert max(found) == 1.0
+    assert [found[step] for step in updates if step >= warmup] == [1.0] * sum(step >= warmup for step in updates)
+    assert found[100] == 0.0
