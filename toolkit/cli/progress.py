@@ -62,7 +62,13 @@ class _Bar:
         self._console.print(f"  {self._label}: {text}", highlight=False, soft_wrap=True)
 
 
-_SHORT = {"learning_rate": "lr", "seconds_per_step": "s/step", "task_loss": "task", "kd_loss": "kd"}
+_SHORT = {
+    "learning_rate": "lr",
+    "seconds_per_step": "s/step",
+    "task_loss": "task",
+    "kd_loss": "kd",
+    "layers_loss": "layers",
+}
 
 
 def _figure(name: str, value: float) -> str:

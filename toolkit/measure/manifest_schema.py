@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from toolkit.core.artifacts import Manifest
@@ -135,11 +136,22 @@ class _Training(_Record):
 
 
 class _Sparse(_Record):
-    sparsity: Fraction
-    per_matrix: dict[str, Fraction]
+    sparsity: Fraction | None = None  # none in a dense model, which has fewer layers
+    per_matrix: dict[str, Fraction] | None = None
+    kept_layers: list[Count] | None = None
+    layers_before: Positive | None = None
     target_sparsity: Fraction | None = None
     prunable_weights: Count | None = None
     backend: str | None = None
+
+    @model_validator(mode="after")
+    def _sparse_or_shallow(self) -> Self:
+        for key in ("sparsity", "per_matrix"):
+            if getattr(self, key) is None and not (self.kept_layers and self.sparsity is self.per_matrix):
+                raise PydanticCustomError("missing", "{key} is missing", {"key": key})
+        if (self.kept_layers is None) != (self.layers_before is None):
+            raise PydanticCustomError("missing", "kept_layers or layers_before is missing")
+        return self
 
 
 class _Student(_Training, _Sparse):

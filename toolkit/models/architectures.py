@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,6 @@ from typing import Any
 from toolkit.core.errors import UserError
 from toolkit.models.config import read_config, stated
 
-# Keys of a `config.json` by which a student of fewer layers records the layers that were kept, numbered from 0, and the
-# number of layers of the model that they are from.
-KEPT_LAYERS, LAYERS_BEFORE = "kept_layers", "layers_before"
 # Encoder layer in a parameter name, in all BERT-like naming schemes: bert.encoder.layer.3…,
 # distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
 _LAYER = re.compile(r"(?:^|[._])layers?\.(\d+)\.(?!.*embedding)")
@@ -171,49 +168,10 @@ def layer_count(config: Mapping[str, Any]) -> int:
     return int(config.get("num_hidden_layers") or stated(config, kind.layers))
 
 
-def own_layer_count(config: Mapping[str, Any]) -> int:
-    """Returns the number of layers with weights of their own; in ALBERT the groups of layers that share them."""
-    return stated(config, architecture_of(config).layers)
-
-
 def layer_names(config: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the encoder's layers in a model with a head."""
+    """Returns the names of the encoder's layers in a model with a head; layers that share weights are one."""
     kind = architecture_of(config)
-    return [f"{kind.prefix}.{kind.layer.format(number)}" for number in range(own_layer_count(config))]
-
-
-def default_layer_pairs(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the encoder layers of student and teacher whose outputs are compared by default.
-
-    A student's layer belongs to the teacher's layer that it was copied from, if its config records that for a model of
-    as many layers as the teacher; else the student's layers are spread evenly over the teacher's. The last layer
-    always belongs to the teacher's last.
-
-    Args:
-        student: The student's `config.json`.
-        teacher: The teacher's `config.json`.
-
-    Raises:
-        UserError: The student has more layers than the teacher.
-    """
-    own, others = layer_names(student), layer_names(teacher)
-    count, total = len(own), len(others)
-    if count > total:
-        raise UserError(
-            f"the student has {count} layers, the teacher only {total}",
-            where="IntermediateLayersKnowledgeDistillationLoss",
-            instead="layer_mappings: [[<student layer>, <teacher layer>]]",
-        )
-    kept = student.get(KEPT_LAYERS) or []
-    if len(kept) != count or student.get(LAYERS_BEFORE) != total or not kept_layers_fit(kept, total):
-        kept = [(number + 1) * total // count - 1 for number in range(count)]
-    return [(name, others[number]) for name, number in zip(own, [*kept[:-1], total - 1], strict=True)]
-
-
-def kept_layers_fit(layers: Sequence[int], total: int) -> bool:
-    """Returns whether numbers of layers, from 0, are increasing and within an encoder of `total` layers."""
-    rising = all(before < after for before, after in zip(layers, layers[1:], strict=False))
-    return rising and all(0 <= number < total for number in layers)
+    return [f"{kind.prefix}.{kind.layer.format(number)}" for number in range(stated(config, kind.layers))]
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:

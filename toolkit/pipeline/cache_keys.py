@@ -18,6 +18,8 @@ _PATH_KEYS = {
     "corpus": {"files"},
     "task": {"train", "more_train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
 }
+# Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
+_ADDED = {"student": {"layers": None}}
 
 
 def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def section_values(name: str, value: Any) -> Any:
         return {t: settings_for_keys(section, texts_only=True) for t, section in value.items()}
     if name == "task":  # the names of more_dev name the metrics
         return settings_for_keys(value, exclude=_PATH_KEYS[name]) | {"more_dev": sorted(value.more_dev)}
-    return value.model_dump(mode="json", exclude=_PATH_KEYS.get(name))
+    values, added = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name)), _ADDED.get(name, {})
+    return {key: value for key, value in values.items() if key not in added or value != added[key]}
 
 
 def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[str, str], dict[str, Any]]:

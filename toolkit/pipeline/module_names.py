@@ -3,9 +3,11 @@
 Only these names need torch and transformers, which are loaded if a recipe has them.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.depth import shallower
 from toolkit.pipeline.ready_models import origins
 from toolkit.recipe import Distillation, Kind, Quantize, Recipe, StudentDistillation
 
@@ -16,51 +18,67 @@ def check_module_names(recipe: Recipe, inputs: ResolvedInputs) -> None:
     Raises:
         UserError: A layer or an operation does not exist, or the outputs of two layers have other shapes.
     """
+    layers = recipe.student.layers if recipe.student is not None else None
     if recipe.student is not None:
         first = recipe.ready.get("teacher", recipe.model.source)
-        _check_layers(recipe.student.distillation, (first, None), (first, None), inputs)
+        _check_layers(recipe.student.distillation, _Model(first, None, layers), _Model(first, None), inputs)
     for name, task in recipe.tasks.items():
         sources = {stage: origin.source for stage, origin in origins(recipe, name).items()}
-        student, teacher = sources.get("transfer"), sources.get("task_teacher")
+        cut = layers if "student" not in recipe.ready and "transfer" not in task.ready else None
+        student = _Model(sources["transfer"], task.kind, cut) if "transfer" in sources else None
+        teacher = _Model(sources["task_teacher"], task.kind) if "task_teacher" in sources else None
         for stage in ("transfer", "quantize"):
             section = recipe.section(stage, name) if stage not in task.ready else None
             if section is not None and student and teacher:
-                _check_layers(section.distillation, (student, task.kind), (teacher, task.kind), inputs)
+                _check_layers(section.distillation, student, teacher, inputs)
         quantize = recipe.section("quantize", name)
         if quantize is not None and student:
-            _check_operations(quantize, (student, task.kind), inputs)
+            _check_operations(quantize, student, inputs)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model of a stage.
+
+    Attributes:
+        source: The checkpoint that it comes from.
+        kind: Kind of the task that its head is for; None: masked language modelling.
+        layers: The layers of the checkpoint that it keeps, or how many; None: all.
+    """
+
+    source: str
+    kind: Kind | None
+    layers: int | tuple[int, ...] | None = None
+
+    def without_weights(self, inputs: ResolvedInputs) -> Any | None:
+        """Returns it without weights; None if its sizes are not known, or its config has errors reported elsewhere."""
+        from toolkit.models.load import model_of_shapes
+
+        config = inputs.model(self.source).config
+        if config and self.layers is not None:
+            config = shallower(config, self.layers)
+        return model_of_shapes(config, self.kind) if config else None
 
 
 def _check_layers(
-    distillation: Distillation | StudentDistillation | None,
-    student: tuple[str, Kind | None],
-    teacher: tuple[str, Kind | None],
-    inputs: ResolvedInputs,
+    distillation: Distillation | StudentDistillation | None, student: _Model, teacher: _Model, inputs: ResolvedInputs
 ) -> None:
     settings = distillation.train.criterion.layers if distillation else None
     if settings is None:
         return
     from toolkit.training.layer_outputs import require_layers
 
-    own, other = _shapes(*student, inputs), _shapes(*teacher, inputs)
+    own, other = student.without_weights(inputs), teacher.without_weights(inputs)
     if own is not None and other is not None:
         require_layers(own, other, settings)
 
 
-def _check_operations(quantize: Quantize, source: tuple[str, Kind | None], inputs: ResolvedInputs) -> None:
+def _check_operations(quantize: Quantize, student: _Model, inputs: ResolvedInputs) -> None:
     if not quantize.quantization.op_wise:
         return
     from toolkit.quantization.operations import possible_ops
     from toolkit.quantization.per_operation import check_names
 
-    model = _shapes(*source, inputs)
+    model = student.without_weights(inputs)
     if model is not None:
         check_names(quantize.quantization, possible_ops(model))
-
-
-def _shapes(source: str, kind: Kind | None, inputs: ResolvedInputs) -> Any | None:
-    """Returns a model without weights; None if its sizes are not known, or its config has errors reported elsewhere."""
-    from toolkit.models.load import model_of_shapes
-
-    config = inputs.model(source).config
-    return model_of_shapes(config, kind) if config else None

@@ -14,13 +14,14 @@ from toolkit.data import task_rows
 from toolkit.data.documents import as_read, documents
 from toolkit.data.files import fetch_file
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
-from toolkit.models.architectures import matrix_shapes, split_layer, usable_positions
+from toolkit.models.architectures import layer_count, matrix_shapes, split_layer, usable_positions
 from toolkit.models.checkpoint import (
     MIN_SPARSITY,
     encoder_matrices,
     require_length,
     sparsity_by_tensor,
 )
+from toolkit.models.depth import require_layers_of
 from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
 from toolkit.pipeline.graph import check_graph
 from toolkit.pipeline.module_names import check_module_names
@@ -41,8 +42,13 @@ from toolkit.training.lr_schedule import require_bounded_rewinding
 _LATER = "downloaded from the hub by the run"
 
 
-def prunable_shapes(recipe: Recipe, model: ResolvedModel) -> dict[str, tuple[int, int]]:
+def prunable_shapes(recipe: Recipe, model: ResolvedModel, layers: int | None = None) -> dict[str, tuple[int, int]]:
     """Returns the shapes of a model's prunable matrices by parameter name; empty if its sizes are unknown.
+
+    Args:
+        recipe: The recipe.
+        model: The model.
+        layers: Number of encoder layers of a student that keeps some of the model's; None: all.
 
     Raises:
         UserError: The model has no encoder layers, or a pattern of `model.prunable` matches no matrix.
@@ -55,6 +61,8 @@ def prunable_shapes(recipe: Recipe, model: ResolvedModel) -> dict[str, tuple[int
         return {}
     if not matrices:
         raise UserError("no encoder layers found to prune", where=str(model.folder), instead="a BERT-like encoder")
+    if layers is not None:
+        matrices = {name: shape for name, shape in matrices.items() if split_layer(name)[1] < layers}
     patterns = recipe.model.prunable
     if not patterns:
         return matrices
@@ -99,6 +107,8 @@ def check_recipe(
     check_task_models(recipe, inputs)
     check_task_heads(recipe, inputs)
     if recipe.student is not None:
+        found += _depth(recipe, inputs)
+    if recipe.student is not None and recipe.student.pruning is not None:
         found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.distillation.train)
     found += _transfers(recipe, inputs)
     if recipe.corpus is not None:
@@ -202,6 +212,19 @@ def _transfers(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
     return found
 
 
+def _depth(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
+    """Checks that the student's layers are layers of its teacher, and describes them."""
+    layers = recipe.student.layers if recipe.student else None
+    if recipe.student is None or layers is None:
+        return []
+    config = inputs.model(recipe.ready.get("teacher", recipe.model.source)).config
+    if config is not None:
+        require_layers_of(config, layers)
+    kept = f"{layers}, chosen by the run" if isinstance(layers, int) else ", ".join(map(str, layers))
+    total = f" of {layer_count(config)}" if config else ""
+    return [("student layers", f"{kept}{total}{'; dense' if recipe.student.pruning is None else ''}")]
+
+
 def _pruning(
     recipe: Recipe, inputs: ResolvedInputs, stage: str, pruning: Pruning, train: Train
 ) -> list[tuple[str, str]]:
@@ -210,7 +233,8 @@ def _pruning(
     if stage == "transfer":
         source = recipe.ready.get("student", source)
     model = inputs.model(source)
-    shapes = prunable_shapes(recipe, model)
+    cut = recipe.student.layers if recipe.student and (stage == "student" or "student" not in recipe.ready) else None
+    shapes = prunable_shapes(recipe, model, len(cut) if isinstance(cut, tuple) else cut)
     if not shapes:
         return [("prunable", f"the matrices of {source} are checked after its download")]
     weights = sum(rows * columns for rows, columns in shapes.values())

@@ -46,7 +46,7 @@ def extra_for(section: object) -> str:
     if isinstance(section, Quantize | Export | Benchmark):
         return "deploy"
     if isinstance(section, Student) or (isinstance(section, Transfer) and not section.pruning.only_locks):
-        return _EXTRA_OF_BACKEND.get(section.pruning.backend, "")
+        return _EXTRA_OF_BACKEND.get(section.pruning.backend, "") if section.pruning else ""
     return ""
 
 

@@ -140,6 +140,7 @@ class Recipe(Section):
             if getattr(self, stage) and not self.tasks:
                 raise wrong("needs a task, but `tasks` is empty", stage, instead="tasks: {<name>: {…}}")
         sparse = self.student is not None or "student" in self.ready
+        stays_dense = "student" not in self.ready and self.student is not None and self.student.pruning is None
         for name in self.tasks:
             _check_distance(self, name)
         for own in (None, *self.tasks):
@@ -147,6 +148,10 @@ class Recipe(Section):
             if transfer and transfer.pruning.only_locks and not sparse:
                 at = ("tasks", own, "transfer") if own and self.transfer is None else ("transfer",)
                 raise wrong("needs a sparse model", *at, instead="a `student` section, or `ready: {student: …}`")
+            if transfer and transfer.pruning.only_locks and not transfer.pruning.locks_all and stays_dense:
+                at = ("tasks", own, "transfer") if own and self.tasks[own].transfer else ("transfer",)
+                what = "selects matrices to lock, but the student is dense"
+                raise wrong(what, *at, "pruning", instead="no `names`: a dense student is trained without a lock")
         _check_schedules(self)
         return self
 

@@ -62,9 +62,7 @@ class IntermediateSettings(Section):
             raise wrong("must be numbers >= 0", "loss_weights")
         return self
 
-    def pairs(
-        self, default: Callable[[], Sequence[tuple[str, str]]]
-    ) -> list[tuple[str, int, str, int, str, float]]:
+    def pairs(self, default: Callable[[], Sequence[tuple[str, str]]]) -> list[tuple[str, int, str, int, str, float]]:
         """Returns (student layer, output index, teacher layer, output index, loss type, weight) of each pair.
 
         Args:
@@ -77,7 +75,7 @@ class IntermediateSettings(Section):
             types *= count
         if len(weights) == 1:
             weights = (weights[0] / count,) * count
-        found = []
+        found: list[tuple[str, int, str, int, str, float]] = []
         for mapping, kind, weight in zip(mappings, types, weights, strict=True):
             student, output, teacher, other = mapping if len(mapping) == 4 else (mapping[0], 0, mapping[1], 0)
             found.append((student, output, teacher, other, kind, weight))

@@ -115,7 +115,10 @@ def validated(document: Document, name: str, overrides: Sequence[str] = ()) -> R
 
 def dump_recipe(recipe: Recipe) -> str:
     """Returns YAML that loads back to an equal recipe, with all defaults written out."""
-    return dump_yaml(recipe.model_dump(mode="json", exclude_none=True))
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    if recipe.student is not None and recipe.student.pruning is None:
+        values["student"]["pruning"] = None  # not the default
+    return dump_yaml(values)
 
 
 def schema_json() -> str:

@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from toolkit.recipe.distillation import Distillation, StudentDistillation
-from toolkit.recipe.fields import Section, wrong
+from toolkit.recipe.fields import Count, Position, Section, wrong
 from toolkit.recipe.pruning import Pruning, TaskPruning
 from toolkit.recipe.quantization import Quantization, Tuning
 from toolkit.recipe.train import Train
@@ -18,8 +18,22 @@ class TrainOnly(Section):
 class Student(Section):
     """The sparse pre-trained model, shared by all tasks."""
 
-    pruning: Pruning = Pruning()
+    layers: Count | tuple[Position, ...] | None = Field(
+        None,
+        description="encoder layers of the teacher that the student keeps: how many (those are removed one by one that "
+        "the last hidden state needs least), or which ones, numbered from 0 as in the names of weights; default: all",
+    )
+    pruning: Pruning | None = Field(Pruning(), description="null: the student stays dense and has fewer layers")
     distillation: StudentDistillation
+
+    @model_validator(mode="after")
+    def _smaller(self) -> "Student":
+        if isinstance(self.layers, tuple) and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise wrong("must be one or more numbers in increasing order", "layers", instead="e.g. [1, 3, 5]")
+        if self.pruning is None and self.layers is None:
+            what = "without pruning and with all layers, the student would be a copy of its teacher"
+            raise wrong(what, "pruning", instead="layers: 3 beside `pruning: null`, or a `pruning` section")
+        return self
 
 
 class Transfer(Section):

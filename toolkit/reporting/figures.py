@@ -116,11 +116,17 @@ def training_curve(history: Sequence[Mapping[str, float]]) -> "Figure":
 
     pruned = len({row["sparsity"] for row in history if "sparsity" in row}) > 1
     panels: list[tuple[str, dict[str, str]]] = [
-        ("loss", {"loss": "total", "task_loss": "labels", "kd_loss": "teacher"}),
+        ("loss", {"loss": "total", "task_loss": "labels", "kd_loss": "teacher", "layers_loss": "teacher's layers"}),
         ("learning rate", {"learning_rate": "learning rate"}),
     ]
     panels += [("sparsity, %", {"sparsity": "sparsity"})] if pruned else []
-    colours = {"loss": "#1d4ed8", "task_loss": "#d97706", "kd_loss": "#0d9488", "learning_rate": "#7c3aed"}
+    colours = {
+        "loss": "#1d4ed8",
+        "task_loss": "#d97706",
+        "kd_loss": "#0d9488",
+        "layers_loss": "#be185d",
+        "learning_rate": "#7c3aed",
+    }
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.07)
     for number, (title, series) in enumerate(panels, start=1):
         for key, label in series.items():

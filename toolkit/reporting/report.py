@@ -47,6 +47,8 @@ class RunView:
     """Template data of a run."""
 
     title: str
+    about: str  # the student's sparsity, layers and steps; empty without a student
+    sparse: bool  # whether one sparse student serves all tasks
     manifests: Sequence[Manifest]
     tasks: list[TaskView]
     variants: list[str]  # of all tasks
@@ -120,12 +122,15 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
     from markupsafe import Markup
 
     student = stage_of(run, "student")
+    sparse = student is not None and student.metrics.get("sparsity") is not None
     pattern = next((m for m in (student, *run) if m is not None and m.metrics.get("per_matrix")), None)
     mark = prefix.lower().replace(" ", "-") or "run"  # plots need identifiers that are unique in the page
     spent, scores = budgets(run), stage_scores(run)
     tasks = [t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t]
     view = RunView(
         title=prefix,
+        about=sentences.run_title(student) if student else "",
+        sparse=sparse,
         manifests=run,
         tasks=tasks,
         variants=variants_of([t.head for t in tasks]),

@@ -19,9 +19,7 @@ def summary(head: ClaimsTable, sparse: Manifest | None) -> str:
     """
     variant = head.variant(SHIPPED) or head.variants[-1]
     first = variant.scores[0]
-    zeros = ""
-    if VARIANTS[variant.name].sparse and sparse is not None:
-        zeros = f" ({percent(sparse.metrics['sparsity'])} of the encoder's weights are zero)"
+    zeros = f" ({model_kind(sparse)})" if VARIANTS[variant.name].sparse and sparse is not None else ""
     text = f"{variant.name}{zeros} reaches {score(first)} {first.metric} on {first.n:,} dev examples"
     if first.change is not None:
         text += f", {points(first.change)} points relative to {DENSE}"
@@ -34,6 +32,29 @@ def summary(head: ClaimsTable, sparse: Manifest | None) -> str:
             text += f"; on the sparse engine ({engine.name}) {_time(engine.latency)}"
         text += "."
     return text
+
+
+def model_kind(compressed: Manifest) -> str:
+    """Describes a compressed model by the layers that it has kept and its zeros; one without zeros is dense.
+
+    Args:
+        compressed: Manifest of a stage that records both.
+    """
+    found = compressed.metrics
+    depth = f"{len(found['kept_layers'])} of {found['layers_before']} layers" if found.get("kept_layers") else ""
+    if found.get("sparsity") is None:
+        return f"dense, {depth}"
+    zeros = f"{percent(found['sparsity'])} of the encoder's weights are zero"
+    return f"{depth}, {zeros}" if depth else zeros
+
+
+def run_title(student: Manifest) -> str:
+    """Describes the student of a run for a heading: its sparsity, its layers and its training steps."""
+    found, steps = student.metrics, number(student.metrics["steps"])
+    if found.get("sparsity") is None:
+        return f"{model_kind(student)}, {steps} steps of distillation"
+    depth = f"{len(found['kept_layers'])} of {found['layers_before']} layers, " if found.get("kept_layers") else ""
+    return f"{depth}{percent(found['sparsity'])} sparsity, {steps} pruning steps"
 
 
 def _time(latency: Quantity) -> str:

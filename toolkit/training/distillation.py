@@ -303,10 +303,10 @@ class HiddenStateLoss:
 def feature_distance(kind: str, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
     """Distances of hidden features from the teacher's, one per example [n].
 
-    SquareHead (Kurtic et al., 2023, "Sparse fine-tuning", section 3) is ||student - teacher||^2 / ||teacher||^2, so that
-    all layers have the same scale. The paper divides the sums over a batch. Here they are those of an example, over its
-    attended tokens and its features: the loss is then a mean over examples, which does not depend on how they are
-    divided into batches and processes, and a short text counts as much as a long one.
+    SquareHead (Kurtic et al., 2023, arXiv 2310.06927) is ||student - teacher||^2 / ||teacher||^2, so that all layers
+    have the same scale. The paper divides the sums over a batch. Here they are those of an example, over its attended
+    tokens and its features: the loss is then a mean over examples, which does not depend on how they are divided into
+    batches and processes, and a short text counts as much as a long one.
 
     Args:
         kind: The distance's name in INC, or SquareHead.

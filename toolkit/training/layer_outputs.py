@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import default_layer_pairs
+from toolkit.models.depth import default_layer_pairs
 from toolkit.recipe import IntermediateSettings
 
 # Student layer, output index, teacher layer, output index, distance, weight.
@@ -55,7 +55,7 @@ def recorded_outputs(model: Any, layers: set[str], whose: str) -> Iterator[dict[
 
 
 def layer_pairs(settings: IntermediateSettings, student: Any, teacher: Any) -> list[LayerPair]:
-    """Returns the pairs of layers that a recipe compares; without `layer_mappings` those of `architectures`.
+    """Returns the pairs of layers that a recipe compares; without `layer_mappings` those of `models.depth`.
 
     Args:
         settings: The loss on hidden states.

@@ -134,7 +134,9 @@ class _Costs:
             remark = f"{step.label}: {missing[0]} is not installed, so memory and time are unknown; {missing[1]}"
             return Estimate(step, count, exact, None, "", None, None, remark)
         if shape is None:
-            unsized = dict.fromkeys(str(root.path) for root in _roots(step) if config_of(root, self.inputs) is None)
+            unsized = dict.fromkeys(
+                str(root_of(model).path) for model in _models(step) if config_of(model, self.inputs) is None
+            )
             remark = f"{' and '.join(unsized)}: size unknown before the download, and so are memory and time"
             count, exact = self._count(step, train)
             return Estimate(step, count, exact, None, "", None, None, remark)
@@ -169,7 +171,7 @@ class _Costs:
         from toolkit.pipeline.estimate.synthetic_step import StepShape
 
         train, section = train_of(step), step.sections[step.stage.name]
-        sizes = [config_of(root, self.inputs) for root in _roots(step)]
+        sizes = [config_of(model, self.inputs) for model in _models(step)]
         config, teacher = sizes[0], sizes[1] if len(sizes) > 1 else None
         if config is None or None in sizes:
             return None
@@ -316,10 +318,10 @@ class _Costs:
         return f"{what}: write batch_size: {fits} and gradient_accumulation_steps: {forwards} (same number of steps)"
 
 
-def _roots(step: Step) -> list[Artifact]:
-    """Returns the checkpoints whose sizes determine a step's cost: the model's and, if any, the teacher's."""
+def _models(step: Step) -> list[Step | Artifact]:
+    """Returns the steps or checkpoints whose sizes determine a step's cost: its own and, if any, its teacher's."""
     teacher = teacher_of(step)
-    return [root_of(step), *([root_of(teacher)] if teacher else [])]
+    return [step, *([teacher] if teacher else [])]
 
 
 def _missing_module(step: Step) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from toolkit.core.artifacts import Artifact, Manifest
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.architectures import shape_of
 from toolkit.models.config import CONFIG, read_config
+from toolkit.models.depth import shallower
 from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step
 from toolkit.recipe import Criterion, DistillationTrain, Student, Train
@@ -49,10 +50,23 @@ def root_of(source: Step | Artifact) -> Artifact:
     return source
 
 
-def config_of(artifact: Artifact, inputs: ResolvedInputs) -> str | None:
-    """Returns a checkpoint's `config.json` as text, or the published sizes of a hub model; None if unknown."""
-    config = inputs.model(str(artifact.path)).config
+def config_of(source: Step | Artifact, inputs: ResolvedInputs) -> str | None:
+    """Returns the `config.json` of a step's model as text, with the published sizes of a hub model; None if unknown."""
+    config = inputs.model(str(root_of(source).path)).config
+    layers = _kept_layers(source)
+    if config and layers is not None:
+        config = shallower(config, layers)
     return json.dumps(config) if config else None
+
+
+def _kept_layers(source: Step | Artifact) -> int | tuple[int, ...] | None:
+    """Returns the layers that the student keeps which a step's model comes from, or their number; None: all."""
+    while isinstance(source, Step):
+        section = source.sections.get("student")
+        if isinstance(section, Student) and section.layers is not None:
+            return section.layers
+        source = next(iter(source.inputs.values()))
+    return None
 
 
 def tokenizer_of(artifact: Artifact, inputs: ResolvedInputs) -> Any:
@@ -80,7 +94,7 @@ def steps_alike(before: Manifest, step: Step, train: Train, inputs: ResolvedInpu
     timed = before.metrics.get("seconds_per_step") and before.metrics.get("steps")
     if not timed or not here or before.metrics.get("bf16", False) != bf16(train):
         return False
-    now = config_of(root_of(step), inputs)
+    now = config_of(step, inputs)
     if not (step.folder / CONFIG).is_file() or now is None:
         return False
     if shape_of(read_config(step.folder)) != shape_of(json.loads(now)):

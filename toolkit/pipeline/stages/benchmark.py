@@ -4,13 +4,17 @@ Predictions cached by the export are reused on the same CPU and recomputed on an
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
 from toolkit.core.errors import UserError
-from toolkit.models.checkpoint import encoder_matrices
+from toolkit.models.architectures import layer_count, split_layer
+from toolkit.models.checkpoint import MIN_SPARSITY, encoder_matrices
+from toolkit.models.config import read_config
+from toolkit.models.depth import depth_metrics
 from toolkit.recipe import SHIPPED, SHIPPED_FP32, VARIANTS, AccuracyCriterion, Benchmark, Quantize, Task
 
 if TYPE_CHECKING:
@@ -67,18 +71,16 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         answered.append((len(logits), len(own.dev)))
         advance()
 
-    footprint = _footprint(inputs)
-    # The dense variants are the teacher; if its encoder has other shapes, the pruned encoder's sizes do not apply.
-    dense, sparse = inputs.task_teacher_artifact, inputs.transfer_artifact
-    another = dense and sparse and encoder_matrices(dense.path) != encoder_matrices(sparse.path)
+    footprint, dense_footprint, has_zeros = _footprints(inputs)
     sizes = {}
     for variant, folder in folders.items():
         sizes[variant] = size.file_sizes(folder)
-        if footprint is not None and not (another and not VARIANTS[variant].sparse):
+        counted = footprint if VARIANTS[variant].sparse else dense_footprint
+        if counted is not None:
             inspection = inspect_ir(folder)  # from the IR, since tuning may have kept operations in FP32
-            sizes[variant] |= footprint.sizes(
+            sizes[variant] |= counted.sizes(
                 value_bytes=size.INT8_BYTES if VARIANTS[variant].int8 else size.FP32_BYTES,
-                sparse=VARIANTS[variant].sparse,
+                sparse=VARIANTS[variant].sparse and has_zeros,
                 fp32={f"{m.module}.weight" for m in inspection.matmuls if m.stored_type == "f32"},
                 int8_embeddings=all(table.stored_type == "i8" for table in inspection.embeddings),
             )
@@ -112,7 +114,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
             "note": inputs.task.note,
             "rows_left_out": list(task.left_out),
             "variants": variants,
-            "sizes_reference": footprint.reference() if footprint else {},
+            "sizes_reference": (dense_footprint or footprint).reference() if footprint else {},
             "accuracy_criterion": criterion(quantize.tuning.accuracy_criterion, task.metrics[0], scores)
             if quantize
             else None,
@@ -129,21 +131,39 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     )
 
 
-def _footprint(inputs: Inputs) -> "Footprint | None":
-    """Returns the parameter counts for the encoder's sizes; None without a mask, which lists the pruned matrices."""
+def _footprints(inputs: Inputs) -> "tuple[Footprint | None, Footprint | None, bool]":
+    """Returns the parameter counts of the student's and of the dense variants, and whether the student has zeros.
+
+    Without a mask, which lists the pruned matrices, there are none, unless the student is dense: then all matrices of
+    its encoder count. The dense variants are the teacher. A teacher whose encoder has other shapes is another model,
+    unless the student has kept some of its layers: then all matrices of the teacher's encoder count.
+    """
     from toolkit.measure import size
     from toolkit.sparsity.mask import SparsityMask
     from toolkit.sparsity.mask_file import MASK_FILE
 
-    if inputs.transfer_artifact is None:
-        return None
-    checkpoints = [a for a in (inputs.transfer_artifact, inputs.quantize_artifact) if a]
-    found = next((file for a in checkpoints if (file := a.path / MASK_FILE).is_file()), None)
-    if found is None:
-        return None
-    mask = SparsityMask.load(found)
-    kept = {name: int(pattern.sum()) for name, pattern in mask.tensors.items()}
-    return size.count_weights(inputs.transfer_artifact.path, kept)
+    dense, sparse = inputs.task_teacher_artifact, inputs.transfer_artifact
+    if sparse is None:
+        return None, None, False
+    own, config = encoder_matrices(sparse.path), read_config(sparse.path)
+    depth = depth_metrics(config)
+    files = (a.path / MASK_FILE for a in (sparse, inputs.quantize_artifact) if a)
+    mask = next((SparsityMask.load(file) for file in files if file.is_file()), None)
+    if mask is None and not depth:
+        return None, None, False
+    has_zeros = mask is not None and (not depth or mask.sparsity() >= MIN_SPARSITY)
+    if mask is not None and has_zeros:
+        kept = {name: int(pattern.sum()) for name, pattern in mask.tensors.items()}
+    else:
+        kept = {name: math.prod(shape) for name, shape in own.items()}
+    footprint = size.count_weights(sparse.path, kept)
+    if dense is None or own == (others := encoder_matrices(dense.path)):
+        return footprint, footprint, has_zeros
+    if not depth or layer_count(read_config(dense.path)) != depth["layers_before"]:
+        return footprint, None, has_zeros
+    named = {split_layer(name)[2] for name in kept}
+    whole = {name: math.prod(shape) for name, shape in others.items() if split_layer(name)[2] in named}
+    return footprint, size.count_weights(dense.path, whole), has_zeros
 
 
 def criterion(

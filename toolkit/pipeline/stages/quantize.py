@@ -19,7 +19,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         WorkerDone: This process is a worker and its part of the training is done.
     """
     from toolkit.quantization import nncf
-    from toolkit.sparsity.checks import check_locked, sparsity_metrics
+    from toolkit.sparsity.checks import check_locked
     from toolkit.training import distributed
 
     section = inputs.quantize
@@ -49,7 +49,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         kind="quantized",
         metrics=training["metrics"]
         | job.dev_metrics(model)
-        | sparsity_metrics(job.mask)
+        | job.shape_metrics()
         | {"tuning": found, "overflow_fix": nncf.resolve_overflow_fix(section.quantization)},
         checks=[check_locked(job.mask, job.matrices(model))],
         data={"note": inputs.task.note},

@@ -216,6 +216,16 @@ class Trials:
             "sensitivity": json.loads(record.read_text()) if record.is_file() else {},
         }
 
+    def shape_metrics(self) -> dict[str, Any]:
+        """Returns the sparsity of the model and the layers that it kept; of a dense one of fewer layers these alone."""
+        from toolkit.models.checkpoint import MIN_SPARSITY
+        from toolkit.models.depth import depth_metrics
+        from toolkit.sparsity.checks import sparsity_metrics
+
+        depth = depth_metrics(self.plain.config.to_dict())
+        dense = depth and self.mask.sparsity() < MIN_SPARSITY
+        return depth if dense else sparsity_metrics(self.mask) | depth
+
     def dev_metrics(self, model: Any) -> dict[str, Any]:
         """Evaluates a model on the dev split, which takes no part in the selection."""
         from toolkit.training.evaluation import task_metrics

@@ -1,9 +1,16 @@
-"""`student`: gradual pruning of a copy of the teacher, with distillation. Runs once for all tasks."""
+"""`student`: gradual pruning of a copy of the teacher, of all or some of its layers, with distillation.
+
+Runs once for all tasks. Without pruning, the student is a dense model of fewer layers.
+"""
 
 import copy
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
+from toolkit.core.files import write_atomic
 from toolkit.recipe import Corpus, Model, Student, Task
 
 
@@ -21,6 +28,7 @@ class Inputs:
 def run(inputs: Inputs, context: Context) -> StageResult:
     """Prunes gradually, with distillation and learning-rate rewinding (paper, section 3)."""
     from toolkit.data.corpus import load_corpus
+    from toolkit.models.depth import depth_metrics, keep_layers
     from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.models.mlm_heads import mlm_head, next_sentence_head
     from toolkit.sparsity.assignment import require_end_within
@@ -43,12 +51,14 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     word_loss = criterion.logits is not None and criterion.logits.loss_weights[1] > 0
     model = load_masked_lm(source, pairs=section.pairs is not None, fitted=word_loss)
     teacher = copy.deepcopy(model)
-    matrices = prunable_matrices(model, inputs.model.prunable)
     with distributed.main_process_first():
         text = load_corpus(
             section, inputs.corpus_tasks, tokenizer, context.cache, seed=context.seed, log=context.progress.message
         )
-    sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)))
+    if inputs.student.layers is not None:
+        keep_layers(model, _kept_layers(inputs.student.layers, teacher, text.train, tokenizer.pad_token_id, context))
+    matrices = prunable_matrices(model, inputs.model.prunable)
+    sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train))) if pruning else None
 
     frozen = Teacher(teacher, device(), teacher_bf16(train))
     loss = mlm_loss(mlm_head, frozen, criterion, distillation.positions, next_sentence_head)
@@ -64,29 +74,49 @@ def run(inputs: Inputs, context: Context) -> StageResult:
 
     before = validate()
     data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
-    for pruner in sparsifier.pruners_with_schedule:
+    pruners = sparsifier.pruners_with_schedule if sparsifier else []
+    for pruner in pruners:
         require_end_within(pruner.section.end_step, data.steps, "student.pruning")
     result = fit(model, data, train, loss, context, sparsifier=sparsifier)
     save_checkpoint(model, tokenizer, context.folder)
-    sparsifier.mask.save(context.folder / MASK_FILE)
-    targets = {p.section.target_sparsity for p in sparsifier.pruners_with_schedule}
+    metrics: dict[str, Any] = {}
+    checks = [Check(name="matrices matched", ok=bool(matrices), measured=float(len(matrices)), limit=">= 1")]
+    if sparsifier is not None and pruning is not None:
+        sparsifier.mask.save(context.folder / MASK_FILE)
+        targets = {p.section.target_sparsity for p in pruners}
+        metrics |= sparsity_metrics(sparsifier.mask) | {"backend": pruning.backend}
+        metrics |= {"target_sparsity": targets.pop()} if len(targets) == 1 else {}
+        checks += [*(check_target(p.section, p.mask) for p in pruners), check_locked(sparsifier.mask, matrices)]
     return StageResult(
-        kind="sparse",
+        kind="sparse" if sparsifier else "dense",
         metrics=result.metrics()
         | result.tokens(data)
-        | sparsity_metrics(sparsifier.mask)
-        | {
-            "prunable_weights": sum(module.weight.numel() for module in matrices.values()),
-            "backend": pruning.backend,
-        }
+        | metrics
+        | depth_metrics(model.config.to_dict())
+        | {"prunable_weights": sum(module.weight.numel() for module in matrices.values())}
         | {f"{name}_before": value for name, value in before.items()}
-        | validate()
-        | ({"target_sparsity": targets.pop()} if len(targets) == 1 else {}),
-        checks=[
-            Check(name="matrices matched", ok=bool(matrices), measured=float(len(matrices)), limit=">= 1"),
-            *(check_target(p.section, p.mask) for p in sparsifier.pruners_with_schedule),
-            check_locked(sparsifier.mask, matrices),
-        ],
+        | validate(),
+        checks=checks,
         data={"corpus": text.summary()},
         history=result.history,
     )
+
+
+def _kept_layers(layers: int | Sequence[int], teacher: Any, text: Any, pad_id: int, context: Context) -> list[int]:
+    """Returns the layers that the student keeps; those that are chosen here are chosen once, by rank 0."""
+    from toolkit.models.depth import require_layers_of
+    from toolkit.training import distributed
+    from toolkit.training.depth import choose_layers
+
+    require_layers_of(teacher.config.to_dict(), layers)
+    if not isinstance(layers, int):
+        return list(layers)
+    record = context.work / "layers.json"
+    with distributed.main_process_first():
+        if not record.is_file():
+            chosen = choose_layers(teacher, layers, text, pad_id, context.progress.message)
+            context.progress.message(f"layers kept: {', '.join(map(str, chosen))}")
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(record, json.dumps(chosen))
+    found: list[int] = json.loads(record.read_text())
+    return found

@@ -1,6 +1,7 @@
 """`transfer`: fine-tuning of the sparse model on a task, with its pattern locked and distillation.
 
-With pruners other than the lock, a dense model is pruned during fine-tuning instead.
+With pruners other than the lock, a dense model is pruned during fine-tuning instead. A dense student, which has fewer
+layers than its teacher, is trained without a lock.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     """Fine-tunes with pattern lock and distillation (paper, section 3.2)."""
     from toolkit.data.tasks import load_task
     from toolkit.models.checkpoint import MIN_SPARSITY
+    from toolkit.models.depth import depth_metrics
     from toolkit.models.load import load_task_model, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.sparsity.assignment import require_end_within
     from toolkit.sparsity.checks import check_locked, check_target, sparsity_metrics
@@ -44,13 +46,16 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     task = load_task(context.task or "", inputs.task, tokenizer)
     model = load_task_model(source, task.kind, task.labels, fitted=False)
     matrices = prunable_matrices(model, inputs.model.prunable)
-    if pruning.locks_all:
+    sparsifier: PrunerGroup | None
+    if pruning.locks_all and inputs.student_artifact.kind == "dense":  # of fewer layers: it has no zeros to keep
+        sparsifier = None
+    elif pruning.locks_all:
         lock = PatternLock(checkpoint_mask(source, matrices))
         lock.attach(matrices)
         sparsifier = PrunerGroup([lock])
     else:
         sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(task.train)))
-    selected = sparsifier.mask.tensors
+    selected = sparsifier.mask.tensors if sparsifier else {}
     rest = SparsityMask.from_zeros({name: m.weight for name, m in matrices.items() if name not in selected})
     if freed := [name for name, zeros in rest.per_matrix().items() if zeros > MIN_SPARSITY]:
         context.progress.message(
@@ -59,18 +64,20 @@ def run(inputs: Inputs, context: Context) -> StageResult:
 
     loss, logits = task_distillation(section.distillation, inputs.task_teacher_artifact, task, tokenizer, context)
     data = task_data(task.train, tokenizer.pad_token_id, train, context.seed, logits)
-    for pruner in sparsifier.pruners_with_schedule:
+    pruners = sparsifier.pruners_with_schedule if sparsifier else []
+    for pruner in pruners:
         require_end_within(pruner.section.end_step, data.steps, "transfer.pruning")
     result = fit(model, data, train, loss, context, sparsifier=sparsifier)
     save_checkpoint(model, tokenizer, context.folder)
-    sparsifier.mask.save(context.folder / MASK_FILE)
+    metrics, checks = depth_metrics(model.config.to_dict()), [check_target(p.section, p.mask) for p in pruners]
+    if sparsifier is not None:
+        sparsifier.mask.save(context.folder / MASK_FILE)
+        metrics |= sparsity_metrics(sparsifier.mask)
+        checks.append(check_locked(sparsifier.mask, matrices))
     return StageResult(
         kind="task",
-        metrics=result.metrics() | task_metrics(model, task, tokenizer, data) | sparsity_metrics(sparsifier.mask),
-        checks=[
-            *(check_target(p.section, p.mask) for p in sparsifier.pruners_with_schedule),
-            check_locked(sparsifier.mask, matrices),
-        ],
+        metrics=result.metrics() | task_metrics(model, task, tokenizer, data) | metrics,
+        checks=checks,
         data={"note": inputs.task.note},
         history=result.history,
     )

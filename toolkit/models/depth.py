@@ -1,0 +1,106 @@
+"""Students with fewer encoder layers than their teacher: the layers that are kept, and their record in `config.json`.
+
+Does not import torch.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from toolkit.core.errors import UserError
+from toolkit.models.architectures import ARCHITECTURES, architecture_of, layer_names
+from toolkit.models.config import stated
+
+# Keys of a student's `config.json`: the teacher's layers that were kept, numbered from 0, and how many the teacher has.
+_KEPT, _BEFORE = "kept_layers", "layers_before"
+_WHERE = "student.layers"
+
+
+def require_layers_of(config: Mapping[str, Any], layers: int | Sequence[int]) -> None:
+    """Checks that an encoder has the layers that a student is to keep.
+
+    Args:
+        config: The teacher's `config.json`.
+        layers: How many layers are kept, or which ones, numbered from 0 and increasing.
+
+    Raises:
+        UserError: The encoder has fewer layers, or its layers cannot be removed one by one.
+    """
+    kind, entry = config.get("model_type"), architecture_of(config)
+    if kind not in ARCHITECTURES or entry.layers == "num_hidden_groups":
+        separate = [name for name, known in ARCHITECTURES.items() if known.layers != "num_hidden_groups"]
+        what = f"the layers of a model of type {kind} cannot be removed one by one"
+        raise UserError(what, where=_WHERE, instead=f"a model of type {', '.join(separate)}")
+    total = stated(config, entry.layers)
+    if isinstance(layers, int):
+        if layers > total:
+            raise UserError(f"{layers} layers of a model that has {total}", where=_WHERE, instead=f"at most {total}")
+    elif max(layers) >= total:
+        what = f"there is no layer {max(layers)}: the model's {total} layers are numbered from 0 to {total - 1}"
+        raise UserError(what, where=_WHERE, instead=f"numbers below {total}")
+
+
+def shallower(config: Mapping[str, Any], layers: int | Sequence[int]) -> dict[str, Any]:
+    """Returns the `config.json` of a student that keeps these layers of its teacher.
+
+    Args:
+        config: The teacher's `config.json`.
+        layers: How many layers are kept (which ones is not recorded), or which ones, numbered from 0.
+    """
+    key = architecture_of(config).layers
+    if isinstance(layers, int):
+        return {name: value for name, value in config.items() if name != _KEPT} | {key: layers}
+    return dict(config) | {key: len(layers), _KEPT: list(layers), _BEFORE: config[key]}
+
+
+def keep_layers(model: Any, layers: Sequence[int]) -> None:
+    """Removes all other encoder layers from a model, in place, and records this in its config.
+
+    Args:
+        model: A model with a head.
+        layers: Numbers of the layers to keep, from 0, increasing.
+    """
+    entry = architecture_of(model.config.to_dict())
+    changed = shallower(model.config.to_dict(), layers)
+    path, _, name = entry.layer.removesuffix(".{}").rpartition(".")
+    parent = model.base_model.get_submodule(path)
+    stack = getattr(parent, name)
+    setattr(parent, name, type(stack)([stack[number] for number in layers]))
+    for key in (entry.layers, _KEPT, _BEFORE):
+        setattr(model.config, key, changed[key])
+
+
+def depth_metrics(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the layers of a student for its manifest, from its `config.json`; empty if none was removed."""
+    if not config.get(_KEPT) or not config.get(_BEFORE):
+        return {}
+    return {_KEPT: list(config[_KEPT]), _BEFORE: config[_BEFORE]}
+
+
+def default_layer_pairs(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the names of the encoder layers of student and teacher whose outputs are compared by default.
+
+    A student's layer belongs to the teacher's layer that it was copied from, if its config records that for a model of
+    as many layers as the teacher; else the student's layers are spread evenly over the teacher's. The last layer
+    always belongs to the teacher's last.
+
+    Args:
+        student: The student's `config.json`.
+        teacher: The teacher's `config.json`.
+
+    Raises:
+        UserError: The student has more layers than the teacher.
+    """
+    own, others = layer_names(student), layer_names(teacher)
+    count, total = len(own), len(others)
+    if count > total:
+        raise UserError(
+            f"the student has {count} layers, the teacher only {total}",
+            where="IntermediateLayersKnowledgeDistillationLoss",
+            instead="layer_mappings: [[<student layer>, <teacher layer>]]",
+        )
+    kept: list[int] = student.get(_KEPT) or []
+    increasing = all(before < after < total for before, after in itertools.pairwise(kept))
+    if len(kept) != count or student.get(_BEFORE) != total or not increasing:
+        kept = [(number + 1) * total // count - 1 for number in range(count)]
+    return [(name, others[number]) for name, number in zip(own, [*kept[:-1], total - 1], strict=True)]
