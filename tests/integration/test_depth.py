@@ -41,7 +41,7 @@ def made(source: Path, files: Any, text: Path, folder: Path, **student: Any) -> 
     task = {"train": str(files.train), "dev": str(files.dev), "max_seq_length": 16}
     changes = {
         "student": student | {"distillation": {"train": train | {"criterion": BOTH}}},
-        "transfer": {"distillation": {"train": fast | {"steps": 150, "criterion": BOTH}}},
+        "transfer": {"distillation": {"train": fast | {"steps": 100, "criterion": BOTH}}},
         "quantize": {
             "quantization": {"calibration": {"sampling_size": 16}},
             "distillation": {"train": train | {"criterion": BOTH}},
@@ -84,7 +84,7 @@ def test_a_dense_student_of_fewer_layers_goes_through_every_stage(four_layers, t
     for file in ("report.html", "report.md"):
         text = (tmp_path / "report" / file).read_text()
         assert "dense, 2 of 4 layers" in text
-        assert "0.0\u202f%" not in text
+        assert not any(words in text for words in ("weights are zero", "was pruned", "is pruned", "pruning steps"))
         assert "One sparse model" not in text
 
 

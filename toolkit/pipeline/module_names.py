@@ -3,11 +3,14 @@
 Only these names need torch and transformers, which are loaded if a recipe has them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.core.errors import UserError
 from toolkit.data.resolved_inputs import ResolvedInputs
-from toolkit.models.depth import shallower
+from toolkit.models.architectures import hidden_size
+from toolkit.models.depth import default_layer_pairs, shallower
 from toolkit.pipeline.ready_models import origins
 from toolkit.recipe import Distillation, Kind, Quantize, Recipe, StudentDistillation
 
@@ -50,13 +53,16 @@ class _Model:
     kind: Kind | None
     layers: int | tuple[int, ...] | None = None
 
+    def config(self, inputs: ResolvedInputs) -> Mapping[str, Any] | None:
+        """Returns its `config.json`; None if that is not known."""
+        config = inputs.model(self.source).config
+        return shallower(config, self.layers) if config and self.layers is not None else config
+
     def without_weights(self, inputs: ResolvedInputs) -> Any | None:
         """Returns it without weights; None if its sizes are not known, or its config has errors reported elsewhere."""
         from toolkit.models.load import model_of_shapes
 
-        config = inputs.model(self.source).config
-        if config and self.layers is not None:
-            config = shallower(config, self.layers)
+        config = self.config(inputs)
         return model_of_shapes(config, self.kind) if config else None
 
 
@@ -66,11 +72,28 @@ def _check_layers(
     settings = distillation.train.criterion.layers if distillation else None
     if settings is None:
         return
+    if not settings.layer_mappings:
+        _check_all_layers(student.config(inputs), teacher.config(inputs))
+        return
     from toolkit.training.layer_outputs import require_layers
 
     own, other = student.without_weights(inputs), teacher.without_weights(inputs)
     if own is not None and other is not None:
         require_layers(own, other, settings)
+
+
+def _check_all_layers(student: Mapping[str, Any] | None, teacher: Mapping[str, Any] | None) -> None:
+    """Checks that all layers can be compared without `layer_mappings`, by their number and their width alone."""
+    if not student or not teacher:
+        return
+    default_layer_pairs(student, teacher)
+    own, other = hidden_size(student), hidden_size(teacher)
+    if own != other:
+        raise UserError(
+            f"the outputs of the student's layers have {own} features, those of the teacher's {other}",
+            where="IntermediateLayersKnowledgeDistillationLoss",
+            instead="a teacher of the student's width, or KnowledgeDistillationLoss alone",
+        )
 
 
 def _check_operations(quantize: Quantize, student: _Model, inputs: ResolvedInputs) -> None:

@@ -220,9 +220,11 @@ def _depth(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
     config = inputs.model(recipe.ready.get("teacher", recipe.model.source)).config
     if config is not None:
         require_layers_of(config, layers)
-    kept = f"{layers}, chosen by the run" if isinstance(layers, int) else ", ".join(map(str, layers))
     total = f" of {layer_count(config)}" if config else ""
-    return [("student layers", f"{kept}{total}{'; dense' if recipe.student.pruning is None else ''}")]
+    which = (
+        f"{layers}{total}, chosen by the run" if isinstance(layers, int) else f"{', '.join(map(str, layers))}{total}"
+    )
+    return [("student layers", f"{which}{'; dense' if recipe.student.pruning is None else ''}")]
 
 
 def _pruning(

@@ -62,6 +62,7 @@ def _budget(manifest: Manifest) -> Budget:
     train = _train_section(manifest)
     metrics, stage = manifest.metrics, manifest.stage
     seen, examples = metrics.get("examples_seen"), metrics.get("train_n")
+    as_in_paper = stage != "student" or metrics.get("sparsity") is not None  # else a dense student of fewer layers
     batch = train.get("batch_size", 1) * train.get("gradient_accumulation_steps", 1)
     return Budget(
         stage=stage,
@@ -72,7 +73,7 @@ def _budget(manifest: Manifest) -> Budget:
         epochs=seen / examples if seen and examples else None,
         seconds=manifest.seconds,
         speed=metrics.get("tokens_per_second") or (batch / each if (each := metrics.get("seconds_per_step")) else None),
-        paper_sequences=PAPER_STEPS * PAPER_BATCH if stage in ("teacher", "student") else None,
+        paper_sequences=PAPER_STEPS * PAPER_BATCH if stage in ("teacher", "student") and as_in_paper else None,
         paper_epochs=_PAPER_EPOCHS.get((manifest.config.get("task") or {}).get("kind", ""), {}).get(stage),
     )
 

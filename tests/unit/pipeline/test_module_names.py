@@ -6,6 +6,7 @@ from transformers import AutoConfig, BertConfig
 from tests.helpers.models import load_classifier
 from toolkit.core.errors import UserError
 from toolkit.models.load import load_tokenizer, model_of_shapes, save_checkpoint
+from toolkit.pipeline.module_names import _check_all_layers
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.quantization.operations import possible_ops, quantizable_ops
 from toolkit.recipe import Recipe
@@ -57,6 +58,23 @@ def test_a_pair_of_layers_that_cannot_be_compared_is_found(check, make, mapping,
     with pytest.raises(UserError) as caught:
         check(**make(*mapping))
     assert what in caught.value.what
+
+
+def test_all_layers_are_checked_by_number_and_width_alone(check):
+    """Without layer_mappings: the names are the toolkit's, so no model is built, and torch is not needed."""
+    settings = {"train": {"steps": 4, "criterion": {"IntermediateLayersKnowledgeDistillationLoss": {}}}}
+    transfer = {"transfer": {"distillation": settings}}
+    shallow = {"student": {"layers": [1], "pruning": RAMP, "distillation": settings}}
+    found = dict(check(**shallow, **transfer))
+    assert found["student layers"] == "1 of 2"
+    assert "6 encoder matrices" in found["prunable"]
+    dense = {"student": {"layers": 1, "pruning": None, "distillation": settings}}
+    assert dict(check(**dense, **transfer))["student layers"] == "1 of 2, chosen by the run; dense"
+    with pytest.raises(UserError, match="there is no layer 2"):
+        check(student={"layers": [0, 2], "pruning": RAMP, "distillation": settings})
+    wide = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=400)
+    with pytest.raises(UserError, match="have 32 features, those of the teacher's 64"):
+        _check_all_layers({"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2}, wide.to_dict())
 
 
 @pytest.mark.parametrize("whole", [False, True])

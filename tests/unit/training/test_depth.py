@@ -1,0 +1,65 @@
+"""The greedy choice of layers against the search written out."""
+
+import numpy as np
+import pytest
+import torch
+
+from toolkit.data.corpus import Sequences
+from toolkit.models.load import load_masked_lm
+from toolkit.training.depth import choose_layers
+
+
+@pytest.fixture
+def model(tiny_bert):
+    """The tiny BERT with four layers, of which number 1 hardly changes its input."""
+    source = load_masked_lm(tiny_bert)
+    torch.manual_seed(3)
+    source.config.num_hidden_layers = 4
+    made = type(source)(source.config).eval()
+    with torch.no_grad():
+        for name in ("attention.output.dense", "output.dense"):
+            for parameter in made.bert.encoder.layer[1].get_submodule(name).parameters():
+                parameter *= 0.01
+        for number, layer in enumerate(made.bert.encoder.layer):
+            layer.output.dense.weight *= 1 if number == 1 else 10 * (1 + number)
+    return made
+
+
+@pytest.fixture
+def text():
+    random = np.random.default_rng(0)
+    lengths = random.integers(5, 20, 60)
+    return Sequences(random.integers(5, 300, lengths.sum()).astype(np.uint16), np.cumsum(lengths))
+
+
+def last_state(model, layers, ids):
+    states = model.bert.embeddings(input_ids=ids)
+    for number in layers:
+        found = model.bert.encoder.layer[number](states)
+        states = found if isinstance(found, torch.Tensor) else found[0]
+    return states
+
+
+@torch.no_grad()
+def test_each_round_removes_the_layer_that_the_last_state_needs_least(model, text):
+    kept, messages = list(range(4)), []
+    while len(kept) > 2:
+        distances = {}
+        for number in kept:
+            total = 0.0
+            for index in range(len(text)):
+                ids = torch.from_numpy(text[index])[None]
+                whole, cut = (last_state(model, part, ids) for part in (range(4), [k for k in kept if k != number]))
+                total += float((whole - cut).square().sum() / whole.square().sum())
+            distances[number] = total
+        kept.remove(min(kept, key=distances.__getitem__))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert choose_layers(model, 2, text, 0, messages.append) == tuple(kept)
+    assert messages[0].startswith("layer 1 removed")
+    assert len(messages) == 2
+    assert len(model.bert.encoder.layer) == 4
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_all_layers_are_kept_without_a_search(model, text):
+    assert choose_layers(model, 4, text, 0) == (0, 1, 2, 3)
