@@ -184,6 +184,17 @@ def test_a_task_of_its_own_sections_is_measured_with_them(values, tmp_path):
     assert {s.train.batch_size for s in measured.shapes if s.kind and not s.quantized} == {32, 4}
 
 
+@pytest.mark.parametrize("layers", [1, [1]])
+def test_a_student_of_fewer_layers_is_measured_with_these_in_every_stage_after_it(values, tmp_path, layers):
+    values["student"]["layers"] = layers
+    _, measured = planned(values, tmp_path)
+    depths = [
+        tuple(json.loads(c)["num_hidden_layers"] if c else None for c in (s.config, s.teacher)) for s in measured.shapes
+    ]
+    # teacher; student; the task teacher, which is measured with a teacher of its own size; transfer; quantize
+    assert depths == [(2, None), (1, 2), (2, 2), (1, 2), (1, 2)]
+
+
 def test_what_does_not_fit_says_which_batch_does(values, tmp_path):
     rows, _ = planned(values, tmp_path, available=6e9)
     # 2 state + 0.5 teacher + 0.25 fixed + 1 libraries leave 2.25 GB: 9 examples, and 8 divides 32.
