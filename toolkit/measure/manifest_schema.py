@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from toolkit.core.artifacts import Manifest
@@ -136,22 +135,16 @@ class _Training(_Record):
 
 
 class _Sparse(_Record):
-    sparsity: Fraction | None = None  # none in a dense model, which has fewer layers
-    per_matrix: dict[str, Fraction] | None = None
-    kept_layers: list[Count] | None = None
-    layers_before: Positive | None = None
+    sparsity: Fraction
+    per_matrix: dict[str, Fraction]
     target_sparsity: Fraction | None = None
     prunable_weights: Count | None = None
     backend: str | None = None
 
-    @model_validator(mode="after")
-    def _sparse_or_shallow(self) -> Self:
-        for key in ("sparsity", "per_matrix"):
-            if getattr(self, key) is None and not (self.kept_layers and self.sparsity is self.per_matrix):
-                raise PydanticCustomError("missing", "{key} is missing", {"key": key})
-        if (self.kept_layers is None) != (self.layers_before is None):
-            raise PydanticCustomError("missing", "kept_layers or layers_before is missing")
-        return self
+
+class _Depth(_Record):
+    kept_layers: Annotated[list[Count], Field(min_length=1)]
+    layers_before: Positive
 
 
 class _Student(_Training, _Sparse):
@@ -168,6 +161,14 @@ class _Transfer(_OnTask, _Sparse): ...
 
 
 class _Quantize(_OnTask, _Sparse):
+    tuning: _Tuning | None = None
+
+
+class _DenseStudent(_Training):
+    steps: Positive
+
+
+class _DenseQuantize(_OnTask):
     tuning: _Tuning | None = None
 
 
@@ -207,6 +208,12 @@ _METRICS: dict[str, type[_Record]] = {
     "quantize": _Quantize,
     "export": _Export,
     "benchmark": _Benchmark,
+}
+# The same for a dense model of fewer layers than its teacher.
+_DENSE_METRICS: dict[str, type[_Record]] = _METRICS | {
+    "student": _DenseStudent,
+    "transfer": _OnTask,
+    "quantize": _DenseQuantize,
 }
 
 
@@ -253,9 +260,12 @@ def require_recorded(manifest: Manifest, folder: Path, stage: str, task: str | N
         found = f"{manifest.task}/{manifest.stage}" if manifest.task else manifest.stage
         raise UserError(f"this is the manifest of {found}", where=where, instead="the manifest of this folder")
     stored = manifest.model_dump(mode="json")  # a manifest that has just been made has tuples
-    config = stored["config"]
+    config, metrics = stored["config"], stored["metrics"]
+    shallow = "kept_layers" in metrics
+    schemas = _DENSE_METRICS if shallow and not {"sparsity", "per_matrix"} & metrics.keys() else _METRICS
     parts: list[tuple[str, type[_Record], Any]] = [
-        ("metrics", _METRICS[stage], stored["metrics"]),
+        ("metrics", schemas[stage], metrics),
+        *([("metrics", _Depth, metrics)] if shallow else []),
         (f"config.{stage}", _Section, config.get(stage) or {}),
         ("config.task", _Data, config.get("task") or {}),
         ("config.corpus", _Data, config.get("corpus") or {}),
