@@ -28,7 +28,7 @@ class LossTerms:
         total: The weighted sum, which is differentiated.
         task: Unweighted label loss, detached; None if absent.
         kd: Unweighted KD loss, detached: of the logits, or of hidden states if logits are not compared; None if absent.
-        layers: Loss of hidden states beside that of logits, detached; None unless both are compared.
+        layers: Loss of hidden states beside that of logits, with its weights, detached; None unless both are compared.
     """
 
     total: Tensor

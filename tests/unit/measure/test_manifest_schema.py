@@ -11,6 +11,7 @@ from toolkit.core.artifacts import write_manifest
 from toolkit.core.errors import UserError
 from toolkit.measure.manifest_schema import require_recorded
 from toolkit.pipeline.graph import finished_manifests
+from toolkit.reporting import build
 
 TUNING = {
     **{"examples": 100, "metric": "accuracy", "reference": 0.8, "kind": "relative", "limit": 0.01, "met": True},
@@ -134,3 +135,23 @@ def test_a_run_without_an_exported_variant_has_nothing_to_recommend(run):
     change(run, EXPORT, "metrics/variants", {})
     with pytest.raises(UserError, match="exported no variant"):
         _candidates(run, None)
+
+
+def test_a_dense_model_of_fewer_layers_records_these_in_place_of_its_sparsity(run):
+    stages = ("student", "tasks/films/transfer", QUANTIZE)
+    for stage in stages:
+        change(run, stage, "metrics/sparsity", ...)
+        change(run, stage, "metrics/per_matrix", ...)
+        change(run, stage, "metrics/kept_layers", [1, 3, 5])
+        change(run, stage, "metrics/layers_before", 6)
+    manifests = finished_manifests(run)
+    build([manifests], run / "report")
+    page = (run / "report/report.md").read_text()
+    assert "sparse-int8 (dense, 3 of 6 layers) reaches" in page
+    assert not any(words in page for words in ("weights are zero", "was pruned", "pruning steps"))
+    inspection_tables(run)
+    for stage in stages:
+        change(run, stage, "metrics/layers_before", ...)
+        with pytest.raises(UserError, match=r"metrics\.layers_before: Field required"):
+            finished_manifests(run)
+        change(run, stage, "metrics/layers_before", 6)
