@@ -6,6 +6,7 @@ al., 2023, arXiv 2310.06927), plus squared distance of the pooled embeddings and
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,16 @@ from safetensors.torch import load_file
 from text import Batch, Text, read_text
 from torch import Tensor
 
-from toolkit.sparsity.reconstruction import Moments, reconstruct
+from toolkit.sparsity.reconstruction import Moments, admm, corrected_target
+
+
+class Block(NamedTuple):
+    """The pattern of blocks of some rows of a column: `toolkit.recipe.Tile`, on a machine without pydantic."""
+
+    rows: int
+    columns: int = 1
+    zeros: None = None
+
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIMILARITY_WEIGHT = 10.0
@@ -119,9 +129,12 @@ def reconstructed(distillation: Distillation, student: Encoder, sparsity: float,
         for x, y, keep in zip(before, after, real, strict=True):
             moments.add(x[keep], y[keep])
         for n in numbers:
-            weight, bias, mask = reconstruct(layer[n], layer[n + 1], moments, sparsity, (rows, 1))
-            layer[n].copy_(weight)
-            layer[n + 1].copy_(bias)
+            dense_mean, mean, cross, second = moments.centred()
+            weight, bias = layer[n].float(), layer[n + 1].float()
+            prune = int(sparsity * weight.numel() / rows)
+            found, mask = admm(corrected_target(weight, cross, second), second, prune, Block(rows))
+            layer[n].copy_(found)
+            layer[n + 1].copy_(bias + weight @ dense_mean - found @ mean)
             assert bool(((weight != 0) <= mask).all())
 
     for old, new in zip(teacher.layers, student.layers, strict=True):

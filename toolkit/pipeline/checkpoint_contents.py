@@ -85,7 +85,8 @@ def _check_pretraining(recipe: Recipe, inputs: ResolvedInputs) -> None:
     kind = (model.config or {}).get("model_type")
     if model.config is None:
         return
-    settings = recipe.student.distillation.train.criterion.settings if recipe.student else None
+    train = recipe.student.train if recipe.student else None
+    settings = train.criterion.settings if train else None
     words = isinstance(settings, KDLossSettings) or (settings is not None and settings.add_origin_loss)
     if recipe.teacher or words:
         head = require_mlm_head(kind)

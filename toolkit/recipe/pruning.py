@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from toolkit.recipe.fields import Count, Epochs, Fraction, Number, Period, Position, Section, require_expression, wrong
 from toolkit.recipe.train import Train
@@ -274,6 +274,29 @@ class PruningApproach(Section):
 
 
 Backend = Literal["inc", "nncf", "magnitude"]
+ReconstructionMethod = Literal["admm", "obs"]
+
+
+class ReconstructionCalibration(Section):
+    """The text on which the inputs of the matrices are measured: sequences of the corpus's train split."""
+
+    sequences: Count = Field(
+        512, description="number of sequences, drawn from the train split of `corpus` by the recipe's seed"
+    )
+
+
+class Reconstruction(Section):
+    """Reconstruction at each mask update: zeros that change a layer's outputs least, and new values of the others."""
+
+    method: ReconstructionMethod = Field(
+        "admm",
+        description="admm: ADMM, then least squares on the mask; obs: SparseGPT (optimal brain surgeon in blocks of "
+        "columns), faster and less accurate",
+    )
+    calibration: ReconstructionCalibration = ReconstructionCalibration()
+    error_correction: bool = Field(
+        True, description="make up for the errors of earlier layers: aim at the dense outputs for the dense inputs"
+    )
 
 
 class Pruning(Section):
@@ -289,9 +312,37 @@ class Pruning(Section):
     @model_validator(mode="after")
     def _can_be_done(self) -> "Pruning":
         gradual = [p for p in self.approach.weight_compression.pruners if p.prune_type != LOCK]
-        if not gradual and type(self) is Pruning:
+        if not gradual and not isinstance(self, TaskPruning):
             at = ("approach", "weight_compression", "pruners")
             raise wrong("pattern_lock alone does not prune anything", *at, instead="prune_type: magnitude")
+        return self
+
+
+class StudentPruning(Pruning):
+    """Pruning of the student, with or without reconstruction."""
+
+    reconstruction: Reconstruction | None = Field(
+        None,
+        description="choose the zeros by the outputs of the layers and compute the kept weights again, from text alone;"
+        " absent: the back end chooses, and only training changes weights",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves the key out if it is absent: cache keys stay those of recipes from before there was one."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "reconstruction" or value is not None}
+
+    @model_validator(mode="after")
+    def _can_be_reconstructed(self) -> "StudentPruning":
+        if self.reconstruction is None:
+            return self
+        if self.backend != type(self).model_fields["backend"].default:
+            raise wrong("has no effect: reconstruction chooses the weights", "backend", instead="remove the key")
+        for number, pruner in enumerate(self.approach.weight_compression.pruners):
+            if pruner.prune_type not in ("magnitude", LOCK):
+                at = ("approach", "weight_compression", "pruners", number, "prune_type")
+                raise wrong(f"{pruner.prune_type} cannot be combined with reconstruction", *at, instead="magnitude")
         return self
 
 

@@ -2,9 +2,9 @@
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.distillation import Distillation, StudentDistillation
+from toolkit.recipe.distillation import Distillation, DistillationTrain, StudentDistillation
 from toolkit.recipe.fields import Section, wrong
-from toolkit.recipe.pruning import Pruning, TaskPruning
+from toolkit.recipe.pruning import Pruner, StudentPruning, TaskPruning, WeightCompression
 from toolkit.recipe.quantization import Quantization, Tuning
 from toolkit.recipe.train import Train
 
@@ -18,8 +18,36 @@ class TrainOnly(Section):
 class Student(Section):
     """The sparse pre-trained model, shared by all tasks."""
 
-    pruning: Pruning = Pruning()
-    distillation: StudentDistillation
+    pruning: StudentPruning = StudentPruning()
+    distillation: StudentDistillation | None = Field(
+        None, description="training with the teacher; can be absent with `pruning.reconstruction`, which needs none"
+    )
+
+    @model_validator(mode="after")
+    def _trained_or_reconstructed(self) -> "Student":
+        if self.distillation is not None:
+            return self
+        if self.pruning.reconstruction is None:
+            raise wrong(
+                "is missing: without training, only `pruning.reconstruction` makes up for the zeros",
+                "distillation",
+                instead="distillation: {train: {epoch: 3}}, or pruning: {reconstruction: {}}",
+            )
+        at = ("pruning", "approach", "weight_compression")
+        compression = self.pruning.approach.weight_compression
+        places: dict[tuple[str | int, ...], Pruner | WeightCompression] = {at: compression}
+        places |= {(*at, "pruners", number): pruner for number, pruner in enumerate(compression.pruners)}
+        for path, section in places.items():
+            for key in ("start_step", "end_step", "start_epoch", "end_epoch", "initial_sparsity"):
+                if getattr(section, key):
+                    what = "has no effect: without `distillation` there are no steps"
+                    raise wrong(what, *path, key, instead="remove the key")
+        return self
+
+    @property
+    def train(self) -> DistillationTrain | None:
+        """Training settings; None: the student is reconstructed, and not trained."""
+        return self.distillation.train if self.distillation else None
 
 
 class Transfer(Section):

@@ -162,11 +162,12 @@ class PrunerGroup:
 
     Attributes:
         pruners: The pruners and locks, already attached.
+        rewinding: Whether the learning rate is rewound at mask updates.
     """
 
     def __init__(self, pruners: "Sequence[PatternLock | GradualPruner]", rewinding: bool = False) -> None:
         self.pruners = tuple(pruners)
-        self._rewinding = rewinding
+        self.rewinding = rewinding
 
     @property
     def mask(self) -> SparsityMask:
@@ -184,7 +185,7 @@ class PrunerGroup:
             UserError: The pruners update their masks at different steps.
         """
         schedules = [pruner.schedule for pruner in self.pruners_with_schedule]
-        if not self._rewinding or not schedules:
+        if not self.rewinding or not schedules:
             return None
         require_common_ramp([(s.start, s.end, s.frequency) for s in schedules], "pruning")
         return schedules[0]

@@ -189,7 +189,7 @@ class _Costs:
             length=volume.batch_length(settings.batch_size),
             longest=longest,
             masked=corpus.mlm_probability if corpus else 0.0,
-            positions=section.distillation.positions if step.stage.name == "student" else "masked",
+            positions=section.distillation.positions if step.stage.name == "student" and train else "masked",
             quantized=train is not None and step.stage.name == "quantize",
         )
 

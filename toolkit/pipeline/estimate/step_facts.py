@@ -10,13 +10,13 @@ from toolkit.models.architectures import shape_of
 from toolkit.models.config import CONFIG, read_config
 from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step
-from toolkit.recipe import Criterion, DistillationTrain, Student, Train
+from toolkit.recipe import Criterion, DistillationTrain, Train
 
 
 def train_of(step: Step) -> Train | None:
     """Returns the training settings of a step; None if it does not train."""
-    section = step.sections.get(step.stage.name)
-    return section.distillation.train if isinstance(section, Student) else getattr(section, "train", None)
+    train: Train | None = getattr(step.sections.get(step.stage.name), "train", None)
+    return train
 
 
 def criterion_of(train: Train) -> Criterion:

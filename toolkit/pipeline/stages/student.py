@@ -1,4 +1,4 @@
-"""`student`: gradual pruning of a copy of the teacher, with distillation. Runs once for all tasks."""
+"""`student`: pruning of a copy of the teacher, with distillation or by reconstruction. Runs once for all tasks."""
 
 import copy
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Inputs:
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Prunes gradually, with distillation and learning-rate rewinding (paper, section 3)."""
+    """Prunes gradually, with distillation and learning-rate rewinding (paper, section 3), or without any training."""
     from toolkit.data.corpus import load_corpus
     from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.models.mlm_heads import mlm_head, next_sentence_head
@@ -33,13 +33,14 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.training.evaluation import layers_metrics, mlm_metrics
     from toolkit.training.hardware import device, teacher_bf16
     from toolkit.training.loop import fit, seed_everything
+    from toolkit.training.reconstruction import ReconstructingPruner, reconstruct_once
 
     seed_everything(context.seed)
-    pruning, distillation = inputs.student.pruning, inputs.student.distillation
-    train = distillation.train
+    pruning, distillation, train = inputs.student.pruning, inputs.student.distillation, inputs.student.train
     section, source = inputs.corpus, inputs.teacher_artifact.path
     tokenizer = load_tokenizer(source)
-    word_loss = isinstance(train.criterion.settings, KDLossSettings) and train.criterion.settings.loss_weights[1] > 0
+    settings = train.criterion.settings if train else None
+    word_loss = isinstance(settings, KDLossSettings) and settings.loss_weights[1] > 0
     model = load_masked_lm(source, pairs=section.pairs is not None, fitted=word_loss)
     teacher = copy.deepcopy(model)
     matrices = prunable_matrices(model, inputs.model.prunable)
@@ -47,37 +48,43 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         text = load_corpus(
             section, inputs.corpus_tasks, tokenizer, context.cache, seed=context.seed, log=context.progress.message
         )
-    sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)))
+    frozen = Teacher(teacher, device(), teacher_bf16(train) if train else None)
+    sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)) if train else 0)
+    if pruning.reconstruction:
+        sparsifier = ReconstructingPruner(
+            sparsifier, model, frozen, pruning.reconstruction, text, tokenizer.pad_token_id, context
+        )
+    if train is None or distillation is None:
+        metrics, history = reconstruct_once(sparsifier), []
+    else:
+        loss = mlm_loss(mlm_head, frozen, train.criterion, distillation.positions, next_sentence_head)
 
-    frozen = Teacher(teacher, device(), teacher_bf16(train))
-    loss = mlm_loss(mlm_head, frozen, train.criterion, distillation.positions, next_sentence_head)
+        def validate() -> dict[str, float]:
+            # A loss on hidden states does not train the vocabulary head, so its MLM loss would be meaningless.
+            if isinstance(loss, HiddenStateLoss):
+                return layers_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
+            labels_only = MlmLoss(mlm_head, next_head=next_sentence_head)
+            return mlm_metrics(model, labels_only, text.valid, tokenizer, section.mlm_probability)
 
-    def validate() -> dict[str, float]:
-        # A loss on hidden states does not train the vocabulary head, so its MLM loss would be meaningless.
-        if isinstance(loss, HiddenStateLoss):
-            return layers_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
-        labels_only = MlmLoss(mlm_head, next_head=next_sentence_head)
-        return mlm_metrics(model, labels_only, text.valid, tokenizer, section.mlm_probability)
-
-    before = validate()
-    data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
-    for pruner in sparsifier.pruners_with_schedule:
-        require_end_within(pruner.section.end_step, data.steps, "student.pruning")
-    result = fit(model, data, train, loss, context, sparsifier=sparsifier)
+        before = validate()
+        data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
+        for pruner in sparsifier.pruners_with_schedule:
+            require_end_within(pruner.section.end_step, data.steps, "student.pruning")
+        result = fit(model, data, train, loss, context, sparsifier=sparsifier)
+        metrics, history = result.metrics() | result.tokens(data), result.history
+        metrics |= {f"{name}_before": value for name, value in before.items()} | validate()
     save_checkpoint(model, tokenizer, context.folder)
     sparsifier.mask.save(context.folder / MASK_FILE)
     targets = {p.section.target_sparsity for p in sparsifier.pruners_with_schedule}
     return StageResult(
         kind="sparse",
-        metrics=result.metrics()
-        | result.tokens(data)
+        metrics=metrics
         | sparsity_metrics(sparsifier.mask)
         | {
             "prunable_weights": sum(module.weight.numel() for module in matrices.values()),
-            "backend": pruning.backend,
+            "backend": pruning.reconstruction.method if pruning.reconstruction else pruning.backend,
         }
-        | {f"{name}_before": value for name, value in before.items()}
-        | validate()
+        | ({"reconstruction": sparsifier.metrics()} if isinstance(sparsifier, ReconstructingPruner) else {})
         | ({"target_sparsity": targets.pop()} if len(targets) == 1 else {}),
         checks=[
             Check(name="matrices matched", ok=bool(matrices), measured=float(len(matrices)), limit=">= 1"),
@@ -85,5 +92,5 @@ def run(inputs: Inputs, context: Context) -> StageResult:
             check_locked(sparsifier.mask, matrices),
         ],
         data={"corpus": text.summary()},
-        history=result.history,
+        history=history,
     )
