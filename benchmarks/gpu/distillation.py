@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from text import Batch, Text, read_text
 from torch import Tensor
 
-from toolkit.sparsity.reconstruction import Moments, admm, corrected_target
+from toolkit.sparsity.reconstruction import Moments, corrected_target, solve
 
 
 class Block(NamedTuple):
@@ -132,7 +132,7 @@ def reconstructed(distillation: Distillation, student: Encoder, sparsity: float,
             dense_mean, mean, cross, second = moments.centred()
             weight, bias = layer[n].float(), layer[n + 1].float()
             prune = int(sparsity * weight.numel() / rows)
-            found, mask = admm(corrected_target(weight, cross, second), second, prune, Block(rows))
+            found, mask = solve("admm", corrected_target(weight, cross, second), second, prune, Block(rows))
             layer[n].copy_(found)
             layer[n + 1].copy_(bias + weight @ dense_mean - found @ mean)
             assert bool(((weight != 0) <= mask).all())

@@ -16,7 +16,7 @@ from toolkit.core.errors import UserError
 from toolkit.models.architectures import split_layer
 from toolkit.recipe import ResolvedPruner, Tile
 from toolkit.recipe.pruning import Reconstruction
-from toolkit.sparsity.reconstruction import SOLVERS, Moments, corrected_target
+from toolkit.sparsity.reconstruction import Moments, corrected_target, solve
 from toolkit.sparsity.units import keep_largest_globally, keep_units, unit_scores, units_to_prune
 
 Inputs = Mapping[str, Tensor]  # of a forward pass, with `attention_mask`
@@ -213,7 +213,7 @@ class _Group:
         start_bias, old_bias = _bias(module), _bias(dense)
         by_magnitude = start * keep_units(start.abs(), job.tile, job.prune)
         target = corrected_target(old, cross, second, start) if settings.error_correction else start
-        pruned, mask = SOLVERS[settings.method](target, second, job.prune, job.tile)
+        pruned, mask = solve(settings.method, target, second, job.prune, job.tile)
         if settings.error_correction:
             bias = old_bias + old @ dense_mean - pruned @ mean
         else:

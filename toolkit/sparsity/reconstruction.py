@@ -73,35 +73,83 @@ def corrected_target(weight: Tensor, cross: Tensor, second: Tensor, now: Tensor 
     return torch.linalg.solve(left, right, left=False)
 
 
-def admm(target: Tensor, second: Tensor, prune: int, tile: "Tile") -> tuple[Tensor, Tensor]:
+def solve(
+    method: "ReconstructionMethod", target: Tensor, second: Tensor, prune: int, tile: "Tile"
+) -> tuple[Tensor, Tensor]:
     """Returns the matrix nearest to `target` in the norm of H with the wanted number of zeros, and its mask.
 
-    ADMM alternates between the least squares without zeros and their projection on the mask (Boza, Fast and effective
-    weight update for pruned large language models, 2024, arXiv 2401.02938). The mask grows along a cubic ramp; on the
-    final one conjugate gradients solve the least squares (Meng et al., ALPS, 2024, arXiv 2406.07831, section 3.3).
+    A method chooses the mask and a first guess; conjugate gradients then solve the least squares on the mask (Meng et
+    al., ALPS, 2024, arXiv 2406.07831, section 3.3).
 
     Args:
+        method: The method that chooses, a key of `CHOICES`.
         target: The matrix without zeros, [rows, columns], float32.
         second: Covariance H of the inputs, [columns, columns].
         prune: Number of units of the pattern to set to zero.
         tile: The pattern.
     """
-    scale = _scale(second)
-    unit = _damped(second / torch.outer(scale, scale))
-    scaled = target * scale
     if not prune:
         return target.clone(), torch.ones_like(target, dtype=torch.bool)
-    wanted = scaled @ unit
-    inverse = torch.linalg.inv(unit + _RHO * torch.eye(len(unit), device=unit.device))
-    found, dual = scaled, torch.zeros_like(scaled)
-    mask = torch.ones_like(scaled, dtype=torch.bool)
+    # Inputs that are always 0 would divide by 0; their weights do not matter.
+    diagonal = second.diagonal()
+    scale = diagonal.clamp_min(1e-8 * float(diagonal.mean().clamp_min(1e-30))).sqrt()
+    unit = second / torch.outer(scale, scale)
+    unit.diagonal().add_(_DAMPING)
+    scaled = target * scale
+    guess, mask = CHOICES[method](scaled, unit, prune, tile)
+    return least_squares(guess * mask, scaled @ unit, unit, mask) / scale, mask
+
+
+def admm(target: Tensor, second: Tensor, prune: int, tile: "Tile") -> tuple[Tensor, Tensor]:
+    """Alternates between the least squares without zeros and their projection on the mask, which grows along a ramp.
+
+    Boza, Fast and effective weight update for pruned large language models, 2024, arXiv 2401.02938. Arguments as of
+    `solve`, with inputs of unit variance and H damped.
+    """
+    wanted = target @ second
+    inverse = torch.linalg.inv(second + _RHO * torch.eye(len(second), device=second.device))
+    found, dual = target, torch.zeros_like(target)
+    mask = torch.ones_like(target, dtype=torch.bool)
     for step in range(1, _GROWING + 1):
         ramp = 1 - (1 - step / _GROWING) ** 3
         mask = keep_units((found + dual).square(), tile, int(prune * ramp + 1e-9))
         kept = (found + dual) * mask
         dual = dual + found - kept
         found = (wanted + _RHO * (kept - dual)) @ inverse
-    return least_squares((found + dual) * mask, wanted, unit, mask) / scale, mask
+    return found + dual, mask
+
+
+def obs(target: Tensor, second: Tensor, prune: int, tile: "Tile") -> tuple[Tensor, Tensor]:
+    """SparseGPT: from left to right, each block of columns gets its zeros, for which the columns after it make up.
+
+    Frantar and Alistarh, SparseGPT, 2023, arXiv 2301.00774, algorithm 1, with the update of the optimal brain surgeon.
+    Arguments as of `solve`, with inputs of unit variance and H damped.
+    """
+    # Row j of the factor is row j of the inverse of H without the columns before j, divided by its diagonal's root.
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(second)), upper=True)
+    weight = target.clone()
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    columns = weight.shape[1]
+    # N:M is chosen group by group; blocks and single weights in blocks of columns that hold complete units.
+    width = tile.columns if tile.zeros else -(-_COLUMNS // tile.columns) * tile.columns
+    for first in range(0, columns, width):
+        last = min(first + width, columns)
+        block, here = weight[:, first:last], factor[first:last, first:last]
+        count = prune * last // columns - prune * first // columns
+        kept = keep_units((block / here.diagonal()).square().contiguous(), tile, count)
+        errors = torch.zeros_like(block)
+        for i in range(last - first):
+            errors[:, i] = block[:, i] * ~kept[:, i] / here[i, i]
+            block[:, i:] -= torch.outer(errors[:, i], here[i, i:])
+        weight[:, last:] -= errors @ factor[first:last, last:]
+        mask[:, first:last] = kept
+    return weight, mask
+
+
+CHOICES: "dict[ReconstructionMethod, Callable[[Tensor, Tensor, int, Tile], tuple[Tensor, Tensor]]]" = {
+    "admm": admm,
+    "obs": obs,
+}
 
 
 def least_squares(start: Tensor, wanted: Tensor, second: Tensor, mask: Tensor) -> Tensor:
@@ -124,54 +172,3 @@ def least_squares(start: Tensor, wanted: Tensor, second: Tensor, mask: Tensor) -
         before, size = size, residual.square().sum(1, keepdim=True)
         direction = residual + size / before.clamp_min(1e-30) * direction
     return found
-
-
-def obs(target: Tensor, second: Tensor, prune: int, tile: "Tile") -> tuple[Tensor, Tensor]:
-    """SparseGPT (Frantar and Alistarh, 2023, arXiv 2301.00774, algorithm 1): as `admm`, faster and further from it.
-
-    From left to right, each block of columns gets its zeros, and the columns after it make up for them by the update
-    of the optimal brain surgeon.
-
-    Args:
-        target: The matrix without zeros, [rows, columns], float32.
-        second: Covariance H of the inputs, [columns, columns].
-        prune: Number of units of the pattern to set to zero.
-        tile: The pattern.
-    """
-    scale = _scale(second)
-    unit = _damped(second / torch.outer(scale, scale))
-    # Row j of the factor is row j of the inverse of H without the columns before j, divided by its diagonal's root.
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(unit)), upper=True)
-    weight = target * scale
-    mask = torch.ones_like(weight, dtype=torch.bool)
-    columns = weight.shape[1]
-    # N:M is chosen group by group, blocks and single weights in blocks of columns that hold complete units.
-    width = tile.columns if tile.zeros else -(-_COLUMNS // tile.columns) * tile.columns
-    for first in range(0, columns, width):
-        last = min(first + width, columns)
-        block, here = weight[:, first:last], factor[first:last, first:last]
-        count = prune * last // columns - prune * first // columns
-        kept = keep_units((block / here.diagonal()).square().contiguous(), tile, count)
-        errors = torch.zeros_like(block)
-        for i in range(last - first):
-            errors[:, i] = block[:, i] * ~kept[:, i] / here[i, i]
-            block[:, i:] -= torch.outer(errors[:, i], here[i, i:])
-        weight[:, last:] -= errors @ factor[first:last, last:]
-        mask[:, first:last] = kept
-    return weight * mask / scale, mask
-
-
-SOLVERS: "dict[ReconstructionMethod, Callable[[Tensor, Tensor, int, Tile], tuple[Tensor, Tensor]]]" = {
-    "admm": admm,
-    "obs": obs,
-}
-
-
-def _scale(second: Tensor) -> Tensor:
-    """Returns the roots of H's diagonal. Inputs that are always 0 would divide by 0; their weights do not matter."""
-    diagonal = second.diagonal()
-    return diagonal.clamp_min(1e-8 * float(diagonal.mean().clamp_min(1e-30))).sqrt()
-
-
-def _damped(unit: Tensor) -> Tensor:
-    return unit + _DAMPING * torch.eye(len(unit), device=unit.device)
