@@ -35,15 +35,15 @@ from toolkit.recipe.fields import Count, FileName, Name, Number, Section, Seed, 
 from toolkit.recipe.pruning import LOCK as LOCK
 from toolkit.recipe.pruning import NO_RAMP, keys_without_effect
 from toolkit.recipe.pruning import Pruning as Pruning
-from toolkit.recipe.pruning import Reconstruction as Reconstruction
 from toolkit.recipe.pruning import ResolvedPruner as ResolvedPruner
-from toolkit.recipe.pruning import StudentPruning as StudentPruning
 from toolkit.recipe.pruning import TaskPruning as TaskPruning
 from toolkit.recipe.pruning import Tile as Tile
 from toolkit.recipe.pruning import WeightCompression as WeightCompression
 from toolkit.recipe.quantization import AccuracyCriterion as AccuracyCriterion
 from toolkit.recipe.quantization import Quantization as Quantization
 from toolkit.recipe.quantization import Tuning as Tuning
+from toolkit.recipe.reconstruction import Reconstruction as Reconstruction
+from toolkit.recipe.reconstruction import StudentPruning as StudentPruning
 from toolkit.recipe.references import has_columns
 from toolkit.recipe.stages import Quantize as Quantize
 from toolkit.recipe.stages import Student as Student

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from toolkit.recipe.fields import Count, Epochs, Fraction, Number, Period, Position, Section, require_expression, wrong
 from toolkit.recipe.train import Train
@@ -19,6 +19,7 @@ GRADIENT_SCORES: frozenset[PruneType] = frozenset({"snip", "snip_momentum", "gra
 PATTERN = re.compile(r"tile_pattern_([1-9]\d{0,8})x([1-9]\d{0,8})|([1-9]\d{0,8}):([1-9]\d{0,8})")
 
 LOCK: PruneType = "pattern_lock"
+SPARSE_GPT, RETRAIN_FREE = "sparse_gpt", "retrain_free"  # prune types of INC 3
 
 
 class Tile(Section):
@@ -48,10 +49,25 @@ class PrunerParameters(Section):
     alpha: Number = Field(1e-4, ge=0, description="group_lasso: weight of the group-lasso term in the gradient")
 
 
+def _explained(value: Any) -> Any:
+    """Rejects prune types of INC 3 by name; `sparse_gpt` of a student has been replaced before."""
+    if value == SPARSE_GPT:
+        raise wrong(
+            f"{value} is supported for the student only, which it prunes without training",
+            instead="magnitude; or a `student` with pruning: {reconstruction: {method: obs}}",
+        )
+    if value == RETRAIN_FREE:
+        raise wrong(
+            f"{value} removes entire heads and channels by Fisher information, which is not supported",
+            instead="magnitude, with `reconstruction: {}` to prune a student without training",
+        )
+    return value
+
+
 class Pruner(Section):
     """INC's `!Pruner`; missing keys are taken from `weight_compression`."""
 
-    prune_type: PruneType = Field(
+    prune_type: Annotated[PruneType, BeforeValidator(_explained)] = Field(
         "magnitude",
         description="criterion for the weights to remove: magnitude, basic_magnitude: smallest |weight|; snip, "
         "snip_momentum: smallest |weight x gradient|; gradient_sensitivity: smallest |gradient|; group_lasso: "
@@ -274,29 +290,6 @@ class PruningApproach(Section):
 
 
 Backend = Literal["inc", "nncf", "magnitude"]
-ReconstructionMethod = Literal["admm", "obs"]
-
-
-class ReconstructionCalibration(Section):
-    """The text on which the inputs of the matrices are measured: sequences of the corpus's train split."""
-
-    sequences: Count = Field(
-        512, description="number of sequences, drawn from the train split of `corpus` by the recipe's seed"
-    )
-
-
-class Reconstruction(Section):
-    """Reconstruction at each mask update: zeros that change a layer's outputs least, and new values of the others."""
-
-    method: ReconstructionMethod = Field(
-        "admm",
-        description="admm: ADMM, then least squares on the mask; obs: SparseGPT (optimal brain surgeon in blocks of "
-        "columns), faster and less accurate",
-    )
-    calibration: ReconstructionCalibration = ReconstructionCalibration()
-    error_correction: bool = Field(
-        True, description="make up for the errors of earlier layers: aim at the dense outputs for the dense inputs"
-    )
 
 
 class Pruning(Section):
@@ -315,34 +308,6 @@ class Pruning(Section):
         if not gradual and not isinstance(self, TaskPruning):
             at = ("approach", "weight_compression", "pruners")
             raise wrong("pattern_lock alone does not prune anything", *at, instead="prune_type: magnitude")
-        return self
-
-
-class StudentPruning(Pruning):
-    """Pruning of the student, with or without reconstruction."""
-
-    reconstruction: Reconstruction | None = Field(
-        None,
-        description="choose the zeros by the outputs of the layers and compute the kept weights again, from text alone;"
-        " absent: the back end chooses, and only training changes weights",
-    )
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves the key out if it is absent: cache keys stay those of recipes from before there was one."""
-        values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if key != "reconstruction" or value is not None}
-
-    @model_validator(mode="after")
-    def _can_be_reconstructed(self) -> "StudentPruning":
-        if self.reconstruction is None:
-            return self
-        if self.backend != type(self).model_fields["backend"].default:
-            raise wrong("has no effect: reconstruction chooses the weights", "backend", instead="remove the key")
-        for number, pruner in enumerate(self.approach.weight_compression.pruners):
-            if pruner.prune_type not in ("magnitude", LOCK):
-                at = ("approach", "weight_compression", "pruners", number, "prune_type")
-                raise wrong(f"{pruner.prune_type} cannot be combined with reconstruction", *at, instead="magnitude")
         return self
 
 

@@ -4,8 +4,9 @@ from pydantic import Field, model_validator
 
 from toolkit.recipe.distillation import Distillation, DistillationTrain, StudentDistillation
 from toolkit.recipe.fields import Section, wrong
-from toolkit.recipe.pruning import Pruner, StudentPruning, TaskPruning, WeightCompression
+from toolkit.recipe.pruning import Pruner, TaskPruning, WeightCompression
 from toolkit.recipe.quantization import Quantization, Tuning
+from toolkit.recipe.reconstruction import StudentPruning
 from toolkit.recipe.train import Train
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.core.errors import UserError
 from toolkit.models.architectures import split_layer
-from toolkit.recipe import ResolvedPruner, Tile
-from toolkit.recipe.pruning import Reconstruction
+from toolkit.recipe import Reconstruction, ResolvedPruner, Tile
 from toolkit.sparsity.reconstruction import Moments, corrected_target, solve
 from toolkit.sparsity.units import keep_largest_globally, keep_units, unit_scores, units_to_prune
 
