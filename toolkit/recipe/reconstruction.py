@@ -56,14 +56,17 @@ class StudentPruning(Pruning):
         named = [number for number, pruner in enumerate(pruners) if pruner.get("prune_type") == SPARSE_GPT]
         if not named:
             return values
-        section = values.get("reconstruction") or {}
-        if isinstance(section, dict) and section.get("method", "obs") != "obs":
-            at = ("approach", "weight_compression", "pruners", named[0], "prune_type")
-            raise wrong(f"{SPARSE_GPT} is reconstruction by obs, not by {section['method']}", *at, instead="magnitude")
         plain = [p | {"prune_type": "magnitude"} if n in named else p for n, p in enumerate(pruners)]
         compression = values["approach"]["weight_compression"] | {"pruners": plain}
-        approach = values["approach"] | {"weight_compression": compression}
-        return values | {"approach": approach, "reconstruction": section | {"method": "obs"}}
+        changed = values | {"approach": values["approach"] | {"weight_compression": compression}}
+        section = values.get("reconstruction") or {}
+        if not isinstance(section, dict):
+            return changed  # which the section refuses
+        if section.get("method", "obs") != "obs":
+            at = ("approach", "weight_compression", "pruners", named[0], "prune_type")
+            what = f"{SPARSE_GPT} is reconstruction by obs, not by {section['method']!r}"
+            raise wrong(what, *at, instead="magnitude")
+        return changed | {"reconstruction": section | {"method": "obs"}}
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
