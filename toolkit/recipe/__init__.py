@@ -42,11 +42,11 @@ from toolkit.recipe.pruning import WeightCompression as WeightCompression
 from toolkit.recipe.quantization import AccuracyCriterion as AccuracyCriterion
 from toolkit.recipe.quantization import Quantization as Quantization
 from toolkit.recipe.quantization import Tuning as Tuning
-from toolkit.recipe.reconstruction import Reconstruction as Reconstruction
-from toolkit.recipe.reconstruction import StudentPruning as StudentPruning
 from toolkit.recipe.references import has_columns
 from toolkit.recipe.stages import Quantize as Quantize
+from toolkit.recipe.stages import Reconstruction as Reconstruction
 from toolkit.recipe.stages import Student as Student
+from toolkit.recipe.stages import StudentPruning as StudentPruning
 from toolkit.recipe.stages import TrainOnly as TrainOnly
 from toolkit.recipe.stages import Transfer as Transfer
 from toolkit.recipe.task import KINDS as KINDS

@@ -16,7 +16,7 @@ from toolkit.sparsity.units import keep_units
 
 if TYPE_CHECKING:  # `benchmarks/gpu` uses this module on a machine without pydantic
     from toolkit.recipe import Tile
-    from toolkit.recipe.reconstruction import ReconstructionMethod
+    from toolkit.recipe.stages import ReconstructionMethod
 
 _GROWING = 25  # iterations of ADMM, in which the mask follows a cubic ramp
 _FITTING = 20  # iterations of conjugate gradients on the final mask
