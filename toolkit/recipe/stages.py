@@ -17,7 +17,7 @@ class ReconstructionCalibration(Section):
     """The text on which the inputs of the matrices are measured: sequences of the corpus's train split."""
 
     sequences: Count = Field(
-        512, description="number of sequences, drawn from the train split of `corpus` by the recipe's seed"
+        256, description="number of sequences, drawn from the train split of `corpus` by the recipe's seed"
     )
 
 

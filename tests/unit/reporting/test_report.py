@@ -14,7 +14,6 @@ from tests.helpers.page import Page
 from toolkit import reporting
 from toolkit.core.artifacts import Check
 from toolkit.measure import size
-from toolkit.measure.manifest_schema import require_recorded
 from toolkit.reporting import figures, formatting, sentences
 from toolkit.reporting.budgets import budget_gains, budgets
 from toolkit.reporting.claims_table import binomial_error, claims_table
@@ -398,23 +397,3 @@ def test_markdown_shows_names_as_text_whatever_they_contain(tmp_path):
     assert "\n# d" not in text
     assert "    benchmark_app -m ../export/sparse-int8/openvino_model.xml" in text  # can be copied
     assert "-shape 'input_ids[1,128],attention_mask[1,128]" in text
-
-
-def test_a_reconstructed_student_shows_the_errors_of_its_layers_and_matrices(tmp_path):
-    errors = {"bert.encoder.layer.5": {"before": 0.877, "after": 0.25}}
-    found = {"method": "admm", "error_correction": True, "sequences": 512, "tokens": 65_536, "seconds": 71.0}
-    found |= {"layers": errors, "matrices": {"bert.encoder.layer.5.output.dense.weight": {"before": 0.9, "after": 0.1}}}
-    manifests = run_manifests()
-    student = next(m for m in manifests if m.stage == "student")
-    metrics = student.metrics | {"steps": 0, "reconstruction": found}
-    changed = [m.model_copy(update={"metrics": metrics, "history": ()}) if m is student else m for m in manifests]
-    for m in changed:
-        require_recorded(m, tmp_path, m.stage, m.task, complete=True)
-    page = reporting.build([changed], tmp_path).read_text()
-    sentence = "with error correction, from 512 sequences (65,536 tokens)"
-    assert sentence in Page(page).shown
-    assert "0.250; with as many zeros chosen by magnitude and no weight changed, 0.877" in Page(page).shown
-    assert "<code>bert.encoder.layer.5.output.dense.weight</code>" in page
-    text = (tmp_path / "report.md").read_text()
-    assert sentence in text
-    assert "| bert.encoder.layer.5 | 0.8770 | 0.2500 |" in text
