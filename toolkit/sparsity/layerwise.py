@@ -195,13 +195,13 @@ class _Group:
         self.dense: list[nn.Linear] = [dense.get_submodule(name.removesuffix(".weight")) for name in names]
         weight = self.dense[0].weight
         self._moments = Moments(weight.shape[1], weight.device)
-        self._sums = [torch.zeros(2, len(module.weight), device=weight.device) for module in self.dense]
+        self._sums = [torch.zeros(2, len(m.weight), device=weight.device, dtype=torch.float64) for m in self.dense]
 
     def add(self, dense: Tensor, outputs: Sequence[Tensor], now: Tensor, real: Tensor) -> None:
         """Adds a batch: the dense input and the outputs for it, the input as it is now, and which tokens are real."""
         self._moments.add(dense[real], now[real])
-        for sums, output in zip(self._sums, outputs, strict=True):
-            chosen = output[real].float()
+        for sums, output, module in zip(self._sums, outputs, self.dense, strict=True):
+            chosen = (output[real].float() - _bias(module)).double()  # the variance must not vanish beside the mean
             sums += torch.stack([chosen.sum(0), chosen.square().sum(0)])
 
     def solve(self, name: str, job: Job, settings: Reconstruction) -> tuple[Tensor, tuple[float, float]]:
@@ -209,7 +209,7 @@ class _Group:
         module, dense = self._linears[name], self.dense[self.names.index(name)]
         dense_mean, mean, cross, second = self._moments.centred()
         start, old = module.weight.float(), dense.weight.float()
-        start_bias, old_bias = _bias(module), _bias(dense)
+        start_bias, old_bias = _bias(module).clone(), _bias(dense)
         by_magnitude = start * keep_units(start.abs(), job.tile, job.prune)
         target = corrected_target(old, cross, second, start) if settings.error_correction else start
         pruned, mask = solve(settings.method, target, second, job.prune, job.tile)

@@ -292,7 +292,7 @@ class _Costs:
 
     @staticmethod
     def _updates(section: Student) -> int:
-        """Returns how often a student is reconstructed: mask updates of a ramp in steps; a ramp in epochs counts once."""
+        """Returns how often a student is reconstructed; a ramp in epochs, whose updates are unknown, counts as one."""
         ramps = section.pruning.approach.weight_compression.resolve(steps_per_epoch=1)
         return max(-(-(r.end_step - r.start_step) // r.update_frequency_on_step) + 1 for r in ramps)
 
