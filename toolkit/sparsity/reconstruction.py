@@ -36,6 +36,7 @@ class Moments:
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
+        self._dense_shift = self._shift = torch.zeros(columns, device=device)
         self._dense_mean = torch.zeros(columns, device=device)
         self._mean = torch.zeros(columns, device=device)
         self._cross = torch.zeros(columns, columns, device=device)
@@ -44,6 +45,9 @@ class Moments:
     def add(self, dense: Tensor, now: Tensor) -> None:
         """Adds inputs of the same tokens, [n, columns]: of the dense model, and of the one with zeros as it is now."""
         dense, now = dense.float(), now.float()
+        if not self.count:  # covariances must not vanish beside the means: those of the first tokens are taken off
+            self._dense_shift, self._shift = dense.mean(0), now.mean(0)
+        dense, now = dense - self._dense_shift, now - self._shift
         self.count += len(now)
         self._dense_mean += dense.sum(0)
         self._mean += now.sum(0)
@@ -55,7 +59,7 @@ class Moments:
         dense_mean, mean = self._dense_mean / self.count, self._mean / self.count
         cross = self._cross / self.count - torch.outer(dense_mean, mean)
         second = self._second / self.count - torch.outer(mean, mean)
-        return dense_mean, mean, cross, second
+        return dense_mean + self._dense_shift, mean + self._shift, cross, second
 
 
 def corrected_target(weight: Tensor, cross: Tensor, second: Tensor, now: Tensor | None = None) -> Tensor:
