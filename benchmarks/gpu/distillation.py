@@ -6,6 +6,7 @@ al., 2023, arXiv 2310.06927), plus squared distance of the pooled embeddings and
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,16 @@ from safetensors.torch import load_file
 from text import Batch, Text, read_text
 from torch import Tensor
 
-from toolkit.sparsity.reconstruction import Moments, reconstruct
+from toolkit.sparsity.reconstruction import Moments, corrected_target, solve
+
+
+class Block(NamedTuple):
+    """The pattern of blocks of some rows of a column: `toolkit.recipe.Tile`, on a machine without pydantic."""
+
+    rows: int
+    columns: int = 1
+    zeros: None = None
+
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIMILARITY_WEIGHT = 10.0
@@ -114,27 +124,30 @@ def reconstructed(distillation: Distillation, student: Encoder, sparsity: float,
     heads = distillation.heads
     teacher = Encoder(distillation.dense, heads)
 
-    def solve(layer: list[Tensor], numbers: tuple[int, ...], before: list[Tensor], after: list[Tensor]) -> None:
+    def prune(layer: list[Tensor], numbers: tuple[int, ...], before: list[Tensor], after: list[Tensor]) -> None:
         moments = Moments(before[0].shape[1], DEVICE)
         for x, y, keep in zip(before, after, real, strict=True):
             moments.add(x[keep], y[keep])
         for n in numbers:
-            weight, bias, mask = reconstruct(layer[n], layer[n + 1], moments, sparsity, (rows, 1))
-            layer[n].copy_(weight)
-            layer[n + 1].copy_(bias)
-            assert bool(((weight != 0) <= mask).all())
+            dense_mean, mean, cross, second = moments.centred()
+            weight, bias = layer[n].float(), layer[n + 1].float()
+            blocks = int(sparsity * weight.numel() / rows)
+            found, mask = solve("admm", corrected_target(weight, cross, second), second, blocks, Block(rows))
+            layer[n + 1].copy_(bias + weight @ dense_mean - found @ mean)
+            layer[n].copy_(found)
+            assert bool(((layer[n] != 0) <= mask).all())
 
     for old, new in zip(teacher.layers, student.layers, strict=True):
-        solve(new, (0, 2, 4), dense, now)
+        prune(new, (0, 2, 4), dense, now)
         context = [
             [attend(project_now(x, layer), b.length, b.mask, heads) for x, b in zip(inputs, texts, strict=True)]
             for layer, inputs in ((old, dense), (new, now))
         ]
-        solve(new, (6,), *context)
+        prune(new, (6,), *context)
         middle = [[after_attention(c, x, old) for c, x in zip(context[0], dense, strict=True)]]
         middle += [[after_attention(c, x, new) for c, x in zip(context[1], now, strict=True)]]
-        solve(new, (10,), *middle)
+        prune(new, (10,), *middle)
         active = [[inner(x, layer) for x in inputs] for layer, inputs in ((old, middle[0]), (new, middle[1]))]
-        solve(new, (12,), *active)
+        prune(new, (12,), *active)
         dense = [after_feed_forward(a, x, old) for a, x in zip(active[0], middle[0], strict=True)]
         now = [after_feed_forward(a, x, new) for a, x in zip(active[1], middle[1], strict=True)]

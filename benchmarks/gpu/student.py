@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from distillation import DEVICE, Distillation, reconstructed
+from distillation import DEVICE, Block, Distillation, reconstructed
 from encoder import Encoder
 from text import CYCLE, Batch, Text, read_text
 from torch import Tensor
 
 from toolkit.models.kept_weights import write_kept
-from toolkit.sparsity.reconstruction import largest_blocks
+from toolkit.sparsity.units import keep_units
 
 TOKENS = 32_768  # of a step, padding included
 PEAK = 989e12  # bf16 operations per second of an H100 or H200 (SXM), dense, by its data sheet
@@ -101,7 +101,8 @@ def made(
         if spec.start == "gradual" and first <= step <= last and ((step - first) % every == 0 or step == last):
             now = spec.sparsity * (1 - (1 - (step - first) / max(1, last - first)) ** 3)
             for weight, mask in zip(weights, masks, strict=True):
-                mask.copy_(largest_blocks(weight.detach().square(), now, (spec.rows, 1)))
+                prune = int(now * weight.numel() / spec.rows)
+                mask.copy_(keep_units(weight.detach().square(), Block(spec.rows), prune))
                 weight.data.mul_(mask)
         warmup = max(1, steps // 20)
         scale = min(1.0, (step + 1) / warmup) * (1 - max(0, step - warmup) / max(1, steps - warmup))

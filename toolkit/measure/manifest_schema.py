@@ -147,8 +147,30 @@ class _Depth(_Record):
     layers_before: Positive
 
 
+class _Error(_Record):
+    before: Amount
+    after: Amount
+
+
+class _Reconstruction(_Record):
+    method: str
+    error_correction: bool
+    sequences: Positive
+    tokens: Positive
+    seconds: Amount
+    matrices: dict[str, _Error]
+    layers: Annotated[dict[str, _Error], Field(min_length=1)]
+
+
 class _Student(_Training, _Sparse):
-    steps: Positive
+    steps: Count  # none if the student is only reconstructed
+    reconstruction: _Reconstruction | None = None
+
+    @model_validator(mode="after")
+    def _made_somehow(self) -> Self:
+        if not self.steps and self.reconstruction is None:
+            raise ValueError("a student that was neither trained nor reconstructed")
+        return self
 
 
 class _OnTask(_Training):

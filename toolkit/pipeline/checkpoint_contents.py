@@ -85,8 +85,8 @@ def _check_pretraining(recipe: Recipe, inputs: ResolvedInputs) -> None:
     kind = (model.config or {}).get("model_type")
     if model.config is None:
         return
-    criterion = recipe.student.distillation.train.criterion if recipe.student else None
-    logits, layers = (criterion.logits, criterion.layers) if criterion else (None, None)
+    train = recipe.student.train if recipe.student else None
+    logits, layers = (train.criterion.logits, train.criterion.layers) if train else (None, None)
     words = logits is not None or (layers is not None and layers.add_origin_loss)
     if recipe.teacher or words:
         head = require_mlm_head(kind)

@@ -26,7 +26,18 @@ from toolkit.pipeline.checkpoint_contents import check_contents, check_task_head
 from toolkit.pipeline.graph import check_graph
 from toolkit.pipeline.module_names import check_module_names
 from toolkit.pipeline.ready_models import check_task_models, require_usable
-from toolkit.recipe import KINDS, LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
+from toolkit.recipe import (
+    KINDS,
+    LOCK,
+    Corpus,
+    Pruning,
+    Recipe,
+    Reconstruction,
+    ResolvedPruner,
+    StudentPruning,
+    TaskPruning,
+    Train,
+)
 from toolkit.recipe.pruning import unsupported
 from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
 from toolkit.sparsity.assignment import (
@@ -109,7 +120,7 @@ def check_recipe(
     if recipe.student is not None:
         found += _depth(recipe, inputs)
     if recipe.student is not None and recipe.student.pruning is not None:
-        found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.distillation.train)
+        found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.train)
     found += _transfers(recipe, inputs)
     if recipe.corpus is not None:
         specs = corpus_files(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
@@ -228,7 +239,7 @@ def _depth(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
 
 
 def _pruning(
-    recipe: Recipe, inputs: ResolvedInputs, stage: str, pruning: Pruning, train: Train
+    recipe: Recipe, inputs: ResolvedInputs, stage: str, pruning: Pruning, train: Train | None
 ) -> list[tuple[str, str]]:
     """Describes each pruner: its schedule, its matrices, and the sparsity that they can reach."""
     source = recipe.ready.get("teacher", recipe.model.source)
@@ -256,24 +267,47 @@ def _pruning(
                 require_zeros(_zeros(sparsities, shapes), names, where)
             found += [(label, "pattern_lock"), *_by_layer(shapes, sparsities)]
             continue
-        problem = unsupported(pruning.backend, pruner)
-        if problem:
+        reconstruction = pruning.reconstruction if isinstance(pruning, StudentPruning) else None
+        if reconstruction:
+            _check_calibration(reconstruction, recipe.corpus, {name: shapes[name] for name in names})
+        elif problem := unsupported(pruning.backend, pruner):
             raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")
-        length = _length_of_training(pruner, compression.in_epochs(), train, where)
-        if length and pruning.learning_rate_rewinding is True:  # cycles never exceed the peak
+        length = _length_of_training(pruner, compression.in_epochs(), train, where, at_once=reconstruction is not None)
+        if length and train and pruning.learning_rate_rewinding is True:  # cycles never exceed the peak
             warmup = train.warmup_ratio * length
             require_bounded_rewinding(length, warmup, pruner.start_step, pruner.end_step, where)
         reached = reachable_sparsity(pruner, {name: shapes[name] for name in names})
-        found += [(label, _schedule(pruner, compression.in_epochs(), pruning.backend)), *_by_layer(shapes, reached)]
+        by = f"reconstruction ({reconstruction.method})" if reconstruction else pruning.backend
+        found += [(label, _schedule(pruner, compression.in_epochs(), by)), *_by_layer(shapes, reached)]
     return found
 
 
 _EPOCH = 1000  # placeholder for the steps per epoch; only the ratio to the training's length matters here
 
 
-def _length_of_training(pruner: ResolvedPruner, in_epochs: bool, train: Train, where: str) -> int | None:
-    """Checks that the ramp has steps and ends within the training, and returns the training's length if it is known."""
-    if pruner.end_step < pruner.start_step or (pruner.end_step == pruner.start_step and pruner.initial_sparsity == 0):
+def _check_calibration(section: Reconstruction, corpus: Corpus | None, shapes: dict[str, tuple[int, int]]) -> None:
+    """Checks that the text which calibrates can have as many tokens as the widest matrix has columns."""
+    assert corpus is not None, "a student needs a corpus"
+    widest, most = max(columns for _, columns in shapes.values()), section.calibration.sequences * corpus.max_seq_length
+    if most < widest:
+        raise UserError(
+            f"at most {most:,} tokens calibrate, but the widest matrix has {widest:,} columns, which need as many",
+            where="student.pruning.reconstruction.calibration.sequences",
+            instead=f"at least {-(-widest // corpus.max_seq_length):,} sequences, or several times as many",
+        )
+
+
+def _length_of_training(
+    pruner: ResolvedPruner, in_epochs: bool, train: Train | None, where: str, *, at_once: bool
+) -> int | None:
+    """Checks that the ramp has steps and ends within the training, and returns the training's length if it is known.
+
+    Reconstruction may prune at once (`at_once`), and needs no training.
+    """
+    if train is None:
+        return None
+    no_steps = pruner.end_step == pruner.start_step and pruner.initial_sparsity == 0 and not at_once
+    if pruner.end_step < pruner.start_step or no_steps:
         what = "end_epoch" if in_epochs else "end_step"
         raise UserError("the ramp has no steps", where=where, instead=f"an {what} after the start")
     if in_epochs:

@@ -45,6 +45,8 @@ def extra_for(section: object) -> str:
     """Returns the extra that a stage with this recipe section requires, or "" if it requires none."""
     if isinstance(section, Quantize | Export | Benchmark):
         return "deploy"
+    if isinstance(section, Student) and section.pruning and section.pruning.reconstruction:
+        return ""
     if isinstance(section, Student) or (isinstance(section, Transfer) and not section.pruning.only_locks):
         return _EXTRA_OF_BACKEND.get(section.pruning.backend, "") if section.pruning else ""
     return ""

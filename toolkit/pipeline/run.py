@@ -33,7 +33,7 @@ from toolkit.pipeline.checkpoint_contents import sources_of
 from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
 from toolkit.pipeline.requirements import require
 from toolkit.pipeline.run_folder import exclusive, promote, resume_or_reset
-from toolkit.recipe import Quantize, Recipe, Student
+from toolkit.recipe import Quantize, Recipe
 from toolkit.training import distributed
 
 _DISK_FULL = 1 << 20  # bytes free
@@ -240,7 +240,7 @@ def _by_name(hashes: dict[str, str]) -> dict[str, dict[str, str]]:
 def _check_processes(step: Step) -> None:
     """Checks that the settings of a step allow as many processes as there are."""
     section: Any = step.sections.get(step.stage.name)
-    train = section.distillation.train if isinstance(section, Student) else getattr(section, "train", None)
+    train = getattr(section, "train", None)
     if train is not None:
         distributed.require_divisible(train.batch_size, step.stage.name)
     if isinstance(section, Quantize):

@@ -44,7 +44,9 @@ from toolkit.recipe.quantization import Quantization as Quantization
 from toolkit.recipe.quantization import Tuning as Tuning
 from toolkit.recipe.references import has_columns
 from toolkit.recipe.stages import Quantize as Quantize
+from toolkit.recipe.stages import Reconstruction as Reconstruction
 from toolkit.recipe.stages import Student as Student
+from toolkit.recipe.stages import StudentPruning as StudentPruning
 from toolkit.recipe.stages import TrainOnly as TrainOnly
 from toolkit.recipe.stages import Transfer as Transfer
 from toolkit.recipe.task import KINDS as KINDS

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from toolkit.recipe.fields import Count, Epochs, Fraction, Number, Period, Position, Section, require_expression, wrong
 from toolkit.recipe.train import Train
@@ -19,6 +19,7 @@ GRADIENT_SCORES: frozenset[PruneType] = frozenset({"snip", "snip_momentum", "gra
 PATTERN = re.compile(r"tile_pattern_([1-9]\d{0,8})x([1-9]\d{0,8})|([1-9]\d{0,8}):([1-9]\d{0,8})")
 
 LOCK: PruneType = "pattern_lock"
+SPARSE_GPT, RETRAIN_FREE = "sparse_gpt", "retrain_free"  # prune types of INC 3
 
 
 class Tile(Section):
@@ -48,10 +49,25 @@ class PrunerParameters(Section):
     alpha: Number = Field(1e-4, ge=0, description="group_lasso: weight of the group-lasso term in the gradient")
 
 
+def _explained(value: Any) -> Any:
+    """Rejects prune types of INC 3 by name; `sparse_gpt` of a student has been replaced before."""
+    if value == SPARSE_GPT:
+        raise wrong(
+            f"{value} is supported for the student only, which it prunes without training",
+            instead="magnitude; or a `student` with pruning: {reconstruction: {method: obs}}",
+        )
+    if value == RETRAIN_FREE:
+        raise wrong(
+            f"{value} removes entire heads and channels by Fisher information, which is not supported",
+            instead="magnitude, with `reconstruction: {}` to prune a student without training",
+        )
+    return value
+
+
 class Pruner(Section):
     """INC's `!Pruner`; missing keys are taken from `weight_compression`."""
 
-    prune_type: PruneType = Field(
+    prune_type: Annotated[PruneType, BeforeValidator(_explained)] = Field(
         "magnitude",
         description="criterion for the weights to remove: magnitude, basic_magnitude: smallest |weight|; snip, "
         "snip_momentum: smallest |weight x gradient|; gradient_sensitivity: smallest |gradient|; group_lasso: "
@@ -294,7 +310,7 @@ class Pruning(Section):
     @model_validator(mode="after")
     def _can_be_done(self) -> "Pruning":
         gradual = [p for p in self.approach.weight_compression.pruners if p.prune_type != LOCK]
-        if not gradual and type(self) is Pruning:
+        if not gradual and not isinstance(self, TaskPruning):
             at = ("approach", "weight_compression", "pruners")
             raise wrong("pattern_lock alone does not prune anything", *at, instead="prune_type: magnitude")
         return self

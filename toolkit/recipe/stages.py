@@ -1,12 +1,93 @@
-"""Recipe sections of the stages; a task can override some of them."""
+"""Recipe sections of the stages, of which a task can override some, and of the student's reconstruction."""
 
-from pydantic import Field, model_validator
+from typing import Any, Literal
 
-from toolkit.recipe.distillation import Distillation, StudentDistillation
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from toolkit.recipe.distillation import Distillation, DistillationTrain, StudentDistillation
 from toolkit.recipe.fields import Count, Position, Section, wrong
-from toolkit.recipe.pruning import Pruning, TaskPruning
+from toolkit.recipe.pruning import LOCK, SPARSE_GPT, Pruner, Pruning, TaskPruning, WeightCompression
 from toolkit.recipe.quantization import Quantization, Tuning
 from toolkit.recipe.train import Train
+
+ReconstructionMethod = Literal["admm", "obs"]
+
+
+class ReconstructionCalibration(Section):
+    """The text on which the inputs of the matrices are measured: sequences of the corpus's train split."""
+
+    sequences: Count = Field(
+        256, description="number of sequences, drawn from the train split of `corpus` by the recipe's seed"
+    )
+
+
+class Reconstruction(Section):
+    """Reconstruction at each mask update: zeros that change a layer's outputs least, and new values of the others."""
+
+    method: ReconstructionMethod = Field(
+        "admm",
+        description="admm: ADMM, then least squares on the mask; obs: SparseGPT (optimal brain surgeon in blocks of "
+        "columns), faster and less accurate",
+    )
+    calibration: ReconstructionCalibration = ReconstructionCalibration()
+    error_correction: bool = Field(
+        True, description="make up for the errors of earlier layers: aim at the dense outputs for the dense inputs"
+    )
+
+
+def _written_pruners(values: Any) -> list[dict[str, Any]]:
+    """Returns the pruners of a section that is not validated yet; empty if it is not of that form."""
+    for key in ("approach", "weight_compression", "pruners"):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, list) and all(isinstance(pruner, dict) for pruner in values) else []
+
+
+class StudentPruning(Pruning):
+    """Pruning of the student, with or without reconstruction."""
+
+    reconstruction: Reconstruction | None = Field(
+        None,
+        description="choose the zeros by the outputs of the layers and compute the kept weights again, from text alone;"
+        " absent: the back end chooses, and only training changes weights",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_inc(cls, values: Any) -> Any:
+        """Reads INC 3's prune type `sparse_gpt`: magnitude, with reconstruction by OBS."""
+        pruners = _written_pruners(values)
+        named = [number for number, pruner in enumerate(pruners) if pruner.get("prune_type") == SPARSE_GPT]
+        if not named:
+            return values
+        plain = [p | {"prune_type": "magnitude"} if n in named else p for n, p in enumerate(pruners)]
+        compression = values["approach"]["weight_compression"] | {"pruners": plain}
+        changed = values | {"approach": values["approach"] | {"weight_compression": compression}}
+        section = values.get("reconstruction") or {}
+        if not isinstance(section, dict):
+            return changed  # which the section refuses
+        if section.get("method", "obs") != "obs":
+            at = ("approach", "weight_compression", "pruners", named[0], "prune_type")
+            what = f"{SPARSE_GPT} is reconstruction by obs, not by {section['method']!r}"
+            raise wrong(what, *at, instead="magnitude")
+        return changed | {"reconstruction": section | {"method": "obs"}}
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves the key out if it is absent: cache keys stay those of recipes from before there was one."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "reconstruction" or value is not None}
+
+    @model_validator(mode="after")
+    def _can_be_reconstructed(self) -> "StudentPruning":
+        if self.reconstruction is None:
+            return self
+        if self.backend != type(self).model_fields["backend"].default:
+            raise wrong("has no effect: reconstruction chooses the weights", "backend", instead="remove the key")
+        for number, pruner in enumerate(self.approach.weight_compression.pruners):
+            if pruner.prune_type not in ("magnitude", LOCK):
+                at = ("approach", "weight_compression", "pruners", number, "prune_type")
+                raise wrong(f"{pruner.prune_type} cannot be combined with reconstruction", *at, instead="magnitude")
+        return self
 
 
 class TrainOnly(Section):
@@ -23,8 +104,38 @@ class Student(Section):
         description="encoder layers of the teacher that the student keeps: how many (those are removed one by one that "
         "the last hidden state needs least), or which ones, numbered from 0 as in the names of weights; default: all",
     )
-    pruning: Pruning | None = Field(Pruning(), description="null: the student stays dense and has fewer layers")
-    distillation: StudentDistillation
+    pruning: StudentPruning | None = Field(
+        StudentPruning(), description="null: the student stays dense and has fewer layers"
+    )
+    distillation: StudentDistillation | None = Field(
+        None, description="training with the teacher; can be absent with `pruning.reconstruction`, which needs none"
+    )
+
+    @model_validator(mode="after")
+    def _trained_or_reconstructed(self) -> "Student":
+        if self.distillation is not None:
+            return self
+        if self.pruning is None or self.pruning.reconstruction is None:
+            raise wrong(
+                "is missing: without training, only `pruning.reconstruction` makes up for what is left out",
+                "distillation",
+                instead="distillation: {train: {epoch: 3}}, or pruning: {reconstruction: {}}",
+            )
+        at = ("pruning", "approach", "weight_compression")
+        compression = self.pruning.approach.weight_compression
+        places: dict[tuple[str | int, ...], Pruner | WeightCompression] = {at: compression}
+        places |= {(*at, "pruners", number): pruner for number, pruner in enumerate(compression.pruners)}
+        for path, section in places.items():
+            for key in ("start_step", "end_step", "start_epoch", "end_epoch", "initial_sparsity"):
+                if getattr(section, key):
+                    what = "has no effect: without `distillation` there are no steps"
+                    raise wrong(what, *path, key, instead="remove the key")
+        return self
+
+    @property
+    def train(self) -> DistillationTrain | None:
+        """Training settings; None: the student is reconstructed, and not trained."""
+        return self.distillation.train if self.distillation else None
 
     @model_validator(mode="after")
     def _smaller(self) -> "Student":

@@ -54,8 +54,8 @@ class Budget:
 
 
 def budgets(manifests: Sequence[Manifest]) -> list[Budget]:
-    """Returns the budget of each stage that trained."""
-    return [_budget(m) for m in manifests if "steps" in m.metrics]
+    """Returns the budget of each stage that trained; a student that was only reconstructed has none."""
+    return [_budget(m) for m in manifests if m.metrics.get("steps")]
 
 
 def _budget(manifest: Manifest) -> Budget:

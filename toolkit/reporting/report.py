@@ -60,6 +60,7 @@ class RunView:
     budget: str
     checks_failed: int
     data: list[tuple[str, str, str]]
+    reconstruction: str = ""
     sparsity_plot: str = ""
     curves: list[tuple[str, str]] = field(default_factory=list)
 
@@ -142,6 +143,7 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
         budget=sentences.budget(spent),
         checks_failed=len(failed_checks(c for m in run for c in m.checks)),
         data=_data(run),
+        reconstruction=sentences.reconstruction(student),
     )
     if pattern is not None:
         plot = figures.sparsity(pattern.metrics["per_matrix"])

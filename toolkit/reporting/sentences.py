@@ -132,6 +132,24 @@ def missed_criteria(manifests: Sequence[Manifest]) -> list[str]:
     return lines
 
 
+_METHODS = {"admm": "ADMM", "obs": "SparseGPT (OBS)"}
+
+
+def reconstruction(student: Manifest | None) -> str:
+    """Summarizes the reconstruction of a student by its last layer; empty without one."""
+    found = student.metrics.get("reconstruction") if student else None
+    if not found:
+        return ""
+    last = list(found["layers"].values())[-1]
+    return (
+        f"At the last mask update, {_METHODS.get(found['method'], found['method'])} chose the zeros and computed the "
+        f"kept weights again, {'with' if found['error_correction'] else 'without'} error correction, from "
+        f"{found['sequences']:,} sequences ({found['tokens']:,} tokens) of the corpus. On held-out text the relative "
+        f"error of the last layer's outputs was then {last['after']:.3f}; with as many zeros chosen by magnitude and "
+        f"no weight changed, {last['before']:.3f}."
+    )
+
+
 def budget(budgets: Sequence[Budget]) -> str:
     """Compares the pruning budget with the paper's; empty without a student stage."""
     student = next((b for b in budgets if b.stage == "student"), None)

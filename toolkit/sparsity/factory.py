@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from toolkit.core.errors import UserError
-from toolkit.recipe import LOCK, Pruning, ResolvedPruner
+from toolkit.recipe import LOCK, Pruning, ResolvedPruner, StudentPruning
 from toolkit.recipe.pruning import Backend, unsupported
 from toolkit.sparsity.assignment import assign_matrices, require_zeros
 from toolkit.sparsity.mask import SparsityMask
@@ -64,6 +64,8 @@ def _lock(matrices: dict[str, nn.Linear], where: str) -> PatternLock:
 
 
 def _gradual(pruning: Pruning, section: ResolvedPruner, where: str) -> GradualPruner:
+    if isinstance(pruning, StudentPruning) and pruning.reconstruction:
+        return GradualPruner(section)  # its mask is set by `training.reconstruction`
     problem = unsupported(pruning.backend, section)
     if problem:
         raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")

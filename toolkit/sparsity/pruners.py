@@ -162,11 +162,12 @@ class PrunerGroup:
 
     Attributes:
         pruners: The pruners and locks, already attached.
+        rewinding_choice: Whether and how the learning rate is rewound at mask updates.
     """
 
     def __init__(self, pruners: "Sequence[PatternLock | GradualPruner]", rewinding: RewindingChoice = False) -> None:
         self.pruners = tuple(pruners)
-        self._rewinding = rewinding
+        self.rewinding_choice = rewinding
 
     @property
     def mask(self) -> SparsityMask:
@@ -184,10 +185,10 @@ class PrunerGroup:
             UserError: The pruners update their masks at different steps.
         """
         schedules = [pruner.schedule for pruner in self.pruners_with_schedule]
-        if not self._rewinding or not schedules:
+        if not self.rewinding_choice or not schedules:
             return None
         require_common_ramp([(s.start, s.end, s.frequency) for s in schedules], "pruning")
-        return Rewinding(schedules[0], cyclic=self._rewinding == "cyclic")
+        return Rewinding(schedules[0], cyclic=self.rewinding_choice == "cyclic")
 
     def before_step(self, step: int) -> bool:
         return any(

@@ -1,19 +1,29 @@
-"""Layer-wise reconstruction: choice of the zeros and new values of the kept weights, from a matrix's inputs alone.
+"""Reconstruction of a matrix: choice of the zeros and new values of the kept weights, from its inputs alone.
 
 The matrix with zeros that changes a layer's outputs least, W, minimises tr((W - T) H (W - T)^T) with W zero outside the
-mask, where H is the second moment of the inputs and T the target. ADMM alternates between the least squares without
-zeros and their projection on the mask (Boza, Fast and effective weight update for pruned large language models, 2024,
-arXiv 2401.02938). The layers before have been changed already, so that T is not the dense matrix, but the one that
-gives the dense outputs for the inputs as they are now (`corrected_target`).
+mask, where H is the second moment of the inputs and T the target. The layers before have been changed already, so that
+T is not the dense matrix, but the one that gives the dense outputs for the inputs as they are now (`corrected_target`).
+`layerwise.py` applies this to the matrices of a model.
 """
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-_GROWING, _FIXED = 25, 15  # iterations in which the mask follows a cubic ramp, and on the final mask
+from toolkit.sparsity.units import keep_units
+
+if TYPE_CHECKING:  # `benchmarks/gpu` uses this module on a machine without pydantic
+    from toolkit.recipe import Tile
+    from toolkit.recipe.stages import ReconstructionMethod
+
+_GROWING = 25  # iterations of ADMM, in which the mask follows a cubic ramp
+_FITTING = 20  # iterations of conjugate gradients on the final mask
 _DAMPING = 0.01  # of the mean diagonal of H, which preconditioning makes 1
 _RHO = 1.0
-_PULL = 0.05  # of the mean diagonal of H: pulls the corrected target to the dense weights
+_PULL = 0.05  # of the mean diagonal of H: pulls the corrected target to the weights as they are
+_COLUMNS = 64  # of a block of SparseGPT, in which the zeros are chosen together
 
 
 class Moments:
@@ -26,6 +36,7 @@ class Moments:
 
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
+        self._dense_shift = self._shift = torch.zeros(columns, device=device)
         self._dense_mean = torch.zeros(columns, device=device)
         self._mean = torch.zeros(columns, device=device)
         self._cross = torch.zeros(columns, columns, device=device)
@@ -34,6 +45,9 @@ class Moments:
     def add(self, dense: Tensor, now: Tensor) -> None:
         """Adds inputs of the same tokens, [n, columns]: of the dense model, and of the one with zeros as it is now."""
         dense, now = dense.float(), now.float()
+        if not self.count:  # covariances must not vanish beside the means: those of the first tokens are taken off
+            self._dense_shift, self._shift = dense.mean(0), now.mean(0)
+        dense, now = dense - self._dense_shift, now - self._shift
         self.count += len(now)
         self._dense_mean += dense.sum(0)
         self._mean += now.sum(0)
@@ -45,84 +59,120 @@ class Moments:
         dense_mean, mean = self._dense_mean / self.count, self._mean / self.count
         cross = self._cross / self.count - torch.outer(dense_mean, mean)
         second = self._second / self.count - torch.outer(mean, mean)
-        return dense_mean, mean, cross, second
+        return dense_mean + self._dense_shift, mean + self._shift, cross, second
 
 
-@torch.no_grad()
-def reconstruct(
-    weight: Tensor, bias: Tensor, moments: Moments, sparsity: float, tile: tuple[int, int] = (1, 1)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the matrix with zeros, its bias, and the mask (True where a weight is kept).
-
-    Args:
-        weight: The dense matrix, [rows, columns].
-        bias: Its bias, [rows].
-        moments: Of the matrix's inputs.
-        sparsity: Fraction of blocks to set to zero; rounded down to whole blocks.
-        tile: Rows and columns of a block, which is pruned as a whole; they divide the matrix.
-    """
-    dense_mean, mean, cross, second = moments.centred()
-    target = corrected_target(weight.float(), cross, second)
-    pruned, mask = admm(target, second, sparsity, tile)
-    new_bias = bias.float() + weight.float() @ dense_mean - pruned @ mean
-    return pruned.to(weight.dtype), new_bias.to(bias.dtype), mask
-
-
-def corrected_target(weight: Tensor, cross: Tensor, second: Tensor) -> Tensor:
+def corrected_target(weight: Tensor, cross: Tensor, second: Tensor, now: Tensor | None = None) -> Tensor:
     """Returns the matrix without zeros whose outputs for X' are nearest to the dense ones for X: W C H^-1, damped.
 
     Args:
         weight: The dense matrix W, [rows, columns].
         cross: Covariance C of X with X', [columns, columns].
         second: Covariance H of X', [columns, columns].
+        now: The matrix as it is, to which the damping pulls the result; None: W.
     """
-    pull = _PULL * second.diagonal().mean()
-    right = weight @ cross + pull * weight
+    pull = (_PULL * second.diagonal().mean()).clamp_min(1e-30)  # inputs that are all constant leave the matrix as it is
+    right = weight @ cross + pull * (weight if now is None else now)
     left = second + pull * torch.eye(len(second), device=second.device)
     return torch.linalg.solve(left, right, left=False)
 
 
-def admm(target: Tensor, second: Tensor, sparsity: float, tile: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
-    """Returns the matrix nearest to `target` in the norm of H with the wanted fraction of zeros, and its mask.
+def solve(
+    method: "ReconstructionMethod", target: Tensor, second: Tensor, prune: int, tile: "Tile"
+) -> tuple[Tensor, Tensor]:
+    """Returns the matrix nearest to `target` in the norm of H with the wanted number of zeros, and its mask.
+
+    A method chooses the mask and a first guess; conjugate gradients then solve the least squares on the mask (Meng et
+    al., ALPS, 2024, arXiv 2406.07831, section 3.3).
 
     Args:
+        method: The method that chooses, a key of `CHOICES`.
         target: The matrix without zeros, [rows, columns], float32.
         second: Covariance H of the inputs, [columns, columns].
-        sparsity: Fraction of blocks to set to zero.
-        tile: Rows and columns of a block.
+        prune: Number of units of the pattern to set to zero.
+        tile: The pattern.
     """
+    if not prune:
+        return target.clone(), torch.ones_like(target, dtype=torch.bool)
     # Inputs that are always 0 would divide by 0; their weights do not matter.
-    scale = second.diagonal().clamp_min(1e-8 * second.diagonal().mean().clamp_min(1e-30)).sqrt()
+    diagonal = second.diagonal()
+    scale = diagonal.clamp_min(1e-8 * float(diagonal.mean().clamp_min(1e-30))).sqrt()
     unit = second / torch.outer(scale, scale)
     unit.diagonal().add_(_DAMPING)
     scaled = target * scale
-    wanted = scaled @ unit
-    unit.diagonal().add_(_RHO)
-    inverse = torch.linalg.inv(unit)
-    found, dual = scaled, torch.zeros_like(scaled)
-    mask = torch.ones_like(scaled, dtype=torch.bool)
-    for step in range(1, _GROWING + _FIXED + 1):
-        if step <= _GROWING:
-            now = sparsity * (1 - (1 - step / _GROWING) ** 3)
-            mask = largest_blocks((found + dual).square(), now, tile)
+    guess, mask = CHOICES[method](scaled, unit, prune, tile)
+    return least_squares(guess * mask, scaled @ unit, unit, mask) / scale, mask
+
+
+def admm(target: Tensor, second: Tensor, prune: int, tile: "Tile") -> tuple[Tensor, Tensor]:
+    """Alternates between the least squares without zeros and their projection on the mask, which grows along a ramp.
+
+    Boza, Fast and effective weight update for pruned large language models, 2024, arXiv 2401.02938. Arguments as of
+    `solve`, with inputs of unit variance and H damped.
+    """
+    wanted = target @ second
+    inverse = torch.linalg.inv(second + _RHO * torch.eye(len(second), device=second.device))
+    found, dual = target, torch.zeros_like(target)
+    mask = torch.ones_like(target, dtype=torch.bool)
+    for step in range(1, _GROWING + 1):
+        ramp = 1 - (1 - step / _GROWING) ** 3
+        mask = keep_units((found + dual).square(), tile, int(prune * ramp + 1e-9))
         kept = (found + dual) * mask
         dual = dual + found - kept
         found = (wanted + _RHO * (kept - dual)) @ inverse
-    return ((found + dual) * mask) / scale, mask
+    return found + dual, mask
 
 
-def largest_blocks(score: Tensor, sparsity: float, tile: tuple[int, int]) -> Tensor:
-    """Returns the mask without the blocks of the smallest summed scores: bool, [rows, columns].
+def obs(target: Tensor, second: Tensor, prune: int, tile: "Tile") -> tuple[Tensor, Tensor]:
+    """SparseGPT: from left to right, each block of columns gets its zeros, for which the columns after it make up.
+
+    Frantar and Alistarh, SparseGPT, 2023, arXiv 2301.00774, algorithm 1, with the update of the optimal brain surgeon.
+    Arguments as of `solve`, with inputs of unit variance and H damped.
+    """
+    # Row j of the factor is row j of the inverse of H without the columns before j, divided by its diagonal's root.
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(second)), upper=True)
+    weight = target.clone()
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    columns = weight.shape[1]
+    # N:M is chosen group by group; blocks and single weights in blocks of columns that hold complete units.
+    width = tile.columns if tile.zeros else -(-_COLUMNS // tile.columns) * tile.columns
+    for first in range(0, columns, width):
+        last = min(first + width, columns)
+        block, here = weight[:, first:last], factor[first:last, first:last]
+        count = prune * last // columns - prune * first // columns
+        kept = keep_units((block / here.diagonal()).square().contiguous(), tile, count)
+        errors = torch.zeros_like(block)
+        for i in range(last - first):
+            errors[:, i] = block[:, i] * ~kept[:, i] / here[i, i]
+            block[:, i:] -= torch.outer(errors[:, i], here[i, i:])
+        weight[:, last:] -= errors @ factor[first:last, last:]
+        mask[:, first:last] = kept
+    return weight, mask
+
+
+CHOICES: "dict[ReconstructionMethod, Callable[[Tensor, Tensor, int, Tile], tuple[Tensor, Tensor]]]" = {
+    "admm": admm,
+    "obs": obs,
+}
+
+
+def least_squares(start: Tensor, wanted: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+    """Returns the minimiser of tr(W H W^T) - 2 tr(W B^T) with W zero outside the mask, by conjugate gradients per row.
 
     Args:
-        score: Importance of each weight, [rows, columns].
-        sparsity: Fraction of blocks to leave out, rounded down to whole blocks.
-        tile: Rows and columns of a block.
+        start: First guess, zero outside the mask, [rows, columns].
+        wanted: The right-hand side B, [rows, columns]: the target times H.
+        second: H, [columns, columns], positive definite and with a diagonal near 1.
+        mask: True where a weight is kept.
     """
-    rows, columns = score.shape
-    high, wide = tile
-    blocks = score.reshape(rows // high, high, columns // wide, wide).sum(dim=(1, 3))
-    zeros = int(sparsity * blocks.numel())
-    kept = torch.ones(blocks.numel(), dtype=torch.bool, device=score.device)
-    kept[blocks.flatten().argsort(stable=True)[:zeros]] = False
-    return kept.view_as(blocks).repeat_interleave(high, 0).repeat_interleave(wide, 1)
+    found = start
+    residual = (wanted - found @ second) * mask
+    direction, size = residual, residual.square().sum(1, keepdim=True)
+    for _ in range(_FITTING):
+        ahead = (direction @ second) * mask
+        step = size / (direction * ahead).sum(1, keepdim=True).clamp_min(1e-30)
+        found = found + step * direction
+        residual = residual - step * ahead
+        before, size = size, residual.square().sum(1, keepdim=True)
+        direction = residual + size / before.clamp_min(1e-30) * direction
+    return found

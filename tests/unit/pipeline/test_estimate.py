@@ -87,6 +87,13 @@ def test_a_step_costs_its_passes_and_one_update_and_a_taught_one_the_teacher_too
     assert rows["student"].memory == pytest.approx((2 + 0.5 + 0.25 + 32 * 0.25 + 1) * GIGA)
 
 
+def test_a_student_that_is_only_reconstructed_takes_no_steps_and_time_for_its_text(values, tmp_path):
+    values["student"] = {"pruning": {"reconstruction": {"calibration": {"sequences": 64}}}}
+    row = planned(values, tmp_path)[0]["student"]
+    assert (row.steps, row.exact) == (0, True)
+    assert row.seconds == pytest.approx(5.0 + 9 * 64 / 32 * 0.32)
+
+
 def test_a_tasks_teacher_is_asked_once_about_each_example_and_is_gone_when_training_begins(values, tmp_path):
     rows, _ = planned(values, tmp_path)
     steps, asked, over_dev = 2 * 14, 432 / 32 * 0.25, 120 * 0.32 / 32

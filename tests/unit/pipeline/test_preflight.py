@@ -189,3 +189,37 @@ def test_config_that_is_no_json_is_refused_by_its_name(tmp_path):
     with pytest.raises(UserError, match="not a JSON file") as error:
         _ = ResolvedInputs().model(str(tmp_path)).config
     assert error.value.where == str(tmp_path / "config.json")
+
+
+@pytest.fixture
+def one_shot(tiny_bert, tiny_text):
+    """A recipe of a student that is only reconstructed."""
+
+    def make(sequences=64, **compression: Any) -> Recipe:
+        pruning = {"approach": {"weight_compression": compression}}
+        pruning["reconstruction"] = {"calibration": {"sequences": sequences}}
+        values = {"name": "r", "model": {"source": str(tiny_bert)}, "student": {"pruning": pruning}}
+        return Recipe.model_validate(values | {"corpus": {"files": [str(tiny_text)], "max_seq_length": 24}})
+
+    return make
+
+
+def test_check_shows_what_reconstruction_will_reach(one_shot):
+    shown = lines(check_recipe(one_shot(target_sparsity=0.5, pattern="2:4")))
+    assert (
+        "student pruner: magnitude, 0% -> 50% in steps 0..0, every 1, cubic, 2:4, local, by reconstruction (admm)"
+        in shown
+    )
+    assert "bert.encoder.layer.[0,1].output.dense.weight 32x64: 50.0%" in shown
+
+
+def test_check_counts_the_tokens_that_calibrate(one_shot):
+    with pytest.raises(UserError, match="at most 48 tokens calibrate, but the widest matrix has 64 columns") as raised:
+        check_recipe(one_shot(sequences=2))
+    assert raised.value.instead.startswith("at least 3 sequences")
+    check_recipe(one_shot(sequences=3))
+
+
+def test_check_refuses_a_pattern_that_does_not_divide_a_reconstructed_matrix(one_shot):
+    with pytest.raises(UserError, match="pattern 'tile_pattern_5x1' does not divide"):
+        check_recipe(one_shot(pattern="tile_pattern_5x1"))

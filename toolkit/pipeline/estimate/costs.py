@@ -38,6 +38,8 @@ from toolkit.recipe import (
     DistillationTrain,
     Optimizer,
     Recipe,
+    Student,
+    StudentPruning,
     Train,
 )
 
@@ -54,6 +56,7 @@ _LIBRARIES = 1e9  # bytes of a process with torch, transformers, NNCF and its da
 _START = 5.0  # model, data, first step
 _QUANTIZE = 20.0  # NNCF, calibration
 _EXPORT = 10.0  # per variant
+_RECONSTRUCTION = 9  # forward passes of the text that calibrates that take as long; MiniLM on one core
 _BENCHMARK_APP = 0.6  # start of one run of benchmark_app
 
 
@@ -189,7 +192,7 @@ class _Costs:
             length=volume.batch_length(settings.batch_size),
             longest=longest,
             masked=corpus.mlm_probability if corpus else 0.0,
-            positions=section.distillation.positions if step.stage.name == "student" else "masked",
+            positions=section.distillation.positions if step.stage.name == "student" and train else "masked",
             quantized=train is not None and step.stage.name == "quantize",
         )
 
@@ -268,6 +271,10 @@ class _Costs:
     def _overhead(self, step: Step, cost: "StepCost") -> float:
         """Returns the seconds besides training: startup, and passes over the evaluation splits."""
         stage, section = step.stage.name, step.sections[step.stage.name]
+        if isinstance(section, Student) and section.pruning and section.pruning.reconstruction:
+            sequences = section.pruning.reconstruction.calibration.sequences
+            each = _RECONSTRUCTION * cost.forward_seconds / self._batches(step).batch_size
+            return _START + self._updates(section.pruning) * sequences * each
         if stage in ("teacher", "student"):
             return _START
         volume = self._volume(step)
@@ -283,6 +290,12 @@ class _Costs:
             accuracy = 0.0 if self._exported_here(step.inputs["export"]) else variants * over_dev
             return accuracy + latency.runs(variants, timing) * (timing.seconds + _BENCHMARK_APP)
         return _START + over_dev
+
+    @staticmethod
+    def _updates(section: StudentPruning) -> int:
+        """Returns how often a student is reconstructed; a ramp in epochs, whose updates are unknown, counts as one."""
+        ramps = section.approach.weight_compression.resolve(steps_per_epoch=1)
+        return max(-(-(r.end_step - r.start_step) // r.update_frequency_on_step) + 1 for r in ramps)
 
     def _exported_here(self, export: Step | Artifact) -> bool:
         """Returns whether an export on this CPU caches the IRs' predictions, so that the benchmark reuses them."""

@@ -16,8 +16,8 @@ from toolkit.recipe import Criterion, DistillationTrain, Student, Train
 
 def train_of(step: Step) -> Train | None:
     """Returns the training settings of a step; None if it does not train."""
-    section = step.sections.get(step.stage.name)
-    return section.distillation.train if isinstance(section, Student) else getattr(section, "train", None)
+    train: Train | None = getattr(step.sections.get(step.stage.name), "train", None)
+    return train
 
 
 def criterion_of(train: Train) -> Criterion:

@@ -1,4 +1,4 @@
-"""`student`: gradual pruning of a copy of the teacher, of all or some of its layers, with distillation.
+"""`student`: pruning of a copy of the teacher, of all or some of its layers, with distillation or by reconstruction.
 
 Runs once for all tasks. Without pruning, the student is a dense model of fewer layers.
 """
@@ -26,7 +26,7 @@ class Inputs:
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
-    """Prunes gradually, with distillation and learning-rate rewinding (paper, section 3)."""
+    """Prunes gradually, with distillation and learning-rate rewinding (paper, section 3), or without any training."""
     from toolkit.data.corpus import load_corpus
     from toolkit.models.depth import depth_metrics, keep_layers
     from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
@@ -41,15 +41,16 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.training.evaluation import layers_metrics, mlm_metrics
     from toolkit.training.hardware import device, teacher_bf16
     from toolkit.training.loop import fit, seed_everything
+    from toolkit.training.reconstruction import ReconstructingPruner, reconstruct_once
 
     seed_everything(context.seed)
-    pruning, distillation = inputs.student.pruning, inputs.student.distillation
-    train = distillation.train
+    pruning, distillation, train = inputs.student.pruning, inputs.student.distillation, inputs.student.train
     section, source = inputs.corpus, inputs.teacher_artifact.path
     tokenizer = load_tokenizer(source)
-    criterion = train.criterion
-    word_loss = criterion.logits is not None and criterion.logits.loss_weights[1] > 0
-    model = load_masked_lm(source, pairs=section.pairs is not None, fitted=word_loss)
+    logits, layers = (train.criterion.logits, train.criterion.layers) if train else (None, None)
+    model = load_masked_lm(
+        source, pairs=section.pairs is not None, fitted=logits is not None and logits.loss_weights[1] > 0
+    )
     teacher = copy.deepcopy(model)
     with distributed.main_process_first():
         text = load_corpus(
@@ -58,47 +59,64 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     if inputs.student.layers is not None:
         keep_layers(model, _kept_layers(inputs.student.layers, teacher, text.train, tokenizer.pad_token_id, context))
     matrices = prunable_matrices(model, inputs.model.prunable)
-    sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train))) if pruning else None
-
-    frozen = Teacher(teacher, device(), teacher_bf16(train))
-    loss = mlm_loss(mlm_head, frozen, criterion, distillation.positions, next_sentence_head)
+    frozen = Teacher(teacher, device(), teacher_bf16(train) if train else None)
+    sparsifier = None
+    if pruning is not None:
+        sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)) if train else 0)
+        if pruning.reconstruction:
+            # Layers are reconstructed towards those that they come from: of the dense model with the same layers.
+            dense = frozen.model if inputs.student.layers is None else copy.deepcopy(model)
+            settings, pad_id = pruning.reconstruction, tokenizer.pad_token_id
+            sparsifier = ReconstructingPruner(sparsifier, model, dense, settings, text, pad_id, context)
+    pruners = sparsifier.pruners_with_schedule if sparsifier else []
 
     def validate() -> dict[str, float]:
         held_out = (text.valid, tokenizer, section.mlm_probability)
         found: dict[str, float] = {}
-        if criterion.layers is not None:
-            found |= layers_metrics(model, HiddenStateLoss(frozen, criterion.layers), *held_out)
-        if criterion.logits is not None:  # hidden states do not train the vocabulary head: no MLM loss without logits
+        if layers is not None:
+            found |= layers_metrics(model, HiddenStateLoss(frozen, layers), *held_out)
+        if logits is not None:  # hidden states do not train the vocabulary head: no MLM loss without logits
             found |= mlm_metrics(model, MlmLoss(mlm_head, next_head=next_sentence_head), *held_out)
         return found
 
-    before = validate()
-    data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
-    pruners = sparsifier.pruners_with_schedule if sparsifier else []
-    for pruner in pruners:
-        require_end_within(pruner.section.end_step, data.steps, "student.pruning")
-    result = fit(model, data, train, loss, context, sparsifier=sparsifier)
-    save_checkpoint(model, tokenizer, context.folder)
     metrics: dict[str, Any] = {}
+    if train is None or distillation is None:
+        assert isinstance(sparsifier, ReconstructingPruner), "a student is trained or reconstructed"
+        history = []
+        metrics |= reconstruct_once(sparsifier)
+    else:
+        loss = mlm_loss(mlm_head, frozen, train.criterion, distillation.positions, next_sentence_head)
+        before = validate()
+        data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
+        for pruner in pruners:
+            require_end_within(pruner.section.end_step, data.steps, "student.pruning")
+        result = fit(model, data, train, loss, context, sparsifier=sparsifier)
+        history = result.history
+        metrics |= (
+            result.metrics()
+            | result.tokens(data)
+            | {f"{name}_before": value for name, value in before.items()}
+            | validate()
+        )
+    save_checkpoint(model, tokenizer, context.folder)
     checks = [Check(name="matrices matched", ok=bool(matrices), measured=float(len(matrices)), limit=">= 1")]
     if sparsifier is not None and pruning is not None:
         sparsifier.mask.save(context.folder / MASK_FILE)
         targets = {p.section.target_sparsity for p in pruners}
-        metrics |= sparsity_metrics(sparsifier.mask) | {"backend": pruning.backend}
+        metrics |= sparsity_metrics(sparsifier.mask)
+        metrics |= {"backend": pruning.reconstruction.method if pruning.reconstruction else pruning.backend}
         metrics |= {"target_sparsity": targets.pop()} if len(targets) == 1 else {}
         checks += [*(check_target(p.section, p.mask) for p in pruners), check_locked(sparsifier.mask, matrices)]
+    if isinstance(sparsifier, ReconstructingPruner):
+        metrics |= {"reconstruction": sparsifier.metrics()}
     return StageResult(
         kind="sparse" if sparsifier else "dense",
-        metrics=result.metrics()
-        | result.tokens(data)
-        | metrics
+        metrics=metrics
         | depth_metrics(model.config.to_dict())
-        | {"prunable_weights": sum(module.weight.numel() for module in matrices.values())}
-        | {f"{name}_before": value for name, value in before.items()}
-        | validate(),
+        | {"prunable_weights": sum(module.weight.numel() for module in matrices.values())},
         checks=checks,
         data={"corpus": text.summary()},
-        history=result.history,
+        history=history,
     )
 
 

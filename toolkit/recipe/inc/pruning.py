@@ -4,10 +4,15 @@ from typing import Any
 
 from toolkit.core.yaml_document import KeyPath
 from toolkit.recipe.inc.inc_file import IncPlan, IncSource
-from toolkit.recipe.pruning import Tile
+from toolkit.recipe.pruning import RETRAIN_FREE, SPARSE_GPT, Tile
 
 _STEPS = ("start_step", "end_step", "update_frequency_on_step")
 _EPOCHS = ("start_epoch", "end_epoch", "update_frequency")
+_WITHOUT_TRAINING = {
+    SPARSE_GPT: "sparse_gpt prunes a pre-trained model without training: for that, write a recipe with `corpus` and "
+    "student: {pruning: {reconstruction: {method: obs}}}",
+    RETRAIN_FREE: "retrain_free removes entire heads and channels by Fisher information, which is not supported",
+}
 _SHAPE = ("initial_sparsity", "target_sparsity", "prune_domain", "sparsity_decay_type", "pattern")
 
 
@@ -79,6 +84,8 @@ def _pruner(
     if kind.endswith("_progressive"):
         what = "progressive pruning is not supported: in INC it does not reach its target sparsity"
         raise source.refuse(typed, what, kind.removesuffix("_progressive"))
+    if kind in _WITHOUT_TRAINING:
+        raise source.refuse(typed, _WITHOUT_TRAINING[kind], "magnitude")
     if source.take(*at, "method") == "per_channel":
         raise source.refuse(
             (*at, "method"), "channel pruning is not supported", "method: per_tensor, pattern: tile_pattern_4x1"

@@ -57,7 +57,8 @@ class Model(Section):
 ByEpoch = Literal["basic_magnitude", "pattern_lock", "group_lasso", "gradient_sensitivity"]
 ByStep = Literal["magnitude", "snip", "snip_momentum"]
 Progressive = Literal["magnitude_progressive", "snip_progressive", "snip_momentum_progressive"]
-PruneType = Literal[ByEpoch, ByStep, Progressive]
+WithoutTraining = Literal["sparse_gpt", "retrain_free"]  # of INC 3
+PruneType = Literal[ByEpoch, ByStep, Progressive, WithoutTraining]
 Decay = Literal["exp", "cos", "linear", "cube"]
 Domain = Literal["global", "local"]
 

@@ -1,0 +1,207 @@
+"""The sparsifier that reconstructs a model at each mask update, and the text on which it does so."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.core.artifacts import Context
+from toolkit.core.errors import UserError
+from toolkit.data.batches import model_inputs, pad
+from toolkit.data.corpus import CorpusData, Sequences
+from toolkit.data.segment_pairs import PairSequences
+from toolkit.models.load import prunable_matrices
+from toolkit.recipe import Reconstruction
+from toolkit.sparsity.layerwise import (
+    Errors,
+    Job,
+    jobs_of,
+    layer_errors,
+    layer_names,
+    prune_by_magnitude,
+    reconstruct_layers,
+)
+from toolkit.sparsity.mask import SparsityMask
+from toolkit.sparsity.pruners import GradualPruner, PrunerGroup
+from toolkit.training import distributed
+from toolkit.training.hardware import device
+
+_BATCH = 32  # sequences
+_HELD_OUT = 64  # sequences on which the errors of the layers are measured
+_MATRICES, _LAYERS, _SECONDS = "errors/matrices", "errors/layers", "errors/seconds"  # keys of a state dict
+_UNKNOWN = (-1.0, -1.0)  # errors of a matrix that has not been updated yet
+
+
+class ReconstructingPruner(PrunerGroup):
+    """A group of pruners whose mask updates reconstruct the model instead of choosing weights by magnitude.
+
+    At each update the target is the frozen dense model, and the model as it is now is the start, so that weights that
+    were pruned may return. Adam's moments are left as they are: they hold gradients of pruned weights too, and the
+    mask is applied after every step.
+
+    Args:
+        group: The pruners and locks, already attached.
+        model: The model that is pruned.
+        dense: The dense model with the same layers.
+        settings: The recipe's section.
+        text: The corpus; its train split calibrates, its validation split measures.
+        pad_id: The tokenizer's padding id.
+        context: Seed of the choice of sequences, and progress.
+    """
+
+    def __init__(
+        self,
+        group: PrunerGroup,
+        model: Any,
+        dense: Any,
+        settings: Reconstruction,
+        text: CorpusData,
+        pad_id: int,
+        context: Context,
+    ) -> None:
+        super().__init__(group.pruners, group.rewinding_choice)
+        self._model, self._dense, self._settings = model, dense, settings
+        self._log = context.progress.message
+        self._linears = prunable_matrices(model)
+        count = min(settings.calibration.sequences, len(text.train))
+        chosen = np.sort(np.random.default_rng(context.seed).choice(len(text.train), count, replace=False))
+        self._texts = _batches(text.train, chosen, pad_id)
+        self._held_out = _batches(text.valid, np.arange(min(_HELD_OUT, len(text.valid))), pad_id)
+        self.sequences, self.tokens = count, int(text.train.lengths[chosen].sum())
+        widest = max(self._linears[name].in_features for name in self._names())
+        _require_tokens(self.tokens, widest, self.sequences, settings.calibration.sequences)
+        self.errors, self.seconds = Errors(), 0.0
+
+    def before_step(self, step: int) -> bool:
+        due = {p: p.schedule.sparsity(step) for p in self.pruners_with_schedule if p.schedule.updates_at(step)}
+        due = {pruner: sparsity for pruner, sparsity in due.items() if sparsity > 0}
+        if not due:
+            return False
+        names = [name for pruner in due for name in pruner.mask.tensors]
+        masks = {name: torch.ones_like(self._linears[name].weight, dtype=torch.bool) for name in names}
+        if distributed.rank() == 0:
+            masks = self._reconstruct(due)
+        linears = [self._linears[name] for name in names]
+        values = [p.detach() for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+        distributed.broadcast([*values, *(masks[name].view(torch.uint8) for name in names)])
+        for pruner in due:
+            pruner.mask = SparsityMask({name: masks[name] for name in pruner.mask.tensors})
+            pruner.after_optimizer_step()
+        return True
+
+    @torch.no_grad()
+    def _reconstruct(self, due: Mapping[GradualPruner, float]) -> dict[str, Tensor]:
+        """Prunes the model in place to the sparsity of each pruner, and returns the masks."""
+        began, training = time.monotonic(), self._model.training
+        self._model.eval().to(device())
+        texts, held_out = _on_device(self._texts), _on_device(self._held_out)
+        jobs: dict[str, Job] = {}
+        for pruner, sparsity in due.items():
+            jobs |= jobs_of(pruner.section, sparsity, self._dense, list(pruner.mask.tensors), texts)
+        weights = {name: self._linears[name].weight.detach().clone() for name in jobs}
+        prune_by_magnitude(jobs, self._linears)
+        before = layer_errors(self._model, self._dense, self._linears, held_out)
+        for name, weight in weights.items():
+            self._linears[name].weight.copy_(weight)
+        masks, errors = reconstruct_layers(
+            self._model, self._dense, jobs, self._linears, texts, self._settings, self._log
+        )
+        after = layer_errors(self._model, self._dense, self._linears, held_out)
+        self._model.train(training)
+        errors.layers = {name: (before[name], after[name]) for name in after}
+        self.errors = Errors(self.errors.matrices | errors.matrices, errors.layers)
+        self.seconds += time.monotonic() - began
+        self._log(_summary(self._settings, SparsityMask(masks).sparsity(), errors, time.monotonic() - began))
+        return masks
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the settings, the text and the errors of the last update, for the manifest."""
+        names = ("before", "after")
+        return {
+            "method": self._settings.method,
+            "error_correction": self._settings.error_correction,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "matrices": {name: dict(zip(names, e, strict=True)) for name, e in self.errors.matrices.items()},
+            "layers": {name: dict(zip(names, e, strict=True)) for name, e in self.errors.layers.items()},
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the state of the pruners, and the errors of the last update, by the order of the names."""
+        stored = {_MATRICES: (self.errors.matrices, self._names()), _LAYERS: (self.errors.layers, self._layers())}
+        errors = {key: _numbers([found.get(n, _UNKNOWN) for n in names]) for key, (found, names) in stored.items()}
+        return super().state_dict() | errors | {_SECONDS: _numbers([self.seconds])}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        rows = {_MATRICES: self._names(), _LAYERS: self._layers()}
+        found = [
+            {name: (row[0], row[1]) for name, row in zip(names, state[key].tolist(), strict=True) if row[0] >= 0}
+            for key, names in rows.items()
+        ]
+        self.errors, self.seconds = Errors(*found), float(state[_SECONDS])
+
+    def _names(self) -> list[str]:
+        return [name for pruner in self.pruners_with_schedule for name in pruner.mask.tensors]
+
+    def _layers(self) -> list[str]:
+        return layer_names(self._linears)
+
+
+def reconstruct_once(sparsifier: PrunerGroup) -> dict[str, float]:
+    """Reconstructs a model that is not trained, and returns the metrics of a training without steps.
+
+    Raises:
+        WorkerDone: This process is not rank 0.
+    """
+    sparsifier.before_step(0)
+    if distributed.rank():
+        raise distributed.WorkerDone
+    return {"steps": 0}
+
+
+def _on_device(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return [{name: tensor.to(device()) for name, tensor in batch.items()} for batch in batches]
+
+
+def _numbers(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _summary(settings: Reconstruction, sparsity: float, errors: Errors, seconds: float) -> str:
+    before, after = ([pair[i] for pair in errors.layers.values()] for i in (0, 1))
+    return (
+        f"reconstruction to {sparsity:.1%} zeros by {settings.method}: mean relative error of the layers on held-out "
+        f"text {sum(after) / len(after):.3f}, of magnitude {sum(before) / len(before):.3f} ({seconds:.0f} s)"
+    )
+
+
+def _require_tokens(tokens: int, widest: int, sequences: int, wanted: int) -> None:
+    """Checks that the covariance of the inputs can have full rank; below, weights would be fitted to single tokens.
+
+    Raises:
+        UserError: There are fewer tokens than the widest matrix has columns.
+    """
+    if tokens >= widest:
+        return
+    needed = -(-widest * sequences // tokens)
+    raise UserError(
+        f"{sequences:,} sequences have {tokens:,} tokens, but the {widest:,} columns of the widest matrix need as many",
+        where="student.pruning.reconstruction.calibration.sequences" if sequences == wanted else "corpus",
+        instead=f"at least {needed:,} sequences" + ("" if sequences == wanted else ": more text"),
+    )
+
+
+def _batches(text: Sequences | PairSequences, chosen: np.ndarray, pad_id: int) -> list[dict[str, Tensor]]:
+    """Returns model inputs of some sequences in batches of similar length, each with its `attention_mask`."""
+    order = chosen[np.argsort(text.lengths[chosen], kind="stable")]
+    batches = []
+    for first in range(0, len(order), _BATCH):
+        examples = [text.example(int(index)) for index in order[first : first + _BATCH]]
+        rows = [e | {"attention_mask": np.ones_like(e["input_ids"])} for e in examples]
+        batches.append(model_inputs(pad(rows, pad_id)))
+    return batches
