@@ -5,14 +5,15 @@ Loads no torch, except for a recipe that names layers or operations (`module_nam
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash, json_hash
 from toolkit.data import task_rows
+from toolkit.data.corpus.parts import CorpusPart, parts_of, require_documents, texts_of
 from toolkit.data.documents import as_read, documents
-from toolkit.data.files import fetch_file
+from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
 from toolkit.models.architectures import matrix_shapes, split_layer, usable_positions
 from toolkit.models.checkpoint import (
@@ -25,9 +26,10 @@ from toolkit.pipeline.checkpoint_contents import check_contents, check_task_head
 from toolkit.pipeline.graph import check_graph
 from toolkit.pipeline.module_names import check_module_names
 from toolkit.pipeline.ready_models import check_task_models, require_usable
-from toolkit.recipe import KINDS, LOCK, Corpus, Pruning, Recipe, ResolvedPruner, TaskPruning, Train
+from toolkit.recipe import KINDS, LOCK, Corpus, Pruning, Recipe, ResolvedPruner, Task, TaskPruning, Train
 from toolkit.recipe.pruning import unsupported
-from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
+from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files, train_files
+from toolkit.recipe.task import settings_for_keys
 from toolkit.sparsity.assignment import (
     assign_matrices,
     reachable_sparsity,
@@ -102,8 +104,8 @@ def check_recipe(
         found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.distillation.train)
     found += _transfers(recipe, inputs)
     if recipe.corpus is not None:
-        specs = corpus_files(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
-        counted = check_corpus(recipe.corpus) if read_rows else ""
+        specs = corpus_files(recipe.corpus, recipe.tasks)
+        counted = check_corpus(recipe.corpus, recipe.tasks) if read_rows else ""
         found.append(("corpus", "; ".join(filter(None, (_data(specs, inputs), counted)))))
     for name, task in recipe.tasks.items():
         counted = _check_task(recipe, name, inputs) if read_rows else ""
@@ -130,7 +132,7 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], inputs: ResolvedIn
         if name in tasks:
             _check_task(recipe, name, inputs)
     if None in tasks and recipe.corpus is not None:
-        check_corpus(recipe.corpus, cache)
+        check_corpus(recipe.corpus, recipe.tasks, cache)
 
 
 def _check_task(recipe: Recipe, name: str, inputs: ResolvedInputs) -> str:
@@ -158,7 +160,8 @@ def _check_lengths(recipe: Recipe, inputs: ResolvedInputs) -> None:
     """Checks every sequence length against the positions of the models that receive it, if these are known."""
     first = recipe.ready.get("teacher", recipe.model.source)
     if recipe.corpus is not None and (recipe.teacher or recipe.student):
-        require_length(recipe.corpus.max_seq_length, _positions([first], inputs), "corpus")
+        for part in parts_of(recipe.corpus, recipe.tasks):
+            require_length(part.section.max_seq_length, _positions([first], inputs), part.where)
     for name, task in recipe.tasks.items():
         models = {str(stage): source for stage, source in task.ready.items()}
         if recipe.section("task_teacher", name):
@@ -309,27 +312,60 @@ def _by_layer(shapes: dict[str, tuple[int, int]], sparsities: dict[str, float]) 
     return lines
 
 
-def check_corpus(section: Corpus, cache: Path | None = None) -> str:
+def check_corpus(section: Corpus, tasks: Mapping[str, Task], cache: Path | None = None) -> str:
     """Reads every local file of a corpus completely, and returns the number of paragraphs as text.
 
     Args:
         section: The corpus section of the recipe.
+        tasks: The tasks of the recipe.
         cache: Folder that records the hashes of valid files. Those are neither read again nor counted.
 
     Raises:
-        UserError: A file is missing, or `documents` rejects its content.
+        UserError: A file is missing, `documents` rejects its content, or a source of a mix has too few documents.
     """
     count = 0
-    for spec in section.files:
-        if is_hub(spec):
+    for part in parts_of(section, tasks):
+        if part.first is not None:
+            count += _check_source(part, cache)
             continue
-        content = as_read(spec, file_hash(fetch_file(spec)))
-        key = json_hash([content, section.column]) if table_format(spec) else content
-        valid = cache / f"text-{key[:16]}" if cache else None
-        if valid is not None and valid.exists():
-            continue
-        count += sum(len(document) for document in documents(spec, section.column))
-        if valid is not None:
-            valid.parent.mkdir(parents=True, exist_ok=True)
-            valid.touch()
+        for spec in part.section.files:
+            if is_hub(spec):
+                continue
+            content = as_read(spec, file_hash(fetch_file(spec)))
+            key = json_hash([content, section.column]) if table_format(spec) else content
+            if not _marked(cache, key):
+                count += sum(len(document) for document in documents(spec, section.column))
+                _mark(cache, key)
     return f"{count:,} paragraphs" if count else ""
+
+
+def _check_source(part: CorpusPart, cache: Path | None) -> int:
+    """Reads a source of a mix completely, if no part of it is on the hub; returns the number of its paragraphs."""
+    tables = [file for task in part.tasks.values() for file in train_files(task)]
+    found = [None if is_hub(spec) else cached_file(spec) for spec in (*part.section.files, *tables)]
+    files = [file for file in found if file is not None]
+    if len(files) < len(found):
+        return 0
+    values = part.section.model_dump(mode="json", exclude={"files", "weight"})
+    tasks = [settings_for_keys(task, texts_only=True) for task in part.tasks.values()]
+    key = json_hash([part.where, values, tasks, [*map(str, files)], [*map(file_hash, files)]])
+    if _marked(cache, key):
+        return 0
+    documents_of: dict[bool, set[int]] = {True: set(), False: set()}
+    count = 0
+    for document, is_valid, _ in texts_of(part):
+        documents_of[is_valid].add(document)
+        count += 1
+    require_documents(part, len(documents_of[False]), len(documents_of[True]))
+    _mark(cache, key)
+    return count
+
+
+def _marked(cache: Path | None, key: str) -> bool:
+    return cache is not None and (cache / f"text-{key[:16]}").exists()
+
+
+def _mark(cache: Path | None, key: str) -> None:
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / f"text-{key[:16]}").touch()

@@ -21,6 +21,7 @@ class Inputs:
 def run(inputs: Inputs, context: Context) -> StageResult:
     """Prunes gradually, with distillation and learning-rate rewinding (paper, section 3)."""
     from toolkit.data.corpus import load_corpus
+    from toolkit.data.corpus.sequences import epoch_items
     from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.models.mlm_heads import mlm_head, next_sentence_head
     from toolkit.sparsity.assignment import require_end_within
@@ -47,7 +48,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         text = load_corpus(
             section, inputs.corpus_tasks, tokenizer, context.cache, seed=context.seed, log=context.progress.message
         )
-    sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)))
+    sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, epoch_items(text.train)))
 
     frozen = Teacher(teacher, device(), teacher_bf16(train))
     loss = mlm_loss(mlm_head, frozen, train.criterion, distillation.positions, next_sentence_head)
@@ -63,6 +64,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
     for pruner in sparsifier.pruners_with_schedule:
         require_end_within(pruner.section.end_step, data.steps, "student.pruning")
+    for line in data.passes():
+        context.progress.message(line)
     result = fit(model, data, train, loss, context, sparsifier=sparsifier)
     save_checkpoint(model, tokenizer, context.folder)
     sparsifier.mask.save(context.folder / MASK_FILE)
@@ -84,6 +87,6 @@ def run(inputs: Inputs, context: Context) -> StageResult:
             *(check_target(p.section, p.mask) for p in sparsifier.pruners_with_schedule),
             check_locked(sparsifier.mask, matrices),
         ],
-        data={"corpus": text.summary()},
+        data={"corpus": text.summary()} | data.by_source(),
         history=result.history,
     )
