@@ -68,8 +68,8 @@ def doctor_table() -> "tuple[Table, bool]":
 
 
 def pinned_versions() -> dict[str, str]:
-    """Returns the versions pinned in constraints.txt; empty if the toolkit is installed without its repository."""
-    lines = paths.PINS.read_text().splitlines() if paths.PINS.is_file() else []
+    """Returns the versions pinned in constraints.txt."""
+    lines = paths.PINS.read_text().splitlines()
     pins = (line.partition(";")[0].strip().partition("==") for line in lines if not line.startswith("#"))
     return {name: version for name, equals, version in pins if equals}
 
@@ -77,8 +77,9 @@ def pinned_versions() -> dict[str, str]:
 def doctor() -> None:
     """Check this machine against the toolkit's requirements: versions, ISA, cores, memory, disk, NNCF extension."""
     from toolkit.cli.terminal import Console
+    from toolkit.pipeline.requirements import install_command
 
     table, all_pinned = doctor_table()
     Console().print(table)
     if not all_pinned:
-        raise CheckFailed("some versions differ from the pinned ones: pip install -c constraints.txt -e '.[all]'")
+        raise CheckFailed(f"some versions differ from the pinned ones: {install_command('all')}")

@@ -16,7 +16,8 @@ File = Annotated[
     Path,
     typer.Option(
         "--file",
-        help="published results (YAML); measurements are stored in measured/ next to it",
+        help="published results (YAML); measurements are stored in measured/ next to it, those of a toolkit that is "
+        "installed without its repository in ./measured",
         show_default="the toolkit's benchmarks/scoreboard.yaml",
     ),
 ]
@@ -61,7 +62,7 @@ def reproduce(
     written = parse_recipe(source.read_text(encoding="utf-8-sig"), str(source), overrides or ())
     if chosen.task not in recipe.tasks:
         raise UserError(f"the row's recipe has no task {chosen.task!r}", where=row, instead=", ".join(recipe.tasks))
-    read = recipe.corpus.tasks if recipe.corpus else ()
+    read = recipe.corpus.all_tasks if recipe.corpus else ()
     kept = {name: task for name, task in recipe.tasks.items() if name == chosen.task or name in read}
     recipe = recipe.model_copy(update={"tasks": kept})
     # Another seed gets a separate folder: in the same one, its pre-training would overwrite that of the first seed.
@@ -70,11 +71,16 @@ def reproduce(
         recipe = needed_recipe(recipe, chosen)
     manifests = execute(recipe, folder)
     found = measurement_of(row, chosen, manifests, recipe, written, overrides or (), published)
-    path = save_measurement(found, file.parent / "measured")
-    standings = assess(board, load_measurements(file.parent / "measured"))
+    path = save_measurement(found, _measured(file))
+    standings = assess(board, load_measurements(_measured(file)))
     Console().print(scoreboard_table([s for s in standings if s.name == row]))
     typer.echo(f"Recorded: {path}")
     show_report(manifests, folder)
+
+
+def _measured(file: Path) -> Path:
+    """Returns the folder of the measurements of a file of published results."""
+    return paths.MEASURED if file == paths.SCOREBOARD else file.parent / "measured"
 
 
 def _recipe_file(name: str, row: "PublishedResult", published: bool, folder: Path) -> Path:
@@ -101,7 +107,7 @@ def scoreboard(
     from toolkit.reporting.scoreboard.render import scoreboard_markdown, scoreboard_table, write_scoreboard_page
 
     board = load_scoreboard(file)
-    standings = assess(board, load_measurements(file.parent / "measured"))
+    standings = assess(board, load_measurements(_measured(file)))
     if markdown:
         markdown.parent.mkdir(parents=True, exist_ok=True)
         markdown.write_text(scoreboard_markdown(board, standings))

@@ -60,9 +60,18 @@ def describe() -> dict[str, Any]:
         "cpu": models[0] if models else platform.processor() or platform.machine(),
         "isa": [flag for flag in _INTERESTING if flag in flags],
         "cores": cores(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gb": round(_host_memory() / 2**30, 1),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def _host_memory() -> int:
+    """Returns the bytes of the host's memory; psutil is loaded only where the system does not report them itself."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def versions() -> dict[str, str]:

@@ -109,6 +109,18 @@ class Windows:
         """Tokenises rows; contexts longer than the section's `max_seq_length` are split into windows."""
         return windows_of(cls.targets(rows, labels), tokenizer, section.max_seq_length, section.windows)
 
+    @classmethod
+    def inputs_of(
+        cls, rows: "Sequence[TaskRow]", section: Task, tokenizer: "PreTrainedTokenizerFast"
+    ) -> tuple[dict[str, list[list[int]]], Sequence[int]]:
+        """Tokenises at least one row as `encode` does.
+
+        Returns:
+            Name of a model input -> one list of ids per window; number of the row of each window.
+        """
+        found = cls.encode(rows, (), section, tokenizer)
+        return found.inputs, found.question_of.tolist()
+
     def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> "Windows":
         """Returns the same questions, tokenised by another tokenizer into windows of the same length."""
         if not len(self):

@@ -85,9 +85,20 @@ class Examples:
         texts = [row.texts for row in rows]
         if not texts:
             return cls([], {name: [] for name in tokenizer.model_input_names}, truth)
-        columns = [list(column) for column in zip(*texts, strict=True)]
+        return cls(texts, cls.inputs_of(rows, section, tokenizer)[0], truth)
+
+    @classmethod
+    def inputs_of(
+        cls, rows: "Sequence[TaskRow]", section: Task, tokenizer: "PreTrainedTokenizerFast"
+    ) -> tuple[dict[str, list[list[int]]], Sequence[int]]:
+        """Tokenises at least one row as `encode` does, without reading its label.
+
+        Returns:
+            Name of a model input -> one list of ids per example; number of the row of each example.
+        """
+        columns = [list(column) for column in zip(*(row.texts for row in rows), strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=section.max_seq_length)
-        return cls(texts, {name: encoded[name] for name in tokenizer.model_input_names}, truth)
+        return {name: encoded[name] for name in tokenizer.model_input_names}, range(len(rows))
 
     def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> Self:
         """Returns the same examples, tokenised by another tokenizer and truncated at the same length."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.core.errors import UserError
 from toolkit.ir.runtime import needed_extension
 
+_STATUS = Path("/proc/self/status")
 _SCRIPT = """
 import json, sys
 import numpy as np, openvino
@@ -34,8 +35,10 @@ def peak_memory(folder: Path, inputs: Mapping[str, Sequence[Sequence[int]]]) -> 
         inputs: Model inputs, [n, length] ids each.
 
     Raises:
-        UserError: OpenVINO cannot load or run the IR.
+        UserError: OpenVINO cannot load or run the IR, or the system is not Linux.
     """
+    if not _STATUS.is_file():
+        raise UserError(f"peak memory cannot be measured without {_STATUS}", where=str(folder), instead="Linux")
     extension = needed_extension(folder)
     result = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(folder / "openvino_model.xml"), *([str(extension)] if extension else [])],

@@ -8,14 +8,14 @@ from toolkit.data.documents import as_read
 from toolkit.data.hub import hub_split
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
-from toolkit.recipe import OWN_STAGES, VARIANTS, Recipe
+from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe
+from toolkit.recipe.corpus import corpus_settings
 from toolkit.recipe.references import corpus_files, is_hub, table_format
 from toolkit.recipe.task import settings_for_keys
 
 # Paths are left out of cache keys: moving a file does not change its content, whose hash is in the key instead.
 _PATH_KEYS = {
     "model": {"source"},
-    "corpus": {"files"},
     "task": {"train", "more_train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
 }
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
@@ -26,7 +26,7 @@ def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[
     """Returns recipe sections by name; `task` and `corpus_tasks` are taken from `recipe.tasks`."""
     special: dict[str, Any] = {
         "task": recipe.tasks[task] if task else None,
-        "corpus_tasks": {t: recipe.tasks[t] for t in recipe.corpus.tasks} if recipe.corpus else {},
+        "corpus_tasks": {t: recipe.tasks[t] for t in recipe.corpus.all_tasks} if recipe.corpus else {},
     }
     return {name: special[name] if name in special else recipe.section(name, task) for name in names}
 
@@ -39,6 +39,8 @@ def section_values(name: str, value: Any) -> Any:
         return {t: settings_for_keys(section, texts_only=True) for t, section in value.items()}
     if name == "task":  # the names of more_dev name the metrics
         return settings_for_keys(value, exclude=_PATH_KEYS[name]) | {"more_dev": sorted(value.more_dev)}
+    if name == "corpus":
+        return corpus_settings(value)
     values, added = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name)), _ADDED.get(name, {})
     return {key: value for key, value in values.items() if key not in added or value != added[key]}
 
@@ -50,7 +52,7 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
     """
     hashes: dict[str, str] = {}
     corpus, task = sections.get("corpus"), sections.get("task")
-    streamed = {s for s in (corpus.files if corpus else ()) if is_hub(s)}
+    streamed = {s for s in (corpus.all_files if corpus else ()) if is_hub(s)}
 
     def hashed(spec: str) -> str:
         file = None if spec in streamed else inputs.file(spec)
@@ -61,7 +63,7 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
 
     roles: dict[str, Any] = {}
     if corpus is not None:
-        own = len(corpus.files)  # the others are read as tables of their tasks
+        own = len(corpus.all_files)  # the others are read as tables of their tasks
         roles["corpus"] = [
             # TSV keeps the key that it had when it was read as plain text; the tokenised corpus has a key of its own.
             hashed(spec) if number >= own or table_format(spec) == "tsv" else as_read(spec, hashed(spec))
@@ -90,11 +92,19 @@ def accepted_keys(
     made_from = {
         "stage": stage,
         "seed": seed,
-        "config": {name: section_values(name, value) for name, value in sections.items()},
+        "config": {name: section_values(name, value) for name, value in sections.items()} | _windows(sections),
         "data": data,
         "inputs": inputs,
     }
     return [json_hash(made_from | kernel) for kernel in _kernels(stage, sections)]
+
+
+def _windows(sections: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of the windows that the pairs of a mixed corpus are cut into, by task."""
+    corpus, tasks = sections.get("corpus"), sections.get("corpus_tasks")
+    paired = {t for source in (corpus.sources if corpus else ()) if source.shape == "pairs" for t in source.tasks}
+    cut = sorted(t for t in paired if KINDS[tasks[t].kind].cuts_windows) if tasks else []
+    return {"corpus_windows": {t: tasks[t].windows.model_dump(mode="json") for t in cut}} if tasks and cut else {}
 
 
 def _kernels(stage: str, sections: dict[str, Any]) -> list[dict[str, Any]]:

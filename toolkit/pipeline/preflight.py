@@ -9,10 +9,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import file_hash, json_hash
 from toolkit.data import task_rows
-from toolkit.data.documents import as_read, documents
-from toolkit.data.files import fetch_file
+from toolkit.data.corpus.parts import parts_of
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
 from toolkit.models.architectures import layer_count, matrix_shapes, split_layer, usable_positions
 from toolkit.models.checkpoint import (
@@ -23,6 +21,7 @@ from toolkit.models.checkpoint import (
 )
 from toolkit.models.depth import require_layers_of
 from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
+from toolkit.pipeline.corpus_checks import check_corpus
 from toolkit.pipeline.graph import check_graph
 from toolkit.pipeline.module_names import check_module_names
 from toolkit.pipeline.ready_models import check_task_models, require_usable
@@ -39,7 +38,7 @@ from toolkit.recipe import (
     Train,
 )
 from toolkit.recipe.pruning import unsupported
-from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
+from toolkit.recipe.references import corpus_files, is_hub, task_files
 from toolkit.sparsity.assignment import (
     assign_matrices,
     reachable_sparsity,
@@ -123,8 +122,8 @@ def check_recipe(
         found += _pruning(recipe, inputs, "student", recipe.student.pruning, recipe.student.train)
     found += _transfers(recipe, inputs)
     if recipe.corpus is not None:
-        specs = corpus_files(recipe.corpus, {t: recipe.tasks[t] for t in recipe.corpus.tasks})
-        counted = check_corpus(recipe.corpus) if read_rows else ""
+        specs = corpus_files(recipe.corpus, recipe.tasks)
+        counted = check_corpus(recipe.corpus, recipe.tasks) if read_rows else ""
         found.append(("corpus", "; ".join(filter(None, (_data(specs, inputs), counted)))))
     for name, task in recipe.tasks.items():
         counted = _check_task(recipe, name, inputs) if read_rows else ""
@@ -151,7 +150,7 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], inputs: ResolvedIn
         if name in tasks:
             _check_task(recipe, name, inputs)
     if None in tasks and recipe.corpus is not None:
-        check_corpus(recipe.corpus, cache)
+        check_corpus(recipe.corpus, recipe.tasks, cache)
 
 
 def _check_task(recipe: Recipe, name: str, inputs: ResolvedInputs) -> str:
@@ -179,7 +178,8 @@ def _check_lengths(recipe: Recipe, inputs: ResolvedInputs) -> None:
     """Checks every sequence length against the positions of the models that receive it, if these are known."""
     first = recipe.ready.get("teacher", recipe.model.source)
     if recipe.corpus is not None and (recipe.teacher or recipe.student):
-        require_length(recipe.corpus.max_seq_length, _positions([first], inputs), "corpus")
+        for part in parts_of(recipe.corpus, recipe.tasks):
+            require_length(part.section.max_seq_length, _positions([first], inputs), part.where)
     for name, task in recipe.tasks.items():
         models = {str(stage): source for stage, source in task.ready.items()}
         if recipe.section("task_teacher", name):
@@ -367,29 +367,3 @@ def _by_layer(shapes: dict[str, tuple[int, int]], sparsities: dict[str, float]) 
         numbers = f"{layers[0]}-{layers[-1]}" if contiguous else ",".join(map(str, layers))
         lines.append(("", f"{pattern.replace('*', f'[{numbers}]')} {shape}: {sparsity}"))
     return lines
-
-
-def check_corpus(section: Corpus, cache: Path | None = None) -> str:
-    """Reads every local file of a corpus completely, and returns the number of paragraphs as text.
-
-    Args:
-        section: The corpus section of the recipe.
-        cache: Folder that records the hashes of valid files. Those are neither read again nor counted.
-
-    Raises:
-        UserError: A file is missing, or `documents` rejects its content.
-    """
-    count = 0
-    for spec in section.files:
-        if is_hub(spec):
-            continue
-        content = as_read(spec, file_hash(fetch_file(spec)))
-        key = json_hash([content, section.column]) if table_format(spec) else content
-        valid = cache / f"text-{key[:16]}" if cache else None
-        if valid is not None and valid.exists():
-            continue
-        count += sum(len(document) for document in documents(spec, section.column))
-        if valid is not None:
-            valid.parent.mkdir(parents=True, exist_ok=True)
-            valid.touch()
-    return f"{count:,} paragraphs" if count else ""

@@ -4,7 +4,9 @@ Training needs torch, transformers, datasets and accelerate, so a GPU machine th
 """
 
 import importlib.util
+import shlex
 
+from toolkit.core import paths
 from toolkit.core.errors import UserError
 from toolkit.recipe import Benchmark, Export, Quantize, Recipe, Student, Transfer
 
@@ -25,8 +27,10 @@ _EXTRA_OF_BACKEND = {"inc": "inc", "nncf": "deploy"}
 
 
 def install_command(extra: str) -> str:
-    """Returns the command that installs an extra."""
-    return f"pip install -c constraints.txt -e '.[{extra}]'"
+    """Returns the command that installs an extra, from the checkout or beside the installed package."""
+    if paths.IN_CHECKOUT:
+        return f"pip install -c constraints.txt -e '.[{extra}]'"
+    return f"pip install -c {shlex.quote(str(paths.PINS))} 'pruneofa[{extra}]'"
 
 
 def missing_module(extra: str) -> str:

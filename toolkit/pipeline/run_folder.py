@@ -1,9 +1,9 @@
 """Partial stage folders, their promotion to finished stages, and the lock of a run folder."""
 
 import contextlib
-import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +38,13 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Locks a run folder: two processes in it would overwrite each other's files.
 
     Raises:
-        UserError: Another process holds the lock.
+        UserError: Another process holds the lock, or the system has no such locks.
     """
+    try:
+        import fcntl
+    except ImportError:
+        what = f"{platform.system()} has no file locks of POSIX, which keep two runs out of one folder"
+        raise UserError(what, where=str(folder), instead="Linux, WSL or macOS") from None
     with (folder / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -48,12 +48,14 @@ def is_stale(lock: Path) -> bool:
 
     False where that cannot be seen: for files of other users, and without `/proc`.
     """
+    if not Path("/proc/self/fd").is_dir():
+        return False
     for pause in (1.0, 0.0):  # a finished build closes its lock just before it deletes it
         try:
             owned = lock.stat().st_uid == os.getuid()
         except OSError:
             return False
-        if not owned or not Path("/proc/self/fd").is_dir() or _is_open(lock):
+        if not owned or _is_open(lock):
             return False
         time.sleep(pause)
     return True

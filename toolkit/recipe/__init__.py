@@ -15,6 +15,8 @@ from toolkit.recipe.benchmark import Evaluation as Evaluation
 from toolkit.recipe.benchmark import Performance as Performance
 from toolkit.recipe.benchmark import PerformanceConfigs as PerformanceConfigs
 from toolkit.recipe.corpus import Corpus as Corpus
+from toolkit.recipe.corpus import Shape as Shape
+from toolkit.recipe.corpus import Source as Source
 from toolkit.recipe.distillation import Criterion as Criterion
 from toolkit.recipe.distillation import Distillation as Distillation
 from toolkit.recipe.distillation import DistillationTrain as DistillationTrain
@@ -133,11 +135,7 @@ class Recipe(Section):
         for stage in ("teacher", "student"):
             if getattr(self, stage) and self.corpus is None:
                 raise wrong("needs text, but there is no `corpus`", stage, instead="corpus: {files: [text.txt]}")
-        if self.corpus and self.corpus.column != "text" and not any(map(has_columns, self.corpus.files)):
-            raise wrong("has no effect: plain text has no columns", "corpus", "column", instead="remove the key")
-        for task in self.corpus.tasks if self.corpus else ():
-            if task not in self.tasks:
-                raise wrong(f"{task!r} is not under `tasks`", "corpus", "tasks", instead=", ".join(self.tasks))
+        _check_corpus(self)
         for stage in ("task_teacher", "transfer", "quantize", "export", "benchmark"):
             if getattr(self, stage) and not self.tasks:
                 raise wrong("needs a task, but `tasks` is empty", stage, instead="tasks: {<name>: {…}}")
@@ -160,6 +158,21 @@ class Recipe(Section):
 
 def _both(below: Any, above: Any) -> bool:
     return isinstance(below, dict) and isinstance(above, dict)
+
+
+def _check_corpus(recipe: Recipe) -> None:
+    """Rejects columns of plain text, unknown tasks, and pairs that are too short for the windows of their task."""
+    for number, part in enumerate(recipe.corpus.parts if recipe.corpus else ()):
+        at = ("corpus", "sources", number) if isinstance(part, Source) else ("corpus",)
+        if part.column != "text" and not any(map(has_columns, part.files)):
+            raise wrong("has no effect: plain text has no columns", *at, "column", instead="remove the key")
+        for name in part.tasks:
+            if name not in recipe.tasks:
+                raise wrong(f"{name!r} is not under `tasks`", *at, "tasks", instead=", ".join(recipe.tasks))
+            least = recipe.tasks[name].least_length
+            if isinstance(part, Source) and part.shape == "pairs" and part.max_seq_length <= least:
+                what = f"too short for the windows of {name!r}, which would not advance"
+                raise wrong(what, *at, "max_seq_length", instead=f"more than {least}")
 
 
 def _check_schedules(recipe: Recipe) -> None:

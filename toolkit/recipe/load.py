@@ -27,6 +27,7 @@ from toolkit.recipe.references import is_hub, matching_files, with_local_folder
 _FILE_KEYS = (
     ("model", "source"),
     ("corpus", "files", "*"),
+    ("corpus", "sources", "*", "files", "*"),
     ("tasks", "*", "train"),
     ("tasks", "*", "train", "*"),
     ("tasks", "*", "more_train", "*"),
@@ -36,7 +37,12 @@ _FILE_KEYS = (
     ("ready", "*"),
 )
 # Keys of a recipe that may hold patterns such as `data/*.csv`.
-_PATTERN_KEYS = (("corpus", "files", "*"), ("tasks", "*", "train"), ("tasks", "*", "train", "*"))
+_PATTERN_KEYS = (
+    ("corpus", "files", "*"),
+    ("corpus", "sources", "*", "files", "*"),
+    ("tasks", "*", "train"),
+    ("tasks", "*", "train", "*"),
+)
 _AFTER_ALL_LINES = 10**9  # errors of overrides are reported after those of the file
 
 

@@ -109,4 +109,4 @@ def matching_files(spec: str) -> list[str]:
 
 def corpus_files(corpus: Corpus, tasks: Mapping[str, Task]) -> list[str]:
     """Returns the files of the pre-training text as written in the recipe, including training files of tasks."""
-    return [*corpus.files, *(f for t in corpus.tasks for f in train_files(tasks[t]))]
+    return [*corpus.all_files, *(f for t in corpus.all_tasks for f in train_files(tasks[t]))]

@@ -128,6 +128,13 @@ class Task(Section):
     quantize: Quantize | None = Field(None, description="task-specific settings, merged over the recipe's section")
     benchmark: Benchmark | None = Field(None, description="task-specific settings, merged over the recipe's section")
 
+    @property
+    def least_length(self) -> int:
+        """Number of tokens that `max_seq_length` must exceed for windows to advance; 0 if texts are not split."""
+        if not KINDS[self.kind].cuts_windows:
+            return 0
+        return self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
@@ -178,13 +185,12 @@ class Task(Section):
             raise wrong(what, "windows", *sorted(self.windows.model_fields_set)[:1], instead="remove the key")
         if not rules.cuts_windows and self.drop_unanswerable:
             raise wrong(f"has no effect on a {kind} task", "drop_unanswerable", instead="remove the key")
-        least = self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
-        if rules.cuts_windows and self.max_seq_length <= least:
+        if rules.cuts_windows and self.max_seq_length <= self.least_length:
             raise wrong(
                 f"too short for a question of {self.windows.max_question_length} tokens and an overlap of "
                 f"{self.windows.stride}: windows would not advance",
                 "max_seq_length",
-                instead=f"more than {least}, or a smaller windows.stride",
+                instead=f"more than {self.least_length}, or a smaller windows.stride",
             )
         return self
 

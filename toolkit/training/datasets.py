@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.batches import KD_POSITIONS, TEACHER_LOGITS, Batch, pad, pad_masked
-from toolkit.data.corpus import Sequences
+from toolkit.data.corpus.sequences import AnySequences, MixedSequences, epoch_items
 from toolkit.data.masking import mask_tokens, masked_count, sample_positions, sampled_count
-from toolkit.data.sampler import LengthGroupedDataset
-from toolkit.data.segment_pairs import PairSequences
+from toolkit.data.sampler import LengthGroupedDataset, MixedDataset
 from toolkit.data.tasks import Split
 from toolkit.models.task_heads import pad_logits
 from toolkit.recipe import Corpus, Positions, Sample, Train
@@ -27,15 +26,39 @@ class TrainingData:
         stream: The examples in training order.
         collate: Examples -> batch.
         steps: Number of optimizer steps.
+        mix: The sequences, if they are those of a mixed corpus.
     """
 
-    stream: LengthGroupedDataset
+    stream: LengthGroupedDataset | MixedDataset
     collate: Callable[[list[dict[str, Any]]], Batch]
     steps: int
+    mix: MixedSequences | None = None
 
     def tokens_seen(self) -> int:
         """Returns the number of tokens of all examples of the run, without padding."""
         return int(sum(self.stream.step_lengths(step).sum() for step in range(self.steps)))
+
+    def passes(self) -> list[str]:
+        """Returns a message for each source of a mixed corpus: how often the run passes through it."""
+        if self.mix is None or not isinstance(self.stream, MixedDataset):
+            return []
+        return [f"{name}: {n:.1f} passes" for name, n in zip(self.mix.names, self.stream.passes(), strict=True)]
+
+    def by_source(self) -> dict[str, dict[str, float]]:
+        """Returns the size of each source of a mixed corpus and what the run sees of it, for the manifest."""
+        if self.mix is None or not isinstance(self.stream, MixedDataset):
+            return {}
+        tokens, passes, total = self.stream.tokens(), self.stream.passes(), self.tokens_seen()
+        return {
+            f"corpus source {number}: {name}": {
+                "train_sequences": len(part),
+                "train_tokens": part.tokens,
+                "tokens_seen": tokens[number],
+                "share_seen": round(tokens[number] / total, 4),
+                "passes": round(passes[number], 2),
+            }
+            for number, (name, part) in enumerate(zip(self.mix.names, self.mix.parts, strict=True))
+        }
 
 
 def steps_of(section: Train, examples: int) -> int:
@@ -76,7 +99,7 @@ def task_data(
 
 
 def mlm_data(
-    sequences: Sequences | PairSequences,
+    sequences: AnySequences,
     tokenizer: Any,
     corpus: Corpus,
     positions: Positions,
@@ -94,33 +117,49 @@ def mlm_data(
         seed: Seed of the sampling order and of masking.
     """
     fraction = positions.sample if isinstance(positions, Sample) else None
-    steps = steps_of(section, len(sequences))
-    specials, probability, whole_words = sequences.specials, corpus.mlm_probability, corpus.whole_word_masking
+    steps = steps_of(section, epoch_items(sequences))
+    probability, whole_words = corpus.mlm_probability, corpus.whole_word_masking
+    specials, lengths = np.broadcast_to(sequences.specials, len(sequences)), sequences.lengths
 
     def item(index: int, rng: np.random.Generator) -> dict[str, Any]:
-        example = sequences.example(index)
+        example, special = sequences.example(index), int(specials[index])
         ids = example["input_ids"]
-        example |= mask_tokens(ids, rng, tokenizer, probability, specials=specials, whole_words=whole_words)
+        example |= mask_tokens(ids, rng, tokenizer, probability, specials=special, whole_words=whole_words)
         if fraction is None:
             return example
-        return example | {KD_POSITIONS: sample_positions(example["labels"], rng, compared(len(ids)))}
+        return example | {KD_POSITIONS: sample_positions(example["labels"], rng, compared(len(ids), special))}
 
-    def compared(length: int) -> int:
-        masked = masked_count(length, probability, specials)
+    def compared(length: int, special: int) -> int:
+        masked = masked_count(length, probability, special)
         if positions == "masked":
             return masked
         return length if fraction is None else sampled_count(length, masked, fraction)
 
-    stream = _stream(sequences.lengths, item, section, steps, seed)
+    stream: LengthGroupedDataset | MixedDataset
+    if isinstance(sequences, MixedSequences):
+        stream = MixedDataset(
+            [part.lengths for part in sequences.parts],
+            item,
+            shares=sequences.shares,
+            longest=sequences.longest,
+            batch_size=section.batch_size,
+            steps=steps,
+            accumulation=section.gradient_accumulation_steps,
+            seed=seed,
+        )
+    else:
+        stream = _stream(lengths, item, section, steps, seed)
 
     def collate(features: list[dict[str, Any]]) -> Batch:
-        lengths = stream.step_lengths(features[0]["step"])
-        masked = float(sum(masked_count(int(n), probability, specials) for n in lengths))
-        kd_items = float(sum(compared(int(n)) for n in lengths))
-        counts = {"items": masked, "kd_items": kd_items, "examples": float(len(lengths))}
-        return pad_masked(features, tokenizer.pad_token_id) | counts
+        step = stream.step_indices(features[0]["step"])
+        sizes = [(int(lengths[i]), int(specials[i])) for i in step]
+        masked = float(sum(masked_count(length, probability, special) for length, special in sizes))
+        kd_items = float(sum(compared(length, special) for length, special in sizes))
+        counts = {"items": masked, "kd_items": kd_items, "examples": float(len(sizes))}
+        examples = [example for feature in features for example in feature.get("examples", [feature])]
+        return pad_masked(examples, tokenizer.pad_token_id) | counts
 
-    return TrainingData(stream, collate, steps)
+    return TrainingData(stream, collate, steps, sequences if isinstance(sequences, MixedSequences) else None)
 
 
 def _stream(lengths: np.ndarray, item: Any, section: Train, steps: int, seed: int) -> LengthGroupedDataset:

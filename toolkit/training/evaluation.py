@@ -7,10 +7,9 @@ import numpy as np
 import torch
 
 from toolkit.data.batches import Batch, model_inputs, pad, pad_masked
-from toolkit.data.corpus import Sequences
+from toolkit.data.corpus.sequences import AnySequences, in_proportion
 from toolkit.data.masking import mask_tokens
 from toolkit.data.metrics import in_order
-from toolkit.data.segment_pairs import PairSequences
 from toolkit.data.tasks import Split, TaskData
 from toolkit.models.task_heads import task_logits
 from toolkit.training.datasets import TrainingData
@@ -67,7 +66,7 @@ def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> S
 
 @torch.inference_mode()
 def mlm_metrics(
-    model: Any, loss: MlmLoss, sequences: Sequences | PairSequences, tokenizer: Any, probability: float
+    model: Any, loss: MlmLoss, sequences: AnySequences, tokenizer: Any, probability: float
 ) -> dict[str, float]:
     """Computes metrics on held-out sequences: always the same ones, with the same masking.
 
@@ -92,7 +91,7 @@ def mlm_metrics(
 def layers_metrics(
     model: Any,
     loss: Callable[[Any, Batch], LossTerms],
-    sequences: Sequences | PairSequences,
+    sequences: AnySequences,
     tokenizer: Any,
     probability: float,
 ) -> dict[str, float]:
@@ -106,16 +105,17 @@ def layers_metrics(
     return {"layers_loss": total / seen}
 
 
-def _held_out(sequences: Sequences | PairSequences, tokenizer: Any, probability: float) -> Iterator[Batch]:
-    """Yields at most 512 masked sequences, in batches."""
-    count = min(512, len(sequences))
-    for first in range(0, count, 32):
-        items = []
-        for index in range(first, min(first + 32, count)):
-            example, rng = sequences.example(index), np.random.default_rng((0, index))
-            masked = mask_tokens(example["input_ids"], rng, tokenizer, probability, specials=sequences.specials)
-            items.append(example | masked)
-        yield {k: v.to(device()) for k, v in pad_masked(items, tokenizer.pad_token_id).items()}
+def _held_out(sequences: AnySequences, tokenizer: Any, probability: float) -> Iterator[Batch]:
+    """Yields at most 512 masked sequences, in batches of one source; the sources of a mix have their shares."""
+    specials = np.broadcast_to(sequences.specials, len(sequences))
+    for part in in_proportion(sequences, 512):
+        for first in range(part.start, part.stop, 32):
+            items = []
+            for index in range(first, min(first + 32, part.stop)):
+                example, rng = sequences.example(index), np.random.default_rng((0, index))
+                special = int(specials[index])
+                items.append(example | mask_tokens(example["input_ids"], rng, tokenizer, probability, specials=special))
+            yield {k: v.to(device()) for k, v in pad_masked(items, tokenizer.pad_token_id).items()}
 
 
 def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData | None = None) -> dict[str, Any]:

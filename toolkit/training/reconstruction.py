@@ -11,8 +11,8 @@ from torch import Tensor
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
 from toolkit.data.batches import model_inputs, pad
-from toolkit.data.corpus import CorpusData, Sequences
-from toolkit.data.segment_pairs import PairSequences
+from toolkit.data.corpus import CorpusData
+from toolkit.data.corpus.sequences import draw, in_proportion
 from toolkit.models.load import prunable_matrices
 from toolkit.recipe import Reconstruction
 from toolkit.sparsity.layerwise import (
@@ -66,11 +66,11 @@ class ReconstructingPruner(PrunerGroup):
         self._model, self._dense, self._settings = model, dense, settings
         self._log = context.progress.message
         self._linears = prunable_matrices(model)
-        count = min(settings.calibration.sequences, len(text.train))
-        chosen = np.sort(np.random.default_rng(context.seed).choice(len(text.train), count, replace=False))
-        self._texts = _batches(text.train, chosen, pad_id)
-        self._held_out = _batches(text.valid, np.arange(min(_HELD_OUT, len(text.valid))), pad_id)
-        self.sequences, self.tokens = count, int(text.train.lengths[chosen].sum())
+        chosen = draw(text.train, settings.calibration.sequences, context.seed)
+        self._texts = _batches(chosen, pad_id)
+        held_out = [text.valid.example(i) for part in in_proportion(text.valid, _HELD_OUT) for i in part]
+        self._held_out = _batches(held_out, pad_id)
+        self.sequences, self.tokens = len(chosen), sum(len(example["input_ids"]) for example in chosen)
         widest = max(self._linears[name].in_features for name in self._names())
         _require_tokens(self.tokens, widest, self.sequences, settings.calibration.sequences)
         self.errors, self.seconds = Errors(), 0.0
@@ -196,12 +196,17 @@ def _require_tokens(tokens: int, widest: int, sequences: int, wanted: int) -> No
     )
 
 
-def _batches(text: Sequences | PairSequences, chosen: np.ndarray, pad_id: int) -> list[dict[str, Tensor]]:
-    """Returns model inputs of some sequences in batches of similar length, each with its `attention_mask`."""
-    order = chosen[np.argsort(text.lengths[chosen], kind="stable")]
+def _batches(examples: Sequence[Mapping[str, np.ndarray]], pad_id: int) -> list[dict[str, Tensor]]:
+    """Returns model inputs in batches of similar length, each with its `attention_mask`.
+
+    Sources of a mix differ in their inputs (`token_type_ids`), so a batch has examples of one kind.
+    """
+    kinds = dict.fromkeys(tuple(example) for example in examples)
     batches = []
-    for first in range(0, len(order), _BATCH):
-        examples = [text.example(int(index)) for index in order[first : first + _BATCH]]
-        rows = [e | {"attention_mask": np.ones_like(e["input_ids"])} for e in examples]
-        batches.append(model_inputs(pad(rows, pad_id)))
+    for kind in kinds:
+        alike = [example for example in examples if tuple(example) == kind]
+        order = sorted(alike, key=lambda example: len(example["input_ids"]))
+        for first in range(0, len(order), _BATCH):
+            rows = [{**e, "attention_mask": np.ones_like(e["input_ids"])} for e in order[first : first + _BATCH]]
+            batches.append(model_inputs(pad(rows, pad_id)))
     return batches

@@ -43,7 +43,7 @@ def test_of_a_table_the_text_column_is_read(tmp_path, name, compressed):
     path = tmp_path / (f"{name}.GZ" if compressed else name)
     path.write_bytes(gzip.compress(FORMS[name].encode()) if compressed else FORMS[name].encode())
     assert list(documents(str(path), "text")) == FOUND
-    assert check_corpus(Corpus(files=(str(path),))) == "6 paragraphs"
+    assert check_corpus(Corpus(files=(str(path),)), {}) == "6 paragraphs"
     assert corpus_volume(Corpus(files=(str(path),), pack=False), {}).examples == round(6 * 0.95)
 
 

@@ -7,7 +7,7 @@ import pytest
 from toolkit.core.errors import UserError
 from toolkit.data import files
 from toolkit.data.files import raw_lines
-from toolkit.pipeline import preflight
+from toolkit.pipeline import corpus_checks
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.pipeline.run import Run
 from toolkit.recipe import Corpus, Recipe
@@ -72,12 +72,12 @@ def test_text_that_was_found_good_is_not_read_again_until_it_changes(ok, tmp_pat
     section, read = Corpus(files=(ok,)), []
     whole = raw_lines
     monkeypatch.setattr(files, "raw_lines", lambda path: read.append(path) or whole(path))
-    assert preflight.check_corpus(section, tmp_path / "cache") == "3 paragraphs"
-    assert preflight.check_corpus(section, tmp_path / "cache") == ""
+    assert corpus_checks.check_corpus(section, {}, tmp_path / "cache") == "3 paragraphs"
+    assert corpus_checks.check_corpus(section, {}, tmp_path / "cache") == ""
     assert len(read) == 1
     write(tmp_path / "ok.txt", b"other text\n")
-    assert preflight.check_corpus(section, tmp_path / "cache") == "1 paragraphs"
+    assert corpus_checks.check_corpus(section, {}, tmp_path / "cache") == "1 paragraphs"
     write(tmp_path / "ok.txt", b"")
     for _ in range(2):  # what was found bad is not remembered
         with pytest.raises(UserError, match="no text"):
-            preflight.check_corpus(section, tmp_path / "cache")
+            corpus_checks.check_corpus(section, {}, tmp_path / "cache")

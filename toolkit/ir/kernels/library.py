@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,8 @@ def build_checks(target: Path) -> Path:
 
 def missing_tool() -> str | None:
     """Returns what the build needs and this machine lacks: a tool, or a cache folder to write to; None if nothing."""
+    if platform.system() != "Linux":
+        return "Linux"
     if util.find_spec("openvino") is None:
         return "OpenVINO"
     if not any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):

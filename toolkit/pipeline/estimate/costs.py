@@ -180,7 +180,7 @@ class _Costs:
             return None
         volume = self._volume(step)
         task, corpus = step.sections.get("task"), step.sections.get("corpus")
-        longest = (task or corpus).max_seq_length  # type: ignore[union-attr]
+        longest = task.max_seq_length if task else corpus.longest  # type: ignore[union-attr]
         require_length(longest, usable_positions(json.loads(config)), f"tasks.{step.task}" if task else "corpus")
         settings = self._batches(step)
         return StepShape(

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.corpus import VALID_EVERY
+from toolkit.data.corpus.parts import VALID_EVERY
 from toolkit.data.documents import documents
 from toolkit.data.files import cached_file
 from toolkit.data.published import published_rows
 from toolkit.data.tables import read_rows, text
 from toolkit.data.task_kinds import EXAMPLES
-from toolkit.recipe import Corpus, Task
+from toolkit.recipe import Corpus, Source, Task
 from toolkit.recipe.references import corpus_files, train_files
 
 _SAMPLE = 512  # tokenised texts
@@ -113,6 +113,8 @@ def corpus_volume(
     Raises:
         UserError: A local file is missing or damaged.
     """
+    if section.sources:
+        return _mix_volume(section, corpus_tasks, tokenizer, count=count)
     longest, limit = section.max_seq_length, section.limit
     files = [cached_file(spec) for spec in corpus_files(section, corpus_tasks)]
     if None in files:  # on the hub: the amount of text is unknown
@@ -139,6 +141,31 @@ def corpus_volume(
         sequences = round(total * _TRAIN_FRACTION)
         lengths = tuple(min(longest, n + 2) for n in _token_counts(texts, tokenizer))
     return DataVolume(min(sequences, limit or sequences), False, lengths, longest)
+
+
+def _mix_volume(section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any, *, count: bool) -> DataVolume:
+    """Returns the data volume of a mix, as groups of sequences with the tokens of one of the longest sequences."""
+    longest = section.longest
+    if not count:
+        return DataVolume(None, False, (longest,), longest)
+    tokens = 0.0
+    for source in section.sources:
+        if source.shape == "pairs":
+            volumes = [task_volume(_only_train(corpus_tasks[name], source), tokenizer) for name in source.tasks]
+        else:
+            packed = source.shape == "packed"  # the tokens of sentences are those of their texts
+            same = Corpus(**source.model_dump(include={"files", "column", "tasks", "max_seq_length"}), pack=packed)
+            volumes = [corpus_volume(same, corpus_tasks, tokenizer)]
+        for volume in volumes:
+            if volume.examples is None:
+                return DataVolume(None, False, (longest,), longest)
+            lengths = volume.lengths or (volume.longest,)
+            tokens += volume.examples * sum(lengths) / len(lengths)
+    return DataVolume(round(tokens / longest), False, (longest,), longest)
+
+
+def _only_train(task: Task, source: Source) -> Task:
+    return task.model_copy(update={"max_seq_length": source.max_seq_length, "dev": None, "more_dev": {}})
 
 
 def _pairs(documents: list[list[str]], section: Corpus, tokenizer: Any) -> int:

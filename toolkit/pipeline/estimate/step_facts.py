@@ -100,10 +100,12 @@ def steps_alike(before: Manifest, step: Step, train: Train, inputs: ResolvedInpu
     if shape_of(read_config(step.folder)) != shape_of(json.loads(now)):
         return False
     reads = "task" if step.sections.get("task") else "corpus"
-    length = (before.config.get(reads) or {}).get("max_seq_length")
+    read = before.config.get(reads) or {}
+    lengths = [part.get("max_seq_length") for part in read.get("sources") or [read]]
     name = step.stage.name
     same = _time_settings(before.config.get(name)) == _time_settings(section_values(name, step.sections[name]))
-    return same and length == step.sections[reads].max_seq_length
+    section = step.sections[reads]
+    return same and lengths == [part.max_seq_length for part in getattr(section, "sources", ()) or (section,)]
 
 
 def _time_settings(section: Any) -> Any:

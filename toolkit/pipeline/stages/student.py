@@ -28,6 +28,7 @@ class Inputs:
 def run(inputs: Inputs, context: Context) -> StageResult:
     """Prunes gradually, with distillation and learning-rate rewinding (paper, section 3), or without any training."""
     from toolkit.data.corpus import load_corpus
+    from toolkit.data.corpus.sequences import epoch_items
     from toolkit.models.depth import depth_metrics, keep_layers
     from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
     from toolkit.models.mlm_heads import mlm_head, next_sentence_head
@@ -62,7 +63,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     frozen = Teacher(teacher, device(), teacher_bf16(train) if train else None)
     sparsifier = None
     if pruning is not None:
-        sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(text.train)) if train else 0)
+        sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, epoch_items(text.train)) if train else 0)
         if pruning.reconstruction:
             # Layers are reconstructed towards those that they come from: of the dense model with the same layers.
             dense = frozen.model if inputs.student.layers is None else copy.deepcopy(model)
@@ -82,7 +83,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     metrics: dict[str, Any] = {}
     if train is None or distillation is None:
         assert isinstance(sparsifier, ReconstructingPruner), "a student is trained or reconstructed"
-        history = []
+        history, by_source = [], {}
         metrics |= reconstruct_once(sparsifier)
     else:
         loss = mlm_loss(mlm_head, frozen, train.criterion, distillation.positions, next_sentence_head)
@@ -90,8 +91,10 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         data = mlm_data(text.train, tokenizer, section, distillation.positions, train, context.seed)
         for pruner in pruners:
             require_end_within(pruner.section.end_step, data.steps, "student.pruning")
+        for line in data.passes():
+            context.progress.message(line)
         result = fit(model, data, train, loss, context, sparsifier=sparsifier)
-        history = result.history
+        history, by_source = result.history, data.by_source()
         metrics |= (
             result.metrics()
             | result.tokens(data)
@@ -115,7 +118,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         | depth_metrics(model.config.to_dict())
         | {"prunable_weights": sum(module.weight.numel() for module in matrices.values())},
         checks=checks,
-        data={"corpus": text.summary()},
+        data={"corpus": text.summary()} | by_source,
         history=history,
     )
 

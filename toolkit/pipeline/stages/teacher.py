@@ -39,6 +39,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     loss = MlmLoss(mlm_head, next_head=next_sentence_head)
     before = mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
     data = mlm_data(text.train, tokenizer, section, "masked", train, context.seed)
+    for line in data.passes():
+        context.progress.message(line)
     result = fit(model, data, train, loss, context)
     save_checkpoint(model, tokenizer, context.folder)
     after = mlm_metrics(model, loss, text.valid, tokenizer, section.mlm_probability)
@@ -48,6 +50,6 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         | result.tokens(data)
         | {f"{name}_before": value for name, value in before.items()}
         | after,
-        data={"corpus": text.summary()},
+        data={"corpus": text.summary()} | data.by_source(),
         history=result.history,
     )

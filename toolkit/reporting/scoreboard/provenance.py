@@ -71,8 +71,8 @@ def _models(recipe: Recipe, task: str) -> dict[str, str]:
 
 def _data(recipe: Recipe, task: str) -> dict[str, str]:
     section, corpus = recipe.tasks[task], recipe.corpus
-    files = {f"corpus.files.{number}": spec for number, spec in enumerate(corpus.files if corpus else ())}
-    names = (*(corpus.tasks if corpus else ()), task)
+    files = {f"corpus.files.{number}": spec for number, spec in enumerate(corpus.all_files if corpus else ())}
+    names = (*(corpus.all_tasks if corpus else ()), task)
     train = {f"tasks.{t}.train": recipe.tasks[t].train for t in names}
     train |= {f"tasks.{t}.more_train.{n}": spec for t in names for n, spec in enumerate(recipe.tasks[t].more_train)}
     dev = {f"tasks.{task}.dev": section.dev} if section.dev else {}
