@@ -31,10 +31,13 @@ class Hooks(TrainerCallback):
         context: Seed of the run, and progress.
         log_every: Optimizer steps per point of the training curve.
         bf16: Whether training runs under bfloat16 autocast; a checkpoint that is loaded overrides this.
+
+    Attributes:
+        stopped: Whether the time limit has ended the training before its last step.
     """
 
     def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int, bf16: bool = False) -> None:
-        self.bf16 = bf16
+        self.bf16, self.stopped = bf16, False
         self.history: list[dict[str, float]] = []
         self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
         self._sums: dict[str, Tensor] = {}  # since the last point of the curve; over all processes
@@ -78,6 +81,9 @@ class Hooks(TrainerCallback):
         self._own = {}
         self._steps_summed += 1
         step = state.global_step
+        if step < state.max_steps and distributed.in_any_process(self._context.time_over()):
+            self.stopped = control.should_training_stop = True
+            control.should_save = distributed.rank() == 0
         at_point = step % self._log_every == 0 or step == state.max_steps
         # Reading a loss waits for a GPU, so there it is done only where the curve or a checkpoint waits for it anyway.
         if at_point or control.should_save or not any(total.is_cuda for total in self._sums.values()):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.artifacts import Context
+from toolkit.core.errors import TimeLimitReached
 from toolkit.data.batches import Batch
 from toolkit.models.load import require_finite
 from toolkit.recipe import Train
@@ -87,6 +88,7 @@ def fit(
     Raises:
         UserError: An input was changed while it was read; the batch cannot be divided among the processes; the rate
             would be rewound far above its peak; or the training diverges: a loss or a weight is NaN or infinite.
+        TimeLimitReached: The run's time is over; a checkpoint was saved at the last step made, which is at least one.
         WorkerDone: This process is not rank 0.
     """
     context.require_unchanged()  # all data and models are read by now; a checkpoint never holds other data
@@ -119,6 +121,8 @@ def fit(
     require_finite(model, f"train.optimizer of {stage}", "a lower learning_rate, or a longer warm-up")
     if rank:
         raise distributed.WorkerDone
+    if hooks.stopped:
+        raise TimeLimitReached(f"at step {trainer.state.global_step} of {data.steps}")
     return TrainingResult(hooks.history, data.steps, hooks.seconds() / data.steps, processes, hooks.bf16)
 
 

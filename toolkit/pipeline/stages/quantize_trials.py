@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.artifacts import Artifact, Context
+from toolkit.core.errors import TimeLimitReached
 from toolkit.core.files import write_atomic
 from toolkit.quantization.tuning import Trial
 from toolkit.recipe import Model, Performance, Quantize, Task
@@ -69,6 +70,9 @@ class Trials:
         Args:
             number: Trial number.
             returned: Operations kept in FP32.
+
+        Raises:
+            TimeLimitReached: The run's time is over; the trial is recorded, or its training has a checkpoint.
         """
         from toolkit.quantization import nncf
 
@@ -94,6 +98,8 @@ class Trials:
         where = "all in INT8" if not returned else f"{len(returned)} in FP32"
         verdict = f"criterion {'met' if trial.met else 'not met'}"
         self._context.progress.message(f"trial {number}, {where}: {self.task.metrics[0]} {score:.4f}, {verdict}")
+        if self._context.time_over():
+            raise TimeLimitReached(f"after trial {number}")
         return trial
 
     def make(self, number: int, returned: tuple[str, ...]) -> int:
