@@ -30,14 +30,16 @@ class Hooks(TrainerCallback):
         sparsifier: Pruner of the model; None: nothing is pruned.
         context: Seed of the run, and progress.
         log_every: Optimizer steps per point of the training curve.
-        bf16: Whether training runs under bfloat16 autocast; a checkpoint that is loaded overrides this.
 
     Attributes:
+        bf16: Whether training runs under bfloat16 autocast; set by `load`, or by the caller in a new training.
+        step_seconds: Measured seconds of a step by precision, if the precision was chosen by measurement.
         stopped: Whether the time limit has ended the training before its last step.
     """
 
-    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int, bf16: bool = False) -> None:
-        self.bf16, self.stopped = bf16, False
+    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int) -> None:
+        self.bf16, self.stopped = False, False
+        self.step_seconds: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
         self._sums: dict[str, Tensor] = {}  # since the last point of the curve; over all processes
@@ -117,7 +119,7 @@ class Hooks(TrainerCallback):
             save_file({k: v.contiguous() for k, v in self._sparsifier.state_dict().items()}, folder / _SPARSIFIER)
         sums = {name: float(total) for name, total in self._sums.items()}
         saved = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
-        saved |= {"bf16": self.bf16, "seconds": self.seconds()}
+        saved |= {"bf16": self.bf16, "step_seconds": self.step_seconds, "seconds": self.seconds()}
         write_atomic(folder / _COMPLETE, json.dumps(saved))
 
     def load(self, folder: Path) -> None:
@@ -125,6 +127,7 @@ class Hooks(TrainerCallback):
         saved = json.loads((folder / _COMPLETE).read_text())
         self.history, self._steps_summed = saved["history"], saved["summed"]
         self.bf16, self._before = saved["bf16"], saved["seconds"]
+        self.step_seconds = saved.get("step_seconds", {})  # absent in checkpoints of earlier versions
         self._sums = {name: torch.tensor(total) for name, total in saved["sums"].items()}
         if self._sparsifier is not None:
             self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))
