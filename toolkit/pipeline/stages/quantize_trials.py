@@ -137,6 +137,7 @@ class Trials:
 
     def _fit(self, model: Any, context: Context, steps: int | None) -> dict[str, Any]:
         """Trains with the pattern locked, and returns metrics and training curve; both empty without training."""
+        from toolkit.quantization.fake_quantize import fast_fake_quantization
         from toolkit.sparsity.pruners import PatternLock
         from toolkit.training.datasets import task_data
         from toolkit.training.loop import fit
@@ -152,7 +153,11 @@ class Trials:
         if steps is not None:
             train = train.model_copy(update={"steps": steps, "epoch": None})
         data = task_data(self.task.train, self.tokenizer.pad_token_id, train, context.seed, logits)
-        result = fit(model, data, train, loss, context, sparsifier=lock)
+        with fast_fake_quantization() as problem:
+            if problem:
+                message = problem.strip().splitlines()[0][:200]
+                context.progress.message(f"slower fake quantization, as an extension cannot be built: {message}")
+            result = fit(model, data, train, loss, context, sparsifier=lock)
         return {"metrics": result.metrics(), "history": result.history}
 
     def _retrained(self, model: Any, number: int) -> dict[str, Any]:
