@@ -1,4 +1,4 @@
-"""Native extensions of quantization: a lock without an owner is reported at once, one with an owner after the time limit."""
+"""Native extensions: a lock without an owner is reported at once, one with an owner after the time limit."""
 
 import pytest
 import torch
