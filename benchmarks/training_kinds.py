@@ -212,8 +212,11 @@ class Bench:
         batch, loss = self.examples(model), TaskLoss("classification")
         return self.step(model, lambda: loss(model, batch).total)
 
-    def transfer(self, cached: bool, quantized: bool = False) -> Callable[[], None]:
-        """The `transfer` stage, or with fake quantization `quantize`: pattern locked, taught."""
+    def transfer(self, cached: bool, quantized: bool = False, fast: bool = True) -> Callable[[], None]:
+        """The `transfer` stage, or with fake quantization `quantize`: pattern locked, taught.
+
+        `fast`: fake quantization by the toolkit's extension, as in the stage; else by NNCF's own functions.
+        """
         import torch
 
         from toolkit.data.batches import TEACHER_LOGITS
@@ -246,7 +249,17 @@ class Bench:
             some = [answers.of(int(i)) for i in torch.randint(len(answers.rows), (self.batch,))]
             return loss(model, batch | {TEACHER_LOGITS: pad_logits(some, per_token=False).to(self.device)}).total
 
-        return self.step(model, of_batch, lock)
+        run = self.step(model, of_batch, lock)
+        if not (quantized and fast):
+            return run
+        from toolkit.quantization.fake_quantize import fast_fake_quantization
+
+        def run_fast() -> None:
+            with fast_fake_quantization() as problem:
+                assert not problem, problem
+                run()
+
+        return run_fast
 
     def kept_logits(self) -> Any:
         """Random logits of 100,000 examples where a stage keeps a teacher's: in a file, mapped."""
@@ -285,6 +298,7 @@ def kinds() -> dict[str, Callable[[Bench], Callable[[], None]]]:
         "transfer, teacher asked": lambda b: b.transfer(cached=False),
         "transfer, kept logits": lambda b: b.transfer(cached=True),
         "QAT, kept logits": lambda b: b.transfer(cached=True, quantized=True),
+        "QAT, kept logits, NNCF's functions": lambda b: b.transfer(cached=True, quantized=True, fast=False),
         "mask update, inc": lambda b: b.mask_update("inc"),
         "mask update, nncf": lambda b: b.mask_update("nncf"),
     }

@@ -1,6 +1,7 @@
 """What a training step costs: the toolkit's own steps beside plain ones, in turn, in one run; prints Markdown.
 
     python benchmarks/training_step.py [--batch 32] [--length 64] [--rounds 7] [--threads 1] [--processes 2]
+    python benchmarks/training_step.py --tasks [--batch 32] [--task-length 32] [--rounds 7]   # a task's steps alone
 
 A step is forward, backward, clipping, AdamW and, where there is a pattern, its zeros. All steps are made in turn, so
 that what else the machine does falls on all of them; figures are medians. `plain` steps are written out here, as one
@@ -25,6 +26,8 @@ from training_kinds import Bench, kinds
 FREQUENCY = 100  # steps between mask updates
 ALL = ("student, all, inc", "student, all, inc, recompute")
 KEPT = "plain reference, all, freed memory kept"
+DENSE, TRANSFER, QAT = "dense fine-tuning", "transfer, kept logits", "QAT, kept logits"
+SLOW = "QAT, kept logits, NNCF's functions"
 
 
 def timed(run: Callable[[], None], device: Any) -> float:
@@ -162,6 +165,7 @@ def main(
         ),
     ] = 0,
     memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
+    tasks: Annotated[bool, typer.Option("--tasks", help="only the dense, transfer and QAT steps of a task")] = False,
 ) -> None:
     """Prints what is measured, and the targets beside it."""
     from toolkit.core import machine
@@ -169,7 +173,8 @@ def main(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     processes = processes or sharing()
     settings = (model, batch, length, task_length, threads)
-    names, context = list(kinds()), multiprocessing.get_context("spawn")
+    names = [name for name in kinds() if not tasks or name in (DENSE, TRANSFER, QAT, SLOW)]
+    context = multiprocessing.get_context("spawn")
 
     def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         with context.Pool(1) as pool:
@@ -177,7 +182,7 @@ def main(
 
     plain = [name for name in names if name.startswith("plain") and name != KEPT]
     own = [name for name in names if name not in (*plain, KEPT)]
-    t = interleaved(settings, [own, plain, [KEPT]], rounds)
+    t = interleaved(settings, [own] if tasks else [own, plain, [KEPT]], rounds)
     steps = [name for name in names if not name.startswith("mask update")]
     mb = {name: apart(peak, settings, name) for name in steps} if memory else {}
     here = machine.describe()
@@ -187,15 +192,22 @@ def main(
     for name in names:
         print(f"| {name} | {1000 * t[name]:,.1f} | {f'{mb[name]:,.0f}' if name in mb else ''} |")
 
+    of_tasks = [
+        (f"{TRANSFER} / {DENSE}", "<= 1.05", t[TRANSFER] / t[DENSE]),
+        (f"{QAT} / {DENSE}", "<= 1.5", t[QAT] / t[DENSE]),
+        (f"{SLOW} / {DENSE}", "", t[SLOW] / t[DENSE]),
+    ]
+    if tasks:
+        print_ratios(of_tasks)
+        return
     once = t["dense MLM, head at masked"] + t["teacher forward, head at masked"]
     reference, student = "plain reference, all", t["student, masked, inc"]
     updates = t["mask update, inc"] / FREQUENCY / student
-    of_task = t["transfer, kept logits"] / t["dense fine-tuning"]
     rows = [
         ("student step (masked, inc) / [dense MLM step + teacher forward]", "<= 1.05", student / once),
         *((f"{name} / {other}: time", "<= 0.8", t[name] / t[other]) for other in (reference, KEPT) for name in ALL),
         *((f"student, masked, inc / {other}: time", "<= 0.30", student / t[other]) for other in (reference, KEPT)),
-        ("transfer, kept logits / dense fine-tuning", "<= 1.05", of_task),
+        *of_tasks,
         (f"mask updates, one in {FREQUENCY} steps", "<= 0.01", updates),
     ]
     if mb:
@@ -204,6 +216,11 @@ def main(
         alone, shared = (together(settings, n, True, rounds) for n in (1, processes))
         rows.append((f"{processes} processes / one process, tokens per second", ">= 1.8", alone / shared))
         rows.append(("the same, nothing sent", "", alone / together(settings, processes, False, rounds)))
+    print_ratios(rows)
+
+
+def print_ratios(rows: list[tuple[str, str, float]]) -> None:
+    """Prints what was measured beside the targets."""
     print("\n| what | target | measured |\n|---|---:|---:|")
     for what, target, measured in rows:
         print(f"| {what} | {target} | {measured:.3f} |")

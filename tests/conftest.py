@@ -31,6 +31,15 @@ NOUNS = ["".join(syllable) for syllable in itertools.product("bdfgklmnprst", "ae
 PUNCTUATION = [".", ",", "!", "?", "'"]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests that are marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA device here")
+
+
 def sentence(rng: random.Random, adjectives: list[str]) -> str:
     """One sentence of the made-up language; `adjectives` gives it its mood."""
     frame = rng.choice(FRAMES)

@@ -1,8 +1,9 @@
-"""What the pipeline tests share: made-up tasks of every kind."""
+"""What the pipeline tests share: made-up tasks of every kind, and a recipe whose result several machines compare."""
 
 import csv
 import json
 import random
+import shutil
 
 import pytest
 
@@ -68,3 +69,41 @@ def files(tmp_path_factory):
             "labels": ["same", "other"],
         },
     }
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tiny_bert, tiny_task_files, tiny_text, tmp_path_factory):
+    """The tiny recipe up to `quantize`, of a model without dropout: each process draws its own."""
+    from tests.integration.test_whole import tiny_recipe
+    from toolkit.recipe.load import dump_recipe
+
+    folder = tmp_path_factory.mktemp("recipe")
+    model = folder / "model"
+    shutil.copytree(tiny_bert, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    # Adam turns rounding of gradients that are nearly zero into whole steps; SGD shows what was really different.
+    optimizer = {"SGD": {"learning_rate": 0.02, "momentum": 0.9}}
+    train = {"steps": 30, "batch_size": 8, "log_every": 4, "checkpoint_every": 5, "optimizer": optimizer}
+    lesson = {"train": train | {"gradient_accumulation_steps": 2}}
+    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
+    compression = {"target_sparsity": 0.7, "end_step": 20, "update_frequency_on_step": 4}
+    recipe = tiny_recipe(
+        model,
+        task,
+        tiny_text,
+        teacher={"train": train},
+        student={
+            "pruning": {"backend": "magnitude", "approach": {"weight_compression": compression}},
+            "distillation": lesson | {"positions": {"sample": 0.4}},
+        },
+        task_teacher={"train": train},
+        transfer={"distillation": lesson},
+        quantize={"quantization": {"calibration": {"sampling_size": 8}}, "distillation": lesson},
+        export=None,
+        benchmark=None,
+    )
+    path = folder / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    return path

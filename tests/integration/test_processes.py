@@ -15,54 +15,24 @@ from subprocess import Popen
 import pytest
 from safetensors.torch import load_file
 
-from tests.integration.test_whole import WEIGHTS, tiny_recipe
+from tests.integration.test_whole import WEIGHTS
 from toolkit.core.artifacts import NullProgress
 from toolkit.pipeline.run import Run
-from toolkit.recipe.load import dump_recipe, load_recipe
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tiny_bert, tiny_task_files, tiny_text, tmp_path_factory):
-    """The tiny recipe up to `quantize`, of a model without dropout: each process draws its own."""
-    folder = tmp_path_factory.mktemp("recipe")
-    model = folder / "model"
-    shutil.copytree(tiny_bert, model)
-    config = json.loads((model / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (model / "config.json").write_text(json.dumps(config))
-    # Adam turns rounding of gradients that are nearly zero into whole steps; SGD shows what was really different.
-    optimizer = {"SGD": {"learning_rate": 0.02, "momentum": 0.9}}
-    train = {"steps": 30, "batch_size": 8, "log_every": 4, "checkpoint_every": 5, "optimizer": optimizer}
-    lesson = {"train": train | {"gradient_accumulation_steps": 2}}
-    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
-    compression = {"target_sparsity": 0.7, "end_step": 20, "update_frequency_on_step": 4}
-    recipe = tiny_recipe(
-        model,
-        task,
-        tiny_text,
-        teacher={"train": train},
-        student={
-            "pruning": {"backend": "magnitude", "approach": {"weight_compression": compression}},
-            "distillation": lesson | {"positions": {"sample": 0.4}},
-        },
-        task_teacher={"train": train},
-        transfer={"distillation": lesson},
-        quantize={"quantization": {"calibration": {"sampling_size": 8}}, "distillation": lesson},
-        export=None,
-        benchmark=None,
-    )
-    path = folder / "recipe.yaml"
-    path.write_text(dump_recipe(recipe))
-    return path
-
+from toolkit.recipe.load import load_recipe
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
 
 
-def start(recipe: Path, runs: Path, launcher: tuple[str, ...] = TORCHRUN, changes: tuple[str, ...] = ()) -> Popen:
+def start(
+    recipe: Path,
+    runs: Path,
+    launcher: tuple[str, ...] = TORCHRUN,
+    changes: tuple[str, ...] = (),
+    machine: tuple[str, ...] = (),
+) -> Popen:
     return Popen(
-        [sys.executable, *launcher, "-m", "toolkit", "run", str(recipe), *changes, "--runs", str(runs)],
+        [*machine, sys.executable, *launcher, "-m", "toolkit", "run", str(recipe), *changes, "--runs", str(runs)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -168,6 +138,66 @@ def test_two_nodes_of_one_process_each_are_as_one_node_of_two(finished, recipe_f
         for rank in "01"
     ]
     nodes = [start(recipe_file, tmp_path, launcher, PRETRAINING) for launcher in launchers]
+    for node in nodes:
+        finish(node)
+    assert_same_student(tmp_path / "tiny", finished[2])
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces joined by a cable, as (prefix of a command in it, address): all that two machines share
+    is the disk.
+    """
+    names = [f"pruneofa-{os.getpid()}-{end}" for end in "ab"]
+    links, addresses = ("pofa0", "pofa1"), ("10.213.7.1", "10.213.7.2")
+
+    def ip(*arguments: str) -> None:
+        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"network namespaces are not permitted here: {done.stderr.strip()[:200]}")
+
+    if shutil.which("ip") is None:
+        pytest.skip("network namespaces need the command `ip`, which is not installed")
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", links[0], "netns", names[0], "type", "veth", "peer", "name", links[1], "netns", names[1])
+        for name, link, address in zip(names, links, addresses, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", link)
+            for each in (link, "lo"):
+                ip("-n", name, "link", "set", each, "up")
+        inside = [("ip", "netns", "exec", name) for name in names]
+        yield [
+            ((*prefix, "env", f"GLOO_SOCKET_IFNAME={link}"), address)
+            for prefix, link, address in zip(inside, links, addresses, strict=True)
+        ]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+# Launcher -> its command on machine RANK, where HOST is the address of machine 0; as in docs/distributed.md.
+ON_TWO_MACHINES = {
+    "torchrun": "-m torch.distributed.run --nnodes 2 --node_rank RANK --nproc_per_node 1 --master_addr HOST "
+    "--master_port 29500",
+    "accelerate": "-m accelerate.commands.launch --multi_gpu --num_machines 2 --machine_rank RANK --num_processes 2 "
+    "--main_process_ip HOST --main_process_port 29500",
+}
+
+
+@pytest.mark.parametrize("command", ON_TWO_MACHINES.values(), ids=ON_TWO_MACHINES)
+def test_two_machines_with_networks_of_their_own_are_as_one(finished, recipe_file, tmp_path, machines, command):
+    host = machines[0][1]
+    nodes = [
+        start(
+            recipe_file,
+            tmp_path,
+            tuple(command.replace("RANK", str(rank)).replace("HOST", host).split()),
+            PRETRAINING,
+            prefix,
+        )
+        for rank, (prefix, _) in enumerate(machines)
+    ]
     for node in nodes:
         finish(node)
     assert_same_student(tmp_path / "tiny", finished[2])

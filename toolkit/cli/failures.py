@@ -1,7 +1,8 @@
 """Exit codes and messages of commands that do not succeed.
 
-1: a check failed; 2: a mistake of the user, or a full disk; 70: a fault of this program; 130 and 143: interrupted by
-Ctrl-C and by SIGTERM.
+1: a check failed; 2: a mistake of the user, or a full disk; 70: a fault of this program; 75: the time limit of `run`
+was reached; 130 and 143: interrupted by Ctrl-C and by SIGTERM. 70 and 75 are those of sysexits.h: 75 (EX_TEMPFAIL)
+invites the caller to repeat the command, and differs from the 124 of `timeout`, which kills.
 """
 
 import errno
@@ -12,7 +13,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from toolkit.core.errors import CheckFailed, UserError
+from toolkit.core.errors import CheckFailed, TimeLimitReached, UserError
 
 _LARGEST_INPUT = 100_000  # bytes of a YAML file that a crash file includes
 
@@ -52,6 +53,8 @@ def _described(error: BaseException) -> tuple[int, str]:
         return 128 + number, f"{what}; run the same command again to resume"
     if isinstance(error, CheckFailed):
         return 1, str(error)
+    if isinstance(error, TimeLimitReached):
+        return 75, f"time limit reached {error}; the same command resumes from there"
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, ModuleNotFoundError):

@@ -1,6 +1,8 @@
 """`pruneofa init`, `check`, `plan`, `run` and `schema`: commands that work on a recipe."""
 
 import os
+import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -111,11 +113,21 @@ def run(
     runs: Annotated[
         Path | None, typer.Option("--runs", help="directory that holds the run folders; default: runs")
     ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option("--max-time", help="time limit, e.g. 90s, 150m, 1h30m: save a checkpoint and exit with code 75"),
+    ] = None,
     inc: IncFiles = None,
     *,
     flags: "IncFlags",
 ) -> None:
     """Run a recipe or INC files: finished stages are reused, interrupted stages are resumed."""
+    end = None if max_time is None else time.monotonic() + _seconds(max_time)
+    if start and max_time:
+        raise UserError(
+            "--from and --max-time cannot be used together: the repeated command would begin at that stage again",
+            instead="--only STAGE, or delete the stage's folder and run without --from",
+        )
     if start and only:
         raise UserError("--from and --only cannot be used together", instead="one of them")
     given = [name for name, value in asdict(flags).items() if value is not None]
@@ -130,13 +142,18 @@ def run(
     else:
         loaded, workspace = _load(recipe, overrides), None
     folder = (runs or workspace or Path("runs")) / loaded.name
-    manifests = execute(loaded, folder, start, only, track)
+    manifests = execute(loaded, folder, start, only, track, end)
     if only is None:
         show_report(manifests, folder)
 
 
 def execute(
-    loaded: "Recipe", folder: Path, start: str | None = None, only: str | None = None, track: bool = False
+    loaded: "Recipe",
+    folder: Path,
+    start: str | None = None,
+    only: str | None = None,
+    track: bool = False,
+    end: float | None = None,
 ) -> "list[Manifest]":
     """Checks and runs a recipe, showing its progress, and returns the manifests of the run's finished stages.
 
@@ -146,6 +163,7 @@ def execute(
         start: Label of the first stage to rerun; None: reuse all finished stages.
         only: Label of the only stage to run; None: all stages.
         track: Whether to write a TensorBoard log to the run folder.
+        end: Value of `time.monotonic()` at which the time limit is over; None: there is none.
     """
     from rich.text import Text
 
@@ -165,9 +183,23 @@ def execute(
         terminal.print(line, highlight=False, soft_wrap=True)
     log = folder / "tensorboard" if track else None
     job = Run(loaded, folder, lambda step: progress.stage_progress(step, terminal, log))
+    job.time_over = lambda: end is not None and time.monotonic() >= end
     manifests = job(only=only, start=start)
     (folder / "recipe.yaml").write_text(dump_recipe(loaded))
     return manifests
+
+
+def _seconds(text: str) -> int:
+    """Returns a duration in seconds: `90s`, `150m`, `2h` or `1h30m`.
+
+    Raises:
+        UserError: The text is not a duration, or is one of zero seconds.
+    """
+    found = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", text.strip(), re.ASCII)
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise UserError(f"{text!r} is not a duration", where="--max-time", instead="e.g. 90s, 150m, 2h or 1h30m")
+    return total
 
 
 def schema() -> None:

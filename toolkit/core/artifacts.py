@@ -114,6 +114,8 @@ class Context:
         scores: Name of an input -> the scores on dev that its stage measured; a ready checkpoint has none.
         ready: Names of the inputs that are ready checkpoints.
         require_unchanged: Raises a UserError if an input or a data file differs from the one that the cache key names.
+        time_over: Returns whether the run's time limit is over: a training saves a checkpoint at its next optimizer
+            step and raises TimeLimitReached.
     """
 
     folder: Path
@@ -125,6 +127,7 @@ class Context:
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
     require_unchanged: Callable[[], None] = lambda: None
+    time_over: Callable[[], bool] = lambda: False
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Exceptions for user errors and failed checks; `cli` turns them into messages and exit codes."""
+"""Exceptions for user errors, failed checks and the time limit; `cli` turns them into messages and exit codes."""
 
 
 class UserError(Exception):
@@ -21,3 +21,11 @@ class UserError(Exception):
 
 class CheckFailed(Exception):
     """A measured invariant or accuracy criterion that was not met. Exit code 1, no traceback."""
+
+
+class TimeLimitReached(Exception):
+    """The time limit of a run is over and everything that it has computed is saved. Exit code 75, no traceback.
+
+    Args:
+        where: Where the run has stopped: `at step 120 of 500`, to which the pipeline adds the stage.
+    """

@@ -23,7 +23,7 @@ from toolkit.core.artifacts import (
     read_manifest,
     write_manifest,
 )
-from toolkit.core.errors import CheckFailed, UserError
+from toolkit.core.errors import CheckFailed, TimeLimitReached, UserError
 from toolkit.core.files import content_hash, json_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.sources import is_hub_model
@@ -51,6 +51,8 @@ class Run:
         progress_of: Returns a context manager with the `Progress` of a step.
         manifests: Manifests of the finished steps, after a call.
         inputs: Models and data files.
+        time_over: Returns whether the time limit is over. Every call makes at least one optimizer step, or one stage
+            that does not train, so that repeated calls finish the run.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Run:
     progress_of: Callable[[Step], contextlib.AbstractContextManager[Progress]]
     manifests: list[Manifest] = field(default_factory=list)
     inputs: ResolvedInputs = field(default_factory=lambda: ResolvedInputs(fetch=True))
+    time_over: Callable[[], bool] = lambda: False
 
     def __call__(self, *, only: str | None = None, start: str | None = None) -> list[Manifest]:
         """Runs every step that is not cached, and returns the manifests of all finished steps.
@@ -71,6 +74,7 @@ class Run:
         Raises:
             UserError: The input is invalid; every finished step is kept.
             CheckFailed: A check of a stage failed; its folder stays `<stage>.partial` for inspection.
+            TimeLimitReached: The time limit is over; the same call resumes.
             SystemExit: This process is a worker and the run is finished.
         """
         if distributed.init():
@@ -81,6 +85,7 @@ class Run:
             again = {s.label for s in select(steps, only=only, start=start)}
             self._check_data(steps, again)
             done: dict[str, Manifest] = {}
+            made = False
             for step in steps:
                 cached = step.manifest if step.manifest and inputs_unchanged(step.manifest, step.inputs, done) else None
                 if only and step.stage.name != only:
@@ -89,7 +94,11 @@ class Run:
                     _verify(step)
                     done[step.label] = cached
                 else:
+                    if made and self.time_over():
+                        distributed.broadcast_text("")
+                        raise TimeLimitReached(f"before stage {step.label}")
                     done[step.label] = self._make(step, done)
+                    made = True
             self.manifests = list(done.values())
         distributed.broadcast_text("")
         return self.manifests
@@ -142,6 +151,9 @@ class Run:
             try:
                 result = _run_stage(step, inputs, context)
                 context.require_unchanged()
+            except TimeLimitReached as reached:
+                distributed.broadcast_text("")
+                raise TimeLimitReached(f"{reached} of stage {step.label}") from None
             except Exception as error:
                 # Every library raises its own error when the disk is full, so check the free space instead.
                 if shutil.disk_usage(partial).free < _DISK_FULL:
@@ -196,6 +208,7 @@ class Run:
             scores={name: found for name, m in sources.items() if (found := m.metrics.get("dev"))},
             ready=frozenset(step.inputs.keys() - sources.keys()),
             require_unchanged=lambda: self._require_unchanged(step, inputs),
+            time_over=self.time_over,
         )
 
     def _require_unchanged(self, step: Step, inputs: dict[str, Artifact]) -> None:

@@ -1,16 +1,20 @@
-"""Locks of the builds of NNCF's native extension, which torch builds at its first use."""
+"""Locks of the builds of native extensions, which torch builds at their first use: NNCF's, and this package's own."""
 
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from toolkit.core.errors import UserError
 
 
-def await_builds() -> None:
-    """Waits while another process builds NNCF's extension. NNCF would wait for a lock without an owner, too.
+def await_builds(loader: Any = None) -> None:
+    """Waits while another process builds an extension. NNCF and torch would wait for a lock without an owner, too.
+
+    Args:
+        loader: NNCF's class that loads the extension; None: the one of NNCF's own quantizers.
 
     Raises:
         UserError: A killed build has left its lock, or the other build takes longer than NNCF's time limit.
@@ -18,9 +22,10 @@ def await_builds() -> None:
     from nncf.torch import extensions
     from nncf.torch.quantization.extensions import QuantizedFunctionsCPULoader, QuantizedFunctionsCUDALoader
 
-    loader = QuantizedFunctionsCUDALoader if torch.cuda.is_available() else QuantizedFunctionsCPULoader
+    of_nncf = QuantizedFunctionsCUDALoader if torch.cuda.is_available() else QuantizedFunctionsCPULoader
+    chosen = loader or of_nncf
     try:
-        lock = Path(loader.get_build_dir()) / "lock"
+        lock = Path(chosen.get_build_dir()) / "lock"
         limit = extensions._get_extension_load_timeout()
     except OSError:  # a folder that cannot be written; NNCF then computes without the extension
         return
@@ -30,13 +35,13 @@ def await_builds() -> None:
     while lock.exists():
         if is_stale(lock):
             raise UserError(
-                "a killed build of NNCF's extension has left this lock; no process on this machine holds it",
+                f"a killed build of {chosen.name()} has left this lock; no process on this machine holds it",
                 where=str(lock),
                 instead=f"rm {lock}",
             )
         if end is not None and time.monotonic() > end:
             raise UserError(
-                f"another process holds the lock of NNCF's extension for {limit} seconds",
+                f"another process holds the lock of {chosen.name()} for {limit} seconds",
                 where=str(lock),
                 instead="wait for its build, or delete the lock if nothing is built",
             )

@@ -117,7 +117,9 @@ class DistillationTrain(Train):
 
     criterion: Criterion = Criterion()
     teacher_precision: Precision | None = Field(
-        None, description="precision of the teacher's forward pass; default: the student's"
+        None,
+        description="precision of the teacher's forward pass; default: the student's; auto: bf16 on GPUs that support "
+        "it and CPUs with AMX, without a measurement, as for logits that are cached",
     )
 
     @model_validator(mode="after")

@@ -74,7 +74,9 @@ class Train(Section):
     warmup_ratio: Fraction = Field(0.01, description="fraction of the steps with linear warm-up of the learning rate")
     max_grad_norm: Number = Field(1.0, gt=0, description="gradient clipping: maximum norm")
     precision: Precision = Field(
-        "fp32", description="bf16: autocast with fp32 weights; auto: bf16 on GPUs that support it and CPUs with AMX"
+        "fp32",
+        description="bf16: autocast with fp32 weights; auto: bf16 on GPUs that support it, and on CPUs with bf16 "
+        "instructions (AMX, AVX512_BF16) where a short measurement of the training step finds it faster",
     )
     compile: bool = Field(
         False, description="use torch.compile; on the CPUs measured, it took half a minute and gave no speed-up"

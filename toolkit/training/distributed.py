@@ -218,6 +218,17 @@ def all_reduce_sum(tensors: "Iterable[torch.Tensor]") -> None:
             tensor.copy_(part.view_as(tensor))
 
 
+def in_any_process(value: bool) -> bool:
+    """Returns whether a value is true in at least one process; all processes must call this, and get the same."""
+    if not (group := _group()):
+        return value
+    import torch
+
+    found = torch.tensor(int(value))  # on the CPU: a GPU's work is not waited for
+    group.all_reduce(found, op=group.ReduceOp.MAX)
+    return bool(found)
+
+
 def _buckets(tensors: "Iterable[torch.Tensor]") -> "Iterator[list[torch.Tensor]]":
     """Yields large tensors alone, and the others in buckets of a few megabytes and of one dtype."""
     bucket: list[torch.Tensor] = []

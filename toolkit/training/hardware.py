@@ -9,7 +9,11 @@ from toolkit.recipe import DistillationTrain, Train
 
 
 def bf16(train: Train) -> bool:
-    """Whether the model runs under bfloat16 autocast; its weights stay in FP32."""
+    """Whether the model is expected to run under bfloat16 autocast; its weights stay in FP32.
+
+    On a CPU with bfloat16 instructions `auto` is decided by a measurement when the training starts
+    (`toolkit.training.precision`). Estimates, and teacher logits that are cached before that, follow this expectation.
+    """
     return _is_bf16(train.precision)
 
 
@@ -24,10 +28,16 @@ def _is_bf16(precision: str) -> bool:
 
 
 def _bf16_is_faster() -> bool:
-    """Whether bfloat16 is faster here. On CPUs without AMX it is slower; AVX512_BF16 alone was not measured."""
+    """Whether bfloat16 is expected to be faster here: with AMX. With AVX512_BF16 alone the factor is not known."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def has_bf16_instructions() -> bool:
+    """Whether training runs on a CPU that multiplies bfloat16; on others it is emulated and much slower."""
+    found = torch.cpu.get_capabilities()
+    return not torch.cuda.is_available() and bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 def device() -> torch.device:

@@ -30,11 +30,16 @@ class Hooks(TrainerCallback):
         sparsifier: Pruner of the model; None: nothing is pruned.
         context: Seed of the run, and progress.
         log_every: Optimizer steps per point of the training curve.
-        bf16: Whether training runs under bfloat16 autocast; a checkpoint that is loaded overrides this.
+
+    Attributes:
+        bf16: Whether training runs under bfloat16 autocast; set by `load`, or by the caller in a new training.
+        step_seconds: Measured seconds of a step by precision, if the precision was chosen by measurement.
+        stopped: Whether the time limit has ended the training before its last step.
     """
 
-    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int, bf16: bool = False) -> None:
-        self.bf16 = bf16
+    def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int) -> None:
+        self.bf16, self.stopped = False, False
+        self.step_seconds: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
         self._sums: dict[str, Tensor] = {}  # since the last point of the curve; over all processes
@@ -78,6 +83,9 @@ class Hooks(TrainerCallback):
         self._own = {}
         self._steps_summed += 1
         step = state.global_step
+        if step < state.max_steps and distributed.in_any_process(self._context.time_over()):
+            self.stopped = control.should_training_stop = True
+            control.should_save = distributed.rank() == 0
         at_point = step % self._log_every == 0 or step == state.max_steps
         # Reading a loss waits for a GPU, so there it is done only where the curve or a checkpoint waits for it anyway.
         if at_point or control.should_save or not any(total.is_cuda for total in self._sums.values()):
@@ -111,7 +119,7 @@ class Hooks(TrainerCallback):
             save_file({k: v.contiguous() for k, v in self._sparsifier.state_dict().items()}, folder / _SPARSIFIER)
         sums = {name: float(total) for name, total in self._sums.items()}
         saved = {"step": state.global_step, "history": self.history, "sums": sums, "summed": self._steps_summed}
-        saved |= {"bf16": self.bf16, "seconds": self.seconds()}
+        saved |= {"bf16": self.bf16, "step_seconds": self.step_seconds, "seconds": self.seconds()}
         write_atomic(folder / _COMPLETE, json.dumps(saved))
 
     def load(self, folder: Path) -> None:
@@ -119,6 +127,7 @@ class Hooks(TrainerCallback):
         saved = json.loads((folder / _COMPLETE).read_text())
         self.history, self._steps_summed = saved["history"], saved["summed"]
         self.bf16, self._before = saved["bf16"], saved["seconds"]
+        self.step_seconds = saved.get("step_seconds", {})  # absent in checkpoints of earlier versions
         self._sums = {name: torch.tensor(total) for name, total in saved["sums"].items()}
         if self._sparsifier is not None:
             self._sparsifier.load_state_dict(load_file(folder / _SPARSIFIER))

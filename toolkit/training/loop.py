@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.core.artifacts import Context
+from toolkit.core.errors import TimeLimitReached
 from toolkit.data.batches import Batch
 from toolkit.models.load import require_finite
 from toolkit.recipe import Train
@@ -18,8 +19,9 @@ from toolkit.sparsity.pruners import Sparsifier
 from toolkit.training import distributed, lr_schedule
 from toolkit.training.datasets import TrainingData
 from toolkit.training.distillation import LossTerms
-from toolkit.training.hardware import bf16, keep_freed_memory
+from toolkit.training.hardware import keep_freed_memory
 from toolkit.training.hooks import Hooks, last_complete_checkpoint
+from toolkit.training.precision import MOST_EXAMPLES, choose_bf16
 from toolkit.training.trainer import CompressionTrainer, optimizer_class, training_arguments
 
 
@@ -40,6 +42,7 @@ class TrainingResult:
         seconds_per_step: Mean over all steps, those before an interruption included.
         processes: Number of data-parallel processes.
         bf16: Whether the model ran under bfloat16 autocast.
+        step_seconds: Seconds of a step by precision, if the precision was chosen by measurement.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -47,11 +50,13 @@ class TrainingResult:
     seconds_per_step: float = 0.0
     processes: int = 1
     bf16: bool = False
+    step_seconds: dict[str, float] = field(default_factory=dict)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """Returns the metrics of the run for the manifest."""
-        found = {"steps": self.steps, "seconds_per_step": self.seconds_per_step}
+        found: dict[str, Any] = {"steps": self.steps, "seconds_per_step": self.seconds_per_step}
         found |= {"processes": self.processes} if self.processes > 1 else {}
+        found |= {"measured_step_seconds": self.step_seconds} if self.step_seconds else {}
         return found | ({"bf16": True} if self.bf16 else {})
 
     def tokens(self, data: TrainingData) -> dict[str, float]:
@@ -87,6 +92,7 @@ def fit(
     Raises:
         UserError: An input was changed while it was read; the batch cannot be divided among the processes; the rate
             would be rewound far above its peak; or the training diverges: a loss or a weight is NaN or infinite.
+        TimeLimitReached: The run's time is over; a checkpoint was saved at the last step made, which is at least one.
         WorkerDone: This process is not rank 0.
     """
     context.require_unchanged()  # all data and models are read by now; a checkpoint never holds other data
@@ -95,16 +101,23 @@ def fit(
     stage = context.folder.name.removesuffix(".partial")
     distributed.require_divisible(section.batch_size, stage)
     checkpoints = context.work / "checkpoints"
-    hooks = Hooks(sparsifier, context, section.log_every, bf16(section))
+    hooks = Hooks(sparsifier, context, section.log_every)
     with distributed.main_process_first():
         resume = last_complete_checkpoint(checkpoints, context)
     if resume is not None:
         hooks.load(resume)
     distributed.broadcast(value for value in model.state_dict().values() if isinstance(value, Tensor))
+    stream = data.stream if processes == 1 else data.stream.shard(rank, processes)
+    if resume is None:
+        count = min(MOST_EXAMPLES, section.batch_size // processes)
+        with recomputed(model if section.recompute else None):
+            hooks.bf16, hooks.step_seconds = choose_bf16(
+                section, model, loss, lambda: data.collate([stream[i] for i in range(count)])
+            )
     trainer = CompressionTrainer(
         model=model,
         args=training_arguments(section, data.steps, checkpoints, context.seed),
-        train_dataset=data.stream if processes == 1 else data.stream.shard(rank, processes),
+        train_dataset=stream,
         data_collator=data.collate,
         hooks=hooks,
         # Normalised over the entire optimizer step; passed like this, the Trainer does not divide it by the passes.
@@ -119,7 +132,10 @@ def fit(
     require_finite(model, f"train.optimizer of {stage}", "a lower learning_rate, or a longer warm-up")
     if rank:
         raise distributed.WorkerDone
-    return TrainingResult(hooks.history, data.steps, hooks.seconds() / data.steps, processes, hooks.bf16)
+    if hooks.stopped:
+        raise TimeLimitReached(f"at step {trainer.state.global_step} of {data.steps}")
+    seconds = hooks.seconds() / data.steps
+    return TrainingResult(hooks.history, data.steps, seconds, processes, hooks.bf16, hooks.step_seconds)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from toolkit import __version__
+from toolkit.cli.run import _seconds
+from toolkit.core.errors import UserError
 
 
 def pruneofa(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -154,3 +156,20 @@ def test_a_character_that_the_terminal_does_not_have_is_printed_as_its_code(tmp_
     result = pruneofa("inspect", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "gr\\xf6\\xdfe" in result.stdout
+
+
+@pytest.mark.parametrize("text", ["0s", "90", "1.5h", "30m1h", "-5m", "ever", ""])
+def test_a_time_limit_that_is_no_duration_is_refused(text):
+    with pytest.raises(UserError, match=r"--max-time: .* is not a duration\n  Instead: e\.g\. 90s"):
+        _seconds(text)
+
+
+def test_durations_add_up_their_hours_minutes_and_seconds():
+    durations = {"90s": 90, "150m": 9000, "2h": 7200, "1h30m": 5400, "1h1m1s": 3661}
+    assert {text: _seconds(text) for text in durations} == durations
+
+
+def test_a_time_limit_cannot_be_combined_with_from(tmp_path):
+    done = pruneofa("run", "--from", "student", "--max-time", "1h", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--from and --max-time cannot be used together" in done.stderr

@@ -1,4 +1,4 @@
-"""NNCF's extension: a lock without an owner is reported at once, one with an owner after the time limit."""
+"""Native extensions: a lock without an owner is reported at once, one with an owner after the time limit."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def lock(tmp_path, monkeypatch):
 
 
 def test_the_lock_of_a_killed_build_is_named_at_once(lock):
-    with pytest.raises(UserError, match="killed build of NNCF's extension") as caught:
+    with pytest.raises(UserError, match="killed build of quantized_functions_cpu") as caught:
         await_builds()
     assert caught.value.where == str(lock)
 

@@ -12,7 +12,7 @@ from toolkit.models.mlm_heads import mlm_head
 from toolkit.recipe import Corpus, DistillationTrain, KDLossSettings, Pruning, Train
 from toolkit.recipe.load import parse_recipe
 from toolkit.sparsity.factory import make_sparsifier
-from toolkit.training import distributed, trainer
+from toolkit.training import distributed, precision, trainer
 from toolkit.training.datasets import mlm_data
 from toolkit.training.distillation import MlmLoss, Teacher
 from toolkit.training.hardware import bf16, teacher_bf16
@@ -44,6 +44,68 @@ def test_a_teacher_runs_as_its_student_unless_something_is_said_of_it(hardware):
     hardware(False, True)
     for own, said, expected in (("bf16", None, None), ("bf16", "fp32", False), ("fp32", "auto", True)):
         assert teacher_bf16(DistillationTrain(steps=1, precision=own, teacher_precision=said)) == expected
+
+
+def capable(monkeypatch, *instructions: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(instructions, True))
+
+
+@pytest.mark.parametrize(
+    ("instructions", "times", "chosen"),
+    [
+        (("avx512_bf16",), (2.0, 1.0), True),
+        (("avx512_bf16",), (1.04, 1.0), False),  # no clear win
+        (("amx_bf16",), (1.0, 1.2), False),
+        (("avx512_f",), None, False),  # emulated: not worth measuring
+    ],
+)
+def test_auto_takes_what_was_measured_to_be_clearly_faster(
+    tiny_bert, text, tmp_path, monkeypatch, instructions, times, chosen
+):
+    """The training that follows is, bit for bit, the one of a recipe that names the chosen precision."""
+    capable(monkeypatch, *instructions)
+    real, measured = precision.measure, []
+
+    def measure(*args):
+        measured.append(real(*args))
+        return times
+
+    monkeypatch.setattr(precision, "measure", measure)
+    plain, weights, _ = trained(tiny_bert, text, tmp_path / "plain", precision="bf16" if chosen else "fp32")
+    assert not measured
+    fitted, same, _ = trained(tiny_bert, text, tmp_path / "auto", precision="auto")
+    assert len(measured) == (times is not None)
+    assert all(seconds > 0 for pair in measured for seconds in pair)
+    assert fitted.metrics().get("bf16", False) == chosen
+    expected = {} if times is None else {"fp32": pytest.approx(times[0]), "bf16": pytest.approx(times[1])}
+    assert fitted.metrics().get("measured_step_seconds", {}) == expected
+    assert fitted.history == plain.history
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_a_resumed_training_keeps_the_choice_and_its_times_without_a_second_measurement(
+    tiny_bert, text, tmp_path, monkeypatch
+):
+    capable(monkeypatch, "avx512_bf16")
+    monkeypatch.setattr(precision, "measure", lambda *_: (2.0, 1.0))
+    whole, weights, _ = trained(tiny_bert, text, tmp_path / "whole", precision="auto")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tiny_bert, text, tmp_path / "cut", Killed(5), precision="auto", checkpoint_every=3)
+    monkeypatch.setattr(precision, "measure", lambda *_: pytest.fail("measured again"))
+    resumed, same, _ = trained(tiny_bert, text, tmp_path / "cut", precision="auto", checkpoint_every=3)
+    assert resumed.metrics()["measured_step_seconds"] == {"fp32": 2.0, "bf16": 1.0}
+    assert resumed.history == whole.history
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_processes_choose_by_the_mean_of_their_times(monkeypatch):
+    capable(monkeypatch, "avx512_bf16")
+    monkeypatch.setattr(precision, "measure", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensors: tensors[0].add_(torch.tensor([2.0, 1.0])))
+    chosen, times = precision.choose_bf16(Train(steps=1, precision="auto"), None, None, lambda: None)
+    assert (chosen, times) == (True, {"fp32": 1.5, "bf16": 1.0})
 
 
 @pytest.mark.parametrize("around", [False, True])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.artifacts import Artifact, Context
+from toolkit.core.errors import TimeLimitReached
 from toolkit.core.files import write_atomic
 from toolkit.quantization.tuning import Trial
 from toolkit.recipe import Model, Performance, Quantize, Task
@@ -69,6 +70,9 @@ class Trials:
         Args:
             number: Trial number.
             returned: Operations kept in FP32.
+
+        Raises:
+            TimeLimitReached: The run's time is over; the trial is recorded, or its training has a checkpoint.
         """
         from toolkit.quantization import nncf
 
@@ -94,6 +98,8 @@ class Trials:
         where = "all in INT8" if not returned else f"{len(returned)} in FP32"
         verdict = f"criterion {'met' if trial.met else 'not met'}"
         self._context.progress.message(f"trial {number}, {where}: {self.task.metrics[0]} {score:.4f}, {verdict}")
+        if self._context.time_over():
+            raise TimeLimitReached(f"after trial {number}")
         return trial
 
     def make(self, number: int, returned: tuple[str, ...]) -> int:
@@ -131,6 +137,7 @@ class Trials:
 
     def _fit(self, model: Any, context: Context, steps: int | None) -> dict[str, Any]:
         """Trains with the pattern locked, and returns metrics and training curve; both empty without training."""
+        from toolkit.quantization.fake_quantize import fast_fake_quantization
         from toolkit.sparsity.pruners import PatternLock
         from toolkit.training.datasets import task_data
         from toolkit.training.loop import fit
@@ -146,7 +153,11 @@ class Trials:
         if steps is not None:
             train = train.model_copy(update={"steps": steps, "epoch": None})
         data = task_data(self.task.train, self.tokenizer.pad_token_id, train, context.seed, logits)
-        result = fit(model, data, train, loss, context, sparsifier=lock)
+        with fast_fake_quantization() as problem:
+            if problem:
+                message = problem.strip().splitlines()[0][:200]
+                context.progress.message(f"slower fake quantization, as an extension cannot be built: {message}")
+            result = fit(model, data, train, loss, context, sparsifier=lock)
         return {"metrics": result.metrics(), "history": result.history}
 
     def _retrained(self, model: Any, number: int) -> dict[str, Any]:
