@@ -1,0 +1,154 @@
+"""Accuracy against latency: sparse models, and dense models of fewer layers trained alike, each in 8 bits.
+
+    python benchmarks/frontier.py train DATA OUT [--set student.steps=600 ...] [--points "3 layers" "80 % 4x1" ...]
+    python benchmarks/frontier.py measure OUT [--tokens 32 128]
+
+`train` makes one run of `frontier.yaml` for each point, two at a time, up to the IRs; DATA has the file
+`wikipedia/train_50mb.txt.xz`. All points share the dense task teacher and the tokenised text, and spend the same
+steps. `measure` times all IRs in one interleaved run on one thread, and prints a table; the machine should be idle.
+A dense model with all layers, in 8 bits, is the reference of both columns.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+_RECIPE = Path(__file__).with_name("frontier.yaml")
+_TASK, _DENSE = "reviews", "6 layers"
+
+
+def sparse(share: float, tile: str, layers: str = "null") -> list[str]:
+    """Returns the overrides of a point with zeros."""
+    compression = "student.pruning.approach.weight_compression"
+    return [
+        f"{compression}.target_sparsity={share}",
+        f"{compression}.pattern=tile_pattern_{tile}",
+        f"student.layers={layers}",
+    ]
+
+
+def shallow(layers: int) -> list[str]:
+    """Returns the overrides of a dense point with fewer layers."""
+    return [f"student.layers={layers}", "student.pruning=null"]
+
+
+# Point -> overrides of the recipe. The dense model of all layers is exported by each of them.
+POINTS = {
+    "80 % 4x1": sparse(0.8, "4x1"),
+    "3 layers": shallow(3),
+    "70 % 4x1": sparse(0.7, "4x1"),
+    "60 % 4x1": sparse(0.6, "4x1"),
+    "80 % 1x1": sparse(0.8, "1x1"),
+    "4 layers": shallow(4),
+    "2 layers": shallow(2),
+    "4 layers, 70 % 4x1": sparse(0.7, "4x1", "4"),
+    "90 % 1x1": sparse(0.9, "1x1"),
+}
+
+
+def folder_of(out: Path, point: str) -> Path:
+    return out / point.replace(" % ", "-").replace(", ", "-").replace(" ", "-")
+
+
+def train(data: Path, out: Path, points: list[str], overrides: list[str]) -> None:
+    """Trains and exports the points, two at a time on one core each; the first one makes what all share."""
+    file = (data / "wikipedia/train_50mb.txt.xz").resolve()
+    text = [
+        f"corpus.sources=[{{files: [{file}], shape: sentences, max_seq_length: 64}}, "
+        f"{{tasks: [{_TASK}], shape: texts, max_seq_length: 64}}]"
+    ]
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    free = list(cores)
+
+    def one(point: str) -> None:
+        core = free.pop()
+        folder = folder_of(out, point)
+        command = [sys.executable, "-m", "toolkit", "run", str(_RECIPE), *text, f"name={folder.name}"]
+        command += ["--runs", str(out), *POINTS[point], *overrides]
+        with (out / f"{folder.name}.log").open("a") as log:
+            code = subprocess.run(
+                command, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, {core})
+            ).returncode
+        free.append(core)
+        print(f"{point}: {'done' if not code else f'exit code {code}, see {folder.name}.log'}", flush=True)
+
+    out.mkdir(parents=True, exist_ok=True)
+    first, *others = points
+    one(first)
+    for point in others:
+        if not folder_of(out, point).exists():
+            for shared in ("cache", f"tasks/{_TASK}/task_teacher"):
+                shutil.copytree(folder_of(out, first) / shared, folder_of(out, point) / shared)
+    with ThreadPoolExecutor(len(cores)) as pool:
+        list(pool.map(one, others))
+
+
+def exported(out: Path) -> dict[str, tuple[Path, float]]:
+    """Returns point -> (IR folder of its fastest kind, accuracy in per cent) of the finished points."""
+    found: dict[str, tuple[Path, float]] = {}
+    for point in POINTS:
+        export = folder_of(out, point) / "tasks" / _TASK / "export"
+        if not (export / "manifest.json").is_file():
+            continue
+        manifest = json.loads((export / "manifest.json").read_text())
+        variants: dict[str, Any] = manifest["metrics"]["variants"]
+        own = "sparse-engine-int8" if "layers" not in point or "%" in point else "sparse-int8"
+        for name, variant in ((_DENSE, "dense-int8"), (point, own)):
+            found.setdefault(name, (export / variant, 100 * variants[variant]["ir"]["accuracy"]))
+    return found
+
+
+def measure(out: Path, tokens: list[int], rounds: int) -> None:
+    """Times the IRs and prints the table."""
+    from toolkit.measure import latency
+    from toolkit.models.load import load_tokenizer
+    from toolkit.recipe import Performance
+
+    points = exported(out)
+    named = {name: folder for name, (folder, _) in points.items()}
+    tokenizer = load_tokenizer(named[_DENSE])
+    times: dict[tuple[str, int], float] = {}
+    for length in tokens:
+        section = Performance(
+            sequence_length=length, iteration=rounds, seconds=2, configs={"cores_per_instance": 1, "num_of_instance": 1}
+        )
+        full = tokenizer(["a film about a film " * length], truncation=True, max_length=length)
+        examples, scratch = [{name: full[name][0] for name in full}], (out / f"latency-{length}").resolve()
+        for stats in latency.measure(named, examples, tokenizer.pad_token_id, section, scratch):
+            times[stats.model, length] = float(stats.as_metrics()["latency_ms_median"])
+    heads = [f"{length} tokens, ms | x" for length in tokens]
+    print(f"| model in 8 bits | accuracy | change | {' | '.join(heads)} |\n|---|---:|---:|{'---:|---:|' * len(tokens)}")
+    reference = points[_DENSE][1]
+    for name in sorted(points, key=lambda n: -times[n, tokens[0]]):
+        cells = [f"{times[name, t]:.2f} | {times[_DENSE, t] / times[name, t]:.2f}" for t in tokens]
+        print(f"| {name} | {points[name][1]:.1f} | {points[name][1] - reference:+.1f} | {' | '.join(cells)} |")
+    rows = {n: {"accuracy": points[n][1], "ms": {str(t): times[n, t] for t in tokens}} for n in points}
+    (out / "frontier.json").write_text(json.dumps(rows, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    training = commands.add_parser("train")
+    training.add_argument("data", type=Path)
+    training.add_argument("out", type=Path)
+    training.add_argument("--points", nargs="+", choices=list(POINTS), default=list(POINTS))
+    training.add_argument("--set", nargs="+", default=[], help="overrides of the recipe, for all points")
+    training.set_defaults(function=lambda o: train(o.data, o.out, o.points, o.set))
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("out", type=Path)
+    measuring.add_argument("--tokens", nargs="+", type=int, default=[32, 128])
+    measuring.add_argument("--rounds", type=int, default=5)
+    measuring.set_defaults(function=lambda o: measure(o.out, o.tokens, o.rounds))
+    options = parser.parse_args()
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()
