@@ -64,6 +64,7 @@ class Windows:
     offsets: list[np.ndarray]
     settings: AnswerWindows
     kind: ClassVar[Kind] = "question_answering"
+    together: ClassVar[int] = 1
     texts_repeat: ClassVar[bool] = True
     examples_per_row: ClassVar[float] = 1.05
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]] = {
@@ -108,6 +109,11 @@ class Windows:
     ) -> "Windows":
         """Tokenises rows; contexts longer than the section's `max_seq_length` are split into windows."""
         return windows_of(cls.targets(rows, labels), tokenizer, section.max_seq_length, section.windows)
+
+    @staticmethod
+    def tuning_metric(first: str) -> str:
+        """Returns the metric that decides in tuning, given the first one of the recipe."""
+        return first
 
     def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> "Windows":
         """Returns the same questions, tokenised by another tokenizer into windows of the same length."""

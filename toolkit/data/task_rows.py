@@ -34,7 +34,7 @@ class TaskRow:
     Attributes:
         where: `file:line`, or the nearest equivalent.
         texts: The text, or the two texts of a pair; none is empty.
-        label: The label as stored in the file; never missing.
+        label: The label as stored in the file; never missing, None only in a task without labels.
         group: Value of `hold_out.column`: rows with the same value are in the same split. None without `hold_out`.
     """
 
@@ -73,7 +73,7 @@ def read_task(name: str, section: Task) -> TaskRows:
     """
     left_out: list[str] = []
     all_train, dev = _splits(section, left_out)
-    more = {split: _read(spec, section, left_out) for split, spec in section.more_dev.items()}
+    more = {split: _read(spec, section.evaluated, left_out) for split, spec in section.more_dev.items()}
     labels = _labels(all_train, section)
     tune, train = _set_aside(all_train, section)
     if KINDS[section.kind].has_classes:
@@ -106,7 +106,8 @@ def check_rows(name: str, section: Task) -> str:
         found = read_task(name, section)
         measured = [row for rows in found.dev.values() for row in rows]
         train = found.train + found.tune
-        numbers, _ = (targets(rows, found.labels, section) for rows in (train, measured))
+        numbers = targets(train, found.labels, section)
+        targets(measured, found.labels, section.evaluated)
         summary = [f"{len(train):,} training rows, {len(measured):,} evaluation rows"]
         if KINDS[section.kind].has_classes:
             summary.append(_classes(found.labels, numbers))
@@ -116,9 +117,10 @@ def check_rows(name: str, section: Task) -> str:
     is_known = set(train_files(section)) <= set(here)
     labels = _labels(_read_train(section, []), section) if is_known else section.labels
     for spec in here:
-        rows = _read(spec, section, left_out)
+        own = section if spec in train_files(section) else section.evaluated
+        rows = _read(spec, own, left_out)
         if labels or not KINDS[section.kind].has_classes:
-            targets(rows, labels, section)
+            targets(rows, labels, own)
         counts.append(len(rows))
     return "; ".join([f"{sum(counts):,} rows available locally", *left_out]) if counts else ""
 
@@ -144,7 +146,7 @@ def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[Tas
     """Returns train and dev rows; with `hold_out`, all rows of a group are in the same split."""
     train = _read_train(section, left_out)
     if section.dev:
-        return train, _read(section.dev, section, left_out)
+        return train, _read(section.dev, section.evaluated, left_out)
     assert section.hold_out is not None
     parts = round(1 / section.hold_out.fraction)
     dev = [row for row in train if _part(row, parts) == section.hold_out.fold]
@@ -193,7 +195,8 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     """Returns the rows of a file selected by `section.rows`; adds a message on rows without text to `left_out`."""
     path = fetch_file(spec)
     group = section.hold_out.column if section.hold_out else None
-    columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
+    label_column = [] if section.label is None else [section.label]
+    columns = [*section.columns, *label_column, *section.rows, *([group] if group else [])]
     rows, empties, unanswered, seen = [], list[str](), list[str](), False
     for where, row in read_rows(path, columns):
         seen = True
@@ -225,7 +228,9 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
 
 
 def _label(row: Record, section: Task, where: str) -> Any:
-    """Returns the label as stored in the file."""
+    """Returns the label as stored in the file; None for a task without labels."""
+    if section.label is None:
+        return None
     label = row[section.label]
     if KINDS[section.kind].scalar_label and not isinstance(label, str | Number | None):
         raise UserError(

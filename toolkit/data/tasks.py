@@ -12,6 +12,7 @@ from toolkit.data import task_rows
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
+from toolkit.models.sentence_folder import PoolingKeys
 from toolkit.models.tokenizers import definition
 from toolkit.recipe import Kind, Task
 
@@ -54,6 +55,7 @@ class TaskData:
         dev: Evaluation splits; reported, never used for decisions.
         measures: The metrics of each evaluation split.
         left_out: A message for each file with rows that were left out, and for each split with answers in no window.
+        pooling: The recipe's `pooling` and `normalize`, for `load_task_model`.
     """
 
     name: str
@@ -64,10 +66,11 @@ class TaskData:
     dev: Split
     measures: tuple[Measure, ...]
     left_out: tuple[str, ...]
+    pooling: PoolingKeys = (None, None)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics; the first one decides in tuning."""
+        """Names of the metrics, the main one first."""
         return tuple(m.name for m in self.measures)
 
     @property
@@ -85,12 +88,17 @@ class TaskData:
         return {m.name: self._score(m.metric, truth[m.part], predicted[m.part]) for m in self.measures}
 
     def tuning_score(self, logits: Sequence[np.ndarray]) -> float:
-        """Computes the first metric on `tune`.
+        """Computes the tuning metric on `tune`.
 
         Args:
             logits: The model's logits for each item of `tune`.
         """
-        return self._score(self.measures[0].metric, self.tune.truth, self.tune.predicted(logits))
+        return self._score(self.tuning_metric, self.tune.truth, self.tune.predicted(logits))
+
+    @property
+    def tuning_metric(self) -> str:
+        """Name of the metric that decides in tuning: the first one, if the training rows have what it needs."""
+        return self.tune.tuning_metric(self.measures[0].metric)
 
     def _score(self, metric: str, truth: Any, predicted: Any) -> float:
         return score(self.kind, [metric], truth, predicted, len(self.labels))[metric]
@@ -108,7 +116,8 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
     measured = [row for split in read.dev.values() for row in split]
     encode = EXAMPLES[section.kind].encode
     train_split, tune_split, dev_split = (
-        encode(split, read.labels, section, tokenizer) for split in (read.train, read.tune, measured)
+        encode(split, read.labels, own, tokenizer)
+        for split, own in ((read.train, section), (read.tune, section), (measured, section.evaluated))
     )
     measures: list[Measure] = []
     first = 0
@@ -118,7 +127,8 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
         first = part.stop
     splits = (train_split, tune_split, dev_split)
     left_out = (*read.left_out, *task_rows.repeated_files(section), *_answers_left_out(name, train_split, dev_split))
-    return TaskData(name, section.kind, tuple(read.labels), *splits, tuple(measures), left_out)
+    pooling = (section.pooling, section.normalize)
+    return TaskData(name, section.kind, tuple(read.labels), *splits, tuple(measures), left_out, pooling)
 
 
 def _answers_left_out(name: str, train: Split, dev: Split) -> list[str]:

@@ -78,7 +78,7 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
     dev_rows: float = rows / held if rows and held else 0
     rows = rows and rows - dev_rows
     for spec in (section.dev, *section.more_dev.values()):
-        found = _rows(spec, section) if spec else ()
+        found = _rows(spec, section.evaluated) if spec else ()
         dev_rows += len(found) if found is not None else published_rows(spec or "") or 0
     tune = min(section.tuning_examples, int(rows or 0) // 10)
     kind = EXAMPLES[section.kind]
