@@ -14,7 +14,7 @@ import numpy as np
 from typing_extensions import Self
 
 from toolkit.data import metrics
-from toolkit.data.embedding import Texts
+from toolkit.data.kinds.embedding import Texts
 from toolkit.data.labels import class_number, number_of
 from toolkit.data.question_answering import Windows
 from toolkit.recipe import KINDS, Kind, Task

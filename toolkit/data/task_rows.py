@@ -3,9 +3,10 @@
 import hashlib
 import itertools
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.labels import class_number, is_number, label_name, label_number
 from toolkit.data.question_answering import is_unanswerable
 from toolkit.data.tables import Record, read_rows, text
+from toolkit.data.tables.columns import complete_lines
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import KINDS, Task
-from toolkit.recipe.references import is_hub, task_files, train_files
+from toolkit.recipe.references import is_hub, table_format, task_files, train_files
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode categories of spaces, line ends, control and format characters
 _LONGEST_NUMBER = 100  # digits of a label; Python itself parses at most a few thousand
@@ -198,7 +200,7 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     label_column = [] if section.label is None else [section.label]
     columns = [*section.columns, *label_column, *section.rows, *([group] if group else [])]
     rows, empties, unanswered, seen = [], list[str](), list[str](), False
-    for where, row in read_rows(path, columns):
+    for where, row in file_rows(path, columns, section):
         seen = True
         if any(text(row[column]) not in values for column, values in section.rows.items()):
             continue
@@ -225,6 +227,16 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
             first = (spec if is_hub(spec) else path.name) + places[0].removeprefix(str(path))
             left_out.append(f"{len(places):,} row{'s' * (len(places) > 1)} {what} left out (first: {first})")
     return rows
+
+
+def file_rows(path: Path, columns: Sequence[str], section: Task) -> Iterator[tuple[str, Record]]:
+    """Yields the rows of a task's file as `read_rows`; single texts may also be the lines of a plain text file."""
+    if section.kind != "embedding" or len(columns) > 1 or table_format(path.name) is not None:
+        yield from read_rows(path, columns)
+        return
+    for number, line in enumerate(complete_lines(path), start=1):
+        if not _is_blank(line):
+            yield f"{path}:{number}", {columns[0]: line.strip()}
 
 
 def _label(row: Record, section: Task, where: str) -> Any:

@@ -12,7 +12,7 @@ from toolkit.data import task_rows
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
-from toolkit.models.sentence_folder import PoolingKeys
+from toolkit.models.embedding.folder import PoolingKeys
 from toolkit.models.tokenizers import definition
 from toolkit.recipe import Kind, Task
 

@@ -23,7 +23,7 @@ from toolkit.models.architectures import hidden_size, is_in_layer, require_next_
 from toolkit.models.checkpoint import require_unquantized
 from toolkit.models.classes import class_names, output_order
 from toolkit.models.config import read_config
-from toolkit.models.sentence_folder import PoolingKeys, SentencePooling, pooling_of, write_pooling
+from toolkit.models.embedding.folder import PoolingKeys, SentencePooling, pooling_of, write_pooling
 from toolkit.models.task_heads import HEADS
 from toolkit.models.tokenizers import require_tokenizer
 from toolkit.recipe import KINDS, Kind

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from toolkit.models import embedding_losses
-from toolkit.models.embedding_model import AutoModelForEmbedding
+from toolkit.models.embedding import losses
+from toolkit.models.embedding.model import AutoModelForEmbedding
 from toolkit.recipe import Kind
 
 _IMPOSSIBLE = -1e9  # logit of a position that cannot be part of an answer: its probability is exactly 0
@@ -143,9 +143,9 @@ HEADS: dict[Kind, TaskHead] = {
     "embedding": TaskHead(
         auto_class=AutoModelForEmbedding,
         logits=lambda output, inputs: output.sentence_embedding,
-        label_loss=embedding_losses.label_loss,
+        label_loss=losses.label_loss,
         synthetic_labels=lambda count, length: {},
         width=lambda labels: 0,  # the hidden size, which depends on the model
-        teacher_loss=embedding_losses.teacher_loss,
+        teacher_loss=losses.teacher_loss,
     ),
 }

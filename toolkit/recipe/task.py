@@ -6,8 +6,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from toolkit.recipe.benchmark import Benchmark
-from toolkit.recipe.embedding import Pooling, default_metrics, require_fitting_keys
 from toolkit.recipe.fields import Count, FileName, Length, Name, Number, Position, Section, wrong
+from toolkit.recipe.kinds.embedding import Pooling, default_metrics, require_fitting_keys
 from toolkit.recipe.presets import PRESETS, Preset
 from toolkit.recipe.stages import Quantize, TrainOnly, Transfer
 
@@ -70,6 +70,7 @@ KINDS: dict[Kind, KindRules] = {
         most_columns=3,
     ),
 }
+_KIND: Kind = "classification"  # of a task that names none
 OWN_STAGES = ("task_teacher", "transfer", "quantize", "benchmark")
 
 
@@ -104,7 +105,7 @@ class Task(Section):
         None, description="public task; sets files (from the hub), columns, labels and metrics that are not given here"
     )
     kind: Kind = Field(
-        "classification",
+        _KIND,
         description="classification, regression, extractive question answering, or embedding (sentence embeddings)",
     )
     train: FileName = Field(
@@ -183,7 +184,7 @@ class Task(Section):
             known.pop("more_dev", None)
         filled = known | {k: v for k, v in values.items() if v is not None}
         kind = filled.get("kind")
-        if kind != known.get("kind", "classification") and "metrics" not in values:
+        if (kind or _KIND) != known.get("kind", _KIND) and "metrics" not in values:
             filled.pop("metrics", None)  # the preset's are those of another kind
         if kind == "embedding":
             filled.setdefault("label", None)

@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.core.artifacts import Artifact
 from toolkit.core.files import json_hash
-from toolkit.data.embedding import Texts
+from toolkit.data.kinds.embedding import Texts
 from toolkit.data.task_kinds import fingerprint
 from toolkit.data.tasks import TaskData
 from toolkit.models.load import load_task_model

@@ -14,8 +14,9 @@ from toolkit.data.corpus import VALID_EVERY
 from toolkit.data.documents import documents
 from toolkit.data.files import cached_file
 from toolkit.data.published import published_rows
-from toolkit.data.tables import read_rows, text
+from toolkit.data.tables import text
 from toolkit.data.task_kinds import EXAMPLES
+from toolkit.data.task_rows import file_rows
 from toolkit.recipe import Corpus, Task
 from toolkit.recipe.references import corpus_files, train_files
 
@@ -182,7 +183,7 @@ def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
     if file is None:
         return None
     kept = []
-    for _, row in read_rows(file, section.columns):
+    for _, row in file_rows(file, section.columns, section):
         texts = tuple(text(row.get(column)) for column in section.columns)
         if all(texts) and not any(text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)

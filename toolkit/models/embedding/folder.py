@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import read_json
-from toolkit.recipe.embedding import Pooling
+from toolkit.recipe.kinds.embedding import Pooling
 
 PoolingKeys = tuple[Pooling | None, bool | None]  # a task's `pooling` and `normalize`; None: as the model has it
 
@@ -74,6 +74,8 @@ def stored_pooling(folder: Path) -> SentencePooling | None:
             instead="Transformer, Pooling, and Normalize or nothing: no other modules are supported",
         )
     path = folder / str(entries[1].get("path")) / "config.json"
+    if not path.is_file():  # a copy of the files beside the weights alone, as in an included model
+        return None
     config = read_json(path)
     mode = _mode(config) if isinstance(config, dict) else None
     if mode is None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 from transformers.utils import ModelOutput
 
-from toolkit.models.sentence_folder import SentencePooling
+from toolkit.models.embedding.folder import SentencePooling
 
 EMBEDDING = "sentence_embedding"  # name of the output, also in an IR
 
