@@ -97,6 +97,5 @@ def _class_of(encoder: Any) -> Any:
 
     has_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
     body = {"__init__": init, "forward": forward if has_types else forward_without_types, "__module__": __name__}
-    body["loss_function"] = None  # transformers would look for one by the name of the class
     made: Any = type(f"{encoder.__name__}ForEmbedding", (encoder.__bases__[0],), body)
     return made
