@@ -1,5 +1,6 @@
 """A tiny embedding model from texts to checked IRs, without labels and with them, and in sentence-transformers."""
 
+import json
 import random
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,6 +33,13 @@ def tables(tmp_path_factory):
         file = folder / f"{name}.tsv"
         file.write_text("".join("\t".join(row) + "\n" for row in [columns, *rows]))
         found[name] = str(file)
+    (folder / "qrels").mkdir()
+    found["beir"] = str(folder / "qrels" / "test.tsv")
+    for name, count in (("corpus", 30), ("queries", 10)):
+        rows = [{"_id": f"{n}", "text": sentence(rng, GOOD)} for n in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = ["query-id\tcorpus-id\tscore", *(f"{n}\t{n}\t1" for n in range(10))]
+    Path(found["beir"]).write_text("\n".join(judged) + "\n")
     return found
 
 
@@ -73,7 +81,7 @@ def first_column(file):
 def unlabelled(tiny_bert, tables, tmp_path_factory):
     """A run without labels: stage -> manifest, and the folder of the task."""
     dev = {"dev": tables["scored"], "dev_columns": ["one", "two"], "dev_label": "score"}
-    task = {"train": tables["texts"], "columns": ["text"]} | dev
+    task = {"train": tables["texts"], "columns": ["text"], "retrieval": {"beir": tables["beir"]}} | dev
     timing = {"warmup": 0, "iteration": 1, "seconds": 1, "batch_sizes": [1], "sequence_length": 32}
     benchmark = {"evaluation": {"performance": timing}}
     folder = tmp_path_factory.mktemp("unlabelled") / "run"
@@ -86,7 +94,8 @@ def test_texts_without_labels_become_checked_irs(unlabelled):
     variants = made["export"].metrics["variants"]
     assert variants.keys() == set(VARIANTS)
     for figures in variants.values():
-        assert figures["ir"].keys() == {"spearman_cosine", "dense_cosine", "dense_cosine_p1"}
+        ranks = {f"{metric} (beir)" for metric in ("ndcg@10", "mrr@10", "recall@100")}
+        assert figures["ir"].keys() == {"spearman_cosine", "dense_cosine", "dense_cosine_p1"} | ranks
     assert variants["dense-fp32"]["ir"]["dense_cosine"] == pytest.approx(1, abs=1e-6)
     assert 0.5 < variants["sparse-int8"]["ir"]["dense_cosine"] < 0.9999
     assert made["quantize"].metrics["tuning"]["metric"] == "dense_cosine"

@@ -15,6 +15,7 @@ from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
 from toolkit.core.yaml_document import dump_flow
 from toolkit.data.files import cached_file, fetch_file
+from toolkit.data.kinds.retrieval import read_retrieval
 from toolkit.data.labels import class_number, is_number, label_name, label_number
 from toolkit.data.question_answering import is_unanswerable
 from toolkit.data.tables import Record, read_rows, text
@@ -113,6 +114,9 @@ def check_rows(name: str, section: Task) -> str:
         summary = [f"{len(train):,} training rows, {len(measured):,} evaluation rows"]
         if KINDS[section.kind].has_classes:
             summary.append(_classes(found.labels, numbers))
+        for split, file in section.retrieval.items():
+            one = read_retrieval(split, file)
+            summary.append(f"{split}: {len(one.queries):,} queries, {len(one.documents):,} documents")
         return "; ".join([*summary, *found.left_out])
     # Without the train split the classes are known only if the recipe names them.
     counts, left_out = [], list[str]()

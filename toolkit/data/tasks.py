@@ -9,6 +9,8 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.data import task_rows
+from toolkit.data.kinds.embedding import RANK_METRICS, Texts
+from toolkit.data.kinds.retrieval import read_retrieval
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
@@ -125,6 +127,13 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
         part, suffix = slice(first, first + len(found)), f" ({split})" if split else ""
         measures += [Measure(f"{metric}{suffix}", metric, part) for metric in section.metrics]
         first = part.stop
+    if isinstance(dev_split, Texts) and section.retrieval:
+        sets = [read_retrieval(name, file) for name, file in section.retrieval.items()]
+        dev_split = dev_split.followed_by(sets, tokenizer, section.max_seq_length)
+        for one in sets:
+            part = slice(first, first + len(one.queries))
+            measures += [Measure(f"{metric} ({one.name})", metric, part) for metric in RANK_METRICS]
+            first = part.stop
     splits = (train_split, tune_split, dev_split)
     left_out = (*read.left_out, *task_rows.repeated_files(section), *_answers_left_out(name, train_split, dev_split))
     pooling = (section.pooling, section.normalize)

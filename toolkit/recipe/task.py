@@ -143,6 +143,11 @@ class Task(Section):
         (), max_length=3, description="embedding: text columns of dev and more_dev, if they are not `columns`"
     )
     dev_label: str | None = Field(None, description="embedding: column of the scores of dev and more_dev")
+    retrieval: dict[Name, FileName] = Field(
+        {},
+        description="embedding: additional evaluation sets in BEIR's layout, name -> <folder>/qrels/<split>.tsv; "
+        "measured by nDCG@10, MRR@10 and recall@100",
+    )
     pooling: Pooling | None = Field(
         None,
         description="embedding: mean of the tokens' states, or state of the first one (cls); default: as the model's "
@@ -263,6 +268,7 @@ _ADDED: dict[str, Any] = {
     "drop_unanswerable": False,
     "dev_columns": [],
     "dev_label": None,
+    "retrieval": {},
     "pooling": None,
     "normalize": None,
 }

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from toolkit.core.errors import UserError
 from toolkit.data import metrics
+from toolkit.data.kinds.retrieval import Retrieval, ranked
 from toolkit.data.labels import number_of
 from toolkit.recipe import Kind, Task
 
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
 
     from toolkit.data.task_rows import TaskRow
 
+RANK_METRICS = ("ndcg@10", "mrr@10", "recall@100")  # of the queries of a retrieval set; not chosen by a recipe
 _ROW, _DENSE = 0, 1  # columns of predictions: cosine of a row's texts; from there on, cosine to the dense embeddings
 
 
 def _of_row(measure: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
     return lambda truth, predicted: measure(truth, predicted[:, _ROW])
+
+
+def _mean_of(column: int) -> Callable[[Any, Any], float]:
+    return lambda _, predicted: float(predicted[:, column].mean())
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Texts:
         scores: Score of each pair, [rows] float32; None: rows have no score.
         together: Number of texts of a row, which a batch of the training does not separate.
         dense: The dense model's embeddings of the texts, [texts, size] float32; None: not computed.
+        retrieval: Sets whose queries and documents follow the texts of the rows, set by set. A query is a row, too.
     """
 
     texts: list[tuple[str, ...]]
@@ -44,6 +51,7 @@ class Texts:
     scores: np.ndarray | None
     together: int
     dense: np.ndarray | None = None
+    retrieval: tuple[Retrieval, ...] = ()
     kind: ClassVar[Kind] = "embedding"
     texts_repeat: ClassVar[bool] = False
     examples_per_row: ClassVar[float] = 1.0
@@ -52,16 +60,19 @@ class Texts:
         "spearman_cosine": _of_row(metrics.spearman),
         "pearson_cosine": _of_row(metrics.pearson),
         "cosine_accuracy": _of_row(lambda _, gaps: float((gaps > 0).mean())),
-        "dense_cosine": lambda _, predicted: float(predicted[:, _DENSE:].mean()),
-        "dense_cosine_p1": lambda _, predicted: float(np.percentile(predicted[:, _DENSE:], 1)),
-    }
+        "dense_cosine": lambda _, predicted: float(np.nanmean(predicted[:, _DENSE:])),
+        "dense_cosine_p1": lambda _, predicted: float(np.nanpercentile(predicted[:, _DENSE:], 1)),
+    } | {name: _mean_of(number) for number, name in enumerate(RANK_METRICS)}
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = {name: ids[index] for name, ids in self.inputs.items()}
-        return item if self.scores is None else item | {"labels": float(self.scores[index // self.together])}
+        if self.scores is None:
+            return item
+        row = index // self.together
+        return item | {"labels": float(self.scores[row]) if row < len(self.scores) else 0.0}
 
     @property
     def lengths(self) -> np.ndarray:
@@ -70,8 +81,10 @@ class Texts:
 
     @property
     def truth(self) -> np.ndarray:
-        """The scores, [rows]; zeros if rows have none."""
-        return np.zeros(len(self.texts), np.float32) if self.scores is None else self.scores
+        """The scores, [rows and queries]; zeros where there are none."""
+        queries = sum(len(found.queries) for found in self.retrieval)
+        own = np.zeros(len(self.texts), np.float32) if self.scores is None else self.scores
+        return np.concatenate([own, np.zeros(queries, np.float32)])
 
     @classmethod
     def targets(cls, rows: "Sequence[TaskRow]", labels: Sequence[str]) -> np.ndarray | None:
@@ -94,14 +107,20 @@ class Texts:
     ) -> Self:
         """Tokenises rows; texts longer than the section's `max_seq_length` are truncated."""
         texts = [row.texts for row in rows]
-        inputs = _tokenised(texts, tokenizer, section.max_seq_length)
+        inputs = _tokenised(_flat(texts, ()), tokenizer, section.max_seq_length)
         return cls(texts, inputs, cls.targets(rows, labels), len(section.columns))
 
     def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> Self:
         """Returns the same texts, tokenised by another tokenizer and truncated at the same length."""
         if not len(self):
             return self
-        return replace(self, inputs=_tokenised(self.texts, tokenizer, int(self.lengths.max())))
+        return replace(self, inputs=_tokenised(_flat(self.texts, self.retrieval), tokenizer, int(self.lengths.max())))
+
+    def followed_by(self, retrieval: Sequence[Retrieval], tokenizer: "PreTrainedTokenizerFast", longest: int) -> Self:
+        """Returns these texts, followed by the queries and documents of some sets."""
+        more = _tokenised(_flat((), retrieval), tokenizer, longest)
+        inputs = {name: ids + more[name] for name, ids in self.inputs.items()}
+        return replace(self, inputs=inputs, retrieval=tuple(retrieval))
 
     @staticmethod
     def token_counts(counts: Sequence[int], section: Task) -> list[int]:
@@ -126,9 +145,12 @@ class Texts:
 
         Returns:
             [rows, 1 + texts of a row] float64. The first column is 0 for single texts; for triplets, how much closer
-            the anchor is to the positive than to the negative. The others are NaN while `dense` is None.
+            the anchor is to the positive than to the negative. The others are NaN while `dense` is None. With
+            `retrieval` there follow the queries of each set, with `RANK_METRICS`; missing columns are NaN.
         """
-        own = _unit(np.asarray(logits))
+        count = len(self.texts) * self.together
+        every = _unit(np.asarray(logits))
+        own = every[:count]
         row = own.reshape(len(self.texts), self.together, -1)
         cosines = np.einsum("nh,nkh->nk", row[:, 0], row[:, 1:])
         first = np.zeros(len(row)) if self.together == 1 else cosines[:, 0]
@@ -137,8 +159,16 @@ class Texts:
         if self.dense is None:
             dense = np.full((len(row), self.together), np.nan)
         else:
-            dense = (own * _unit(self.dense)).sum(axis=1).reshape(len(row), self.together)
-        return np.column_stack([first, dense])
+            dense = (own * _unit(self.dense[:count])).sum(axis=1).reshape(len(row), self.together)
+        found = [np.column_stack([first, dense])]
+        for one in self.retrieval:
+            middle, end = count + len(one.queries), count + len(one.queries) + len(one.documents)
+            found.append(ranked(every[count:middle], every[middle:end], one.relevant))
+            count = end
+        width = max(part.shape[1] for part in found)
+        return np.concatenate(
+            [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan) for part in found]
+        )
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
@@ -147,10 +177,13 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
-def _tokenised(
-    texts: Sequence[tuple[str, ...]], tokenizer: "PreTrainedTokenizerFast", longest: int
-) -> dict[str, list[list[int]]]:
+def _flat(rows: Sequence[tuple[str, ...]], retrieval: Sequence[Retrieval]) -> list[str]:
+    """Returns the texts of rows, then queries and documents of each set."""
+    return [text for part in (*rows, *(p for r in retrieval for p in (r.queries, r.documents))) for text in part]
+
+
+def _tokenised(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", longest: int) -> dict[str, list[list[int]]]:
     if not texts:
         return {name: [] for name in tokenizer.model_input_names}
-    encoded = tokenizer([text for row in texts for text in row], truncation=True, max_length=longest)
+    encoded = tokenizer(list(texts), truncation=True, max_length=longest)
     return {name: encoded[name] for name in tokenizer.model_input_names}

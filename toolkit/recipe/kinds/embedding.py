@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls"]
 
 _SCORED = ("spearman_cosine", "pearson_cosine")  # metrics of pairs with a score
-_KEYS = ("dev_columns", "dev_label", "pooling", "normalize")
+_KEYS = ("dev_columns", "dev_label", "retrieval", "pooling", "normalize")
 _FORMS = "one column of texts, two of pairs (with or without a score), or three of triplets"
 
 
@@ -38,7 +38,7 @@ def require_fitting_keys(task: "Task") -> None:
     """
     if task.kind != "embedding":
         for key in _KEYS:
-            if getattr(task, key) not in (None, ()):
+            if getattr(task, key) not in (None, (), {}):
                 raise wrong(f"has no effect: only embedding tasks have `{key}`", key, instead="remove the key")
         if task.label is None:
             raise wrong("needs the column of the labels", "label", instead="e.g. label")
