@@ -16,7 +16,7 @@ from toolkit.core.files import file_hash
 from toolkit.core.yaml_document import dump_flow
 from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.kinds.retrieval import read_retrieval
-from toolkit.data.labels import class_number, is_number, label_name, label_number
+from toolkit.data.labels import class_number, is_number, label_name, label_number, number_of
 from toolkit.data.question_answering import is_unanswerable
 from toolkit.data.tables import Record, read_rows, text
 from toolkit.data.tables.columns import complete_lines
@@ -84,6 +84,9 @@ def read_task(name: str, section: Task) -> TaskRows:
             _require_two_classes(name, split, rows, labels)
         if not section.labels:
             _require_evaluated(all_train, itertools.chain(dev, *more.values()), labels)
+    if KINDS[section.kind].dense_teaches:
+        for split, rows in (("train", train), ("dev", dev), *more.items()):
+            _require_two_scores(name, split, rows)
     return TaskRows(labels, train, tune, {"": dev} | more, tuple(left_out))
 
 
@@ -335,6 +338,17 @@ def _require_two_classes(name: str, split: str, rows: Sequence[TaskRow], labels:
             f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
             where=f"tasks.{name}",
             instead="a split with two classes or more",
+        )
+
+
+def _require_two_scores(name: str, split: str, rows: Sequence[TaskRow]) -> None:
+    """Rejects pairs that all have one score, which can neither train nor evaluate; texts without scores pass."""
+    scores = {number_of(row.label, row.where) for row in rows if row.label is not None}
+    if len(scores) == 1 and len(rows) > 1:
+        raise UserError(
+            f"all {len(rows)} pairs of the {split} split have the score {scores.pop():g}",
+            where=f"tasks.{name}",
+            instead="pairs of different similarity",
         )
 
 

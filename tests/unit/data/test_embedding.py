@@ -75,7 +75,7 @@ def test_the_lines_of_a_plain_text_file_are_texts(task, tmp_path):
         ({"dev": SCORED.replace("4.5", "nan")}, r"dev.tsv:2: the label 'nan' is not a number"),
         ({"dev": SCORED.replace("4.5", "")}, r"dev.tsv:2: the label in column 'score' is missing"),
         ({"dev": SCORED.replace("4.5", "high")}, r"dev.tsv:2: the label 'high' is not a number"),
-        ({"dev": SCORED.replace("4.5", "1").replace("\t5", "\t1")}, "all 3 pairs have the score 1"),
+        ({"dev": SCORED.replace("4.5", "1").replace("\t5", "\t1")}, "all 3 pairs of the dev split have the score 1"),
         ({"dev": SCORED.replace("a dull end", " ")}, r"dev.tsv:3: the text in column 'two' is empty"),
         ({"train": "text\nfine\n\u200b\n"}, r"train.tsv:3: the text in column 'text' is empty"),
         ({"train": "sentence\nfine\n"}, "no column 'text'"),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from typing_extensions import Self
 
-from toolkit.core.errors import UserError
 from toolkit.data import metrics
 from toolkit.data.kinds.retrieval import Retrieval, ranked
 from toolkit.data.labels import number_of
@@ -91,15 +90,11 @@ class Texts:
         """Returns the scores of rows, [n] float32; None if they have none.
 
         Raises:
-            UserError: A score is not a number (the message names the row), or all are equal.
+            UserError: A score is not a number; the message names the row.
         """
         if not rows or rows[0].label is None:
             return None
-        scores = np.array([number_of(row.label, row.where) for row in rows], dtype=np.float32)
-        if len(rows) > 1 and np.ptp(scores) == 0:
-            what = f"all {len(rows)} pairs have the score {scores[0]:g}"
-            raise UserError(what, where=rows[0].where, instead="pairs of different similarity")
-        return scores
+        return np.array([number_of(row.label, row.where) for row in rows], dtype=np.float32)
 
     @classmethod
     def encode(
