@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import BAD, GOOD, sentence
+from tests.helpers.page import Page
+from toolkit import reporting
 from toolkit.core.artifacts import NullProgress
 from toolkit.measure.accuracy import predict_ir
 from toolkit.models.load import load_tokenizer
+from toolkit.pipeline.graph import finished_manifests
 from toolkit.pipeline.run import Run
 from toolkit.recipe import VARIANTS, Recipe
 
@@ -105,6 +108,14 @@ def test_texts_without_labels_become_checked_irs(unlabelled):
 def test_distillation_without_labels_brings_the_embeddings_closer(unlabelled):
     losses = [point["kd_loss"] for point in unlabelled[0]["transfer"].history]
     assert losses[-1] < losses[0]
+
+
+def test_the_report_speaks_of_cosines_and_not_of_accuracy(unlabelled, tmp_path):
+    reporting.build([finished_manifests(unlabelled[1].parent.parent)], tmp_path)
+    for shown in (Page((tmp_path / "report.html").read_text()).shown, (tmp_path / "report.md").read_text()):
+        assert "spearman_cosine" in shown
+        assert "dense_cosine_p1" in shown
+        assert "accuracy" not in shown.lower()
 
 
 @pytest.mark.parametrize("variant", ["dense-fp32", "sparse-fp32", "sparse-int8"])
