@@ -11,9 +11,10 @@ from torch import Tensor
 LABEL_KEYS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 KD_POSITIONS = "kd_positions"  # key of the positions at which student and teacher are compared, bool
 TEACHER_LOGITS = "teacher_logits"  # key of the cached logits of the teacher
+TOGETHER = "together"  # key of the number of neighbouring examples that belong together, such as the texts of a pair
 Batch = dict[str, Any]
 # Keys that only the losses read: where the teacher is compared, and the divisors of the sums.
-_LOSS_KEYS = (KD_POSITIONS, "items", "kd_items", "examples")
+_LOSS_KEYS = (KD_POSITIONS, TOGETHER, "items", "kd_items", "examples")
 
 
 def model_inputs(batch: Batch) -> Batch:

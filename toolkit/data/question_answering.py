@@ -64,6 +64,7 @@ class Windows:
     offsets: list[np.ndarray]
     settings: AnswerWindows
     kind: ClassVar[Kind] = "question_answering"
+    together: ClassVar[int] = 1
     texts_repeat: ClassVar[bool] = True
     examples_per_row: ClassVar[float] = 1.05
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]] = {
@@ -120,6 +121,11 @@ class Windows:
         """
         found = cls.encode(rows, (), section, tokenizer)
         return found.inputs, found.question_of.tolist()
+
+    @staticmethod
+    def tuning_metric(first: str) -> str:
+        """Returns the metric that decides in tuning, given the first one of the recipe."""
+        return first
 
     def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> "Windows":
         """Returns the same questions, tokenised by another tokenizer into windows of the same length."""

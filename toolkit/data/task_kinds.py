@@ -14,6 +14,7 @@ import numpy as np
 from typing_extensions import Self
 
 from toolkit.data import metrics
+from toolkit.data.kinds.embedding import Texts
 from toolkit.data.labels import class_number, number_of
 from toolkit.data.question_answering import Windows
 from toolkit.recipe import KINDS, Kind, Task
@@ -33,6 +34,7 @@ class Examples:
         inputs: Name of a model input -> one list of ids per example.
         labels: Label of each example, [n].
         kind: The task's kind.
+        together: Number of neighbouring examples that a batch of the training does not separate.
         texts_repeat: Several rows may have the same text.
         examples_per_row: Average number of examples per row, for estimates without reading the data.
         metrics: Name of a metric -> (truth [n], predictions [n]) -> score.
@@ -42,6 +44,7 @@ class Examples:
     inputs: dict[str, list[list[int]]]
     labels: np.ndarray
     kind: ClassVar[Kind]
+    together: ClassVar[int] = 1
     texts_repeat: ClassVar[bool] = False
     examples_per_row: ClassVar[float] = 1.0
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]]
@@ -118,6 +121,11 @@ class Examples:
         """
         return [min(section.max_seq_length, sum(counts) + 1 + len(counts))]
 
+    @staticmethod
+    def tuning_metric(first: str) -> str:
+        """Returns the metric that decides in tuning, given the first one of the recipe."""
+        return first
+
     def predicted(self, logits: Sequence[np.ndarray]) -> np.ndarray:
         """Returns the predictions for logits [n, C]."""
         raise AssertionError("defined by each kind")
@@ -156,11 +164,12 @@ class NumberExamples(Examples):
         return numbers
 
 
-Split = Examples | Windows
-EXAMPLES: dict[Kind, type[Examples] | type[Windows]] = {
+Split = Examples | Windows | Texts
+EXAMPLES: dict[Kind, type[Examples] | type[Windows] | type[Texts]] = {
     "classification": ClassExamples,
     "regression": NumberExamples,
     "question_answering": Windows,
+    "embedding": Texts,
 }
 
 

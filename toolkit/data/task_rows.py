@@ -3,9 +3,10 @@
 import hashlib
 import itertools
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
 from toolkit.core.yaml_document import dump_flow
 from toolkit.data.files import cached_file, fetch_file
-from toolkit.data.labels import class_number, is_number, label_name, label_number
+from toolkit.data.kinds.retrieval import read_retrieval
+from toolkit.data.labels import class_number, is_number, label_name, label_number, number_of
 from toolkit.data.question_answering import is_unanswerable
 from toolkit.data.tables import Record, read_rows, text
+from toolkit.data.tables.columns import complete_lines
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import KINDS, Task
-from toolkit.recipe.references import is_hub, task_files, train_files
+from toolkit.recipe.references import is_hub, table_format, task_files, train_files
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode categories of spaces, line ends, control and format characters
 _LONGEST_NUMBER = 100  # digits of a label; Python itself parses at most a few thousand
@@ -34,7 +37,7 @@ class TaskRow:
     Attributes:
         where: `file:line`, or the nearest equivalent.
         texts: The text, or the two texts of a pair; none is empty.
-        label: The label as stored in the file; never missing.
+        label: The label as stored in the file; never missing, None only in a task without labels.
         group: Value of `hold_out.column`: rows with the same value are in the same split. None without `hold_out`.
     """
 
@@ -73,7 +76,7 @@ def read_task(name: str, section: Task) -> TaskRows:
     """
     left_out: list[str] = []
     all_train, dev = _splits(section, left_out)
-    more = {split: _read(spec, section, left_out) for split, spec in section.more_dev.items()}
+    more = {split: _read(spec, section.evaluated, left_out) for split, spec in section.more_dev.items()}
     labels = _labels(all_train, section)
     tune, train = _set_aside(all_train, section)
     if KINDS[section.kind].has_classes:
@@ -81,6 +84,9 @@ def read_task(name: str, section: Task) -> TaskRows:
             _require_two_classes(name, split, rows, labels)
         if not section.labels:
             _require_evaluated(all_train, itertools.chain(dev, *more.values()), labels)
+    if KINDS[section.kind].dense_teaches:
+        for split, rows in (("train", train), ("dev", dev), *more.items()):
+            _require_two_scores(name, split, rows)
     return TaskRows(labels, train, tune, {"": dev} | more, tuple(left_out))
 
 
@@ -106,19 +112,24 @@ def check_rows(name: str, section: Task) -> str:
         found = read_task(name, section)
         measured = [row for rows in found.dev.values() for row in rows]
         train = found.train + found.tune
-        numbers, _ = (targets(rows, found.labels, section) for rows in (train, measured))
+        numbers = targets(train, found.labels, section)
+        targets(measured, found.labels, section.evaluated)
         summary = [f"{len(train):,} training rows, {len(measured):,} evaluation rows"]
         if KINDS[section.kind].has_classes:
             summary.append(_classes(found.labels, numbers))
+        for split, file in section.retrieval.items():
+            one = read_retrieval(split, file)
+            summary.append(f"{split}: {len(one.queries):,} queries, {len(one.documents):,} documents")
         return "; ".join([*summary, *found.left_out])
     # Without the train split the classes are known only if the recipe names them.
     counts, left_out = [], list[str]()
     is_known = set(train_files(section)) <= set(here)
     labels = _labels(_read_train(section, []), section) if is_known else section.labels
     for spec in here:
-        rows = _read(spec, section, left_out)
+        own = section if spec in train_files(section) else section.evaluated
+        rows = _read(spec, own, left_out)
         if labels or not KINDS[section.kind].has_classes:
-            targets(rows, labels, section)
+            targets(rows, labels, own)
         counts.append(len(rows))
     return "; ".join([f"{sum(counts):,} rows available locally", *left_out]) if counts else ""
 
@@ -144,7 +155,7 @@ def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[Tas
     """Returns train and dev rows; with `hold_out`, all rows of a group are in the same split."""
     train = _read_train(section, left_out)
     if section.dev:
-        return train, _read(section.dev, section, left_out)
+        return train, _read(section.dev, section.evaluated, left_out)
     assert section.hold_out is not None
     parts = round(1 / section.hold_out.fraction)
     dev = [row for row in train if _part(row, parts) == section.hold_out.fold]
@@ -193,9 +204,10 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     """Returns the rows of a file selected by `section.rows`; adds a message on rows without text to `left_out`."""
     path = fetch_file(spec)
     group = section.hold_out.column if section.hold_out else None
-    columns = [*section.columns, section.label, *section.rows, *([group] if group else [])]
+    label_column = [] if section.label is None else [section.label]
+    columns = [*section.columns, *label_column, *section.rows, *([group] if group else [])]
     rows, empties, unanswered, seen = [], list[str](), list[str](), False
-    for where, row in read_rows(path, columns):
+    for where, row in file_rows(path, columns, section):
         seen = True
         if any(text(row[column]) not in values for column, values in section.rows.items()):
             continue
@@ -224,8 +236,20 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     return rows
 
 
+def file_rows(path: Path, columns: Sequence[str], section: Task) -> Iterator[tuple[str, Record]]:
+    """Yields the rows of a task's file as `read_rows`; single texts may also be the lines of a plain text file."""
+    if section.kind != "embedding" or len(columns) > 1 or table_format(path.name) is not None:
+        yield from read_rows(path, columns)
+        return
+    for number, line in enumerate(complete_lines(path), start=1):
+        if not _is_blank(line):
+            yield f"{path}:{number}", {columns[0]: line.strip()}
+
+
 def _label(row: Record, section: Task, where: str) -> Any:
-    """Returns the label as stored in the file."""
+    """Returns the label as stored in the file; None for a task without labels."""
+    if section.label is None:
+        return None
     label = row[section.label]
     if KINDS[section.kind].scalar_label and not isinstance(label, str | Number | None):
         raise UserError(
@@ -314,6 +338,17 @@ def _require_two_classes(name: str, split: str, rows: Sequence[TaskRow], labels:
             f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
             where=f"tasks.{name}",
             instead="a split with two classes or more",
+        )
+
+
+def _require_two_scores(name: str, split: str, rows: Sequence[TaskRow]) -> None:
+    """Rejects pairs that all have one score, which can neither train nor evaluate; texts without scores pass."""
+    scores = {number_of(row.label, row.where) for row in rows if row.label is not None}
+    if len(scores) == 1 and len(rows) > 1:
+        raise UserError(
+            f"all {len(rows)} pairs of the {split} split have the score {scores.pop():g}",
+            where=f"tasks.{name}",
+            instead="pairs of different similarity",
         )
 
 

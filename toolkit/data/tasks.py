@@ -9,9 +9,12 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.data import task_rows
+from toolkit.data.kinds.embedding import RANK_METRICS, Texts
+from toolkit.data.kinds.retrieval import read_retrieval
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
+from toolkit.models.embedding.folder import PoolingKeys
 from toolkit.models.tokenizers import definition
 from toolkit.recipe import Kind, Task
 
@@ -54,6 +57,7 @@ class TaskData:
         dev: Evaluation splits; reported, never used for decisions.
         measures: The metrics of each evaluation split.
         left_out: A message for each file with rows that were left out, and for each split with answers in no window.
+        pooling: The recipe's `pooling` and `normalize`, for `load_task_model`.
     """
 
     name: str
@@ -64,10 +68,11 @@ class TaskData:
     dev: Split
     measures: tuple[Measure, ...]
     left_out: tuple[str, ...]
+    pooling: PoolingKeys = (None, None)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics; the first one decides in tuning."""
+        """Names of the metrics, the main one first."""
         return tuple(m.name for m in self.measures)
 
     @property
@@ -85,12 +90,17 @@ class TaskData:
         return {m.name: self._score(m.metric, truth[m.part], predicted[m.part]) for m in self.measures}
 
     def tuning_score(self, logits: Sequence[np.ndarray]) -> float:
-        """Computes the first metric on `tune`.
+        """Computes the tuning metric on `tune`.
 
         Args:
             logits: The model's logits for each item of `tune`.
         """
-        return self._score(self.measures[0].metric, self.tune.truth, self.tune.predicted(logits))
+        return self._score(self.tuning_metric, self.tune.truth, self.tune.predicted(logits))
+
+    @property
+    def tuning_metric(self) -> str:
+        """Name of the metric that decides in tuning: the first one, if the training rows have what it needs."""
+        return self.tune.tuning_metric(self.measures[0].metric)
 
     def _score(self, metric: str, truth: Any, predicted: Any) -> float:
         return score(self.kind, [metric], truth, predicted, len(self.labels))[metric]
@@ -108,7 +118,8 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
     measured = [row for split in read.dev.values() for row in split]
     encode = EXAMPLES[section.kind].encode
     train_split, tune_split, dev_split = (
-        encode(split, read.labels, section, tokenizer) for split in (read.train, read.tune, measured)
+        encode(split, read.labels, own, tokenizer)
+        for split, own in ((read.train, section), (read.tune, section), (measured, section.evaluated))
     )
     measures: list[Measure] = []
     first = 0
@@ -116,9 +127,17 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
         part, suffix = slice(first, first + len(found)), f" ({split})" if split else ""
         measures += [Measure(f"{metric}{suffix}", metric, part) for metric in section.metrics]
         first = part.stop
+    if isinstance(dev_split, Texts) and section.retrieval:
+        sets = [read_retrieval(name, file) for name, file in section.retrieval.items()]
+        dev_split = dev_split.followed_by(sets, tokenizer, section.max_seq_length)
+        for one in sets:
+            part = slice(first, first + len(one.queries))
+            measures += [Measure(f"{metric} ({one.name})", metric, part) for metric in RANK_METRICS]
+            first = part.stop
     splits = (train_split, tune_split, dev_split)
     left_out = (*read.left_out, *task_rows.repeated_files(section), *_answers_left_out(name, train_split, dev_split))
-    return TaskData(name, section.kind, tuple(read.labels), *splits, tuple(measures), left_out)
+    pooling = (section.pooling, section.normalize)
+    return TaskData(name, section.kind, tuple(read.labels), *splits, tuple(measures), left_out, pooling)
 
 
 def _answers_left_out(name: str, train: Split, dev: Split) -> list[str]:

@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 
 from toolkit.core.errors import UserError
 from toolkit.ir.bundle_index import (
+    SUBFOLDERS,
     DensePart,
     File,
     Index,
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 SUFFIX = ".pofa"
-_MAGIC, _VERSION = b"POFABNDL", 1
+_MAGIC, _VERSION = b"POFABNDL", 2
+_FLAT_VERSION = 1  # of a bundle without subfolders, which older versions of the toolkit unpack too
 _MODEL, _WEIGHTS = "openvino_model.xml", "openvino_model.bin"
 _LEVEL = 9  # zstd level; 19 takes twenty times as long and saves 1 %
 _LARGE = 1024  # bytes; smaller constants are not split
@@ -62,14 +64,14 @@ def pack(folder: Path, target: Path) -> int:
     """Packs an IR folder into one file.
 
     Args:
-        folder: IR folder without subfolders.
+        folder: IR folder without subfolders other than those of sentence-transformers.
         target: Bundle to write; written atomically.
 
     Returns:
         Size of the bundle in bytes.
 
     Raises:
-        UserError: The folder has no complete IR or has subfolders, or a file does not survive the round trip.
+        UserError: The folder has no complete IR or has other subfolders, or a file does not survive the round trip.
     """
     for name in (_MODEL, _WEIGHTS):
         if not (folder / name).is_file():
@@ -82,7 +84,8 @@ def pack(folder: Path, target: Path) -> int:
         if parts is None:
             streams["text"].append(_bytes(data))
         digest = hashlib.sha256(data).hexdigest()
-        files.append(File(name=path.name, size=len(data), sha256=digest, parts=parts))
+        name = path.relative_to(folder).as_posix()
+        files.append(File(name=name, size=len(data), sha256=digest, parts=parts))
 
     import numpy as np
 
@@ -93,7 +96,8 @@ def pack(folder: Path, target: Path) -> int:
         index.append(Stream(kind=kind, size=len(joined), packed=len(payload[-1])))
     described = Index(files=files, streams=index).model_dump_json().encode()
     head = codec.compress(described, asbytes=True)
-    content = b"".join([_MAGIC, struct.pack("<III", _VERSION, len(head), len(described)), head, *payload])
+    version = _VERSION if any("/" in file.name for file in files) else _FLAT_VERSION
+    content = b"".join([_MAGIC, struct.pack("<III", version, len(head), len(described)), head, *payload])
     for name, data in _files(content, target):
         if (folder / name).read_bytes() != data:
             raise UserError(f"{name} would not be restored exactly; nothing was written", where=str(folder))
@@ -107,13 +111,16 @@ def pack(folder: Path, target: Path) -> int:
 def _regular_files(folder: Path) -> list[Path]:
     """Returns the files of an IR folder. Anything else would be lost, or come back as a copy of something outside."""
     files = sorted(folder.iterdir())
+    known = [path for path in files if path.name in SUBFOLDERS and path.is_dir() and not path.is_symlink()]
+    files = [path for path in files if path not in known]
+    files += [inside for path in known for inside in sorted(path.iterdir())]
     for path in files:
         kind = "a link" if path.is_symlink() else "a subfolder" if path.is_dir() else "a special file"
         if kind != "a special file" or not path.is_file():
             what = f"the IR folder contains {kind}, {path.name}"
             raise UserError(what, where=str(folder), instead="a folder of regular files only")
         try:
-            require_file_name(path.name)
+            require_file_name(path.relative_to(folder).as_posix())
         except ValueError as error:
             raise UserError(str(error), where=str(folder), instead="another name") from None
     return files
@@ -138,6 +145,7 @@ def unpack(source: Path, folder: Path) -> None:
         made = Path(scratch) / "unpacked"
         made.mkdir()
         for name, data in _files(source.read_bytes(), source):
+            (made / name).parent.mkdir(exist_ok=True)
             (made / name).write_bytes(data)
         made.rename(folder)
 

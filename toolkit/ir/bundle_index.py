@@ -142,11 +142,16 @@ def require_plausible_size(size: int, packed: int) -> None:
         raise ValueError(f"{packed:,} bytes declare to contain {size:,}")
 
 
+SUBFOLDERS = ("1_Pooling",)  # of a sentence-transformers folder
+
+
 def require_file_name(name: str) -> None:
-    """Checks that a name is that of a file in the folder itself, on any file system.
+    """Checks that a name is that of a file in the folder itself or in one of `SUBFOLDERS`, on any file system.
 
     Raises:
         ValueError: It is not.
     """
+    folder, _, inside = name.partition("/")
+    name = inside if folder in SUBFOLDERS else name
     if name in ("", ".", "..") or re.search(r"[\x00-\x1f\x7f/\\]", name) or len(name.encode()) > _LONGEST_NAME:
         raise ValueError(f"invalid file name {name!r}")

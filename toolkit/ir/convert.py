@@ -16,7 +16,7 @@ def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor
     Batch size and sequence length are dynamic; FP32 weights are not compressed to FP16.
 
     Args:
-        model: Classifier with or without NNCF quantizers; its weights are left unchanged.
+        model: Task model with or without NNCF quantizers; its weights are left unchanged.
         tokenizer: Tokenizer to save next to the model.
         folder: Output folder; created if missing.
         sample: Model inputs, int64 [n, length] each; their names become the names of the IR's inputs.

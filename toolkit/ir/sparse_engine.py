@@ -89,7 +89,9 @@ def to_sparse_engine(source: Path, target: Path) -> EngineSummary:
     model.validate_nodes_and_infer_types()
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
-        if file.is_file() and file.stem != Path(MODEL).stem:
+        if file.is_dir():  # settings of a library, such as sentence-transformers' 1_Pooling
+            shutil.copytree(file, target / file.name, dirs_exist_ok=True)
+        elif file.stem != Path(MODEL).stem:
             shutil.copy2(file, target)
     ov.save_model(model, target / MODEL, compress_to_fp16=False)
     in_8_bits = sum(p.range is not None for p in products)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _RUNTIME_VARIABLES = ("ONEDNN_", "DNNL_", "OV_", "PRUNEOFA_")
 _PREDICTION_VERSION = 1  # increased whenever a change of `predict_ir` can change the logits
 
+_EMBEDDING = "sentence_embedding"  # output of an embedding model
 # Tokenizer features and their padding values (None: the tokenizer's padding id).
 FEATURES: dict[str, int | None] = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0}
 
@@ -75,8 +76,10 @@ def predict_ir(
         chosen = order[start : start + batch_size]
         batch = pad_inputs([features[i] for i in chosen], names, pad_id)
         results = request.infer(batch)
-        # A classifier has one output; question answering has start logits, then end logits.
-        outputs = [results[port] for port in compiled.outputs]
+        # A classifier has one output; question answering has start logits, then end logits; an embedding model its
+        # tokens' states beside the embedding, for libraries that pool themselves.
+        ports = [port for port in compiled.outputs if _EMBEDDING in port.get_names()] or compiled.outputs
+        outputs = [results[port] for port in ports]
         rows = outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=1)
         if len(rows) != len(chosen):  # seen with dynamic quantization on a CPU limited to AVX2
             raise UserError(

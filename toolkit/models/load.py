@@ -19,10 +19,11 @@ from transformers.utils import logging
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import require_regular_files
-from toolkit.models.architectures import is_in_layer, require_next_sentence_head, usable_positions
+from toolkit.models.architectures import hidden_size, is_in_layer, require_next_sentence_head, usable_positions
 from toolkit.models.checkpoint import require_unquantized
 from toolkit.models.classes import class_names, output_order
 from toolkit.models.config import read_config
+from toolkit.models.embedding.folder import PoolingKeys, SentencePooling, pooling_of, write_pooling
 from toolkit.models.task_heads import HEADS
 from toolkit.models.tokenizers import require_tokenizer
 from toolkit.recipe import KINDS, Kind
@@ -106,7 +107,9 @@ def load_masked_lm(folder: Path, *, pairs: bool = False, fitted: bool = False) -
     return model
 
 
-def load_task_model(folder: Path, kind: Kind, labels: Sequence[str], *, fitted: bool) -> "PreTrainedModel":
+def load_task_model(
+    folder: Path, kind: Kind, labels: Sequence[str], *, fitted: bool, pooling: PoolingKeys = (None, None)
+) -> "PreTrainedModel":
     """Loads a model with the head of a task's kind.
 
     The outputs of a classifier whose classes have the task's names in another order are put into the task's order.
@@ -116,6 +119,7 @@ def load_task_model(folder: Path, kind: Kind, labels: Sequence[str], *, fitted: 
         kind: The task's kind.
         labels: The class names, in the order of the class numbers; empty for a kind without classes.
         fitted: Whether the checkpoint must include the head; if not, a missing one is initialised from torch's seed.
+        pooling: The task's `pooling` and `normalize`, for an embedding model whose folder does not state them.
 
     Raises:
         UserError: The checkpoint is missing or damaged, or lacks weights of the encoder or of a fitted head; or it is
@@ -123,7 +127,8 @@ def load_task_model(folder: Path, kind: Kind, labels: Sequence[str], *, fitted: 
     """
     head = HEADS[kind]
     order = output_order(folder, labels) if KINDS[kind].has_classes else None
-    model = _load(head.auto_class, folder, fitted=fitted, **head.settings(labels))
+    settings = head.settings(labels) if kind != "embedding" else {"pooling": pooling_of(folder, pooling)}
+    model = _load(head.auto_class, folder, fitted=fitted, **settings)
     if order is not None and order != sorted(order):
         _reorder_outputs(model, order)
     return model
@@ -177,12 +182,28 @@ def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) ->
     return {f"{name}.weight": found[name] for name in kept}
 
 
-def save_checkpoint(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
-    """Writes a Hugging Face folder that `AutoModel….from_pretrained` can load."""
+def save_checkpoint(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path, longest: int | None = None
+) -> None:
+    """Writes a Hugging Face folder that `AutoModel….from_pretrained` can load.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        folder: The folder.
+        longest: Tokens after which an embedding model truncates a text; its folder opens in sentence-transformers.
+    """
     _reset_lengths(tokenizer)
     with _quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    save_pooling(model, folder, longest)
+
+
+def save_pooling(model: Any, folder: Path, longest: int | None) -> None:
+    """Adds pooling and normalisation of an embedding model to its folder; other models have none."""
+    if isinstance(pooling := getattr(model, "pooling", None), SentencePooling) and longest is not None:
+        write_pooling(folder, pooling, hidden_size(model.config.to_dict()), longest)
 
 
 def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: Any) -> "PreTrainedModel":

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
+from toolkit.models.embedding import losses
+from toolkit.models.embedding.model import AutoModelForEmbedding
 from toolkit.recipe import Kind
 
 _IMPOSSIBLE = -1e9  # logit of a position that cannot be part of an answer: its probability is exactly 0
@@ -26,27 +28,32 @@ class TaskHead:
     Attributes:
         auto_class: The transformers class that loads a model with this head.
         logits: (model output, model inputs) -> logits of a batch: [n, C], or [n, C, length] with C logits per token.
-        label_loss: (logits, batch) -> loss against the labels, summed over the examples.
+        label_loss: (logits, batch) -> loss against the labels, summed over the examples; None if there are no labels.
         synthetic_labels: (number of examples, tokens of each) -> random labels, for measuring training steps.
         width: Class names -> C.
         settings: Class names -> settings of the head in the model's `config.json`.
         distributions: Number of distributions per example that are compared with the teacher's, along the last
             dimension.
         distance: The only meaningful distance from the teacher; None: the one that the recipe names.
+        teacher_loss: (logits, teacher's logits) -> distance from the teacher, summed over the examples, for logits that
+            are not compared one by one; None: by `distance`.
     """
 
     auto_class: Any
     logits: Callable[[Any, Mapping[str, Tensor]], Tensor]
-    label_loss: Callable[[Tensor, Mapping[str, Any]], Tensor]
+    label_loss: Callable[[Tensor, Mapping[str, Any]], Tensor | None]
     synthetic_labels: Callable[[int, int], dict[str, Tensor]]
     width: Callable[[Sequence[str]], int]
     settings: Callable[[Sequence[str]], dict[str, Any]] = _no_settings
     distributions: int = 1
     distance: Literal["MSE"] | None = None
+    teacher_loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def task_logits(kind: Kind, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Runs a forward pass; returns logits [n, C] (regression: C = 1), or [n, 2, length] for starts and ends of answers.
+
+    The logits of an embedding model are the embeddings, [n, h].
 
     Padding cannot be part of an answer, so logits do not depend on the other examples of a batch.
     """
@@ -132,5 +139,13 @@ HEADS: dict[Kind, TaskHead] = {
         },
         width=lambda labels: 2,
         distributions=2,
+    ),
+    "embedding": TaskHead(
+        auto_class=AutoModelForEmbedding,
+        logits=lambda output, inputs: output.sentence_embedding,
+        label_loss=losses.label_loss,
+        synthetic_labels=lambda count, length: {},
+        width=lambda labels: 0,  # the hidden size, which depends on the model
+        teacher_loss=losses.teacher_loss,
     ),
 }

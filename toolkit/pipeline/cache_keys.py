@@ -6,6 +6,7 @@ from typing import Any
 from toolkit.core.files import file_hash, json_hash
 from toolkit.data.documents import as_read
 from toolkit.data.hub import hub_split
+from toolkit.data.kinds.retrieval import files_of
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
 from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe
@@ -16,7 +17,7 @@ from toolkit.recipe.task import settings_for_keys
 # Paths are left out of cache keys: moving a file does not change its content, whose hash is in the key instead.
 _PATH_KEYS = {
     "model": {"source"},
-    "task": {"train", "more_train", "dev", "more_dev", "ready", "preset", *OWN_STAGES},
+    "task": {"train", "more_train", "dev", "more_dev", "retrieval", "ready", "preset", *OWN_STAGES},
 }
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
 _ADDED = {"student": {"layers": None}}
@@ -38,7 +39,8 @@ def section_values(name: str, value: Any) -> Any:
     if name == "corpus_tasks":
         return {t: settings_for_keys(section, texts_only=True) for t, section in value.items()}
     if name == "task":  # the names of more_dev name the metrics
-        return settings_for_keys(value, exclude=_PATH_KEYS[name]) | {"more_dev": sorted(value.more_dev)}
+        sets = {"retrieval": sorted(value.retrieval)} if value.retrieval else {}
+        return settings_for_keys(value, exclude=_PATH_KEYS[name]) | {"more_dev": sorted(value.more_dev)} | sets
     if name == "corpus":
         return corpus_settings(value)
     values, added = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name)), _ADDED.get(name, {})
@@ -73,6 +75,8 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
         roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
         if task.more_train:
             roles["more_train"] = [hashed(spec) for spec in task.more_train]
+        if task.retrieval:
+            roles["retrieval"] = {name: [hashed(f) for f in files_of(spec)] for name, spec in task.retrieval.items()}
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}
     return hashes, roles
 

@@ -34,6 +34,7 @@ _LAST_LAYERS: dict[Kind, tuple[str, ...]] = {
     "classification": ("classifier.weight", "classifier.out_proj.weight"),
     "regression": ("classifier.weight", "classifier.out_proj.weight"),
     "question_answering": ("qa_outputs.weight",),
+    "embedding": (),  # the encoder alone
 }
 _EMBEDDINGS = {"word_embeddings": "vocab_size", "position_embeddings": "max_position_embeddings"}
 
@@ -62,7 +63,9 @@ def check_task_heads(recipe: Recipe, inputs: ResolvedInputs) -> None:
         UserError: The first error found.
     """
     for name, task in recipe.tasks.items():
-        width = {"classification": len(task.labels), "regression": 1, "question_answering": 2}[task.kind]
+        width = {"classification": len(task.labels), "regression": 1, "question_answering": 2, "embedding": 0}[
+            task.kind
+        ]
         for source in task.ready.values():
             model = inputs.model(source)
             if model.folder is not None:
@@ -152,7 +155,7 @@ def _require_shape(tensor: StoredTensor, name: str, shape: tuple[int, ...], fold
 
 def _require_task_head(kind: Kind, width: int, config: Mapping[str, Any], folder: Path, task: str) -> None:
     """Checks that a ready task model was trained for this kind of task; `width` is 0 if the classes are not known."""
-    if config.get("model_type") not in MLM_HEAD_OF:
+    if config.get("model_type") not in MLM_HEAD_OF or not _LAST_LAYERS[kind]:
         return
     found = stored_tensors(folder)
     last = next((name for name in _LAST_LAYERS[kind] if name in found), None)

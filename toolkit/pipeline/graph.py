@@ -22,7 +22,7 @@ from toolkit.core.files import content_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.measure.manifest_schema import require_recorded
 from toolkit.pipeline.cache_keys import accepted_keys, data_hashes, sections_of
-from toolkit.recipe import VARIANTS, Export, Recipe
+from toolkit.recipe import KINDS, VARIANTS, Export, Recipe
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Stage:
         sections: Names of the recipe sections that `run` reads and that its cache key therefore depends on.
         needs: Names of the required inputs; `a|b` is the first of the alternatives that the run has.
         optional: Names of the inputs that are used if the run has them.
-        teacher: Name of the input that is required if the stage's section has `distillation`, and unused otherwise.
+        teacher: Name of the input that is required if the stage's section has `distillation`, or if the task is one
+            that the dense model solves as it is, with which the stage's model is compared; unused otherwise.
         per_task: Whether the stage runs once per task rather than once per run.
         trains: Whether it can be distributed over several processes.
     """
@@ -51,8 +52,11 @@ class Stage:
 
     def needed(self, recipe: Recipe, task: str | None) -> tuple[str, ...]:
         """Returns the names of the inputs that the stage requires with this recipe."""
-        distilled = self.teacher and recipe.section(self.name, task).distillation is not None
-        return (*self.needs, self.teacher) if self.teacher and distilled else self.needs
+        if self.teacher is None:
+            return self.needs
+        compared = task is not None and KINDS[recipe.tasks[task].kind].dense_teaches
+        distilled = recipe.section(self.name, task).distillation is not None
+        return (*self.needs, self.teacher) if compared or distilled else self.needs
 
 
 STAGES = (

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.core.errors import UserError
 from toolkit.data import task_rows
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.checkpoint import require_finite_weights, require_unquantized
 from toolkit.models.classes import class_names, output_order
+from toolkit.models.embedding.folder import pooling_of
 from toolkit.models.tokenizers import require_same_tokens
 from toolkit.recipe import KINDS, Recipe, Task
 
@@ -54,10 +56,32 @@ def check_task_models(recipe: Recipe, inputs: ResolvedInputs) -> None:
             labels = task.labels or (task_rows.read_task(name, task).labels if _is_local(task, inputs) else ())
             for folder in heads if labels else ():
                 output_order(folder, labels)
+        if KINDS[task.kind].dense_teaches:
+            _require_same_pooling(name, task, folders)
         sections = [recipe.section(stage, name) for stage in ("transfer", "quantize") if stage not in task.ready]
         distilled = any(section is not None and section.distillation is not None for section in sections)
         if distilled and {"task_teacher", "transfer"} <= folders.keys() and inputs.file(task.train) is not None:
             require_same_tokens(folders["transfer"], folders["task_teacher"], _texts(task))
+
+
+def _require_same_pooling(name: str, task: Task, folders: dict[str, Path]) -> None:
+    """Checks that teacher and student of an embedding task pool alike.
+
+    Raises:
+        UserError: They do not, or a key of the task contradicts a folder.
+    """
+    keys = (task.pooling, task.normalize)
+    found = {stage: pooling_of(folder, keys) for stage, folder in folders.items()}
+    student, teacher = found.get("transfer"), found.get("task_teacher")
+    if student is None or teacher is None or student == teacher:
+        return
+    key = "pooling" if student.mode != teacher.mode else "normalize"
+    own, wanted = (str(p.mode if key == "pooling" else p.normalize).lower() for p in (student, teacher))
+    raise UserError(
+        f"{key} of the student is {own}, that of the dense model is {wanted}",
+        where=f"tasks.{name}, {folders['transfer']}",
+        instead=f"{key}: {wanted}, or a student made from this dense model",
+    )
 
 
 def origins(recipe: Recipe, name: str) -> dict[str, Origin]:

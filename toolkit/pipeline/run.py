@@ -33,7 +33,7 @@ from toolkit.pipeline.checkpoint_contents import sources_of
 from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
 from toolkit.pipeline.requirements import require
 from toolkit.pipeline.run_folder import exclusive, promote, resume_or_reset
-from toolkit.recipe import Quantize, Recipe
+from toolkit.recipe import KINDS, Quantize, Recipe
 from toolkit.training import distributed
 
 _DISK_FULL = 1 << 20  # bytes free
@@ -256,6 +256,9 @@ def _check_processes(step: Step) -> None:
     train = getattr(section, "train", None)
     if train is not None:
         distributed.require_divisible(train.batch_size, step.stage.name)
+        task = step.sections.get("task")
+        if task is not None and KINDS[task.kind].dense_teaches:
+            distributed.require_one_process_for_embeddings(step.stage.name)
     if isinstance(section, Quantize):
         distributed.require_one_process_to_retrain(section.tuning.retrain_steps)
 

@@ -143,6 +143,8 @@ class Recipe(Section):
         stays_dense = "student" not in self.ready and self.student is not None and self.student.pruning is None
         for name in self.tasks:
             _check_distance(self, name)
+            if KINDS[self.tasks[name].kind].dense_teaches:
+                self.tasks[name] = _taught_by_dense(self, name)
         for own in (None, *self.tasks):
             transfer = self.section("transfer", own)
             if transfer and transfer.pruning.only_locks and not sparse:
@@ -154,6 +156,45 @@ class Recipe(Section):
                 raise wrong(what, *at, "pruning", instead="no `names`: a dense student is trained without a lock")
         _check_schedules(self)
         return self
+
+
+def _taught_by_dense(recipe: Recipe, name: str) -> Task:
+    """Returns a task with the dense model as its ready task teacher, unless a section fits one to its labels.
+
+    Raises:
+        PydanticCustomError: A stage needs labels, and the task has none.
+    """
+    task = recipe.tasks[name]
+    if not task.has_targets:
+        if task.task_teacher is not None and recipe.task_teacher is None:
+            what = "needs labels to fit the dense model to; without them the dense model teaches as it is"
+            raise wrong(what, "tasks", name, "task_teacher", instead="remove the section")
+        for stage in ("transfer", "quantize"):
+            if stage not in task.ready:
+                _require_teacher_alone(recipe, name, stage)
+    fitted = task.has_targets and recipe.section("task_teacher", name) is not None
+    if fitted or "task_teacher" in task.ready:
+        return task
+    return task.model_copy(update={"ready": task.ready | {"task_teacher": recipe.model.source}})
+
+
+def _require_teacher_alone(recipe: Recipe, name: str, stage: str) -> None:
+    """Rejects a training of a task without labels that would need them."""
+    section = recipe.section(stage, name)
+    if section is None or section.train is None:
+        return
+    at = ("tasks", name, stage) if getattr(recipe.tasks[name], stage) is not None else (stage,)
+    what = f"{name!r} has no labels"
+    if section.distillation is None:
+        keys = ("pruning" if stage == "transfer" else "quantization", "train")
+        raise wrong(f"{what} to train with", *at, *keys, instead="distillation: {train: …}, from the dense model")
+    settings = section.distillation.train.criterion.settings
+    criterion = (*at, "distillation", "train", "criterion")
+    if isinstance(settings, KDLossSettings) and settings.loss_weights[0] > 0:
+        raise wrong(what, *criterion, "KnowledgeDistillationLoss", "loss_weights", instead="[0, 1]")
+    if isinstance(settings, IntermediateSettings) and settings.add_origin_loss:
+        keys = ("IntermediateLayersKnowledgeDistillationLoss", "add_origin_loss")
+        raise wrong(what, *criterion, *keys, instead="false")
 
 
 def _both(below: Any, above: Any) -> bool:

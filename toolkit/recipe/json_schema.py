@@ -117,7 +117,11 @@ class Schema:
         each = f"one of {', '.join(item['enum'])}" if "enum" in item else self.wanted(item)
         low, high = node.get("minItems", 0), node.get("maxItems")
         if high:
-            length = f"of {low} or {high} values" if low < high else f"of {low} value{'' if low == 1 else 's'}"
+            length = (
+                f"of {low} {'or' if high == low + 1 else 'to'} {high} values"
+                if low < high
+                else f"of {low} value{'' if low == 1 else 's'}"
+            )
         else:
             length = "of one or more values" if low else "of values"
         return f"a list {length}, each {each}"

@@ -33,6 +33,7 @@ _FILE_KEYS = (
     ("tasks", "*", "more_train", "*"),
     ("tasks", "*", "dev"),
     ("tasks", "*", "more_dev", "*"),
+    ("tasks", "*", "retrieval", "*"),
     ("tasks", "*", "ready", "*"),
     ("ready", "*"),
 )

@@ -40,7 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "labels": ["unacceptable", "acceptable"],
         "metrics": ["matthews_correlation", "accuracy"],
     },
-    "stsb": _glue("stsb") | {"kind": "regression", "columns": _TWO_SENTENCES, "metrics": ["pearson", "spearman"]},
+    "stsb": _glue("stsb")
+    | {"kind": "regression", "columns": _TWO_SENTENCES, "label": "label", "metrics": ["pearson", "spearman"]},
     "squad": {
         "kind": "question_answering",
         "train": "hub:rajpurkar/squad::train",

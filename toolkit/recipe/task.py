@@ -7,11 +7,24 @@ from pydantic import Field, model_validator
 
 from toolkit.recipe.benchmark import Benchmark
 from toolkit.recipe.fields import Count, FileName, Length, Name, Number, Position, Section, wrong
+from toolkit.recipe.kinds.embedding import Pooling, default_metrics, require_fitting_keys
 from toolkit.recipe.presets import PRESETS, Preset
 from toolkit.recipe.stages import Quantize, TrainOnly, Transfer
 
-Kind = Literal["classification", "regression", "question_answering"]
-Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman", "exact_match"]
+Kind = Literal["classification", "regression", "question_answering", "embedding"]
+Metric = Literal[
+    "accuracy",
+    "f1",
+    "matthews_correlation",
+    "pearson",
+    "spearman",
+    "exact_match",
+    "spearman_cosine",
+    "pearson_cosine",
+    "cosine_accuracy",
+    "dense_cosine",
+    "dense_cosine_p1",
+]
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,9 @@ class KindRules:
         cuts_windows: Whether long texts are split into windows, as set in `windows`.
         per_token: Whether logits are per token ([C, length]): their number varies with the text, so that they cannot be
             compared one by one.
+        dense_teaches: Whether the dense model solves the task as it is: it is the teacher without being fine-tuned, and
+            what a compressed model is compared with.
+        most_columns: Largest number of text columns.
     """
 
     metrics: tuple[Metric, ...]
@@ -34,6 +50,8 @@ class KindRules:
     columns: tuple[str, ...] = ()
     cuts_windows: bool = False
     per_token: bool = False
+    dense_teaches: bool = False
+    most_columns: int = 2
 
 
 KINDS: dict[Kind, KindRules] = {
@@ -46,7 +64,13 @@ KINDS: dict[Kind, KindRules] = {
         cuts_windows=True,
         per_token=True,
     ),
+    "embedding": KindRules(
+        ("spearman_cosine", "pearson_cosine", "cosine_accuracy", "dense_cosine", "dense_cosine_p1"),
+        dense_teaches=True,
+        most_columns=3,
+    ),
 }
+_KIND: Kind = "classification"  # of a task that names none
 OWN_STAGES = ("task_teacher", "transfer", "quantize", "benchmark")
 
 
@@ -80,7 +104,10 @@ class Task(Section):
     preset: Preset | None = Field(
         None, description="public task; sets files (from the hub), columns, labels and metrics that are not given here"
     )
-    kind: Kind = Field("classification", description="classification, regression, or extractive question answering")
+    kind: Kind = Field(
+        _KIND,
+        description="classification, regression, extractive question answering, or embedding (sentence embeddings)",
+    )
     train: FileName = Field(
         min_length=1,
         description="file (TSV, CSV, JSON lines, Parquet, SQuAD's JSON; optionally .bz2/.gz/.xz/.zst), "
@@ -104,10 +131,31 @@ class Task(Section):
     columns: tuple[str, ...] = Field(
         ("sentence",),
         min_length=1,
-        max_length=2,
-        description="text column, the two columns of a sentence pair, or the columns of question and context",
+        max_length=3,
+        description="text column, the two columns of a sentence pair, or the columns of question and context; "
+        "embedding: texts, pairs (anchor, positive) or triplets (anchor, positive, negative)",
     )
-    label: str = Field("label", description="column of the class, number or answers")
+    label: str | None = Field(
+        "label",
+        description="column of the class, number or answers; embedding: of a pair's score, if the pairs have one",
+    )
+    dev_columns: tuple[str, ...] = Field(
+        (), max_length=3, description="embedding: text columns of dev and more_dev, if they are not `columns`"
+    )
+    dev_label: str | None = Field(None, description="embedding: column of the scores of dev and more_dev")
+    retrieval: dict[Name, FileName] = Field(
+        {},
+        description="embedding: additional evaluation sets in BEIR's layout, name -> <folder>/qrels/<split>.tsv; "
+        "measured by nDCG@10, MRR@10 and recall@100",
+    )
+    pooling: Pooling | None = Field(
+        None,
+        description="embedding: mean of the tokens' states, or state of the first one (cls); default: as the model's "
+        "own sentence-transformers folder says, else mean",
+    )
+    normalize: bool | None = Field(
+        None, description="embedding: whether embeddings have length 1; default: as the model's folder says, else true"
+    )
     labels: tuple[str, ...] = Field((), description="class names in label order; empty: as found in the training file")
     metrics: tuple[Metric, ...] = Field(
         ("accuracy",), min_length=1, description="metrics measured on dev; the first one is used for tuning"
@@ -148,6 +196,11 @@ class Task(Section):
             known.pop("more_dev", None)
         filled = known | {k: v for k, v in values.items() if v is not None}
         kind = filled.get("kind")
+        if (kind or _KIND) != known.get("kind", _KIND) and "metrics" not in values:
+            filled.pop("metrics", None)  # the preset's are those of another kind
+        if kind == "embedding":
+            filled.setdefault("label", None)
+            filled.setdefault("metrics", default_metrics(filled))
         files, more = filled.get("train"), filled.get("more_train", [])
         if isinstance(files, list | tuple) and files and isinstance(more, list | tuple):
             filled |= {"train": files[0], "more_train": [*files[1:], *more]}
@@ -176,15 +229,18 @@ class Task(Section):
                     instead=" or ".join(rules.metrics),
                 )
         if self.labels and not rules.has_classes:
-            raise wrong(f"a {kind} task has no classes", "labels", instead="remove the key")
+            raise wrong(f"{_a(kind)} task has no classes", "labels", instead="remove the key")
+        if len(self.columns) > rules.most_columns:
+            raise wrong(f"must be at most {rules.most_columns} for {kind}", "columns", rules.most_columns)
+        require_fitting_keys(self)
         if rules.columns and len(self.columns) != len(rules.columns):
             what = f"needs {len(rules.columns)} columns, in this order"
             raise wrong(what, "columns", instead=f"[{', '.join(rules.columns)}]")
         if not rules.cuts_windows and self.windows != AnswerWindows():
-            what = f"has no effect: texts of a {kind} task are not split"
+            what = f"has no effect: texts of {_a(kind)} task are not split"
             raise wrong(what, "windows", *sorted(self.windows.model_fields_set)[:1], instead="remove the key")
         if not rules.cuts_windows and self.drop_unanswerable:
-            raise wrong(f"has no effect on a {kind} task", "drop_unanswerable", instead="remove the key")
+            raise wrong(f"has no effect on {_a(kind)} task", "drop_unanswerable", instead="remove the key")
         if rules.cuts_windows and self.max_seq_length <= self.least_length:
             raise wrong(
                 f"too short for a question of {self.windows.max_question_length} tokens and an overlap of "
@@ -194,11 +250,34 @@ class Task(Section):
             )
         return self
 
+    @property
+    def evaluated(self) -> "Task":
+        """The task as the rows of its evaluation splits have it: with their columns and their label."""
+        if not self.dev_columns and self.dev_label is None:
+            return self
+        return self.model_copy(update={"columns": self.dev_columns or self.columns, "label": self.dev_label})
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether the training rows say what is right: a label, or which texts of a row belong together."""
+        return self.label is not None or len(self.columns) > 1
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
 
 # Keys of a task that its training texts depend on.
 _TEXT_FIELDS = {"kind", "columns", "label", "rows", "drop_empty", "drop_unanswerable", "hold_out", "tuning_examples"}
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
-_ADDED = {"drop_unanswerable": False}
+_ADDED: dict[str, Any] = {
+    "drop_unanswerable": False,
+    "dev_columns": [],
+    "dev_label": None,
+    "retrieval": {},
+    "pooling": None,
+    "normalize": None,
+}
 
 
 def settings_for_keys(task: Task, *, texts_only: bool = False, exclude: set[str] | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from toolkit.measure.size import FILE, GZIP, VALUES
 from toolkit.recipe import DENSE
 
 _LARGER_IS_BETTER = ("throughput_median",)
-_PROPORTIONS = ("accuracy", "exact_match")  # metrics that are a fraction of the examples
+_PROPORTIONS = ("accuracy", "exact_match", "cosine_accuracy")  # metrics that are a fraction of the examples
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
             keep_trailing_newline=True,
         )
         environment.filters |= formatting.FILTERS
-        environment.globals |= {"tuning_cost": sentences.tuning_cost, "shipped": SHIPPED}
+        environment.globals |= {"tuning_cost": sentences.tuning_cost, "criterion_name": sentences.criterion_name}
+        environment.globals |= {"shipped": SHIPPED}
         script = {"plotly": Markup(get_plotlyjs())} if html else {}
         (folder / file).write_text(environment.get_template(template).render(**values, **script))
     return folder / PAGE

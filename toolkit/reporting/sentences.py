@@ -81,7 +81,14 @@ def criterion(benchmark: Manifest) -> str:
     limit, difference = percent(found["promised"], 2), percent(abs(found["measured"]), 2)
     verb = "lost" if found["measured"] >= 0 else "gained"
     verdict = "met" if found["met"] else "not met"
-    return f"Accuracy criterion {verdict}: INT8 {verb} {difference}{unit} in {found['metric']}, loss limit {limit}."
+    metric = found["metric"]
+    name = criterion_name(metric).capitalize()
+    return f"{name} {verdict}: INT8 {verb} {difference}{unit} in {metric}, loss limit {limit}."
+
+
+def criterion_name(metric: str) -> str:
+    """Returns what the recipe's `accuracy_criterion` is called beside a metric; embeddings have no accuracy."""
+    return "criterion" if "cosine" in metric else "accuracy criterion"
 
 
 def left_out(export: Manifest | None) -> list[str]:
@@ -104,8 +111,9 @@ def tuning(found: dict[str, Any]) -> str:
     n = f"{found['examples']:,} training examples set aside for tuning"
     if not found["met"]:
         none = "The only trial does not meet" if len(trials) == 1 else f"None of the {len(trials)} trials meets"
-        return f"{none} the accuracy criterion on {n}; the best model is selected."
-    first = "" if trials[0]["met"] else "With all operations in INT8 the accuracy criterion is not met. "
+        return f"{none} the {criterion_name(found['metric'])} on {n}; the best model is selected."
+    missed = f"With all operations in INT8 the {criterion_name(found['metric'])} is not met. "
+    first = "" if trials[0]["met"] else missed
     kept = f"{len(returned)} of {len(found['sensitivity'])} operations kept in FP32" if returned else "all in INT8"
     return f"{first}Of {len(trials)} trials on {n}, number {found['kept']} is selected: {kept}."
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.batches import KD_POSITIONS, TEACHER_LOGITS, Batch, pad, pad_masked
+from toolkit.data.batches import KD_POSITIONS, TEACHER_LOGITS, TOGETHER, Batch, pad, pad_masked
 from toolkit.data.corpus.sequences import AnySequences, MixedSequences, epoch_items
 from toolkit.data.masking import mask_tokens, masked_count, sample_positions, sampled_count
 from toolkit.data.sampler import LengthGroupedDataset, MixedDataset
@@ -76,6 +76,8 @@ def task_data(
 ) -> TrainingData:
     """Returns labelled examples; the losses are averaged over the examples of an optimizer step.
 
+    Examples that belong together (the texts of a pair) count as one, and follow each other in a batch.
+
     Args:
         examples: The train split.
         pad_id: The tokenizer's padding id.
@@ -83,16 +85,20 @@ def task_data(
         seed: Seed of the sampling order.
         logits_of: Index of an example -> its cached teacher logits; None: there are none.
     """
-    steps = steps_of(section, len(examples))
-    stream = _stream(examples.lengths, lambda i, _: examples[i] | {_NUMBER: i}, section, steps, seed)
+    together = examples.together
+    steps = steps_of(section, len(examples) // together)
+    lengths = examples.lengths.reshape(-1, together).max(axis=1)
+    stream = _stream(lengths, lambda i, _: {_NUMBER: i}, section, steps, seed)
     items = float(section.batch_size * section.gradient_accumulation_steps)
 
     def collate(features: list[dict[str, Any]]) -> Batch:
-        plain = [{k: v for k, v in f.items() if k not in ("step", _NUMBER)} for f in features]
-        counts = {"items": items, "examples": items}
-        batch = pad(plain, pad_id) | counts
+        numbers = [f[_NUMBER] * together + place for f in features for place in range(together)]
+        batch: Batch = pad([examples[number] for number in numbers], pad_id)
+        batch |= {"items": items, "examples": items * together}
+        if together > 1:
+            batch[TOGETHER] = together
         if logits_of is not None:
-            batch[TEACHER_LOGITS] = pad_logits([logits_of(f[_NUMBER]) for f in features], examples.per_token)
+            batch[TEACHER_LOGITS] = pad_logits([logits_of(number) for number in numbers], examples.per_token)
         return batch
 
     return TrainingData(stream, collate, steps)

@@ -244,14 +244,19 @@ class TaskLoss:
     def __call__(self, model: Any, batch: Batch) -> LossTerms:
         inputs = model_inputs(batch)
         head, logits = HEADS[self._kind], task_logits(self._kind, model, inputs)
-        task = head.label_loss(logits, batch) / batch["items"]
+        labelled = head.label_loss(logits, batch)
+        task = None if labelled is None else labelled / batch["items"]
         if self._settings is None:
+            assert task is not None, "a task without labels is trained with a teacher"
             return LossTerms(task, task.detach())
         if TEACHER_LOGITS in batch:
             teacher_logits = batch[TEACHER_LOGITS]
         else:
             assert self._teacher is not None, "the batch has no cached teacher logits and no teacher model was given"
             teacher_logits = self._teacher(lambda teacher: task_logits(self._kind, teacher, inputs))
+        if head.teacher_loss is not None:
+            kd = head.teacher_loss(logits, teacher_logits) / batch["examples"]
+            return combine(task, kd, self._settings.loss_weights)
         distance = _DISTANCES[head.distance or self._settings.loss_types[1]]
         student, target = (x.reshape(-1, x.shape[-1]) for x in (logits, teacher_logits))
         kd = distance(student, target, self._settings.temperature, head.distributions * batch["items"])

@@ -175,6 +175,20 @@ def require_one_process_to_retrain(retrain_steps: int) -> None:
         )
 
 
+def require_one_process_for_embeddings(stage: str) -> None:
+    """Checks that an embedding task is not trained in a distributed run: its losses compare all texts of a batch.
+
+    Raises:
+        UserError: It is.
+    """
+    if world_size() > 1:
+        raise UserError(
+            "the losses of an embedding task compare all texts of a batch, which several processes would split",
+            where=stage,
+            instead="run the command without torchrun",
+        )
+
+
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
     """Runs the `with` block in rank 0 before the other ranks, which then find its files on disk."""

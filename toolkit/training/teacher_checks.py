@@ -13,6 +13,7 @@ from toolkit.data.tasks import TaskData
 from toolkit.models.classes import output_order
 from toolkit.models.load import load_tokenizer
 from toolkit.models.tokenizers import definition, different_tokens
+from toolkit.recipe import KINDS
 from toolkit.training.evaluation import predict
 
 _ENOUGH = 100  # examples that are enough to judge a teacher, set aside for tuning or of dev; else it is judged on train
@@ -76,6 +77,8 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
         logits: Its logits for each item of the split.
         folder: Its checkpoint.
     """
+    if KINDS[task.kind].dense_teaches:  # embeddings of any model compare texts
+        return None
     truth, predicted, metric = split.truth, split.predicted(logits), task.measures[0].metric
 
     def of(order: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from toolkit.core.files import json_hash, write_atomic
 from toolkit.data.batches import Batch
 from toolkit.data.task_kinds import Split, fingerprint
 from toolkit.data.tasks import TaskData
+from toolkit.models.architectures import hidden_size
 from toolkit.models.load import load_task_model
 from toolkit.models.task_heads import HEADS
 from toolkit.recipe import Distillation
@@ -98,15 +99,15 @@ def task_distillation(
     def load() -> tuple[Any, Split]:
         """Returns the teacher, checked, and the train split as it reads it."""
         split = teacher_split(task.train, path, tokenizer)
-        model = load_task_model(path, task.kind, task.labels, fitted=True)
+        model = load_task_model(path, task.kind, task.labels, fitted=True, pooling=task.pooling)
         if "task_teacher" in context.ready:
             require_skilled(model, task, path, tokenizer)
         context.require_unchanged()
         return model, split
 
     criterion = train.criterion
-    steps = steps_of(train, len(task.train))
-    seen = steps * train.batch_size * train.gradient_accumulation_steps
+    steps = steps_of(train, len(task.train) // task.train.together)
+    seen = steps * train.batch_size * train.gradient_accumulation_steps * task.train.together
     own_precision = teacher_bf16(train)
     reduced = bf16(train) if own_precision is None else own_precision
     key = {
@@ -158,7 +159,8 @@ def teacher_logits(
             partial = folder.with_suffix(".partial")
             model, split = load()
             log(f"computing teacher logits for {len(lengths):,} training examples (cached afterwards)")
-            _compute(partial, model, split, ends, HEADS[task.kind].width(task.labels), pad_id, bf16)
+            width = HEADS[task.kind].width(task.labels) or hidden_size(model.config.to_dict())
+            _compute(partial, model, split, ends, width, pad_id, bf16)
             partial.rename(folder)  # atomic: a folder of this name is always complete
     return TeacherLogits(np.load(folder / _LOGITS, mmap_mode="r"), ends)
 

@@ -10,6 +10,7 @@ import pytest
 
 from toolkit.core.errors import UserError
 from toolkit.ir import bundle, kernels
+from toolkit.ir.bundle_index import require_file_name
 
 LAYER = '<layer type="Const"><data element_type="{kind}" shape="" offset="{offset}" size="{size}"/></layer>'
 
@@ -197,6 +198,20 @@ def test_a_folder_without_an_ir_and_an_existing_target_are_refused(ir, tmp_path)
     bundle.pack(ir, tmp_path / "one.pofa")
     with pytest.raises(UserError, match="folder already exists"):
         bundle.unpack(tmp_path / "one.pofa", ir)
+
+
+def test_the_subfolder_of_sentence_transformers_comes_back_and_no_other(ir, tmp_path):
+    bundle.pack(ir, tmp_path / "flat.pofa")
+    (ir / "1_Pooling").mkdir()
+    (ir / "1_Pooling" / "config.json").write_text("{}")
+    bundle.pack(ir, tmp_path / "one.pofa")
+    bundle.unpack(tmp_path / "one.pofa", tmp_path / "back")
+    assert (tmp_path / "back/1_Pooling/config.json").read_text() == "{}"
+    versions = [int.from_bytes((tmp_path / name).read_bytes()[8:12], "little") for name in ("flat.pofa", "one.pofa")]
+    assert versions == [1, 2]  # an older toolkit unpacks the first, and asks for an update at the second
+    for name in ("1_Pooling", "1_Pooling/", "1_Pooling/a/b", "1_Pooling/..", "2_Other/config.json"):
+        with pytest.raises(ValueError, match="invalid file name"):
+            require_file_name(name)
 
 
 def test_a_folder_that_would_not_come_back_whole_is_refused(ir, tmp_path):

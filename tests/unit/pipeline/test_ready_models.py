@@ -1,6 +1,7 @@
 """Checkpoints that a recipe names are checked before the first stage, without loading them."""
 
 import json
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 from tests.conftest import vocabulary
 from tests.helpers.models import load_classifier
 from toolkit.core.errors import UserError
+from toolkit.models.embedding.folder import SentencePooling, write_pooling
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.pipeline.run import Run
@@ -122,3 +124,32 @@ def test_zeros_that_no_lock_selects_are_not_lost_without_a_word(sparse, tiny_ber
     Run(Recipe.model_validate(values), tmp_path / "run", lambda step: nullcontext(progress))()
     name = "bert.encoder.layer.0.intermediate.dense.weight"
     assert told == [f"the zeros of 4 matrices that no pruner selects are trained: e.g. {name}"]
+
+
+@pytest.mark.parametrize("key", ["pooling", "normalize"])
+def test_teacher_and_student_of_an_embedding_task_must_pool_alike(key, sparse, tiny_bert, tiny_task_files, tmp_path):
+    folder, _ = sparse
+    dense = tmp_path / "dense"
+    shutil.copytree(tiny_bert, dense)
+    own = SentencePooling("cls", True) if key == "pooling" else SentencePooling("mean", False)
+    write_pooling(dense, own, 32, 64)
+    texts = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "columns": ["sentence"]}
+    alone = {"steps": 2, "criterion": {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}}
+
+    def checked(**keys):
+        values = {
+            "name": "r",
+            "model": {"source": str(dense)},
+            "ready": {"student": str(folder)},
+            "tasks": {"toy": {"kind": "embedding"} | texts | keys},
+            "transfer": {"distillation": {"train": alone}},
+        }
+        return check_recipe(Recipe.model_validate(values))
+
+    with pytest.raises(UserError, match=f"{key} of the student is (mean|true), that of the dense model is (cls|false)"):
+        checked()
+    checked(**{key: "cls" if key == "pooling" else False})
+    write_pooling(folder, own, 32, 64)
+    checked()
+    with pytest.raises(UserError, match=f"the task's {key} is (mean|true), but this model's is (cls|false)"):
+        checked(**{key: "mean" if key == "pooling" else True})

@@ -73,6 +73,13 @@ def test_trials_that_are_trained_again_want_one_process(monkeypatch):
         quantize.run(inputs, None)
 
 
+def test_an_embedding_task_is_trained_by_one_process(monkeypatch):
+    distributed.require_one_process_for_embeddings("transfer")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="compare all texts of a batch"):
+        distributed.require_one_process_for_embeddings("transfer")
+
+
 def test_buckets_hold_every_tensor_once_in_order_and_one_type_each(monkeypatch):
     monkeypatch.setattr(distributed, "_BUCKET", 10)
     sizes = [4, 5, 2, 30, 1, 1]

@@ -22,7 +22,7 @@ from toolkit.training.evaluation import iter_logits
 from toolkit.training.loop import fit, seed_everything
 from toolkit.training.teacher_logits import task_distillation
 
-KINDS = ("classification", "regression", "question_answering")
+KINDS = ("classification", "regression", "question_answering", "embedding")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,10 @@ def sections(tiny_task_files, tmp_path_factory):
     with (folder / "scores.tsv").open("w", newline="") as stream:
         rows = [(sentence(rng, GOOD), rng.random()) for _ in range(70)]
         csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE).writerows([("sentence", "label"), *rows])
+    scored, pairs = str(folder / "pairs.tsv"), {"kind": "embedding", "columns": ["one", "two"], "label": "label"}
+    with (folder / "pairs.tsv").open("w", newline="") as stream:
+        rows = [(sentence(rng, GOOD), sentence(rng, GOOD), rng.random()) for _ in range(40)]
+        csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE).writerows([("one", "two", "label"), *rows])
     paragraphs = []
     for number in range(70):
         words = rng.sample(NOUNS, rng.randint(3, 30))  # some need several windows
@@ -45,6 +49,7 @@ def sections(tiny_task_files, tmp_path_factory):
     return {
         "classification": Task.model_validate(toy),
         "regression": Task.model_validate({"kind": "regression", "train": scores, "dev": scores, "max_seq_length": 24}),
+        "embedding": Task.model_validate(pairs | {"train": scored, "dev": scored, "max_seq_length": 24}),
         "question_answering": Task.model_validate(questions | {"windows": {"stride": 4, "max_question_length": 8}}),
     }
 

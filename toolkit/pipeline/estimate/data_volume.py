@@ -14,8 +14,9 @@ from toolkit.data.corpus.parts import VALID_EVERY
 from toolkit.data.documents import documents
 from toolkit.data.files import cached_file
 from toolkit.data.published import published_rows
-from toolkit.data.tables import read_rows, text
+from toolkit.data.tables import text
 from toolkit.data.task_kinds import EXAMPLES
+from toolkit.data.task_rows import file_rows
 from toolkit.recipe import Corpus, Source, Task
 from toolkit.recipe.references import corpus_files, train_files
 
@@ -78,7 +79,7 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
     dev_rows: float = rows / held if rows and held else 0
     rows = rows and rows - dev_rows
     for spec in (section.dev, *section.more_dev.values()):
-        found = _rows(spec, section) if spec else ()
+        found = _rows(spec, section.evaluated) if spec else ()
         dev_rows += len(found) if found is not None else published_rows(spec or "") or 0
     tune = min(section.tuning_examples, int(rows or 0) // 10)
     kind = EXAMPLES[section.kind]
@@ -209,7 +210,7 @@ def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
     if file is None:
         return None
     kept = []
-    for _, row in read_rows(file, section.columns):
+    for _, row in file_rows(file, section.columns, section):
         texts = tuple(text(row.get(column)) for column in section.columns)
         if all(texts) and not any(text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)

@@ -44,6 +44,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.ir.inspect import inspect_ir
     from toolkit.measure import accuracy, latency, size
     from toolkit.models.load import load_tokenizer
+    from toolkit.training.dense_embeddings import with_dense
 
     export = inputs.export_artifact.path
     folders = {name: export / name for name in VARIANTS if (export / name / "openvino_model.xml").is_file()}
@@ -51,6 +52,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         raise UserError("no IR folder here", where=str(export), instead="run `export` with at least one variant")
     tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
     tasks = load_tasks(context.task or "", inputs.task, tokenizers)
+    dense, cache = inputs.task_teacher_artifact, context.cache
+    tasks = {name: with_dense(own, dense, tokenizers[name], cache) for name, own in tasks.items()}
     pad_ids = {name: tokenizer.pad_token_id for name, tokenizer in tokenizers.items()}
     first, task = next(iter(tasks.items()))  # the tasks differ in their token ids only
     section = inputs.benchmark.evaluation.performance

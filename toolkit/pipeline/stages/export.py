@@ -115,11 +115,16 @@ class _ExportJob:
         """Returns the job of each stage with a checkpoint to export."""
         from toolkit.data.tasks import load_tasks
         from toolkit.models.load import load_tokenizer
+        from toolkit.training.dense_embeddings import with_dense
 
         wanted = {VARIANTS[name].source_stage: VARIANTS[name] for name in inputs.export.variants}
         sources = {stage: source for stage, v in wanted.items() if (source := inputs.source_of(v)) is not None}
         tokenizers: dict[str, Any] = {stage: load_tokenizer(source.path) for stage, source in sources.items()}
         tasks = load_tasks(context.task or "", inputs.task, tokenizers)
+        tasks = {
+            stage: with_dense(tasks[stage], inputs.task_teacher_artifact, tokenizers[stage], context.cache)
+            for stage in sources
+        }
         zeros = pruned_matrices(inputs.transfer_artifact.path) if inputs.transfer_artifact else {}
         return {
             stage: cls(inputs, context, stage, tokenizers[stage], tasks[stage], zeros if wanted[stage].sparse else {})
@@ -275,15 +280,18 @@ class _ExportJob:
     def _fp32_model(self, source: Artifact) -> Any:
         from toolkit.models.load import load_task_model
 
-        return load_task_model(source.path, self.task.kind, self.task.labels, fitted=True).eval()
+        task = self.task
+        return load_task_model(source.path, task.kind, task.labels, fitted=True, pooling=task.pooling).eval()
 
     def _write(self, model: Any, folder: Path) -> None:
         """Writes a torch model as a plain IR."""
         from toolkit.data.batches import model_inputs, pad
         from toolkit.ir.convert import export_ir
+        from toolkit.models.load import save_pooling
 
         sample = pad([self.task.dev[0], self.task.dev[1]], self.tokenizer.pad_token_id)
         export_ir(model, self.tokenizer, folder, model_inputs(sample))
+        save_pooling(model, folder, self.inputs.task.max_seq_length)
 
     def _predictions(self, folder: Path, properties: dict[str, str] | None = None) -> Any:
         """Returns the logits of an IR on the dev split, computed once and cached."""

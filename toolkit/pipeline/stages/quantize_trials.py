@@ -36,11 +36,13 @@ class Trials:
         from toolkit.models.load import load_tokenizer
         from toolkit.sparsity.mask import checkpoint_mask
         from toolkit.training.datasets import task_data
+        from toolkit.training.dense_embeddings import with_dense
 
         self._inputs, self._context = inputs, context
         self._source = inputs.transfer_artifact.path
         self.tokenizer = load_tokenizer(self._source)
-        self.task = load_task(context.task or "", inputs.task, self.tokenizer)
+        task = load_task(context.task or "", inputs.task, self.tokenizer)
+        self.task = with_dense(task, inputs.task_teacher_artifact, self.tokenizer, context.cache)
         self.plain = self.fresh()
         self.mask = checkpoint_mask(self._source, self.matrices(self.plain), dense_too=True)
         train = inputs.quantize.train
@@ -52,7 +54,8 @@ class Trials:
         """Loads the FP32 model that is quantized."""
         from toolkit.models.load import load_task_model
 
-        return load_task_model(self._source, self.task.kind, self.task.labels, fitted=True)
+        task = self.task
+        return load_task_model(self._source, task.kind, task.labels, fitted=True, pooling=task.pooling)
 
     def matrices(self, model: Any) -> dict[str, Any]:
         """Returns the prunable matrices of a model, quantized or not."""
@@ -97,7 +100,7 @@ class Trials:
         write_atomic(record, json.dumps(trial.as_dict()))
         where = "all in INT8" if not returned else f"{len(returned)} in FP32"
         verdict = f"criterion {'met' if trial.met else 'not met'}"
-        self._context.progress.message(f"trial {number}, {where}: {self.task.metrics[0]} {score:.4f}, {verdict}")
+        self._context.progress.message(f"trial {number}, {where}: {self.task.tuning_metric} {score:.4f}, {verdict}")
         if self._context.time_over():
             raise TimeLimitReached(f"after trial {number}")
         return trial
@@ -214,7 +217,7 @@ class Trials:
         tuning, record = self._inputs.quantize.tuning, self._context.work / "sensitivity.json"
         return {
             "examples": len(self.task.tune.truth),
-            "metric": self.task.metrics[0],
+            "metric": self.task.tuning_metric,
             "reference": self._reference,
             "kind": "absolute" if tuning.accuracy_criterion.relative is None else "relative",
             "limit": tuning.accuracy_criterion.limit(),

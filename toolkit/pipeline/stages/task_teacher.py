@@ -21,6 +21,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.data.tasks import load_task
     from toolkit.models.load import load_task_model, load_tokenizer, save_checkpoint
     from toolkit.training.datasets import task_data
+    from toolkit.training.dense_embeddings import compared_with
     from toolkit.training.distillation import TaskLoss
     from toolkit.training.evaluation import task_metrics
     from toolkit.training.loop import fit, seed_everything
@@ -30,10 +31,11 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     source = inputs.teacher_artifact.path
     tokenizer = load_tokenizer(source)
     task = load_task(context.task or "", inputs.task, tokenizer)
-    model = load_task_model(source, task.kind, task.labels, fitted=False)
+    model = load_task_model(source, task.kind, task.labels, fitted=False, pooling=task.pooling)
     data = task_data(task.train, tokenizer.pad_token_id, train, context.seed)
     result = fit(model, data, train, TaskLoss(task.kind), context)
-    save_checkpoint(model, tokenizer, context.folder)
+    save_checkpoint(model, tokenizer, context.folder, inputs.task.max_seq_length)
+    task = compared_with(task, model, tokenizer)
     return StageResult(
         kind="task",
         metrics=result.metrics() | task_metrics(model, task, tokenizer, data),

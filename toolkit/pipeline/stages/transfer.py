@@ -34,6 +34,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.sparsity.mask_file import MASK_FILE
     from toolkit.sparsity.pruners import PatternLock, PrunerGroup
     from toolkit.training.datasets import steps_per_epoch, task_data
+    from toolkit.training.dense_embeddings import with_dense
     from toolkit.training.evaluation import task_metrics
     from toolkit.training.loop import fit, seed_everything
     from toolkit.training.teacher_logits import task_distillation
@@ -44,7 +45,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     source = inputs.student_artifact.path
     tokenizer = load_tokenizer(source)
     task = load_task(context.task or "", inputs.task, tokenizer)
-    model = load_task_model(source, task.kind, task.labels, fitted=False)
+    task = with_dense(task, inputs.task_teacher_artifact, tokenizer, context.cache)
+    model = load_task_model(source, task.kind, task.labels, fitted=False, pooling=task.pooling)
     matrices = prunable_matrices(model, inputs.model.prunable)
     sparsifier: PrunerGroup | None
     if pruning.locks_all and inputs.student_artifact.kind == "dense":  # of fewer layers: it has no zeros to keep
@@ -54,7 +56,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         lock.attach(matrices)
         sparsifier = PrunerGroup([lock])
     else:
-        sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(task.train)))
+        sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(task.train) // task.train.together))
     selected = sparsifier.mask.tensors if sparsifier else {}
     rest = SparsityMask.from_zeros({name: m.weight for name, m in matrices.items() if name not in selected})
     if freed := [name for name, zeros in rest.per_matrix().items() if zeros > MIN_SPARSITY]:
@@ -68,7 +70,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     for pruner in pruners:
         require_end_within(pruner.section.end_step, data.steps, "transfer.pruning")
     result = fit(model, data, train, loss, context, sparsifier=sparsifier)
-    save_checkpoint(model, tokenizer, context.folder)
+    save_checkpoint(model, tokenizer, context.folder, inputs.task.max_seq_length)
     metrics, checks = depth_metrics(model.config.to_dict()), [check_target(p.section, p.mask) for p in pruners]
     if sparsifier is not None:
         sparsifier.mask.save(context.folder / MASK_FILE)

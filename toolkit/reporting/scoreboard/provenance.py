@@ -57,7 +57,7 @@ def reduced(section: Task, counts: dict[str, int]) -> tuple[str, ...]:
     found = []
     for metric, n in counts.items():
         more = metric.partition(" (")[2].removesuffix(")")
-        rows = published_rows(section.more_dev[more] if more else section.dev or "")
+        rows = published_rows(section.more_dev.get(more, "") if more else section.dev or "")
         least = rows and rows - (round(_EMPTY * rows) if section.drop_empty else 0)
         if rows and least and not least <= n <= rows:
             found.append(f"{n:,} of {rows:,} dev rows" + (f" ({more})" if more else ""))

@@ -1,0 +1,162 @@
+"""A tiny embedding model from texts to checked IRs, without labels and with them, and in sentence-transformers."""
+
+import json
+import random
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import BAD, GOOD, sentence
+from tests.helpers.page import Page
+from toolkit import reporting
+from toolkit.core.artifacts import NullProgress
+from toolkit.measure.accuracy import predict_ir
+from toolkit.models.load import load_tokenizer
+from toolkit.pipeline.graph import finished_manifests
+from toolkit.pipeline.run import Run
+from toolkit.recipe import VARIANTS, Recipe
+
+STEPS = {"steps": 20, "batch_size": 8, "optimizer": {"AdamW": {"learning_rate": 1e-3}}}
+ALONE = {"criterion": {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Form of the rows -> file with 60 of them."""
+    folder, rng = tmp_path_factory.mktemp("embedding"), random.Random(4)
+    found = {}
+    for name, columns in (("texts", ["text"]), ("scored", ["one", "two", "score"]), ("triplets", ["one", "two", "no"])):
+        rows = []
+        for n in range(60):
+            first, other = sentence(rng, GOOD), sentence(rng, (GOOD, BAD)[n % 2])
+            last = sentence(rng, BAD) if name == "triplets" else str(5 * (1 - n % 2) + rng.random())
+            rows.append([first, other, last][: len(columns)])
+        file = folder / f"{name}.tsv"
+        file.write_text("".join("\t".join(row) + "\n" for row in [columns, *rows]))
+        found[name] = str(file)
+    (folder / "qrels").mkdir()
+    found["beir"] = str(folder / "qrels" / "test.tsv")
+    for name, count in (("corpus", 30), ("queries", 10)):
+        rows = [{"_id": f"{n}", "text": sentence(rng, GOOD)} for n in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = ["query-id\tcorpus-id\tscore", *(f"{n}\t{n}\t1" for n in range(10))]
+    Path(found["beir"]).write_text("\n".join(judged) + "\n")
+    return found
+
+
+def recipe(model, task, distilled=ALONE, **more):
+    pruner = {
+        "target_sparsity": 0.9,
+        "end_step": 10,
+        "update_frequency_on_step": 1,
+        "pruners": [{"prune_type": "magnitude"}],
+    }
+    values = {
+        "name": "embedding",
+        "model": {"source": str(model)},
+        "tasks": {"toy": {"kind": "embedding", "max_seq_length": 32} | task},
+        "transfer": {
+            "pruning": {"approach": {"weight_compression": pruner}},
+            "distillation": {"train": STEPS | distilled},
+        },
+        "quantize": {
+            "distillation": {"train": STEPS | distilled},
+            "quantization": {"calibration": {"sampling_size": 8}},
+        },
+        "export": {"metric_tolerance": 0.5, "tolerance": 0.2},
+    }
+    return Recipe.model_validate(values | more)
+
+
+def run(chosen, folder):
+    made = {m.stage: m for m in Run(chosen, folder, lambda step: nullcontext(NullProgress()))()}
+    assert all(check.ok for m in made.values() for check in m.checks)
+    return made
+
+
+def first_column(file):
+    return [line.split("\t")[0] for line in Path(file).read_text().splitlines()[1:]]
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tiny_bert, tables, tmp_path_factory):
+    """A run without labels: stage -> manifest, and the folder of the task."""
+    dev = {"dev": tables["scored"], "dev_columns": ["one", "two"], "dev_label": "score"}
+    task = {"train": tables["texts"], "columns": ["text"], "retrieval": {"beir": tables["beir"]}} | dev
+    timing = {"warmup": 0, "iteration": 1, "seconds": 1, "batch_sizes": [1], "sequence_length": 32}
+    benchmark = {"evaluation": {"performance": timing}}
+    folder = tmp_path_factory.mktemp("unlabelled") / "run"
+    return run(recipe(tiny_bert, task, benchmark=benchmark), folder), folder / "tasks" / "toy"
+
+
+def test_texts_without_labels_become_checked_irs(unlabelled):
+    made, _ = unlabelled
+    assert "task_teacher" not in made  # the dense model is the teacher as it is
+    variants = made["export"].metrics["variants"]
+    assert variants.keys() == set(VARIANTS)
+    for figures in variants.values():
+        ranks = {f"{metric} (beir)" for metric in ("ndcg@10", "mrr@10", "recall@100")}
+        assert figures["ir"].keys() == {"spearman_cosine", "dense_cosine", "dense_cosine_p1"} | ranks
+    assert variants["dense-fp32"]["ir"]["dense_cosine"] == pytest.approx(1, abs=1e-6)
+    assert 0.5 < variants["sparse-int8"]["ir"]["dense_cosine"] < 0.9999
+    assert made["quantize"].metrics["tuning"]["metric"] == "dense_cosine"
+    assert made["benchmark"].metrics["variants"]["sparse-int8"]["accuracy"] == variants["sparse-int8"]["ir"]
+
+
+def test_distillation_without_labels_brings_the_embeddings_closer(unlabelled):
+    losses = [point["kd_loss"] for point in unlabelled[0]["transfer"].history]
+    assert losses[-1] < losses[0]
+
+
+def test_the_report_speaks_of_cosines_and_not_of_accuracy(unlabelled, tmp_path):
+    reporting.build([finished_manifests(unlabelled[1].parent.parent)], tmp_path)
+    for shown in (Page((tmp_path / "report.html").read_text()).shown, (tmp_path / "report.md").read_text()):
+        assert "spearman_cosine" in shown
+        assert "dense_cosine_p1" in shown
+        assert "accuracy" not in shown.lower()
+
+
+@pytest.mark.parametrize("variant", ["dense-fp32", "sparse-fp32", "sparse-int8"])
+def test_an_ir_is_the_same_embedding_in_sentence_transformers(variant, unlabelled, tables):
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    folder = unlabelled[1] / "export" / variant
+    texts = first_column(tables["scored"])
+    precision = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
+    opened = library.SentenceTransformer(str(folder), backend="openvino", device="cpu", model_kwargs=precision)
+    assert [type(module).__name__ for module in opened] == ["Transformer", "Pooling", "Normalize"]
+    assert opened.max_seq_length == 32
+    found = opened.encode(texts, batch_size=8)
+    tokenizer = load_tokenizer(folder)
+    examples = [dict(tokenizer(text, truncation=True, max_length=32)) for text in texts]
+    expected = predict_ir(folder, examples, tokenizer.pad_token_id, per_token=False)
+    assert np.abs(found - np.asarray(expected)).max() < 1e-5
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_a_checkpoint_is_the_same_embedding_in_sentence_transformers(unlabelled, tables):
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    texts = first_column(tables["scored"])
+    torch_model = library.SentenceTransformer(str(unlabelled[1] / "transfer"), device="cpu")
+    ir = library.SentenceTransformer(str(unlabelled[1] / "export/sparse-fp32"), backend="openvino", device="cpu")
+    assert np.abs(torch_model.encode(texts) - ir.encode(texts)).max() < 1e-3
+
+
+@pytest.mark.parametrize("form", ["scored", "pairs", "triplets"])
+def test_a_dense_model_is_fitted_to_labels_and_teaches_with_them(form, tiny_bert, tables, tmp_path):
+    task = {
+        "scored": {"train": tables["scored"], "dev": tables["scored"], "columns": ["one", "two"], "label": "score"},
+        "pairs": {"train": tables["scored"], "dev": tables["scored"], "columns": ["one", "two"]},
+        "triplets": {"train": tables["triplets"], "dev": tables["triplets"], "columns": ["one", "two", "no"]},
+    }[form]
+    chosen = recipe(tiny_bert, task, {}, task_teacher={"train": STEPS}, quantize=None, export=None)
+    made = run(chosen, tmp_path / "run")
+    first = {"scored": "spearman_cosine", "pairs": "dense_cosine", "triplets": "cosine_accuracy"}[form]
+    for stage in ("task_teacher", "transfer"):
+        assert next(iter(made[stage].metrics["dev"])) == first
+        history = made[stage].history
+        assert history[-1]["task_loss"] < history[0]["task_loss"]
+    assert made["task_teacher"].metrics["dev"]["dense_cosine"] == pytest.approx(1, abs=1e-6)
+    assert made["transfer"].metrics["dev"]["dense_cosine"] < 0.9999
+    assert made["transfer"].history[0]["kd_loss"] > 0

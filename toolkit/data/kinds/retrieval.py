@@ -1,0 +1,119 @@
+"""Retrieval in BEIR's layout: documents, queries and relevance judgements; the rank metrics. Loads no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.core.errors import UserError
+from toolkit.data.files import fetch_file
+from toolkit.data.labels import number_of
+from toolkit.data.tables import read_rows, text
+
+CUT = 10  # ranks of nDCG and MRR
+RECALL_CUT = 100  # ranks of recall, as in BEIR
+_LAYOUT = "<folder>/qrels/<split>.tsv, beside <folder>/corpus.jsonl and <folder>/queries.jsonl"
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries with their relevant documents.
+
+    Attributes:
+        name: Name of the set in the recipe.
+        queries: The queries that are judged.
+        documents: All documents; a title is followed by its text.
+        relevant: For each query, index of a document -> its grade, above 0.
+    """
+
+    name: str
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
+    relevant: tuple[dict[int, float], ...]
+
+
+def files_of(qrels: str) -> tuple[str, str, str]:
+    """Returns the three files of a set, given its judgements: judgements, documents, queries."""
+    folder = Path(qrels).parent.parent
+    return qrels, str(folder / "corpus.jsonl"), str(folder / "queries.jsonl")
+
+
+def read_retrieval(name: str, qrels: str) -> Retrieval:
+    """Reads a set; queries that the judgements do not name are left out.
+
+    Args:
+        name: Name of the set in the recipe.
+        qrels: File of the judgements, with the columns query-id, corpus-id and score.
+
+    Raises:
+        UserError: A file is missing or damaged, a text is empty, an id is unknown or not unique, a score is not a
+            number, or a query has no relevant document.
+    """
+    judged, corpus, asked = (_found(file, qrels) for file in files_of(qrels))
+    documents, queries = _texts(corpus, titled=True), _texts(asked, titled=False)
+    places = {key: number for number, key in enumerate(documents)}
+    grades: dict[str, dict[int, float]] = {}
+    first: dict[str, str] = {}
+    for where, row in read_rows(judged, ("query-id", "corpus-id", "score")):
+        query, document = text(row["query-id"]), text(row["corpus-id"])
+        for key, known, file in ((query, queries, asked), (document, places, corpus)):
+            if key not in known:
+                raise UserError(f"{key!r} is not in {file.name}", where=where, instead="an _id of that file")
+        first.setdefault(query, where)
+        found = grades.setdefault(query, {})
+        grade = number_of(row["score"], where)
+        if grade > 0:
+            found[places[document]] = grade
+    for query, found in grades.items():
+        if not found:
+            what = f"query {query!r} has no relevant document"
+            raise UserError(what, where=first[query], instead="a score above 0, or leave the query out")
+    chosen = tuple(queries[query] for query in grades)
+    return Retrieval(name, chosen, tuple(documents.values()), tuple(grades.values()))
+
+
+def ranked(queries: np.ndarray, documents: np.ndarray, relevant: tuple[dict[int, float], ...]) -> np.ndarray:
+    """Returns nDCG@10, MRR@10 and recall@100 of each query, [queries, 3].
+
+    nDCG has linear gains and the discount log2(rank + 1), as trec_eval has it and BEIR reports it.
+
+    Args:
+        queries: Normalised embeddings [queries, size].
+        documents: Normalised embeddings [documents, size].
+        relevant: For each query, index of a document -> its grade.
+    """
+    discounts = 1 / np.log2(np.arange(2, CUT + 2))
+    found = np.zeros((len(queries), 3))
+    for number, (query, grades) in enumerate(zip(queries, relevant, strict=True)):
+        order = np.argsort(-(documents @ query), kind="stable")[:RECALL_CUT]
+        gains = np.array([grades.get(int(place), 0.0) for place in order])
+        best = np.sort(list(grades.values()))[::-1][:CUT]
+        hits = np.flatnonzero(gains[:CUT])
+        found[number] = (
+            (gains[:CUT] * discounts[: len(gains[:CUT])]).sum() / (best * discounts[: len(best)]).sum(),
+            1 / (hits[0] + 1) if len(hits) else 0.0,
+            np.count_nonzero(gains) / len(grades),
+        )
+    return found
+
+
+def _found(file: str, qrels: str) -> Path:
+    try:
+        return fetch_file(file)
+    except UserError:
+        raise UserError("no such file", where=file, instead=_LAYOUT if file != qrels else f"a file {_LAYOUT}") from None
+
+
+def _texts(path: Path, *, titled: bool) -> dict[str, str]:
+    """Returns the texts of a file by id, in the order of the file."""
+    found: dict[str, str] = {}
+    for where, row in read_rows(path, ("_id", "text")):
+        key = text(row["_id"])
+        parts = [text(row.get("title")), text(row["text"])] if titled else [text(row["text"])]
+        joined = " ".join(parts).strip()
+        if not key or key in found:
+            raise UserError(f"the _id {key!r} is {'not unique' if key else 'missing'}", where=where)
+        if not joined:
+            raise UserError("the text is empty", where=where, instead="a text, or leave the row out")
+        found[key] = joined
+    return found

@@ -1,0 +1,1 @@
+"""Sentence-embedding models: pooling, losses, and the files of sentence-transformers."""

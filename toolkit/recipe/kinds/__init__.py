@@ -1,0 +1,1 @@
+"""Rules for the keys of single kinds of tasks."""
