@@ -186,15 +186,17 @@ def _require_teacher_alone(recipe: Recipe, name: str, stage: str) -> None:
     at = ("tasks", name, stage) if getattr(recipe.tasks[name], stage) is not None else (stage,)
     what = f"{name!r} has no labels"
     if section.distillation is None:
-        keys = ("pruning" if stage == "transfer" else "quantization", "train")
-        raise wrong(f"{what} to train with", *at, *keys, instead="distillation: {train: …}, from the dense model")
-    settings = section.distillation.train.criterion.settings
-    criterion = (*at, "distillation", "train", "criterion")
-    if isinstance(settings, KDLossSettings) and settings.loss_weights[0] > 0:
-        raise wrong(what, *criterion, "KnowledgeDistillationLoss", "loss_weights", instead="[0, 1]")
-    if isinstance(settings, IntermediateSettings) and settings.add_origin_loss:
-        keys = ("IntermediateLayersKnowledgeDistillationLoss", "add_origin_loss")
-        raise wrong(what, *criterion, *keys, instead="false")
+        own = "pruning" if stage == "transfer" else "quantization"
+        raise wrong(
+            f"{what} to train with", *at, own, "train", instead="distillation: {train: …}, from the dense model"
+        )
+    criterion = section.distillation.train.criterion
+    keys = (*at, "distillation", "train", "criterion")
+    if criterion.logits is not None and criterion.logits.loss_weights[0] > 0:
+        raise wrong(what, *keys, "KnowledgeDistillationLoss", "loss_weights", instead="[0, 1]")
+    if criterion.layers is not None and criterion.layers.add_origin_loss:
+        keys = (*keys, "IntermediateLayersKnowledgeDistillationLoss", "add_origin_loss")
+        raise wrong(what, *keys, instead="false")
 
 
 def _both(below: Any, above: Any) -> bool:
