@@ -179,7 +179,15 @@ class _OnTask(_Training):
     counts: dict[str, Positive] = {}
 
 
-class _Transfer(_OnTask, _Sparse): ...
+class _TransferReconstruction(_Record):
+    examples: Positive
+    tokens: Positive
+    seconds: Amount
+    matrices: Annotated[dict[str, _Error], Field(min_length=1)]
+
+
+class _Transfer(_OnTask, _Sparse):
+    reconstruction: _TransferReconstruction | None = None
 
 
 class _Quantize(_OnTask, _Sparse):

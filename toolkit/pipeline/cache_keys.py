@@ -20,7 +20,7 @@ _PATH_KEYS = {
     "task": {"train", "more_train", "dev", "more_dev", "retrieval", "ready", "preset", *OWN_STAGES},
 }
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
-_ADDED = {"student": {"layers": None}}
+_ADDED = {"student": {"layers": None}, "transfer": {"reconstruction": None}}
 
 
 def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from toolkit.recipe.stages import Student as Student
 from toolkit.recipe.stages import StudentPruning as StudentPruning
 from toolkit.recipe.stages import TrainOnly as TrainOnly
 from toolkit.recipe.stages import Transfer as Transfer
+from toolkit.recipe.stages import TransferReconstruction as TransferReconstruction
 from toolkit.recipe.task import KINDS as KINDS
 from toolkit.recipe.task import OWN_STAGES as OWN_STAGES
 from toolkit.recipe.task import AnswerWindows as AnswerWindows

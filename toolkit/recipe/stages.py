@@ -147,6 +147,14 @@ class Student(Section):
         return self
 
 
+class TransferReconstruction(Section):
+    """Start of a transfer: the kept weights that give the outputs of the task teacher's matrices best."""
+
+    examples: Count = Field(
+        1024, description="number of training examples on which the inputs of the matrices are measured"
+    )
+
+
 class Transfer(Section):
     """Fine-tuning of the sparse model with its pattern locked; with other pruners, a dense model pruned on the task."""
 
@@ -154,6 +162,20 @@ class Transfer(Section):
     distillation: Distillation | None = Field(
         None, description="training with a task teacher; alternative to `pruning.train`"
     )
+    reconstruction: TransferReconstruction | None = Field(
+        None,
+        description="before the first step, compute the kept weights again, layer by layer, for the task "
+        "teacher's outputs; its embeddings and head are taken over, the pattern stays locked",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> "Transfer":
+        if self.reconstruction and self.distillation is None:
+            raise wrong("needs a task teacher", "reconstruction", instead="distillation: {train: …}, or remove the key")
+        if self.reconstruction and not self.pruning.locks_all:
+            what = "needs the patterns of all matrices locked"
+            raise wrong(what, "reconstruction", instead="remove the key, or `pruning.pruners`")
+        return self
 
     @model_validator(mode="after")
     def _one_training(self) -> "Transfer":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toolkit.core.errors import UserError
 from toolkit.models.architectures import split_layer
 from toolkit.recipe import Reconstruction, ResolvedPruner, Tile
-from toolkit.sparsity.reconstruction import Moments, corrected_target, solve
+from toolkit.sparsity.reconstruction import Moments, corrected_target, solve, solve_locked
 from toolkit.sparsity.units import keep_largest_globally, keep_units, unit_scores, units_to_prune
 
 Inputs = Mapping[str, Tensor]  # of a forward pass, with `attention_mask`
@@ -30,9 +30,16 @@ class Job:
     tile: Tile
 
 
+@dataclass(frozen=True)
+class Locked:
+    """What becomes of a matrix whose zeros are given: the mask, True where a weight is kept."""
+
+    mask: Tensor
+
+
 @dataclass
 class Errors:
-    """Relative errors of outputs: with the same number of zeros chosen by magnitude, and after reconstruction.
+    """Relative errors of outputs: with as many zeros by magnitude (if locked: as it was), and after reconstruction.
 
     Attributes:
         matrices: Parameter name -> (before, after): squared difference of the matrix's outputs to those of the dense
@@ -76,7 +83,7 @@ def jobs_of(
 def reconstruct_layers(
     model: Any,
     dense: Any,
-    jobs: Mapping[str, Job],
+    jobs: Mapping[str, Job | Locked],
     linears: Linears,
     batches: Sequence[Inputs],
     settings: Reconstruction,
@@ -90,7 +97,7 @@ def reconstruct_layers(
         jobs: Parameter name of a matrix -> what becomes of it.
         linears: All linear modules in the layers of `model`.
         batches: Text that calibrates.
-        settings: Method, and whether the errors of earlier layers are corrected.
+        settings: Method of the choice of zeros, and whether the errors of earlier layers are corrected.
         log: Receives progress messages.
 
     Raises:
@@ -204,15 +211,19 @@ class _Group:
             chosen = (output[real].float() - _bias(module)).double()  # the variance must not vanish beside the mean
             sums += torch.stack([chosen.sum(0), chosen.square().sum(0)])
 
-    def solve(self, name: str, job: Job, settings: Reconstruction) -> tuple[Tensor, tuple[float, float]]:
+    def solve(self, name: str, job: Job | Locked, settings: Reconstruction) -> tuple[Tensor, tuple[float, float]]:
         """Prunes a matrix in place; its bias takes up the difference of the means. Returns its mask and errors."""
         module, dense = self._linears[name], self.dense[self.names.index(name)]
         dense_mean, mean, cross, second = self._moments.centred()
         start, old = module.weight.float(), dense.weight.float()
         start_bias, old_bias = _bias(module).clone(), _bias(dense)
-        by_magnitude = start * keep_units(start.abs(), job.tile, job.prune)
         target = corrected_target(old, cross, second, start) if settings.error_correction else start
-        pruned, mask = solve(settings.method, target, second, job.prune, job.tile)
+        if isinstance(job, Locked):
+            reference, mask = start, job.mask
+            pruned = solve_locked(start, target, second, mask)
+        else:
+            reference = start * keep_units(start.abs(), job.tile, job.prune)
+            pruned, mask = solve(settings.method, target, second, job.prune, job.tile)
         if settings.error_correction:
             bias = old_bias + old @ dense_mean - pruned @ mean
         else:
@@ -231,7 +242,7 @@ class _Group:
             spread = power + ((weight @ second - 2 * covariance) * weight).sum()
             return max(0.0, float(away + spread)) / power if power > 0 else 0.0
 
-        return mask, (error(by_magnitude, start_bias), error(pruned, bias))
+        return mask, (error(reference, start_bias), error(pruned, bias))
 
 
 def _bias(module: nn.Linear) -> Tensor:
@@ -297,7 +308,7 @@ def _require_chain(model: Any, layers: Sequence[nn.Module], batch: Inputs) -> No
     if order != list(layers) or not all(same):
         raise UserError(
             f"the layers of {type(model).__name__} do not form a chain, in which each runs once",
-            where="student.pruning.reconstruction",
+            where="reconstruction",
             instead="another architecture, or remove the key",
         )
 

@@ -94,14 +94,33 @@ def solve(
     """
     if not prune:
         return target.clone(), torch.ones_like(target, dtype=torch.bool)
+    scale, unit = _unit_variance(second)
+    scaled = target * scale
+    guess, mask = CHOICES[method](scaled, unit, prune, tile)
+    return least_squares(guess * mask, scaled @ unit, unit, mask) / scale, mask
+
+
+def solve_locked(start: Tensor, target: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+    """Returns the matrix nearest to `target` in the norm of H with the zeros of a given mask.
+
+    Args:
+        start: First guess, [rows, columns], float32.
+        target: The matrix without zeros, of the same shape.
+        second: Covariance H of the inputs, [columns, columns].
+        mask: True where a weight is kept.
+    """
+    scale, unit = _unit_variance(second)
+    return least_squares(start * scale * mask, target * scale @ unit, unit, mask) / scale
+
+
+def _unit_variance(second: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the standard deviations of the inputs, and their damped correlation matrix."""
     # Inputs that are always 0 would divide by 0; their weights do not matter.
     diagonal = second.diagonal()
     scale = diagonal.clamp_min(1e-8 * float(diagonal.mean().clamp_min(1e-30))).sqrt()
     unit = second / torch.outer(scale, scale)
     unit.diagonal().add_(_DAMPING)
-    scaled = target * scale
-    guess, mask = CHOICES[method](scaled, unit, prune, tile)
-    return least_squares(guess * mask, scaled @ unit, unit, mask) / scale, mask
+    return scale, unit
 
 
 def admm(target: Tensor, second: Tensor, prune: int, tile: "Tile") -> tuple[Tensor, Tensor]:

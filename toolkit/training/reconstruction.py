@@ -1,4 +1,4 @@
-"""The sparsifier that reconstructs a model at each mask update, and the text on which it does so."""
+"""Sparsifiers that reconstruct a model: at each mask update, or with its pattern locked before the first step."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,16 @@ from torch import Tensor
 
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
-from toolkit.data.batches import model_inputs, pad
+from toolkit.data.batches import LABEL_KEYS, model_inputs, pad
 from toolkit.data.corpus import CorpusData
 from toolkit.data.corpus.sequences import draw, in_proportion
+from toolkit.data.task_kinds import Split
 from toolkit.models.load import prunable_matrices
 from toolkit.recipe import Reconstruction
 from toolkit.sparsity.layerwise import (
     Errors,
     Job,
+    Locked,
     jobs_of,
     layer_errors,
     layer_names,
@@ -25,7 +27,7 @@ from toolkit.sparsity.layerwise import (
     reconstruct_layers,
 )
 from toolkit.sparsity.mask import SparsityMask
-from toolkit.sparsity.pruners import GradualPruner, PrunerGroup
+from toolkit.sparsity.pruners import GradualPruner, PatternLock, PrunerGroup
 from toolkit.training import distributed
 from toolkit.training.hardware import device
 
@@ -72,7 +74,8 @@ class ReconstructingPruner(PrunerGroup):
         self._held_out = _batches(held_out, pad_id)
         self.sequences, self.tokens = len(chosen), sum(len(example["input_ids"]) for example in chosen)
         widest = max(self._linears[name].in_features for name in self._names())
-        _require_tokens(self.tokens, widest, self.sequences, settings.calibration.sequences)
+        wanted, key = settings.calibration.sequences, "student.pruning.reconstruction.calibration.sequences"
+        _require_tokens(self.tokens, widest, self.sequences, wanted, key)
         self.errors, self.seconds = Errors(), 0.0
 
     def before_step(self, step: int) -> bool:
@@ -119,15 +122,14 @@ class ReconstructingPruner(PrunerGroup):
 
     def metrics(self) -> dict[str, Any]:
         """Returns the settings, the text and the errors of the last update, for the manifest."""
-        names = ("before", "after")
         return {
             "method": self._settings.method,
             "error_correction": self._settings.error_correction,
             "sequences": self.sequences,
             "tokens": self.tokens,
             "seconds": self.seconds,
-            "matrices": {name: dict(zip(names, e, strict=True)) for name, e in self.errors.matrices.items()},
-            "layers": {name: dict(zip(names, e, strict=True)) for name, e in self.errors.layers.items()},
+            "matrices": _named(self.errors.matrices),
+            "layers": _named(self.errors.layers),
         }
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -152,6 +154,99 @@ class ReconstructingPruner(PrunerGroup):
         return layer_names(self._linears)
 
 
+class ReconstructedLock(PrunerGroup):
+    """A pattern lock whose kept weights are computed again before the first step, for the outputs of a task teacher.
+
+    Embeddings and head have no zeros and become the teacher's.
+
+    Args:
+        lock: The lock, already attached to the matrices of `model`.
+        model: The sparse model of the task.
+        teacher: The dense model of the task.
+        examples: Training examples, as `model` and `teacher` read them.
+        count: Number of examples on which the inputs of the matrices are measured.
+        pad_id: The tokenizer's padding id.
+        context: Seed of the choice of examples, and progress.
+
+    Raises:
+        UserError: The teacher has other parameters than the student, or there are too few tokens.
+    """
+
+    def __init__(
+        self, lock: PatternLock, model: Any, teacher: Any, examples: Split, count: int, pad_id: int, context: Context
+    ) -> None:
+        super().__init__([lock])
+        self._model, self._teacher, self._lock = model, teacher, lock
+        self._log = context.progress.message
+        self._linears = prunable_matrices(model)
+        own, others = ({n: tuple(p.shape) for n, p in one.named_parameters()} for one in (model, teacher))
+        if differ := sorted(own.items() ^ others.items()):
+            raise UserError(
+                f"the task teacher and the student have different parameters, such as {differ[0][0]}",
+                where="transfer.reconstruction",
+                instead="remove the key, or use a student with the layers of its teacher",
+            )
+        chosen = np.random.default_rng(context.seed).permutation(len(examples))[:count]
+        rows = [examples[int(index)] for index in chosen]
+        self._texts = _batches([{n: np.asarray(r[n]) for n in r if n not in LABEL_KEYS} for r in rows], pad_id)
+        self.examples, self.tokens = len(rows), sum(len(row["input_ids"]) for row in rows)
+        widest = max(self._linears[name].in_features for name in lock.mask.tensors)
+        _require_tokens(self.tokens, widest, self.examples, count, "transfer.reconstruction.examples")
+        self.errors, self.seconds = Errors(), 0.0
+
+    def before_step(self, step: int) -> bool:
+        if step:
+            return False
+        if distributed.rank() == 0:
+            self._reconstruct()
+        distributed.broadcast(parameter.detach() for parameter in self._model.parameters())
+        self.after_optimizer_step()
+        return True
+
+    @torch.no_grad()
+    def _reconstruct(self) -> None:
+        began, training = time.monotonic(), self._model.training
+        self._model.eval().to(device())
+        self._teacher.eval().to(device())
+        within = tuple(f"{name}." for name in layer_names(self._linears))
+        own = dict(self._model.named_parameters())
+        for name, value in self._teacher.named_parameters():
+            if not name.startswith(within):
+                own[name].copy_(value)
+        mask = self._lock.mask.on_devices_of({n: self._linears[n].weight for n in self._lock.mask.tensors})
+        jobs = {name: Locked(kept) for name, kept in mask.tensors.items()}
+        texts = _on_device(self._texts)
+        _, self.errors = reconstruct_layers(
+            self._model, self._teacher, jobs, self._linears, texts, Reconstruction(), self._log
+        )
+        self._model.train(training)
+        self.seconds = time.monotonic() - began
+        before, after = (sum(pair[i] for pair in self.errors.matrices.values()) / len(jobs) for i in (0, 1))
+        self._log(
+            f"kept weights computed again for the task teacher: mean relative error of the matrices {after:.3f}, "
+            f"{before:.3f} before ({self.seconds:.0f} s)"
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the examples and the errors, for the manifest."""
+        return {
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "matrices": _named(self.errors.matrices),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        rows = _numbers([self.errors.matrices.get(name, _UNKNOWN) for name in self._lock.mask.tensors])
+        return super().state_dict() | {_MATRICES: rows, _SECONDS: _numbers([self.seconds])}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        rows = zip(self._lock.mask.tensors, state[_MATRICES].tolist(), strict=True)
+        self.errors = Errors({name: (row[0], row[1]) for name, row in rows})
+        self.seconds = float(state[_SECONDS])
+
+
 def reconstruct_once(sparsifier: PrunerGroup) -> dict[str, float]:
     """Reconstructs a model that is not trained, and returns the metrics of a training without steps.
 
@@ -168,6 +263,10 @@ def _on_device(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor
     return [{name: tensor.to(device()) for name, tensor in batch.items()} for batch in batches]
 
 
+def _named(errors: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    return {name: {"before": before, "after": after} for name, (before, after) in errors.items()}
+
+
 def _numbers(values: Sequence[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
@@ -180,7 +279,7 @@ def _summary(settings: Reconstruction, sparsity: float, errors: Errors, seconds:
     )
 
 
-def _require_tokens(tokens: int, widest: int, sequences: int, wanted: int) -> None:
+def _require_tokens(tokens: int, widest: int, sequences: int, wanted: int, key: str) -> None:
     """Checks that the covariance of the inputs can have full rank; below, weights would be fitted to single tokens.
 
     Raises:
@@ -191,8 +290,8 @@ def _require_tokens(tokens: int, widest: int, sequences: int, wanted: int) -> No
     needed = -(-widest * sequences // tokens)
     raise UserError(
         f"{sequences:,} sequences have {tokens:,} tokens, but the {widest:,} columns of the widest matrix need as many",
-        where="student.pruning.reconstruction.calibration.sequences" if sequences == wanted else "corpus",
-        instead=f"at least {needed:,} sequences" + ("" if sequences == wanted else ": more text"),
+        where=key,
+        instead=f"at least {needed:,} sequences" + ("" if sequences == wanted else ", which takes more text"),
     )
 
 

@@ -11,7 +11,7 @@ from toolkit.core.yaml_document import dump_flow
 from toolkit.data.task_kinds import Split, score
 from toolkit.data.tasks import TaskData
 from toolkit.models.classes import output_order
-from toolkit.models.load import load_tokenizer
+from toolkit.models.load import load_task_model, load_tokenizer
 from toolkit.models.tokenizers import definition, different_tokens
 from toolkit.recipe import KINDS
 from toolkit.training.evaluation import predict
@@ -44,6 +44,21 @@ def teacher_split(split: Split, folder: Path, tokenizer: Any) -> Split:
         raise different_tokens(tokenizer.decode(differ[0], skip_special_tokens=True), *differ, folder)
     more = found.inputs.keys() - split.inputs.keys()
     return found if any(any(row) for name in more for row in found.inputs[name]) else split
+
+
+def load_same_model(folder: Path, task: TaskData, tokenizer: Any) -> Any:
+    """Returns a task teacher that reads the same inputs as its student.
+
+    Raises:
+        UserError: The teacher cannot be loaded, or reads other tokens than the student, or `token_type_ids`.
+    """
+    if teacher_split(task.train, folder, tokenizer) is not task.train:
+        raise UserError(
+            "the teacher tells the texts of a pair apart by token_type_ids, which the student's tokenizer lacks",
+            where="transfer.reconstruction",
+            instead="remove the key, or use a teacher of the student's architecture",
+        )
+    return load_task_model(folder, task.kind, task.labels, fitted=True, pooling=task.pooling)
 
 
 def require_skilled(model: Any, task: TaskData, folder: Path, tokenizer: Any) -> None:

@@ -41,6 +41,7 @@ from toolkit.recipe import (
     Student,
     StudentPruning,
     Train,
+    Transfer,
 )
 
 if TYPE_CHECKING:
@@ -280,6 +281,8 @@ class _Costs:
         volume = self._volume(step)
         batch = self._batches(step).batch_size
         over_dev = volume.dev * cost.forward_seconds / batch
+        if isinstance(section, Transfer) and section.reconstruction:
+            over_dev += _RECONSTRUCTION * section.reconstruction.examples * cost.forward_seconds / batch
         if stage == "quantize":
             over_tune = volume.tune * cost.forward_seconds / batch
             return _QUANTIZE + over_dev + 2 * over_tune  # FP32 and INT8; further trials take longer

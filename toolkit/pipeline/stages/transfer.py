@@ -37,6 +37,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.training.dense_embeddings import with_dense
     from toolkit.training.evaluation import task_metrics
     from toolkit.training.loop import fit, seed_everything
+    from toolkit.training.reconstruction import ReconstructedLock
+    from toolkit.training.teacher_checks import load_same_model
     from toolkit.training.teacher_logits import task_distillation
 
     seed_everything(context.seed)
@@ -55,6 +57,10 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         lock = PatternLock(checkpoint_mask(source, matrices))
         lock.attach(matrices)
         sparsifier = PrunerGroup([lock])
+        if section.reconstruction and inputs.task_teacher_artifact:
+            teacher = load_same_model(inputs.task_teacher_artifact.path, task, tokenizer)
+            examples, pad_id = section.reconstruction.examples, tokenizer.pad_token_id
+            sparsifier = ReconstructedLock(lock, model, teacher, task.train, examples, pad_id, context)
     else:
         sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(task.train) // task.train.together))
     selected = sparsifier.mask.tensors if sparsifier else {}
@@ -76,6 +82,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         sparsifier.mask.save(context.folder / MASK_FILE)
         metrics |= sparsity_metrics(sparsifier.mask)
         checks.append(check_locked(sparsifier.mask, matrices))
+    if isinstance(sparsifier, ReconstructedLock):
+        metrics |= {"reconstruction": sparsifier.metrics()}
     return StageResult(
         kind="task",
         metrics=result.metrics() | task_metrics(model, task, tokenizer, data) | metrics,
