@@ -24,13 +24,10 @@ _TASK, _DENSE = "reviews", "6 layers"
 
 
 def sparse(share: float, tile: str, layers: str = "null") -> list[str]:
-    """Returns the overrides of a point with zeros."""
+    """Returns the overrides of a point with zeros; with all layers, its transfer starts by reconstruction."""
     compression = "student.pruning.approach.weight_compression"
-    return [
-        f"{compression}.target_sparsity={share}",
-        f"{compression}.pattern=tile_pattern_{tile}",
-        f"student.layers={layers}",
-    ]
+    pattern = [f"{compression}.target_sparsity={share}", f"{compression}.pattern=tile_pattern_{tile}"]
+    return [*pattern, *(["transfer.reconstruction={}"] if layers == "null" else [f"student.layers={layers}"])]
 
 
 def shallow(layers: int) -> list[str]:

@@ -208,8 +208,12 @@ def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
 
 
 def calibration_batches(collate: Callable[[list[Any]], dict[str, Tensor]], examples: Any, count: int) -> list[Any]:
-    """Returns the first `count` training examples as model inputs, one example per batch."""
+    """Returns `count` training examples, spread evenly over the split, as model inputs, one example per batch.
+
+    Files are often sorted by source or class: the first rows alone would set the ranges of activations.
+    """
     from toolkit.data.batches import model_inputs
 
+    count = min(count, len(examples))
     with torch.no_grad():
-        return [model_inputs(collate([examples[i]])) for i in range(min(count, len(examples)))]
+        return [model_inputs(collate([examples[i * len(examples) // count]])) for i in range(count)]

@@ -66,7 +66,7 @@ class ModelWise(Section):
 class Calibration(Section):
     """Examples from which quantization ranges are initialized."""
 
-    sampling_size: Count = Field(128, description="number of training examples")
+    sampling_size: Count = Field(128, description="number of training examples, spread evenly over the split")
 
 
 class Recipes(Section):
