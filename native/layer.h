@@ -14,6 +14,14 @@ struct InputQuantization {
   Affine affine() const { return {scales.data(), biases.data()}; }
 };
 
+InputQuantization make_input_quantization(const Matrix& m, Range range);
+
+// Whether a range has a width, and steps that are floats.
+bool is_valid_range(Range range);
+
+// Whether the matrix can be multiplied as 8-bit codes: INT8, 4x1, and with sums that fit in 32 bits.
+bool fits_integer_products(const Matrix& m);
+
 // Value number i, not multiplied by its row's scale.
 float stored_value(const Matrix& m, uint64_t i);
 

@@ -28,7 +28,7 @@ inline uint32_t minimum(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 #include "lanes.h"
 
-void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* non_finite) {
+void load_panel(const float* const* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* non_finite) {
   for (uint32_t t = 0; t < width; t += LANES) {
     const uint32_t valid = t < tokens ? minimum(LANES, tokens - t) : 0;
     vec non_finite_lanes{};
@@ -36,7 +36,7 @@ void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t widt
     if (valid == LANES)
       for (; k + LANES <= columns; k += LANES) {
         vec tile[LANES];
-        for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(x + size_t(t + i) * columns + k);
+        for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(x[t + i] + k);
         transpose(tile);
         for (uint32_t i = 0; i < LANES; ++i) {
           store_vec(panel + size_t(k + i) * width + t, tile[i]);
@@ -45,7 +45,7 @@ void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t widt
       }
     for (; k < columns; ++k) {
       float* to = panel + size_t(k) * width + t;
-      for (uint32_t i = 0; i < LANES; ++i) to[i] = i < valid ? x[size_t(t + i) * columns + k] : 0.f;
+      for (uint32_t i = 0; i < LANES; ++i) to[i] = i < valid ? x[t + i][k] : 0.f;
       non_finite_lanes += load(to) * 0.f;
     }
     store_vec(non_finite + t, non_finite_lanes);
@@ -170,12 +170,13 @@ void multiply(const Matrix& m, uint32_t group, const float* panel, uint32_t widt
 // ---- activation
 
 inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
-inline vec maximum(vec a, vec b) { return a > b ? a : b; }
+inline vec maximum(vec a, vec b) { return a > b ? a : b; }  // b if either is NaN
 
 // 2^u for u <= 0, relative error below 3e-7 in the relevant range: 2^n times a polynomial in u - n (interpolation at
 // Chebyshev nodes).
+// NaN stays NaN.
 inline vec exp2_negative(vec u) {
-  u = maximum(u, broadcast(-126.f));
+  u = maximum(broadcast(-126.f), u);
   const vec shifted = u + 12582912.f;  // 1.5 * 2^23: rounds u to an integer n, stored in the lowest bits
   const vec f = u - (shifted - 12582912.f);
   vec p = broadcast(0.00133908634f);
@@ -226,6 +227,7 @@ void epilogue(const Matrix& m, uint32_t group, Activation activation, const Affi
       vec v = scale_and_bias(at, read_at<float>(scales, first + r), read_at<float>(biases, first + r), affine);
       if (activation == kGeluErf) v = gelu_erf(v);
       if (activation == kGeluTanh) v = gelu_tanh(v);
+      if (activation == kRelu) v = maximum(vec{}, v);
       store_vec(at, v);
       non_finite_lanes += v * 0.f;
     }
@@ -233,7 +235,7 @@ void epilogue(const Matrix& m, uint32_t group, Activation activation, const Affi
   }
 }
 
-void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* y, size_t stride) {
+void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* const* y, size_t offset) {
   for (uint32_t t = 0; t < tokens; t += LANES) {
     const uint32_t valid = minimum(LANES, tokens - t);
     uint32_t r = 0;
@@ -242,12 +244,12 @@ void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, fl
       for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(sums + size_t(r + i) * width + t);
       transpose(tile);
       if (valid == LANES)
-        for (uint32_t i = 0; i < LANES; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
+        for (uint32_t i = 0; i < LANES; ++i) store_vec(y[t + i] + offset + r, tile[i]);
       else
-        for (uint32_t i = 0; i < valid; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
+        for (uint32_t i = 0; i < valid; ++i) store_vec(y[t + i] + offset + r, tile[i]);
     }
     for (; r < rows; ++r)
-      for (uint32_t i = 0; i < valid; ++i) y[size_t(t + i) * stride + r] = sums[size_t(r) * width + t + i];
+      for (uint32_t i = 0; i < valid; ++i) y[t + i][offset + r] = sums[size_t(r) * width + t + i];
   }
 }
 
@@ -270,6 +272,9 @@ void fake_quantize(const float* values, size_t n, Range range, float* quantized)
   for (size_t i = 0; i < n; i += LANES) store_vec(quantized + i, nearest_level(load(values + i), range) * step + range.low);
 }
 
+#include "attention.h"
+#include "layer_norm.h"
+
 // Intrinsics of this vector width, and those on whole integer registers.
 #if LANES == 8
 #define MM(name) _mm256_##name
@@ -290,5 +295,5 @@ constexpr auto multiply_codes = nullptr;
 
 namespace pofa {
 const Kernel KERNEL = {NAME,  LANES,         4,        kCodeBytes,    load_panel, multiply, epilogue,
-                       store, fake_quantize, quantize, multiply_codes};
+                       store, fake_quantize, quantize, multiply_codes, attend, add_and_normalize, mark_non_finite};
 }

@@ -2,8 +2,7 @@
 #include "sparse_linear.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -11,31 +10,11 @@
 
 #include "layer.h"
 #include "pack.h"
+#include "work.h"
 
 using namespace pofa;
 
 namespace {
-
-// Scratch buffer of one thread. Memory is kept between calls, because a model requests the same sizes every time.
-class Scratch {
- public:
-  float* get(size_t floats) {
-    if (floats > size_) {
-      void* memory = std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
-      if (!memory) throw std::bad_alloc();
-      data_.reset(static_cast<float*>(memory));
-      size_ = floats;
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
-  size_t size_ = 0;
-};
 
 thread_local Scratch t_input, t_operand, t_hidden, t_sums, t_non_finite;
 thread_local Scratch t_shared;  // the calling thread's buffer, used by all threads of the call
@@ -52,7 +31,17 @@ struct Call {
   const Kernel& kernel() const { return *layer.kernel; }
   size_t panels() const { return (tokens + width - 1) / width; }
   uint32_t tokens_in(size_t panel) const { return uint32_t(std::min<size_t>(width, tokens - panel * width)); }
-  const float* input_of(size_t panel) const { return x + panel * width * first_matrix().columns(); }
+  // Pointers to the rows, one per token, of the panel's part of an array [tokens][columns].
+  template <typename T>
+  std::array<T*, kMaxWidth> rows_of(size_t panel, T* array, uint32_t columns) const {
+    std::array<T*, kMaxWidth> rows = {};
+    for (uint32_t t = 0; t < tokens_in(panel); ++t) rows[t] = array + (panel * width + t) * columns;
+    return rows;
+  }
+  void load(size_t panel, float* to, float* non_finite) const {
+    const uint32_t columns = first_matrix().columns();
+    kernel().load_panel(rows_of(panel, x, columns).data(), tokens_in(panel), columns, width, to, non_finite);
+  }
 };
 
 // Computes each token that has a NaN or an infinity again, as dense MatMuls do.
@@ -113,10 +102,11 @@ void groups_to_output(const Call& call, size_t i, Activation activation, uint32_
                       size_t panel, float* y) {
   const Matrix& m = call.layer.matrices[i];
   float* sums = t_sums.get(sums_size(m, call.width));
+  const auto rows = call.rows_of(panel, y, m.rows());
   for (uint32_t g = from; g < to; ++g) {
     compute_group(call, i, g, activation, operand, sums, nullptr);
-    float* at = y + panel * call.width * m.rows() + size_t(g) * m.header.group_rows;
-    call.kernel().store(sums, m.rows_in_group(g), call.width, call.tokens_in(panel), at, m.rows());
+    const size_t offset = size_t(g) * m.header.group_rows;
+    call.kernel().store(sums, m.rows_in_group(g), call.width, call.tokens_in(panel), rows.data(), offset);
   }
 }
 
@@ -142,8 +132,7 @@ void run_panel(const Call& call, size_t index) {
   const pofa_layer& layer = call.layer;
   float* panel = t_input.get(size_t(call.first_matrix().columns()) * call.width);
   float* non_finite = t_non_finite.get(call.width);
-  call.kernel().load_panel(call.input_of(index), call.tokens_in(index), call.first_matrix().columns(), call.width, panel,
-                           non_finite);
+  call.load(index, panel, non_finite);
   const float* operand = nullptr;
   for (size_t i = 0; i < (layer.chain ? 1 : layer.matrices.size()); ++i) {
     if (i == 0 || !layer.has_same_input(i - 1, i))
@@ -161,15 +150,6 @@ void run_panel(const Call& call, size_t index) {
 
 // ---- fewer panels than threads: each panel's groups of rows are distributed among the threads
 
-template <typename F>
-void run_parallel(pofa_parallel_for parallel, size_t n, F&& body) {
-  using Body = std::remove_reference_t<F>;
-  if (!parallel || n < 2)
-    for (size_t i = 0; i < n; ++i) body(i);
-  else
-    parallel(n, [](void* context, size_t i) { (*static_cast<Body*>(context))(i); }, &body);
-}
-
 void run_groups(const Call& call, pofa_parallel_for parallel) {
   const pofa_layer& layer = call.layer;
   const size_t panels = call.panels(), width = call.width, inputs = layer.chain ? 1 : layer.matrices.size();
@@ -184,8 +164,7 @@ void run_groups(const Call& call, pofa_parallel_for parallel) {
 
   run_parallel(parallel, panels, [&](size_t p) {
     float* panel = base + p * panel_floats;
-    call.kernel().load_panel(call.input_of(p), call.tokens_in(p), call.first_matrix().columns(), call.width, panel,
-                             panel_non_finite + p * width);
+    call.load(p, panel, panel_non_finite + p * width);
     for (size_t i = 0; i < inputs; ++i)
       operands[p * inputs + i] = prepare_operand(call, i, panel, panel + input_floats + i * operand_floats);
   });
@@ -232,31 +211,6 @@ uint32_t panel_width(const pofa_layer& layer, size_t tokens, uint32_t threads) {
   size_t panels = (vectors + max_vectors - 1) / max_vectors;
   if (panels > 1 && panels % threads) panels = std::min((vectors + 1) / 2, (panels + threads - 1) / threads * threads);
   return uint32_t((vectors + panels - 1) / panels) * k.lanes;
-}
-
-// An activation is low + step * code, so a product is step * (sum of weight * code) + low * (sum of weights): `step` goes into
-// the scales and `low` into the biases.
-InputQuantization make_input_quantization(const Matrix& m, Range range) {
-  InputQuantization result{range, std::vector<float>(m.rows()), std::vector<float>(m.rows())};
-  std::vector<double> weight_sums(m.rows(), 0);
-  for_each_value(m, [&](uint32_t row, uint32_t, uint64_t at) { weight_sums[row] += stored_value(m, at); });
-  for (uint32_t i = 0; i < m.rows(); ++i) {
-    const float scale = read_at<float>(m.scales, i);
-    result.scales[i] = scale * range.step();
-    result.biases[i] = float(read_at<float>(m.biases, i) + weight_sums[i] * scale * range.low);
-  }
-  return result;
-}
-
-// Whether the matrix can be multiplied as 8-bit codes: INT8, 4x1, and with sums that fit in 32 bits.
-bool fits_integer_products(const Matrix& m) {
-  return m.header.value_type == kI8 && m.header.block_rows == 4 && m.columns() <= (1u << 31) / (255 * 128);
-}
-
-void describe(const Matrix& m, uint64_t facts[6]) {
-  const Header& h = m.header;
-  const uint64_t values[6] = {h.rows, h.columns, h.block_rows, h.value_type, h.nonzeros, h.entries};
-  std::copy(values, values + 6, facts);
 }
 
 }  // namespace
@@ -332,7 +286,7 @@ int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int
     opened->matrices.push_back(m);
     if (!ranges) continue;
     const Range range{ranges[2 * i], ranges[2 * i + 1]};
-    if (!(range.step() > 0 && range.step() < INFINITY && range.inverse_step() < INFINITY)) return kBadArgument;
+    if (!is_valid_range(range)) return kBadArgument;
     opened->input_quantization.push_back(make_input_quantization(m, range));
   }
   opened->integer_products = ranges && opened->kernel->multiply_codes &&

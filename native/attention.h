@@ -1,0 +1,102 @@
+// Attention of one head, with vectors of queries. Included by micro_kernel.h inside its namespace.
+//
+// Scores of a block of keys stay in the L1 cache; blocks are combined by the online softmax, so that no matrix of all scores
+// exists: https://arxiv.org/abs/1805.02867
+
+constexpr uint32_t kRowsPerTile = 4;                      // keys, or features of values, whose sums are in registers
+constexpr uint32_t kQueryVectors = LANES == 16 ? 4 : 2;  // vectors of queries per tile
+
+// scores [count][V * LANES]: products of queries and keys.
+template <int V>
+inline void multiply_keys(const float* queries, uint32_t width, const KeyBlock& block, uint32_t head_size, float* scores) {
+  for (uint32_t k = 0; k < block.count; k += kRowsPerTile) {
+    vec s[kRowsPerTile][V] = {};
+    for (uint32_t d = 0; d < head_size; ++d) {
+      const float* keys = block.keys + size_t(d) * block.stride + k;
+      vec q[V];
+      for (int v = 0; v < V; ++v) q[v] = load(queries + size_t(d) * width + v * LANES);
+      for (uint32_t j = 0; j < kRowsPerTile; ++j) {
+        const vec key = broadcast(keys[j]);
+        for (int v = 0; v < V; ++v) s[j][v] += key * q[v];
+      }
+    }
+    for (uint32_t j = 0; j < kRowsPerTile; ++j)
+      for (int v = 0; v < V; ++v) store_vec(scores + size_t((k + j) * V + v) * LANES, s[j][v]);
+  }
+}
+
+// sums [head_size][V * LANES] = correction * sums + values times weights [count][V * LANES].
+template <int V>
+inline void multiply_values(const float* weights, const KeyBlock& block, uint32_t head_size, bool first, const vec* correction,
+                            float* sums) {
+  for (uint32_t d = 0; d < head_size; d += kRowsPerTile, sums += kRowsPerTile * V * LANES) {
+    const float* values = block.values + size_t(d) * block.stride;
+    vec s[kRowsPerTile][V];
+    for (uint32_t j = 0; j < kRowsPerTile; ++j)
+      for (int v = 0; v < V; ++v) s[j][v] = first ? vec{} : load(sums + (j * V + v) * LANES) * correction[v];
+    for (uint32_t k = 0; k < block.count; ++k) {
+      vec w[V];
+      for (int v = 0; v < V; ++v) w[v] = load(weights + size_t(k * V + v) * LANES);
+      for (uint32_t j = 0; j < kRowsPerTile; ++j) {
+        const vec value = broadcast(values[j * block.stride + k]);
+        for (int v = 0; v < V; ++v) s[j][v] += value * w[v];
+      }
+    }
+    for (uint32_t j = 0; j < kRowsPerTile; ++j)
+      for (int v = 0; v < V; ++v) store_vec(sums + (j * V + v) * LANES, s[j][v]);
+  }
+}
+
+// Attention of V vectors of queries; only lanes from `first` to `last` - 1 are written.
+template <int V>
+void attend_tile(const float* queries, uint32_t width, uint32_t first, uint32_t last, uint32_t head_size, float scale,
+                 const KeyBlock* blocks, size_t block_count, float* scratch, float* context) {
+  float* scores = scratch;
+  float* sums = scratch + kMaxWidth * V * LANES;
+  const float log2_scale = scale * 1.44269504f;  // log2(e)
+  vec top[V] = {}, total[V] = {}, correction[V] = {};
+  for (size_t b = 0; b < block_count; ++b) {
+    const KeyBlock& block = blocks[b];
+    multiply_keys<V>(queries, width, block, head_size, scores);
+    for (int v = 0; v < V; ++v) {
+      vec greatest = load(scores + v * LANES);
+      for (uint32_t k = 1; k < block.count; ++k) greatest = maximum(greatest, load(scores + size_t(k * V + v) * LANES));
+      greatest *= log2_scale;
+      if (b > 0) {
+        greatest = maximum(greatest, top[v]);
+        correction[v] = exp2_negative(top[v] - greatest);
+      }
+      top[v] = greatest;
+      vec sum{};
+      for (uint32_t k = 0; k < block.count; ++k) {
+        float* at = scores + size_t(k * V + v) * LANES;
+        const vec weight = exp2_negative(load(at) * log2_scale - greatest);
+        store_vec(at, weight);
+        sum += weight;
+      }
+      total[v] = b > 0 ? total[v] * correction[v] + sum : sum;
+    }
+    multiply_values<V>(scores, block, head_size, b == 0, correction, sums);
+  }
+  ivec lane;
+  for (int i = 0; i < LANES; ++i) lane[i] = i;
+  for (int v = 0; v < V; ++v) {
+    const ivec token = lane + int32_t(v * LANES);
+    const ivec written = (token >= int32_t(first)) & (token < int32_t(last));
+    const vec inverse = 1.f / total[v];
+    for (uint32_t d = 0; d < head_size; ++d) {
+      float* at = context + size_t(d) * width + v * LANES;
+      store_vec(at, written ? load(sums + (size_t(d) * V + v) * LANES) * inverse : load(at));
+    }
+  }
+}
+
+void attend(const float* queries, uint32_t width, uint32_t first, uint32_t last, uint32_t head_size, float scale,
+            const KeyBlock* blocks, size_t block_count, float* scratch, float* context) {
+  for (uint32_t from = first / LANES * LANES; from < last; from += kQueryVectors * LANES) {
+    const uint32_t begin = first > from ? first - from : 0, vectors = (last - from + LANES - 1) / LANES;
+    const auto tile = vectors == 1 ? attend_tile<1> : vectors == 2 || kQueryVectors == 2 ? attend_tile<2>
+                      : vectors == 3 ? attend_tile<kQueryVectors - 1> : attend_tile<kQueryVectors>;
+    tile(queries + from, width, begin, last - from, head_size, scale, blocks, block_count, scratch, context + from);
+  }
+}
