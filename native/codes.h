@@ -19,7 +19,7 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 //   kColumnsPerDot: columns that one instruction sums up
 //   kVectorsPerPass: vectors of tokens for which the sums of four rows fit in registers
 //   kCodeBytes: bytes per column of a panel of codes
-//   quantize: see kernel.h
+//   quantize_values: quantizes value(column, vector of tokens) to a panel of codes
 //   interleave_columns: reorders a unit's codes from four rows of one column to kColumnsPerDot columns of one row, 32 bits
 //     per instruction. Columns missing at the end are filled with zeros.
 //   gather_columns: codes of kColumnsPerDot columns for P vectors of tokens, starting at vector FROM
@@ -73,7 +73,7 @@ void multiply_blocks(const Matrix& m, uint32_t group, const uint8_t* codes, floa
   }
 }
 
-void multiply_codes(const Matrix& m, uint32_t group, const uint8_t* codes, uint32_t width, float* sums) {
+void multiply_codes(const Matrix& m, const Quads&, uint32_t group, const uint8_t* codes, uint32_t width, float* sums) {
   switch (width / LANES) {
     case 1: return multiply_blocks<1>(m, group, codes, sums);
     case 2: return multiply_blocks<2>(m, group, codes, sums);
@@ -81,3 +81,36 @@ void multiply_codes(const Matrix& m, uint32_t group, const uint8_t* codes, uint3
     default: return multiply_blocks<4>(m, group, codes, sums);
   }
 }
+
+// The functions of a CodeKernel for a layout, which is a class with quantize_values.
+template <typename Layout>
+void quantize(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
+  Layout::quantize_values([&](uint32_t k, uint32_t v) { return load(panel + size_t(k) * width + v * LANES); }, columns, width,
+                          range, codes);
+}
+
+template <typename Layout>
+void quantizing_epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine, uint32_t width,
+                         const float* sums, Range range, uint8_t* codes, float* non_finite) {
+  const GroupAffine to_output(m, group, affine);
+  with_activation(activation, [&](auto activate) {
+    vec non_finite_lanes[4] = {};
+    const auto value = [&](uint32_t r, uint32_t v) {
+      const vec x = activate(to_output.apply(sums + size_t(r) * width + v * LANES, r));
+      non_finite_lanes[v] += x * 0.f;
+      return x;
+    };
+    Layout::quantize_values(value, m.rows_in_group(group), width, range, codes);
+    for (uint32_t v = 0; non_finite && v * LANES < width; ++v)
+      store_vec(non_finite + v * LANES, load(non_finite + v * LANES) + non_finite_lanes[v]);
+  });
+}
+
+constexpr CodeKernel kFours = {kCodeBytes, quantize<Bytes>, multiply_codes, quantizing_epilogue<Bytes>};
+constexpr const CodeKernel* kCodesOfFours = &kFours;
+#ifdef VNNI
+constexpr CodeKernel kSingles = {kCodeBytes, quantize<QuadBytes>, multiply_quads, quantizing_epilogue<QuadBytes>};
+constexpr const CodeKernel* kCodesOfSingles = &kSingles;
+#else
+constexpr const CodeKernel* kCodesOfSingles = nullptr;
+#endif

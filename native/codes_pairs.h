@@ -10,18 +10,21 @@ inline ivec dot_accumulate(ivec sums, ivec tokens, ivec weights) {
 }
 
 // Every 16 bytes hold four tokens of one vector, then four of the next; gather_columns separates them again.
-void quantize(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
-  for (uint32_t k = 0; k < columns; ++k)
-    for (uint32_t r = 0; r * LANES < width; r += 2) {
-      __m256i steps[2];
-      for (uint32_t i = 0; i < 2; ++i) {
-        const vec x = (r + i) * LANES < width ? load(panel + size_t(k) * width + (r + i) * LANES) : vec{};
-        // Same rounding as nearest_level.
-        steps[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(to_steps(x, range), vec{}), broadcast(255.f)));
+struct Bytes {
+  template <typename F>
+  static inline void quantize_values(F value, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
+    for (uint32_t k = 0; k < columns; ++k)
+      for (uint32_t v = 0; v * LANES < width; v += 2) {
+        __m256i steps[2];
+        for (uint32_t i = 0; i < 2; ++i) {
+          const vec x = (v + i) * LANES < width ? value(k, v + i) : vec{};
+          // Same rounding as nearest_level.
+          steps[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(to_steps(x, range), vec{}), broadcast(255.f)));
+        }
+        store_bytes(codes + size_t(k) * kCodeBytes + v * LANES * 2, _mm256_packs_epi32(steps[0], steps[1]));
       }
-      store_bytes(codes + size_t(k) * kCodeBytes + r * LANES * 2, _mm256_packs_epi32(steps[0], steps[1]));
-    }
-}
+  }
+};
 
 inline void interleave_columns(const uint8_t* values, uint32_t count, int32_t* interleaved) {
   const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);

@@ -15,18 +15,76 @@ inline ivec dot_accumulate(ivec sums, ivec tokens, ivec weights) {
 }
 #endif
 
+// Same rounding as nearest_level. The results are in range except for those below 0: values above 255 need the minimum,
+// because those that exceed int32 would not saturate correctly.
+inline byte_vec to_levels(vec x, Range range) { return MM(cvtps_epi32)(MM(min_ps)(to_steps(x, range), broadcast(255.f))); }
+
 // Every 16 bytes hold four tokens of each of the four vectors in turn; gather_columns separates them again.
-void quantize(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
-  for (uint32_t k = 0; k < columns; ++k) {
-    byte_vec steps[4];
-    for (uint32_t r = 0; r < 4; ++r) {
-      const vec x = r * LANES < width ? load(panel + size_t(k) * width + r * LANES) : vec{};
-      // Same rounding as nearest_level. Packing saturates values below 0; values above 255 need the minimum, because those
-      // that exceed int32 would not saturate correctly.
-      steps[r] = MM(cvtps_epi32)(MM(min_ps)(to_steps(x, range), broadcast(255.f)));
+struct Bytes {
+  template <typename F>
+  static inline void quantize_values(F value, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
+    for (uint32_t k = 0; k < columns; ++k) {
+      byte_vec steps[4];
+      for (uint32_t v = 0; v < 4; ++v) steps[v] = v * LANES < width ? to_levels(value(k, v), range) : byte_vec{};
+      // Packing saturates values below 0.
+      const byte_vec low = MM(packs_epi32)(steps[0], steps[1]), high = MM(packs_epi32)(steps[2], steps[3]);
+      store_bytes(codes + size_t(k) * kCodeBytes, MM(packus_epi16)(low, high));
     }
-    const byte_vec low = MM(packs_epi32)(steps[0], steps[1]), high = MM(packs_epi32)(steps[2], steps[3]);
-    store_bytes(codes + size_t(k) * kCodeBytes, MM(packus_epi16)(low, high));
+  }
+};
+
+// Four adjacent columns of each token are adjacent: no shuffles are needed to multiply quads.
+struct QuadBytes {
+  template <typename F>
+  static inline void quantize_values(F value, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
+    for (uint32_t k = 0; k < columns; k += 4)
+      for (uint32_t v = 0; v * LANES < width; ++v) {
+        ivec quad{};
+        for (uint32_t c = 0; c < 4 && k + c < columns; ++c) {
+          const ivec level = (ivec)MM(max_epi32)(to_levels(value(k + c, v), range), byte_vec{});
+          quad |= level << int(8 * c);
+        }
+        store_bytes(codes + size_t(k) * kCodeBytes + v * 4 * LANES, (byte_vec)quad);
+      }
+  }
+};
+
+// Rows of single values. Two sets of sums hide the latency of the dot products.
+template <int R>
+void multiply_quad_rows(const Matrix& m, const Quads& quads, uint32_t group, const uint8_t* codes, float* sums) {
+  const uint32_t rows = m.rows_in_group(group);
+  for (uint32_t block = 0; block < quads.blocks; ++block) {
+    const uint8_t* activations = codes + size_t(block) * kQuadsPerBlock * 4 * kCodeBytes;
+    const uint32_t* starts = quads.starts + size_t(group) * m.header.group_rows * quads.blocks + block;
+    for (uint32_t row = 0; row < rows; ++row, starts += quads.blocks) {
+      ivec s[2][R] = {};
+      float* to = sums + size_t(row) * R * LANES;
+      if (block > 0)
+        for (int v = 0; v < R; ++v) s[0][v] = load_sums(to + v * LANES);
+      uint32_t i = starts[0];
+      const uint32_t end = starts[1];
+      for (; i + 2 <= end; i += 2)
+        for (int j = 0; j < 2; ++j) {
+          const uint8_t* quad = activations + size_t(quads.columns[i + j]) * (4 * kCodeBytes);
+          const ivec weights = (ivec)MM(set1_epi32)(quads.weights[i + j]);
+          for (int v = 0; v < R; ++v) s[j][v] = dot_accumulate(s[j][v], (ivec)load_bytes(quad + v * 4 * LANES), weights);
+        }
+      if (i < end) {
+        const uint8_t* quad = activations + size_t(quads.columns[i]) * (4 * kCodeBytes);
+        const ivec weights = (ivec)MM(set1_epi32)(quads.weights[i]);
+        for (int v = 0; v < R; ++v) s[0][v] = dot_accumulate(s[0][v], (ivec)load_bytes(quad + v * 4 * LANES), weights);
+      }
+      for (int v = 0; v < R; ++v) store_vec(to + v * LANES, (vec)(s[0][v] + s[1][v]));
+    }
+  }
+}
+
+void multiply_quads(const Matrix& m, const Quads& quads, uint32_t group, const uint8_t* codes, uint32_t width, float* sums) {
+  switch (width / LANES) {
+    case 1: return multiply_quad_rows<1>(m, quads, group, codes, sums);
+    case 2: return multiply_quad_rows<2>(m, quads, group, codes, sums);
+    case 3: return multiply_quad_rows<3>(m, quads, group, codes, sums);
+    default: return multiply_quad_rows<4>(m, quads, group, codes, sums);
   }
 }
 

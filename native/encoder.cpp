@@ -16,18 +16,6 @@ namespace {
 
 enum MatrixIndex { kQuery, kKey, kValue, kOutput, kInner, kOuter, kMatrices };
 
-struct Projection {
-  Matrix matrix;
-  bool quantized = false;  // 8-bit input
-  bool integer = false;    // multiplied as codes
-  InputQuantization input;
-
-  bool has_same_operand(const Projection& other) const {
-    return quantized == other.quantized && integer == other.integer &&
-           (!quantized || (input.range.low == other.input.range.low && input.range.high == other.input.range.high));
-  }
-};
-
 struct Layer {
   std::array<Projection, kMatrices> projections;
   std::vector<float> norm_parameters[2];  // scales, then offsets
@@ -109,37 +97,13 @@ class Run {
   float* query_marks(size_t panel) const { return base_ + panels_ * 6 * panel_floats_ + panel * 3 * width_; }
   float* key_marks(size_t panel, size_t layer) const { return query_marks(panel) + (1 + layer % 2) * width_; }
 
-  // Input of a product: unchanged, as 8-bit codes, or as floats rounded to the levels of the codes.
-  const float* operand(const Projection& p, const float* panel, uint32_t width, Scratch* scratch) const {
-    if (!p.quantized) return panel;
-    const uint32_t columns = p.matrix.columns();
-    if (!p.integer) {
-      float* rounded = scratch->get(size_t(columns) * width);
-      kernel_.fake_quantize(panel, size_t(columns) * width, p.input.range, rounded);
-      return rounded;
-    }
-    float* codes = scratch->get(codes_size(columns));
-    kernel_.quantize(panel, columns, width, p.input.range, reinterpret_cast<uint8_t*>(codes));
-    return codes;
-  }
-
-  size_t codes_size(uint32_t columns) const { return size_t(columns + kMaxBlock) * kernel_.code_bytes / sizeof(float); }
-
-  void multiply_group(const Projection& p, uint32_t group, Activation activation, const float* operand, uint32_t width,
-                      float* sums, float* marks) const {
-    if (p.integer) {
-      kernel_.multiply_codes(p.matrix, group, reinterpret_cast<const uint8_t*>(operand), width, sums);
-      const Affine affine = p.input.affine();
-      kernel_.epilogue(p.matrix, group, activation, &affine, width, sums, marks);
-    } else {
-      kernel_.multiply(p.matrix, group, operand, width, sums);
-      kernel_.epilogue(p.matrix, group, activation, nullptr, width, sums, marks);
-    }
+  const float* operand(const Projection& p, const float* panel, uint32_t width) const {
+    return p.operand(panel, width, t_operand.get(p.operand_size(width)));
   }
 
   void multiply(const Projection& p, const float* operand, uint32_t width, float* result) const {
-    for (uint32_t g = 0; g < p.matrix.group_count(); ++g)
-      multiply_group(p, g, kIdentity, operand, width, result + size_t(g) * p.matrix.header.group_rows * width, nullptr);
+    for (uint32_t g = 0; g < p.matrix().group_count(); ++g)
+      p.multiply(g, kIdentity, operand, width, result + size_t(g) * p.matrix().header.group_rows * width, nullptr);
   }
 
   // Queries, keys and values of a panel.
@@ -150,15 +114,15 @@ class Run {
     const float* input = nullptr;
     for (int i = kQuery; i <= kValue; ++i) {
       const Projection& p = layer.projections[i];
-      if (i == kQuery || !p.has_same_operand(layer.projections[i - 1])) input = operand(p, residual(panel), width, &t_operand);
+      if (i == kQuery || !p.has_same_operand(layer.projections[i - 1])) input = operand(p, residual(panel), width);
       multiply(p, input, width, results[i]);
     }
     float* query_mark = query_marks(panel);
     float* key_mark = key_marks(panel, index);
     std::fill(query_mark, query_mark + width, 0.f);
     std::fill(key_mark, key_mark + width, 0.f);
-    const bool quantized = layer.projections[kQuery].quantized;
-    const bool keys_quantized = layer.projections[kKey].quantized && layer.projections[kValue].quantized;
+    const bool quantized = layer.projections[kQuery].quantized();
+    const bool keys_quantized = layer.projections[kKey].quantized() && layer.projections[kValue].quantized();
     kernel_.mark_non_finite(residual(panel), encoder_.hidden, width, quantized, query_mark);
     if (quantized == keys_quantized) std::copy(query_mark, query_mark + width, key_mark);
     else kernel_.mark_non_finite(residual(panel), encoder_.hidden, width, keys_quantized, key_mark);
@@ -202,11 +166,11 @@ class Run {
     float* branch = t_branch.get(panel_floats_);
     const Projection &output = layer.projections[kOutput], &inner = layer.projections[kInner], &outer = layer.projections[kOuter];
 
-    kernel_.mark_non_finite(queries(panel), hidden, width, output.quantized, marks);
-    multiply(output, operand(output, queries(panel), width, &t_operand), width, branch);
+    kernel_.mark_non_finite(queries(panel), hidden, width, output.quantized(), marks);
+    multiply(output, operand(output, queries(panel), width), width, branch);
     kernel_.add_and_normalize(branch, residual(panel), marks, hidden, width, layer.norms[0], residual(panel));
 
-    const float* input = operand(inner, residual(panel), width, &t_operand);
+    const float* input = operand(inner, residual(panel), width);
     std::fill(hidden_marks, hidden_marks + width, 0.f);
     const float* activations = feed_forward_operand(layer, input, width, hidden_marks);
     multiply(outer, activations, width, branch);
@@ -215,19 +179,10 @@ class Run {
 
   const float* feed_forward_operand(const Layer& layer, const float* input, uint32_t width, float* marks) const {
     const Projection &inner = layer.projections[kInner], &outer = layer.projections[kOuter];
-    const Header& h = inner.matrix.header;
-    float* result = t_hidden.get(outer.integer ? codes_size(h.rows) : size_t(h.rows + 4) * width);
-    for (uint32_t g = 0; g < inner.matrix.group_count(); ++g) {
-      const uint32_t row = g * h.group_rows, rows = inner.matrix.rows_in_group(g);
-      float* sums = outer.integer ? t_sums.get(size_t(h.group_rows + 4) * width) : result + size_t(row) * width;
-      multiply_group(inner, g, encoder_.activation, input, width, sums, marks);
-      if (outer.integer) {
-        uint8_t* codes = reinterpret_cast<uint8_t*>(result) + size_t(row) * kernel_.code_bytes;
-        kernel_.quantize(sums, rows, width, outer.input.range, codes);
-      } else if (outer.quantized) {
-        kernel_.fake_quantize(sums, size_t(rows) * width, outer.input.range, sums);
-      }
-    }
+    const size_t size = outer.quantized() ? outer.operand_size(width) : size_t(inner.matrix().rows() + 4) * width;
+    float *result = t_hidden.get(size), *sums = t_sums.get(inner.sums_size(width));
+    for (uint32_t g = 0; g < inner.matrix().group_count(); ++g)
+      inner.multiply_for(outer, g, encoder_.activation, input, width, sums, result, marks);
     return result;
   }
 
@@ -240,51 +195,50 @@ class Run {
   float* base_ = nullptr;
 };
 
-Error open_projection(const pofa_encoder_layer& from, int i, const Kernel& kernel, Projection* to) {
-  if (Error error = open_matrix(from.blobs[i], from.sizes[i], &to->matrix)) return error;
-  const Range range{from.ranges[i][0], from.ranges[i][1]};
-  to->quantized = !std::isnan(range.low);
-  if (!to->quantized) return kOk;
-  if (!is_valid_range(range)) return kBadArgument;
-  to->input = make_input_quantization(to->matrix, range);
-  to->integer = kernel.multiply_codes && fits_integer_products(to->matrix);
+// Sets what a layer needs besides its matrices, which are open and have the right sizes.
+Error set_up(const pofa_encoder_layer& from, uint32_t hidden, Layer* layer) {
+  for (int i = 0; i < kMatrices; ++i) {
+    const uint32_t alignment = i == kOuter ? layer->projections[kInner].matrix().header.group_rows : 0;
+    if (!std::isnan(from.ranges[i][0]))
+      if (Error error = layer->projections[i].quantize_input({from.ranges[i][0], from.ranges[i][1]}, alignment)) return error;
+  }
+  for (int i = 0; i < 2; ++i) {
+    if (!(from.epsilons[i] >= 0) || !(from.epsilons[i] < INFINITY)) return kBadArgument;
+    std::vector<float>& parameters = layer->norm_parameters[i];
+    parameters.resize(2 * size_t(hidden));
+    std::memcpy(parameters.data(), from.norm_scales[i], hidden * sizeof(float));
+    std::memcpy(parameters.data() + hidden, from.norm_offsets[i], hidden * sizeof(float));
+    layer->norms[i] = {parameters.data(), parameters.data() + hidden, from.epsilons[i]};
+  }
   return kOk;
 }
 
 }  // namespace
 
-int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t heads, float scale, int activation,
-                      const char* isa, pofa_encoder** encoder) try {
+int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t hidden, uint32_t heads, float scale,
+                      int activation, const char* isa, pofa_encoder** encoder) try {
   *encoder = nullptr;
   auto opened = std::make_unique<pofa_encoder>();
   opened->kernel = isa ? kernel_named(isa) : &best_kernel();
-  if (!opened->kernel || count < 1 || heads < 1 || activation < kIdentity || activation > kRelu || !(scale > 0) ||
+  if (!opened->kernel || count < 1 || heads < 1 || hidden % heads || activation < kIdentity || activation > kRelu || !(scale > 0) ||
       !(scale < INFINITY))
     return kBadArgument;
+  opened->hidden = hidden;
   opened->heads = heads;
   opened->scale = scale;
   opened->activation = Activation(activation);
   opened->layers.resize(count);
   for (uint32_t l = 0; l < count; ++l) {
-    Layer& layer = opened->layers[l];
+    std::array<Projection, kMatrices>& all = opened->layers[l].projections;
     for (int i = 0; i < kMatrices; ++i)
-      if (Error error = open_projection(layers[l], i, *opened->kernel, &layer.projections[i])) return error;
-    if (l == 0) opened->hidden = layer.projections[kQuery].matrix.rows(), opened->inner = layer.projections[kInner].matrix.rows();
+      if (Error error = all[i].open(layers[l].blobs[i], layers[l].sizes[i], *opened->kernel)) return error;
+    if (l == 0) opened->inner = all[kInner].matrix().rows();
     for (int i = 0; i < kMatrices; ++i) {
-      const Matrix& m = layer.projections[i].matrix;
-      if (m.rows() != (i == kInner ? opened->inner : opened->hidden) || m.columns() != (i == kOuter ? opened->inner : opened->hidden))
-        return kBadArgument;
+      const uint32_t rows = i == kInner ? opened->inner : opened->hidden, columns = i == kOuter ? opened->inner : opened->hidden;
+      if (all[i].matrix().rows() != rows || all[i].matrix().columns() != columns) return kBadArgument;
     }
-    for (int i = 0; i < 2; ++i) {
-      if (!(layers[l].epsilons[i] >= 0) || !(layers[l].epsilons[i] < INFINITY)) return kBadArgument;
-      std::vector<float>& parameters = layer.norm_parameters[i];
-      parameters.resize(2 * opened->hidden);
-      std::memcpy(parameters.data(), layers[l].norm_scales[i], opened->hidden * sizeof(float));
-      std::memcpy(parameters.data() + opened->hidden, layers[l].norm_offsets[i], opened->hidden * sizeof(float));
-      layer.norms[i] = {parameters.data(), parameters.data() + opened->hidden, layers[l].epsilons[i]};
-    }
+    if (Error error = set_up(layers[l], opened->hidden, &opened->layers[l])) return error;
   }
-  if (opened->hidden % heads) return kBadArgument;
   *encoder = opened.release();
   return kOk;
 } catch (const std::bad_alloc&) {
@@ -295,7 +249,7 @@ void pofa_encoder_close(pofa_encoder* encoder) { delete encoder; }
 
 int pofa_encoder_facts(const pofa_encoder* encoder, uint32_t layer, uint32_t i, uint64_t facts[6]) {
   if (!encoder || layer >= encoder->layers.size() || i >= kMatrices) return kBadArgument;
-  describe(encoder->layers[layer].projections[i].matrix, facts);
+  describe(encoder->layers[layer].projections[i].matrix(), facts);
   return kOk;
 }
 

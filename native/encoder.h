@@ -20,10 +20,10 @@ typedef struct {
   float epsilons[2];
 } pofa_encoder_layer;
 
-// Opens a stack of layers and validates it completely. heads: attention heads. scale: factor of the attention scores.
+// Opens a stack of layers and validates it completely. hidden: size of the hidden states and of the norms' arrays. heads: attention heads. scale: factor of the attention scores.
 // activation: as in pofa_open, or 3: ReLU. isa: as in pofa_open.
-POFA_API int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t heads, float scale, int activation,
-                               const char* isa, pofa_encoder** encoder);
+POFA_API int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t hidden, uint32_t heads, float scale,
+                               int activation, const char* isa, pofa_encoder** encoder);
 POFA_API void pofa_encoder_close(pofa_encoder* encoder);
 
 // facts of matrix i of a layer: see pofa_describe.

@@ -34,12 +34,34 @@ struct Norm {
   float epsilon;
 };
 
+// An INT8 matrix of single values for products of codes: four adjacent columns, a quad, are multiplied by one instruction, so quads
+// with at least one non-zero are stored, row by row.
+struct Quads {
+  const uint32_t* starts;   // [rows * blocks + 1]: first quad of each row in each block of kQuadsPerBlock * 4 columns
+  const uint8_t* columns;   // number of the quad within its block
+  const int32_t* weights;   // four codes, the first column's in the lowest byte
+  uint32_t blocks;
+};
+constexpr uint32_t kQuadsPerBlock = 128;
+
+// Exact products of 8-bit codes with one instruction set and one pattern. A panel of codes takes bytes_per_column for each column,
+// whatever the number of tokens; its layout is the kernel's own. multiply may read 256 columns past the last.
+struct CodeKernel {
+  uint32_t bytes_per_column;
+  // panel [columns][width] -> codes
+  void (*quantize)(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes);
+  // Same as Kernel::multiply, but the sums are int32. quads: for matrices of single values.
+  void (*multiply)(const Matrix& matrix, const Quads& quads, uint32_t group, const uint8_t* codes, uint32_t width, float* sums);
+  // Kernel::epilogue followed by quantize: the results, as codes of the next matrix's input.
+  void (*epilogue)(const Matrix& matrix, uint32_t group, Activation activation, const Affine* affine, uint32_t width,
+                   const float* sums, Range range, uint8_t* codes, float* non_finite);
+};
+
 // Functions of one instruction set. A panel is a few vectors of tokens, stored transposed: [columns][tokens], 64-byte aligned.
 struct Kernel {
   const char* name;
   uint32_t lanes;        // tokens per vector
   uint32_t max_vectors;  // vectors per panel, at most
-  uint32_t code_bytes;   // bytes per column of a panel of codes, whatever the number of tokens
 
   // x: pointers to the activations [columns] of each token -> panel [columns][width]; width is a multiple of lanes, missing
   // tokens are zero. non_finite [width]: not zero for a token with a NaN or an infinity.
@@ -49,8 +71,8 @@ struct Kernel {
   // sums [rows of the group, rounded up to 4][width] = stored values of one group of rows x panel.
   void (*multiply)(const Matrix& matrix, uint32_t group, const float* panel, uint32_t width, float* sums);
 
-  // In place: sums * scale + bias, then the activation. non_finite: as above, or null. affine: for sums of multiply_codes, else
-  // null.
+  // In place: sums * scale + bias, then the activation. non_finite: NaN is added for a token with a NaN or an infinity; may be
+  // null. affine: for sums of codes, else null.
   void (*epilogue)(const Matrix& matrix, uint32_t group, Activation activation, const Affine* affine, uint32_t width,
                    float* sums, float* non_finite);
 
@@ -60,12 +82,8 @@ struct Kernel {
   // quantized [n]: each value rounded to the nearest level of `range`; n is a multiple of lanes. In-place operation is allowed.
   void (*fake_quantize)(const float* values, size_t n, Range range, float* quantized);
 
-  // Exact products of 8-bit codes, for 4x1 INT8 matrices; both functions are null for instruction sets without them.
-  // panel [columns][width] -> codes [columns][code_bytes], with the tokens in an order that multiply_codes reverts.
-  // multiply_codes may read 256 columns past the last.
-  void (*quantize)(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes);
-  // Same as multiply, but the sums are int32; epilogue converts them to float.
-  void (*multiply_codes)(const Matrix& matrix, uint32_t group, const uint8_t* codes, uint32_t width, float* sums);
+  // Exact products of 8-bit codes, for INT8 matrices of the 4x1 pattern and of single values; null for instruction sets without.
+  const CodeKernel *codes_of_fours, *codes_of_singles;
 
   // One head's attention: context = softmax(scale * queries keys^T) values for tokens first .. last - 1 of a panel. queries and
   // context: [head_size][width], may be the same. scratch: attention_scratch(head_size) floats.

@@ -215,24 +215,49 @@ inline vec scale_and_bias(const float* sums, float scale, float bias, bool integ
   return v * scale + bias;
 }
 
+// Calls f with the activation as a function of a vector.
+template <typename F>
+inline void with_activation(Activation activation, F f) {
+  switch (activation) {
+    case kGeluErf: return f([](vec x) { return gelu_erf(x); });
+    case kGeluTanh: return f([](vec x) { return gelu_tanh(x); });
+    case kRelu: return f([](vec x) { return maximum(vec{}, x); });
+    default: return f([](vec x) { return x; });
+  }
+}
+
+// Scales and biases of a group's rows.
+struct GroupAffine {
+  const uint8_t *scales, *biases;
+  bool integer_sums;
+
+  GroupAffine(const Matrix& m, uint32_t group, const Affine* affine) {
+    const size_t offset = size_t(group) * m.header.group_rows * sizeof(float);
+    scales = (affine ? reinterpret_cast<const uint8_t*>(affine->scales) : m.scales) + offset;
+    biases = (affine ? reinterpret_cast<const uint8_t*>(affine->biases) : m.biases) + offset;
+    integer_sums = affine;
+  }
+  vec apply(const float* sums, uint32_t row) const {
+    return scale_and_bias(sums, read_at<float>(scales, row), read_at<float>(biases, row), integer_sums);
+  }
+};
+
 void epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine, uint32_t width, float* sums,
               float* non_finite) {
-  const uint32_t first = group * m.header.group_rows, rows = m.rows_in_group(group);
-  const uint8_t* scales = affine ? reinterpret_cast<const uint8_t*>(affine->scales) : m.scales;
-  const uint8_t* biases = affine ? reinterpret_cast<const uint8_t*>(affine->biases) : m.biases;
-  for (uint32_t t = 0; t < width; t += LANES) {
-    vec non_finite_lanes{};
-    for (uint32_t r = 0; r < rows; ++r) {
-      float* at = sums + size_t(r) * width + t;
-      vec v = scale_and_bias(at, read_at<float>(scales, first + r), read_at<float>(biases, first + r), affine);
-      if (activation == kGeluErf) v = gelu_erf(v);
-      if (activation == kGeluTanh) v = gelu_tanh(v);
-      if (activation == kRelu) v = maximum(vec{}, v);
-      store_vec(at, v);
-      non_finite_lanes += v * 0.f;
+  const uint32_t rows = m.rows_in_group(group);
+  const GroupAffine to_output(m, group, affine);
+  with_activation(activation, [&](auto activate) {
+    for (uint32_t t = 0; t < width; t += LANES) {
+      vec non_finite_lanes{};
+      for (uint32_t r = 0; r < rows; ++r) {
+        float* at = sums + size_t(r) * width + t;
+        const vec v = activate(to_output.apply(at, r));
+        store_vec(at, v);
+        non_finite_lanes += v * 0.f;
+      }
+      if (non_finite) store_vec(non_finite + t, load(non_finite + t) + non_finite_lanes);
     }
-    if (non_finite) store_vec(non_finite + t, load(non_finite + t) + non_finite_lanes);
-  }
+  });
 }
 
 void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* const* y, size_t offset) {
@@ -286,14 +311,15 @@ void fake_quantize(const float* values, size_t n, Range range, float* quantized)
 #if defined(VNNI) || LANES == 8
 #include "codes.h"
 #else
-constexpr uint32_t kCodeBytes = 0;
-constexpr auto quantize = nullptr;
-constexpr auto multiply_codes = nullptr;
+constexpr const CodeKernel *kCodesOfFours = nullptr, *kCodesOfSingles = nullptr;
 #endif
 
 }  // namespace
 
 namespace pofa {
-const Kernel KERNEL = {NAME,  LANES,         4,        kCodeBytes,    load_panel, multiply, epilogue,
-                       store, fake_quantize, quantize, multiply_codes, attend, add_and_normalize, mark_non_finite};
+const Kernel KERNEL = {NAME,          LANES,         4,
+                       load_panel,    multiply,      epilogue,
+                       store,         fake_quantize, kCodesOfFours,
+                       kCodesOfSingles, attend,      add_and_normalize,
+                       mark_non_finite};
 }

@@ -87,13 +87,6 @@ void SparseEncoder::bind_constants() {
   }
   const Key key{addresses, m_heads, m_scale, m_activation, m_epsilons, m_ranges};
   const Encoder encoder = m_encoder && key == m_key ? m_encoder : open_encoder(constants);
-  m_encoder.reset();
-  for (uint32_t l = 0; l < layers(); ++l) {
-    uint64_t facts[6];
-    pofa_encoder_facts(encoder.get(), l, 0, facts);
-    NODE_VALIDATION_CHECK(this, int64_t(facts[0]) == m_hidden, "packed weights: shape is ", facts[0], " x ", facts[1],
-                          ", the attributes specify ", m_hidden, " x ", m_hidden);
-  }
   m_encoder = encoder;
   m_key = key;
   m_constants = constants;
@@ -125,7 +118,8 @@ SparseEncoder::Encoder SparseEncoder::open_encoder(const Constants& constants) c
   }
   pofa_encoder* encoder = nullptr;
   const int error =
-      pofa_encoder_open(specs.data(), uint32_t(specs.size()), uint32_t(m_heads), to_float(m_scale), activation, nullptr, &encoder);
+      pofa_encoder_open(specs.data(), uint32_t(specs.size()), uint32_t(m_hidden), uint32_t(m_heads), to_float(m_scale), activation,
+                        nullptr, &encoder);
   NODE_VALIDATION_CHECK(this, error == 0, pofa_error(error));
   return Encoder(encoder, [](const pofa_encoder* handle) { pofa_encoder_close(const_cast<pofa_encoder*>(handle)); });
 }

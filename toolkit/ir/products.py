@@ -45,7 +45,7 @@ class Product:
 
 
 def activation_ranges(model: Any) -> dict[str, Range]:
-    """Returns the ranges of the activations of 4x1 matrices of codes, by the `id_of` of their MatMul."""
+    """Returns the ranges of the activations of matrices of 8-bit codes, by the `id_of` of their MatMul."""
     found = {}
     for op in model.get_ordered_ops():
         if op.get_type_name() != "MatMul" or not has_constant_matrix(op) or not _is_suitable(op):
@@ -57,8 +57,7 @@ def activation_ranges(model: Any) -> dict[str, Range]:
             continue
         constants = [constant_of(quantizer, i) for i in range(1, 5)]
         ends = [float(c.data.reshape(())) for c in constants if c is not None and c.data.size == 1]
-        has_integer_blocks = _pattern(zeros_of(op)) == "4x1" and _codes(op)[1] is not None
-        if len(ends) == 4 and ends[:2] == ends[2:] and has_integer_blocks:
+        if len(ends) == 4 and ends[:2] == ends[2:] and _codes(op)[1] is not None:
             found[id_of(op)] = (ends[0], ends[1])
     return found
 
