@@ -197,11 +197,9 @@ class Run {
 
 // Sets what a layer needs besides its matrices, which are open and have the right sizes.
 Error set_up(const pofa_encoder_layer& from, uint32_t hidden, Layer* layer) {
-  for (int i = 0; i < kMatrices; ++i) {
-    const uint32_t alignment = i == kOuter ? layer->projections[kInner].matrix().header.group_rows : 0;
+  for (int i = 0; i < kMatrices; ++i)
     if (!std::isnan(from.ranges[i][0]))
-      if (Error error = layer->projections[i].quantize_input({from.ranges[i][0], from.ranges[i][1]}, alignment)) return error;
-  }
+      if (Error error = layer->projections[i].quantize_input({from.ranges[i][0], from.ranges[i][1]})) return error;
   for (int i = 0; i < 2; ++i) {
     if (!(from.epsilons[i] >= 0) || !(from.epsilons[i] < INFINITY)) return kBadArgument;
     std::vector<float>& parameters = layer->norm_parameters[i];

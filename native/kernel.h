@@ -34,24 +34,14 @@ struct Norm {
   float epsilon;
 };
 
-// An INT8 matrix of single values for products of codes: four adjacent columns, a quad, are multiplied by one instruction, so quads
-// with at least one non-zero are stored, row by row.
-struct Quads {
-  const uint32_t* starts;   // [rows * blocks + 1]: first quad of each row in each block of kQuadsPerBlock * 4 columns
-  const uint8_t* columns;   // number of the quad within its block
-  const int32_t* weights;   // four codes, the first column's in the lowest byte
-  uint32_t blocks;
-};
-constexpr uint32_t kQuadsPerBlock = 128;
-
-// Exact products of 8-bit codes with one instruction set and one pattern. A panel of codes takes bytes_per_column for each column,
+// Exact products of 8-bit codes with one instruction set, for INT8 matrices. A panel of codes takes bytes_per_column for each column,
 // whatever the number of tokens; its layout is the kernel's own. multiply may read 256 columns past the last.
 struct CodeKernel {
   uint32_t bytes_per_column;
   // panel [columns][width] -> codes
   void (*quantize)(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes);
-  // Same as Kernel::multiply, but the sums are int32. quads: for matrices of single values.
-  void (*multiply)(const Matrix& matrix, const Quads& quads, uint32_t group, const uint8_t* codes, uint32_t width, float* sums);
+  // Same as Kernel::multiply, but the sums are int32.
+  void (*multiply)(const Matrix& matrix, uint32_t group, const uint8_t* codes, uint32_t width, float* sums);
   // Kernel::epilogue followed by quantize: the results, as codes of the next matrix's input.
   void (*epilogue)(const Matrix& matrix, uint32_t group, Activation activation, const Affine* affine, uint32_t width,
                    const float* sums, Range range, uint8_t* codes, float* non_finite);
@@ -82,8 +72,7 @@ struct Kernel {
   // quantized [n]: each value rounded to the nearest level of `range`; n is a multiple of lanes. In-place operation is allowed.
   void (*fake_quantize)(const float* values, size_t n, Range range, float* quantized);
 
-  // Exact products of 8-bit codes, for INT8 matrices of the 4x1 pattern and of single values; null for instruction sets without.
-  const CodeKernel *codes_of_fours, *codes_of_singles;
+  const CodeKernel* codes;  // null for instruction sets without products of codes
 
   // One head's attention: context = softmax(scale * queries keys^T) values for tokens first .. last - 1 of a panel. queries and
   // context: [head_size][width], may be the same. scratch: attention_scratch(head_size) floats.

@@ -311,15 +311,12 @@ void fake_quantize(const float* values, size_t n, Range range, float* quantized)
 #if defined(VNNI) || LANES == 8
 #include "codes.h"
 #else
-constexpr const CodeKernel *kCodesOfFours = nullptr, *kCodesOfSingles = nullptr;
+constexpr const CodeKernel* kCodeKernel = nullptr;
 #endif
 
 }  // namespace
 
 namespace pofa {
-const Kernel KERNEL = {NAME,          LANES,         4,
-                       load_panel,    multiply,      epilogue,
-                       store,         fake_quantize, kCodesOfFours,
-                       kCodesOfSingles, attend,      add_and_normalize,
-                       mark_non_finite};
+const Kernel KERNEL = {NAME,          LANES,       4,      load_panel,        multiply,       epilogue, store,
+                       fake_quantize, kCodeKernel, attend, add_and_normalize, mark_non_finite};
 }

@@ -6,9 +6,6 @@
 
 namespace pofa {
 
-// Values of a matrix that build_quads may spread out in memory.
-constexpr uint64_t kMaxDense = 1u << 28;
-
 Error Projection::open(const void* blob, size_t size, const Kernel& kernel) {
   kernel_ = &kernel;
   return open_matrix(blob, size, &matrix_);
@@ -16,17 +13,15 @@ Error Projection::open(const void* blob, size_t size, const Kernel& kernel) {
 
 // An activation is low + step * code, so a product is step * (sum of weight * code) + low * (sum of weights): `step` goes into
 // the scales and `low` into the biases.
-Error Projection::quantize_input(Range range, uint32_t row_alignment) {
+Error Projection::quantize_input(Range range) {
   if (!(range.step() > 0 && range.step() < INFINITY && range.inverse_step() < INFINITY)) return kBadArgument;
   quantized_ = true;
   range_ = range;
   const Header& h = matrix_.header;
   // Sums of codes must fit in 32 bits.
   if (h.value_type != kI8 || h.columns > (1u << 31) / (255 * 128)) return kOk;
-  codes_ = h.block_rows == 4 ? kernel_->codes_of_fours : row_alignment % 4 == 0 ? kernel_->codes_of_singles : nullptr;
-  if (h.block_rows == 1 && uint64_t(h.rows) * h.columns > kMaxDense) codes_ = nullptr;
+  codes_ = kernel_->codes;
   if (!codes_) return kOk;
-  if (h.block_rows == 1) build_quads();
   std::vector<double> weight_sums(h.rows, 0);
   for_each_value(matrix_, [&](uint32_t row, uint32_t, uint64_t at) { weight_sums[row] += stored_value(matrix_, at); });
   for (uint32_t i = 0; i < h.rows; ++i) {
@@ -35,29 +30,6 @@ Error Projection::quantize_input(Range range, uint32_t row_alignment) {
     biases_.push_back(float(read_at<float>(matrix_.biases, i) + weight_sums[i] * scale * range.low));
   }
   return kOk;
-}
-
-void Projection::build_quads() {
-  const Header& h = matrix_.header;
-  const uint32_t quads = (h.columns + 3) / 4;
-  std::vector<int8_t> dense(size_t(h.rows) * quads * 4, 0);
-  for_each_value(matrix_, [&](uint32_t row, uint32_t column, uint64_t at) {
-    const int8_t value = int8_t(matrix_.values[at]);
-    if (value) dense[size_t(row) * quads * 4 + column] = value;  // padding repeats a column with the value zero
-  });
-  quads_.blocks = (quads + kQuadsPerBlock - 1) / kQuadsPerBlock;
-  quad_starts_ = {0};
-  for (uint32_t row = 0; row < h.rows; ++row)
-    for (uint32_t block = 0; block < quads_.blocks; ++block) {
-      for (uint32_t q = block * kQuadsPerBlock; q < quads && q < (block + 1) * kQuadsPerBlock; ++q) {
-        int32_t weights;
-        __builtin_memcpy(&weights, &dense[(size_t(row) * quads + q) * 4], 4);
-        if (!weights) continue;
-        quad_columns_.push_back(uint8_t(q % kQuadsPerBlock));
-        quad_weights_.push_back(weights);
-      }
-      quad_starts_.push_back(uint32_t(quad_columns_.size()));
-    }
 }
 
 bool Projection::has_same_operand(const Projection& other) const {
@@ -78,8 +50,7 @@ const float* Projection::operand(const float* panel, uint32_t width, float* buff
 }
 
 void Projection::sum_group(uint32_t group, const float* operand, uint32_t width, float* sums) const {
-  const Quads quads{quad_starts_.data(), quad_columns_.data(), quad_weights_.data(), quads_.blocks};
-  if (codes_) codes_->multiply(matrix_, quads, group, reinterpret_cast<const uint8_t*>(operand), width, sums);
+  if (codes_) codes_->multiply(matrix_, group, reinterpret_cast<const uint8_t*>(operand), width, sums);
   else kernel_->multiply(matrix_, group, operand, width, sums);
 }
 

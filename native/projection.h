@@ -12,9 +12,9 @@ class Projection {
   // Validates a packed matrix; it is read in place.
   Error open(const void* blob, size_t size, const Kernel& kernel);
 
-  // Quantizes the input activations to the 256 levels of a range. row_alignment: rows per group of the matrix that computes the
-  // input, or 0. INT8 matrices are then multiplied as codes, if the instruction set has such products.
-  Error quantize_input(Range range, uint32_t row_alignment = 0);
+  // Quantizes the input activations to the 256 levels of a range. INT8 matrices are then multiplied as codes, if the instruction
+  // set has such products.
+  Error quantize_input(Range range);
 
   const Matrix& matrix() const { return matrix_; }
   bool quantized() const { return quantized_; }
@@ -36,7 +36,6 @@ class Projection {
  private:
   Affine affine() const { return {scales_.data(), biases_.data()}; }
   void sum_group(uint32_t group, const float* operand, uint32_t width, float* sums) const;
-  void build_quads();
 
   const Kernel* kernel_ = nullptr;
   const CodeKernel* codes_ = nullptr;  // null: products of floats
@@ -44,10 +43,6 @@ class Projection {
   bool quantized_ = false;
   Range range_ = {0, 0};
   std::vector<float> scales_, biases_;  // [rows], for sums of code products
-  std::vector<uint32_t> quad_starts_;
-  std::vector<uint8_t> quad_columns_;
-  std::vector<int32_t> quad_weights_;
-  Quads quads_ = {};
 };
 
 }  // namespace pofa

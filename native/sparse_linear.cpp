@@ -241,8 +241,7 @@ int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int
     if (Error error = p.open(blobs[i], sizes[i], *opened->kernel)) return error;
     const Matrix& first = opened->projections[0].matrix();
     if (p.matrix().columns() != (i > 0 && chain ? first.rows() : first.columns())) return kBadArgument;
-    const uint32_t alignment = i > 0 && chain ? first.header.group_rows : 0;
-    if (Error error = ranges ? p.quantize_input({ranges[2 * i], ranges[2 * i + 1]}, alignment) : kOk) return error;
+    if (Error error = ranges ? p.quantize_input({ranges[2 * i], ranges[2 * i + 1]}) : kOk) return error;
   }
   *layer = opened.release();
   return kOk;
