@@ -2,8 +2,8 @@
 // Included by micro_kernel.h inside its namespace.
 //
 // One instruction computes a dot product over several columns for each token, so the codes of these columns must be
-// adjacent for each token. Every row, or block of four rows, keeps different columns, so shuffles gather them on the fly. Four
-// rows share the cost of the shuffles. Single rows do not, but codes take a quarter of the space of floats in the L1 cache.
+// adjacent for each token. Every row, or block of four rows, keeps different columns, so shuffles gather them on the fly.
+// Four rows share the cost of the shuffles. Single rows do not, but codes take a quarter of the L1 cache that floats take.
 
 typedef decltype(MM_INT(setzero)()) byte_vec;
 
@@ -22,8 +22,8 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 //   quantize_values: quantizes value(column, vector of tokens) to a panel of codes
 //   interleave_columns: reorders a unit's codes from ROWS rows of one column to kColumnsPerDot columns of one row, 32 bits
 //     per instruction. Columns missing at the end are filled with zeros.
-//   gather_columns: codes of kColumnsPerDot columns, whose indices are STRIDE apart, for P vectors of tokens, starting at vector
-//     FROM
+//   gather_columns: codes of kColumnsPerDot columns, whose indices are STRIDE apart, for P vectors of tokens, starting at
+//     vector FROM
 //   dot_accumulate: sums + tokens * weights
 #ifdef VNNI
 #include "codes_vnni.h"
@@ -31,8 +31,8 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 #include "codes_pairs.h"
 #endif
 
-// Processes P of the R vectors of tokens of a unit, starting at vector FROM. A unit of four rows has common columns; the columns
-// of two single rows alternate. row_sums: distance of the rows' sums from `sums`.
+// Processes P of the R vectors of tokens of a unit, starting at vector FROM. The four rows of a block have common columns; the
+// columns of two single rows alternate. row_sums: sums of each row, [R * LANES].
 template <int ROWS, int R, int FROM, int P>
 inline void multiply_unit(const int32_t* interleaved, const uint8_t* indices, uint32_t count, const uint8_t* block, bool first,
                           float* const* row_sums) {

@@ -164,7 +164,8 @@ class Run {
   void finish(const Layer& layer, size_t panel, float* marks, float* hidden_marks) const {
     const uint32_t width = width_of(panel), hidden = encoder_.hidden;
     float* branch = t_branch.get(panel_floats_);
-    const Projection &output = layer.projections[kOutput], &inner = layer.projections[kInner], &outer = layer.projections[kOuter];
+    const Projection& output = layer.projections[kOutput];
+    const Projection &inner = layer.projections[kInner], &outer = layer.projections[kOuter];
 
     kernel_.mark_non_finite(queries(panel), hidden, width, output.quantized(), marks);
     multiply(output, operand(output, queries(panel), width), width, branch);
@@ -218,9 +219,9 @@ int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t
   *encoder = nullptr;
   auto opened = std::make_unique<pofa_encoder>();
   opened->kernel = isa ? kernel_named(isa) : &best_kernel();
-  if (!opened->kernel || count < 1 || heads < 1 || hidden % heads || activation < kIdentity || activation > kRelu || !(scale > 0) ||
-      !(scale < INFINITY))
-    return kBadArgument;
+  const bool is_valid = count >= 1 && hidden >= 1 && heads >= 1 && hidden % heads == 0 && activation >= kIdentity &&
+                        activation <= kRelu && scale > 0 && scale < INFINITY;
+  if (!opened->kernel || !is_valid) return kBadArgument;
   opened->hidden = hidden;
   opened->heads = heads;
   opened->scale = scale;
@@ -232,7 +233,7 @@ int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t
       if (Error error = all[i].open(layers[l].blobs[i], layers[l].sizes[i], *opened->kernel)) return error;
     if (l == 0) opened->inner = all[kInner].matrix().rows();
     for (int i = 0; i < kMatrices; ++i) {
-      const uint32_t rows = i == kInner ? opened->inner : opened->hidden, columns = i == kOuter ? opened->inner : opened->hidden;
+      const uint32_t rows = i == kInner ? opened->inner : hidden, columns = i == kOuter ? opened->inner : hidden;
       if (all[i].matrix().rows() != rows || all[i].matrix().columns() != columns) return kBadArgument;
     }
     if (Error error = set_up(layers[l], opened->hidden, &opened->layers[l])) return error;
@@ -244,12 +245,6 @@ int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t
 }
 
 void pofa_encoder_close(pofa_encoder* encoder) { delete encoder; }
-
-int pofa_encoder_facts(const pofa_encoder* encoder, uint32_t layer, uint32_t i, uint64_t facts[6]) {
-  if (!encoder || layer >= encoder->layers.size() || i >= kMatrices) return kBadArgument;
-  describe(encoder->layers[layer].projections[i].matrix(), facts);
-  return kOk;
-}
 
 int pofa_encoder_run(const pofa_encoder* encoder, const float* x, const uint8_t* mask, size_t batch, size_t length, float* y,
                      pofa_parallel_for parallel, uint32_t threads) try {

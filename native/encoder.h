@@ -20,18 +20,16 @@ typedef struct {
   float epsilons[2];
 } pofa_encoder_layer;
 
-// Opens a stack of layers and validates it completely. hidden: size of the hidden states and of the norms' arrays. heads: attention heads. scale: factor of the attention scores.
+// Opens a stack of layers and validates it completely. hidden: size of the hidden states, and of the norms' arrays. heads:
+// attention heads. scale: factor of the attention scores.
 // activation: as in pofa_open, or 3: ReLU. isa: as in pofa_open.
 POFA_API int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t hidden, uint32_t heads, float scale,
                                int activation, const char* isa, pofa_encoder** encoder);
 POFA_API void pofa_encoder_close(pofa_encoder* encoder);
 
-// facts of matrix i of a layer: see pofa_describe.
-POFA_API int pofa_encoder_facts(const pofa_encoder* encoder, uint32_t layer, uint32_t i, uint64_t facts[6]);
-
 // x [batch][length][hidden] -> y, same shape. mask [batch][length]: not zero for valid tokens; NULL: all are. Other tokens are
-// neither read nor attended to and cost nothing; y is zero there. A NaN or an infinity reaches the same valid tokens as in a dense
-// encoder. Calls on the same stack may run concurrently.
+// neither read nor attended to and cost nothing; y is zero there. A NaN or an infinity reaches the same valid tokens as in a
+// dense encoder. Calls on the same stack may run concurrently.
 POFA_API int pofa_encoder_run(const pofa_encoder* encoder, const float* x, const uint8_t* mask, size_t batch, size_t length,
                               float* y, pofa_parallel_for parallel, uint32_t threads);
 

@@ -16,6 +16,7 @@ using namespace pofa;
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
 
 inline vec load(const float* p) {
   vec v;
@@ -174,7 +175,7 @@ inline vec maximum(vec a, vec b) { return a > b ? a : b; }  // b if either is Na
 
 // 2^u for u <= 0, relative error below 3e-7 in the relevant range: 2^n times a polynomial in u - n (interpolation at
 // Chebyshev nodes).
-// NaN stays NaN.
+// NaN that arithmetic yields stays NaN; one with a payload may not.
 inline vec exp2_negative(vec u) {
   u = maximum(broadcast(-126.f), u);
   const vec shifted = u + 12582912.f;  // 1.5 * 2^23: rounds u to an integer n, stored in the lowest bits
@@ -185,7 +186,7 @@ inline vec exp2_negative(vec u) {
   p = p * f + 0.240221075f;
   p = p * f + 0.693147188f;
   p = p * f + 1.00000008f;
-  return (vec)((ivec)p + ((ivec)shifted << 23));  // n is added to the exponent
+  return (vec)((uvec)p + ((uvec)shifted << 23));  // n is added to the exponent
 }
 
 // x/2 (1 + erf(x/sqrt 2)) = max(x, 0) - |x|/2 (1 - erf(|x|/sqrt 2)); erf by Abramowitz and Stegun 7.1.26, absolute

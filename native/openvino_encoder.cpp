@@ -37,8 +37,8 @@ void SparseEncoder::validate_and_infer_types() {
   NODE_VALIDATION_CHECK(this, m_hidden >= 1 && m_heads >= 1 && m_hidden % m_heads == 0, "hidden ", m_hidden,
                         " is not a multiple of heads ", m_heads);
   NODE_VALIDATION_CHECK(this, m_epsilons.size() == 2 * layers(), "epsilons: expected two per layer, got ", m_epsilons.size());
-  NODE_VALIDATION_CHECK(this, m_ranges.size() == 2 * kMatrices * layers(), "input_ranges: expected low and high for each of the ",
-                        kMatrices * layers(), " matrices, got ", m_ranges.size(), " values");
+  NODE_VALIDATION_CHECK(this, m_ranges.size() == 2 * kMatrices * layers(), "input_ranges: expected low and high for each of ",
+                        "the ", kMatrices * layers(), " matrices, got ", m_ranges.size(), " values");
   const auto mask_type = get_input_element_type(1);
   NODE_VALIDATION_CHECK(this, get_input_element_type(0).compatible(ov::element::f32), "hidden states must be f32, not ",
                         get_input_element_type(0));
@@ -46,9 +46,11 @@ void SparseEncoder::validate_and_infer_types() {
                         "the mask must be boolean or u8, not ", mask_type);
   NODE_VALIDATION_CHECK(this, get_input_element_type(2).compatible(ov::element::f32), "norms must be f32");
   for (size_t i = kFixedInputs; i < inputs; ++i)
-    NODE_VALIDATION_CHECK(this, get_input_element_type(i).compatible(ov::element::u8), "packed weights: element type must be u8");
+    NODE_VALIDATION_CHECK(this, get_input_element_type(i).compatible(ov::element::u8),
+                          "packed weights: element type must be u8");
   const ov::PartialShape x = get_input_partial_shape(0), mask = get_input_partial_shape(1);
-  NODE_VALIDATION_CHECK(this, x.compatible({-1, -1, m_hidden}), "hidden states have shape ", x, ", expected [?,?,", m_hidden, "]");
+  NODE_VALIDATION_CHECK(this, x.compatible({-1, -1, m_hidden}), "hidden states have shape ", x, ", expected [?,?,", m_hidden,
+                        "]");
   NODE_VALIDATION_CHECK(this, mask.compatible({-1, -1}), "the mask has shape ", mask, ", expected [?,?]");
   bind_constants();
   ov::PartialShape out = x.rank().is_static() ? x : ov::PartialShape{-1, -1, m_hidden};
@@ -65,14 +67,15 @@ bool SparseEncoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
   OPENVINO_ASSERT(mask.size() == 2 && mask[0] == shape[0] && mask[1] == shape[1], "SparseEncoder: the mask has shape ", mask,
                   ", hidden states have ", shape);
   outputs[0].set_shape(shape);
-  const int error = pofa_encoder_run(m_encoder.get(), inputs[0].data<const float>(), static_cast<const uint8_t*>(inputs[1].data()),
-                                     shape[0], shape[1], outputs[0].data<float>(), parallel_in_caller_arena, threads_of_caller_arena());
+  const uint8_t* valid = static_cast<const uint8_t*>(inputs[1].data());
+  const int error = pofa_encoder_run(m_encoder.get(), inputs[0].data<const float>(), valid, shape[0], shape[1],
+                                     outputs[0].data<float>(), parallel_in_caller_arena, threads_of_caller_arena());
   OPENVINO_ASSERT(error == 0, "SparseEncoder: ", pofa_error(error));
   return true;
 }
 
-// Opens the stack on the constants' memory. Clones of this node with the same constants share it, so that the memory is validated
-// only once.
+// Opens the stack on the constants' memory. Clones of this node with the same constants share it, so that the memory is
+// validated only once.
 void SparseEncoder::bind_constants() {
   Constants constants;
   std::vector<const void*> addresses;
@@ -85,7 +88,7 @@ void SparseEncoder::bind_constants() {
     constants.push_back(constant);
     addresses.push_back(constant->get_data_ptr());
   }
-  const Key key{addresses, m_heads, m_scale, m_activation, m_epsilons, m_ranges};
+  const Key key{addresses, m_hidden, m_heads, m_scale, m_activation, m_epsilons, m_ranges};
   const Encoder encoder = m_encoder && key == m_key ? m_encoder : open_encoder(constants);
   m_encoder = encoder;
   m_key = key;
@@ -107,7 +110,8 @@ SparseEncoder::Encoder SparseEncoder::open_encoder(const Constants& constants) c
       for (size_t end = 0; end < 2; ++end) {
         const std::string& text = m_ranges[2 * (l * kMatrices + i) + end];
         specs[l].ranges[i][end] = to_float(text);
-        NODE_VALIDATION_CHECK(this, text == "none" || std::isfinite(specs[l].ranges[i][end]), "input_ranges: not a number: ", text);
+        NODE_VALIDATION_CHECK(this, text == "none" || std::isfinite(specs[l].ranges[i][end]), "input_ranges: not a number: ",
+                              text);
       }
     }
     for (size_t i = 0; i < 2; ++i) {
@@ -117,9 +121,8 @@ SparseEncoder::Encoder SparseEncoder::open_encoder(const Constants& constants) c
     }
   }
   pofa_encoder* encoder = nullptr;
-  const int error =
-      pofa_encoder_open(specs.data(), uint32_t(specs.size()), uint32_t(m_hidden), uint32_t(m_heads), to_float(m_scale), activation,
-                        nullptr, &encoder);
+  const int error = pofa_encoder_open(specs.data(), uint32_t(specs.size()), uint32_t(m_hidden), uint32_t(m_heads),
+                                      to_float(m_scale), activation, nullptr, &encoder);
   NODE_VALIDATION_CHECK(this, error == 0, pofa_error(error));
   return Encoder(encoder, [](const pofa_encoder* handle) { pofa_encoder_close(const_cast<pofa_encoder*>(handle)); });
 }

@@ -1,9 +1,9 @@
 // Operation SparseEncoder: a stack of encoder layers.
 //
 // Inputs: hidden states f32 [batch, length, hidden]; mask, boolean or u8 [batch, length], true for valid tokens; LayerNorm
-// parameters, a f32 constant [layers, 4, hidden] (scale and offset after the attention, then after the feed-forward); then six packed
-// matrices per layer, u8 constants: query, key, value, attention output, feed-forward inner and outer. Output: hidden states,
-// zero for tokens that are not valid.
+// parameters, a f32 constant [layers, 4, hidden] (scale and offset after the attention, then after the feed-forward); then six
+// packed matrices per layer, u8 constants: query, key, value, attention output, feed-forward inner and outer.
+// Output: hidden states, zero for tokens that are not valid.
 #pragma once
 #include <openvino/op/constant.hpp>
 #include <openvino/op/op.hpp>
@@ -27,7 +27,9 @@ class SparseEncoder : public ov::op::Op {
  private:
   using Encoder = std::shared_ptr<const pofa_encoder>;
   using Constants = std::vector<std::shared_ptr<ov::op::v0::Constant>>;
-  using Key = std::tuple<std::vector<const void*>, int64_t, std::string, std::string, std::vector<std::string>, std::vector<std::string>>;
+  // Everything that determines a stack: if it changes, a new one is opened.
+  using Texts = std::vector<std::string>;
+  using Key = std::tuple<std::vector<const void*>, int64_t, int64_t, std::string, std::string, Texts, Texts>;
 
   size_t layers() const { return (get_input_size() - kFixedInputs) / kMatrices; }
   void bind_constants();

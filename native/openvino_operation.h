@@ -12,8 +12,8 @@
 
 namespace pofa {
 
-// Work is distributed in the TBB arena from which the plugin calls, so that the plugin's thread settings apply. Isolated, because
-// a waiting thread that took tasks of another call would overwrite its own scratch buffers.
+// Work is distributed in the TBB arena from which the plugin calls, so that the plugin's thread settings apply. Isolated,
+// because a waiting thread that took tasks of another call would overwrite its own scratch buffers.
 inline void parallel_in_caller_arena(size_t n, pofa_task task, void* context) {
   tbb::this_task_arena::isolate([&] {
     tbb::parallel_for(size_t(0), n, [&](size_t i) { task(context, i); }, tbb::simple_partitioner());

@@ -61,8 +61,8 @@ void Projection::multiply(uint32_t group, Activation activation, const float* op
   kernel_->epilogue(matrix_, group, activation, codes_ ? &to_output : nullptr, width, sums, marks);
 }
 
-void Projection::multiply_for(const Projection& next, uint32_t group, Activation activation, const float* operand, uint32_t width,
-                              float* sums, float* next_operand, float* marks) const {
+void Projection::multiply_for(const Projection& next, uint32_t group, Activation activation, const float* operand,
+                    uint32_t width, float* sums, float* next_operand, float* marks) const {
   const size_t row = size_t(group) * matrix_.header.group_rows;
   const Affine to_output = affine();
   if (next.codes_) {

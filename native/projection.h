@@ -12,8 +12,8 @@ class Projection {
   // Validates a packed matrix; it is read in place.
   Error open(const void* blob, size_t size, const Kernel& kernel);
 
-  // Quantizes the input activations to the 256 levels of a range. INT8 matrices are then multiplied as codes, if the instruction
-  // set has such products.
+  // Quantizes the input activations to the 256 levels of a range. INT8 matrices are then multiplied as codes, if the
+  // instruction set has such products.
   Error quantize_input(Range range);
 
   const Matrix& matrix() const { return matrix_; }
@@ -30,8 +30,8 @@ class Projection {
   // sums [rows of the group, rounded up to 4][width] = activation(W x + bias). marks: see Kernel::epilogue.
   void multiply(uint32_t group, Activation activation, const float* operand, uint32_t width, float* sums, float* marks) const;
   // The same, but the result is written to its place in the operand of the matrix that follows. sums: sums_size(width) floats.
-  void multiply_for(const Projection& next, uint32_t group, Activation activation, const float* operand, uint32_t width,
-                    float* sums, float* next_operand, float* marks) const;
+  void multiply_for(const Projection& next, uint32_t group, Activation activation, const float* operand,
+                    uint32_t width, float* sums, float* next_operand, float* marks) const;
 
  private:
   Affine affine() const { return {scales_.data(), biases_.data()}; }
