@@ -1,6 +1,6 @@
 """MatMuls of an IR that the sparse kernels can replace, with their packed weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class Product:
         return self.pattern, self.range is not None
 
 
-def activation_ranges(model: Any) -> dict[str, Range]:
+def activation_ranges(model: Any, patterns: Sequence[kernels.Pattern] = ("1x1", "4x1")) -> dict[str, Range]:
     """Returns the ranges of the activations of matrices of 8-bit codes, by the `id_of` of their MatMul."""
     found = {}
     for op in model.get_ordered_ops():
@@ -57,7 +57,8 @@ def activation_ranges(model: Any) -> dict[str, Range]:
             continue
         constants = [constant_of(quantizer, i) for i in range(1, 5)]
         ends = [float(c.data.reshape(())) for c in constants if c is not None and c.data.size == 1]
-        if len(ends) == 4 and ends[:2] == ends[2:] and _codes(op)[1] is not None:
+        has_codes = _codes(op)[1] is not None and _pattern(zeros_of(op)) in patterns
+        if len(ends) == 4 and ends[:2] == ends[2:] and has_codes:
             found[id_of(op)] = (ends[0], ends[1])
     return found
 

@@ -3,9 +3,9 @@
 Stacks of complete encoder layers become one operation, SparseEncoder (see `encoder_stack.py`); other pruned matrices
 become SparseLinear operations.
 
-Weights keep exactly the values, or the 8-bit codes and scales, of the plain IR. Activation quantizers of an INT8 IR are
-removed, so arithmetic is FP32. The exception are 4x1 matrices of 8-bit codes, which the kernels multiply as integers:
-their activations stay quantized on every CPU, so that predictions do not depend on the CPU.
+Weights keep exactly the values, or the 8-bit codes and scales, of the plain IR. The kernels multiply matrices of 8-bit
+codes as integers: their activations stay quantized, as in the plain IR, on every CPU, so that predictions do not depend
+on the CPU. All other activation quantizers are removed: attention and the remaining products are in FP32.
 """
 
 import shutil
@@ -51,7 +51,9 @@ class EngineSummary:
     ordinary: dict[str, float]
 
 
-def to_sparse_engine(source: Path, target: Path, *, whole_layers: bool = True) -> EngineSummary:
+def to_sparse_engine(
+    source: Path, target: Path, *, whole_layers: bool = True, exact_activations: bool = False
+) -> EngineSummary:
     """Converts an IR folder to the sparse engine; files other than the model are copied.
 
     Args:
@@ -59,6 +61,7 @@ def to_sparse_engine(source: Path, target: Path, *, whole_layers: bool = True) -
         target: Folder to write.
         whole_layers: Whether complete encoder layers become SparseEncoder operations; False, for comparison in
             benchmarks: each matrix becomes a SparseLinear.
+        exact_activations: Whether activations of 1x1 matrices of 8-bit codes stay in FP32.
 
     Raises:
         KernelMissingError: The kernels are not built and cannot be built.
@@ -67,7 +70,7 @@ def to_sparse_engine(source: Path, target: Path, *, whole_layers: bool = True) -
     import openvino as ov
 
     model = read_ir(source)
-    ranges = activation_ranges(model)
+    ranges = activation_ranges(model, ("4x1",) if exact_activations else ("1x1", "4x1"))
     _remove_activation_quantizers(model)
     products, dense = find_products(model, ranges)
     if not products:
@@ -169,7 +172,7 @@ def _insert(factory: Any, members: list[Product], chain: bool) -> None:
         "pattern": head.pattern,
         "activation": head.activation,
         "chain": chain,
-        "inputactivation_ranges": [repr(end) for p in members for end in p.range or ()],
+        "input_ranges": [repr(end) for p in members for end in p.range or ()],
     }
     node = factory.create("SparseLinear", [head.input, *(p.constant() for p in members)], attributes)
     node.set_friendly_name(f"{members[-1].op.get_friendly_name()}/sparse")
