@@ -58,24 +58,26 @@ void attend_tile(const float* queries, uint32_t width, uint32_t first, uint32_t 
   for (size_t b = 0; b < block_count; ++b) {
     const KeyBlock& block = blocks[b];
     multiply_keys<V>(queries, width, block, head_size, scores);
+    vec greatest[V], sum[V] = {};
+    for (int v = 0; v < V; ++v) greatest[v] = load(scores + v * LANES);
+    for (uint32_t k = 1; k < block.count; ++k)
+      for (int v = 0; v < V; ++v) greatest[v] = maximum(greatest[v], load(scores + size_t(k * V + v) * LANES));
     for (int v = 0; v < V; ++v) {
-      vec greatest = load(scores + v * LANES);
-      for (uint32_t k = 1; k < block.count; ++k) greatest = maximum(greatest, load(scores + size_t(k * V + v) * LANES));
-      greatest *= log2_scale;
+      greatest[v] *= log2_scale;
       if (b > 0) {
-        greatest = maximum(greatest, top[v]);
-        correction[v] = exp2_negative(top[v] - greatest);
+        greatest[v] = maximum(greatest[v], top[v]);
+        correction[v] = exp2_negative(top[v] - greatest[v]);
       }
-      top[v] = greatest;
-      vec sum{};
-      for (uint32_t k = 0; k < block.count; ++k) {
-        float* at = scores + size_t(k * V + v) * LANES;
-        const vec weight = exp2_negative(load(at) * log2_scale - greatest);
-        store_vec(at, weight);
-        sum += weight;
-      }
-      total[v] = b > 0 ? total[v] * correction[v] + sum : sum;
+      top[v] = greatest[v];
     }
+    for (uint32_t k = 0; k < block.count; ++k)
+      for (int v = 0; v < V; ++v) {
+        float* at = scores + size_t(k * V + v) * LANES;
+        const vec weight = exp2_negative(load(at) * log2_scale - greatest[v]);
+        store_vec(at, weight);
+        sum[v] += weight;
+      }
+    for (int v = 0; v < V; ++v) total[v] = b > 0 ? total[v] * correction[v] + sum[v] : sum[v];
     multiply_values<V>(scores, block, head_size, b == 0, correction, sums);
   }
   ivec lane;
