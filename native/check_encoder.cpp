@@ -62,6 +62,8 @@ void check_encoder(const char* isa, uint32_t seed, bool damaged) {
       layer.ranges[i][0] = quantized ? -3.f : NAN;
       layer.ranges[i][1] = quantized ? 2.f : NAN;
     }
+    const bool quantized_attention = !exact && random() % 2;
+    for (int i = 0; i < 4; ++i) layer.attention_ranges[i / 2][i % 2] = quantized_attention ? (i % 2 ? 1.5f : -2.f) : NAN;
     for (int i = 0; i < 2; ++i) {
       layer.norm_scales[i] = ones.data();
       layer.norm_offsets[i] = zeros.data();

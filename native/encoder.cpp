@@ -20,6 +20,8 @@ struct Layer {
   std::array<Projection, kMatrices> projections;
   std::vector<float> norm_parameters[2];  // scales, then offsets
   Norm norms[2];
+  bool quantized_attention = false;
+  Range query_range = {0, 0}, key_range = {0, 0};
 };
 
 thread_local Scratch t_operand, t_hidden, t_sums, t_marks, t_attention, t_branch;
@@ -117,6 +119,7 @@ class Run {
       if (i == kQuery || !p.has_same_operand(layer.projections[i - 1])) input = operand(p, residual(panel), width);
       multiply(p, input, width, results[i]);
     }
+    if (layer.quantized_attention) quantize_attention(layer, width, results[0], results[1]);
     float* query_mark = query_marks(panel);
     float* key_mark = key_marks(panel, index);
     std::fill(query_mark, query_mark + width, 0.f);
@@ -128,11 +131,32 @@ class Run {
     else kernel_.mark_non_finite(residual(panel), encoder_.hidden, width, keys_quantized, key_mark);
   }
 
+  bool attends_to_codes(const Layer& layer) const {
+    return layer.quantized_attention && kernel_.attend_codes && encoder_.hidden / encoder_.heads >= 4;
+  }
+
+  void quantize_attention(const Layer& layer, uint32_t width, float* queries, float* keys) const {
+    const uint32_t head_size = encoder_.hidden / encoder_.heads;
+    if (!attends_to_codes(layer)) {
+      kernel_.fake_quantize(queries, size_t(encoder_.hidden) * width, layer.query_range, queries);
+      kernel_.fake_quantize(keys, size_t(encoder_.hidden) * width, layer.key_range, keys);
+      return;
+    }
+    for (size_t head = 0; head < encoder_.heads; ++head) {
+      kernel_.queries_to_codes(queries + head * head_size * width, head_size, width, layer.query_range);
+      kernel_.keys_to_codes(keys + head * head_size * width, head_size, width, layer.query_range, layer.key_range);
+    }
+  }
+
   // Replaces a panel's queries by the result of the attention; marks [width]: NaN for tokens that must become NaN.
   void attend(size_t index, size_t panel, float* marks) const {
     const uint32_t head_size = encoder_.hidden / encoder_.heads, width = width_of(panel);
     const size_t begin = panel * width_, end = begin + tokens_in(panel);
     float* scratch = t_attention.get(attention_scratch(head_size));
+    const Layer& layer = encoder_.layers[index];
+    const bool codes = attends_to_codes(layer);
+    const auto attend_head = codes ? kernel_.attend_codes : kernel_.attend;
+    const float scale = codes ? encoder_.scale * layer.query_range.step() * layer.key_range.step() : encoder_.scale;
     std::copy(query_marks(panel), query_marks(panel) + width, marks);
     auto sequence = std::upper_bound(sequences_.begin(), sequences_.end(), begin,
                                      [](size_t token, const Sequence& s) { return token < s.last; });
@@ -151,7 +175,7 @@ class Run {
       for (uint32_t t = first; t < last; ++t) marks[t] += sequence_mark;
       for (uint32_t head = 0; head < encoder_.heads; ++head) {
         float* at = queries(panel) + size_t(head) * head_size * width;
-        kernel_.attend(at, width, first, last, head_size, encoder_.scale, blocks.data(), blocks.size(), scratch, at);
+        attend_head(at, width, first, last, head_size, scale, blocks.data(), blocks.size(), scratch, at);
         for (KeyBlock& block : blocks) {
           block.keys += size_t(head_size) * block.stride;
           block.values += size_t(head_size) * block.stride;
@@ -201,6 +225,10 @@ Error set_up(const pofa_encoder_layer& from, uint32_t hidden, Layer* layer) {
   for (int i = 0; i < kMatrices; ++i)
     if (!std::isnan(from.ranges[i][0]))
       if (Error error = layer->projections[i].quantize_input({from.ranges[i][0], from.ranges[i][1]})) return error;
+  layer->quantized_attention = !std::isnan(from.attention_ranges[0][0]);
+  layer->query_range = {from.attention_ranges[0][0], from.attention_ranges[0][1]};
+  layer->key_range = {from.attention_ranges[1][0], from.attention_ranges[1][1]};
+  if (layer->quantized_attention && !(is_valid(layer->query_range) && is_valid(layer->key_range))) return kBadArgument;
   for (int i = 0; i < 2; ++i) {
     if (!(from.epsilons[i] >= 0) || !(from.epsilons[i] < INFINITY)) return kBadArgument;
     std::vector<float>& parameters = layer->norm_parameters[i];

@@ -15,6 +15,7 @@ typedef struct {
   const void* blobs[6];         // packed matrices: not copied, they must neither move nor change until the stack is closed
   size_t sizes[6];
   float ranges[6][2];           // low and high of each matrix's 8-bit input, see pofa_open; NaN: the input is not quantized
+  float attention_ranges[2][2];  // the same of the attention's queries and keys; NaN: they are not quantized
   const float* norm_scales[2];  // [hidden], copied
   const float* norm_offsets[2];
   float epsilons[2];

@@ -74,10 +74,18 @@ struct Kernel {
 
   const CodeKernel* codes;  // null for instruction sets without products of codes
 
+  // In-place conversion of one head's queries and keys, [head_size][width] floats, head_size >= 4, to codes for attend_codes.
+  // All three are null for instruction sets without dot products of four codes.
+  void (*queries_to_codes)(float* queries, uint32_t head_size, uint32_t width, Range range);
+  void (*keys_to_codes)(float* keys, uint32_t head_size, uint32_t width, Range query_range, Range key_range);
+
   // One head's attention: context = softmax(scale * queries keys^T) values for tokens first .. last - 1 of a panel. queries and
   // context: [head_size][width], may be the same. scratch: attention_scratch(head_size) floats.
   void (*attend)(const float* queries, uint32_t width, uint32_t first, uint32_t last, uint32_t head_size, float scale,
                  const KeyBlock* blocks, size_t block_count, float* scratch, float* context);
+  // The same for queries and keys in codes; scale is multiplied by the steps of both ranges.
+  void (*attend_codes)(const float* queries, uint32_t width, uint32_t first, uint32_t last, uint32_t head_size, float scale,
+                       const KeyBlock* blocks, size_t block_count, float* scratch, float* context);
 
   // out [rows][width] = LayerNorm over the rows of values + residual; `poison` [width] is added to every row. `values` is
   // overwritten; out may be the residual.

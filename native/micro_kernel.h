@@ -298,9 +298,6 @@ void fake_quantize(const float* values, size_t n, Range range, float* quantized)
   for (size_t i = 0; i < n; i += LANES) store_vec(quantized + i, nearest_level(load(values + i), range) * step + range.low);
 }
 
-#include "attention.h"
-#include "layer_norm.h"
-
 // Intrinsics of this vector width, and those on whole integer registers.
 #if LANES == 8
 #define MM(name) _mm256_##name
@@ -315,9 +312,13 @@ void fake_quantize(const float* values, size_t n, Range range, float* quantized)
 constexpr const CodeKernel* kCodeKernel = nullptr;
 #endif
 
+#include "attention.h"
+#include "layer_norm.h"
+
 }  // namespace
 
 namespace pofa {
-const Kernel KERNEL = {NAME,          LANES,       4,      load_panel,        multiply,       epilogue, store,
-                       fake_quantize, kCodeKernel, attend, add_and_normalize, mark_non_finite};
+const Kernel KERNEL = {NAME,        LANES,            4,             load_panel, multiply,     epilogue,          store,
+                       fake_quantize, kCodeKernel,    queries_to_codes, keys_to_codes, attend, attend_codes, add_and_normalize,
+                       mark_non_finite};
 }

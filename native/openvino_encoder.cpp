@@ -7,6 +7,7 @@ using namespace pofa;
 SparseEncoder::SparseEncoder(const SparseEncoder& other, const ov::OutputVector& inputs)
     : Op(inputs), m_format_version(other.m_format_version), m_hidden(other.m_hidden), m_heads(other.m_heads),
       m_scale(other.m_scale), m_activation(other.m_activation), m_epsilons(other.m_epsilons), m_ranges(other.m_ranges),
+      m_attention_ranges(other.m_attention_ranges),
       m_encoder(other.m_encoder), m_key(other.m_key), m_constants(other.m_constants) {
   constructor_validate_and_infer_types();
 }
@@ -23,6 +24,7 @@ bool SparseEncoder::visit_attributes(ov::AttributeVisitor& visitor) {
   visitor.on_attribute("activation", m_activation);
   visitor.on_attribute("epsilons", m_epsilons);
   visitor.on_attribute("input_ranges", m_ranges);
+  visitor.on_attribute("attention_ranges", m_attention_ranges);
   return true;
 }
 
@@ -39,6 +41,8 @@ void SparseEncoder::validate_and_infer_types() {
   NODE_VALIDATION_CHECK(this, m_epsilons.size() == 2 * layers(), "epsilons: expected two per layer, got ", m_epsilons.size());
   NODE_VALIDATION_CHECK(this, m_ranges.size() == 2 * kMatrices * layers(), "input_ranges: expected low and high for each of ",
                         "the ", kMatrices * layers(), " matrices, got ", m_ranges.size(), " values");
+  NODE_VALIDATION_CHECK(this, m_attention_ranges.size() == 4 * layers(), "attention_ranges: expected low and high of queries ",
+                        "and keys for each of the ", layers(), " layers, got ", m_attention_ranges.size(), " values");
   const auto mask_type = get_input_element_type(1);
   NODE_VALIDATION_CHECK(this, get_input_element_type(0).compatible(ov::element::f32), "hidden states must be f32, not ",
                         get_input_element_type(0));
@@ -88,11 +92,17 @@ void SparseEncoder::bind_constants() {
     constants.push_back(constant);
     addresses.push_back(constant->get_data_ptr());
   }
-  const Key key{addresses, m_hidden, m_heads, m_scale, m_activation, m_epsilons, m_ranges};
+  const Key key{addresses, m_hidden, m_heads, m_scale, m_activation, m_epsilons, m_ranges, m_attention_ranges};
   const Encoder encoder = m_encoder && key == m_key ? m_encoder : open_encoder(constants);
   m_encoder = encoder;
   m_key = key;
   m_constants = constants;
+}
+
+float SparseEncoder::range_end(const std::string& text) const {
+  const float value = to_float(text);
+  NODE_VALIDATION_CHECK(this, text == "none" || std::isfinite(value), "input_ranges: not a number: ", text);
+  return value;
 }
 
 SparseEncoder::Encoder SparseEncoder::open_encoder(const Constants& constants) const {
@@ -107,13 +117,9 @@ SparseEncoder::Encoder SparseEncoder::open_encoder(const Constants& constants) c
       const auto& blob = constants[1 + l * kMatrices + i];
       specs[l].blobs[i] = blob->get_data_ptr();
       specs[l].sizes[i] = blob->get_byte_size();
-      for (size_t end = 0; end < 2; ++end) {
-        const std::string& text = m_ranges[2 * (l * kMatrices + i) + end];
-        specs[l].ranges[i][end] = to_float(text);
-        NODE_VALIDATION_CHECK(this, text == "none" || std::isfinite(specs[l].ranges[i][end]), "input_ranges: not a number: ",
-                              text);
-      }
+      for (size_t end = 0; end < 2; ++end) specs[l].ranges[i][end] = range_end(m_ranges[2 * (l * kMatrices + i) + end]);
     }
+    for (size_t i = 0; i < 4; ++i) specs[l].attention_ranges[i / 2][i % 2] = range_end(m_attention_ranges[4 * l + i]);
     for (size_t i = 0; i < 2; ++i) {
       specs[l].norm_scales[i] = parameters + (l * 4 + 2 * i) * m_hidden;
       specs[l].norm_offsets[i] = parameters + (l * 4 + 2 * i + 1) * m_hidden;

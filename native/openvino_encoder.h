@@ -29,10 +29,11 @@ class SparseEncoder : public ov::op::Op {
   using Constants = std::vector<std::shared_ptr<ov::op::v0::Constant>>;
   // Everything that determines a stack: if it changes, a new one is opened.
   using Texts = std::vector<std::string>;
-  using Key = std::tuple<std::vector<const void*>, int64_t, int64_t, std::string, std::string, Texts, Texts>;
+  using Key = std::tuple<std::vector<const void*>, int64_t, int64_t, std::string, std::string, Texts, Texts, Texts>;
 
   size_t layers() const { return (get_input_size() - kFixedInputs) / kMatrices; }
   void bind_constants();
+  float range_end(const std::string& text) const;  // NaN for "none"
   Encoder open_encoder(const Constants& constants) const;
 
   static constexpr size_t kFixedInputs = 3, kMatrices = 6;
@@ -43,6 +44,7 @@ class SparseEncoder : public ov::op::Op {
   std::string m_activation = "gelu_erf";    // gelu_erf, gelu_tanh, relu, none
   std::vector<std::string> m_epsilons;      // two per layer
   std::vector<std::string> m_ranges;        // low and high of each matrix's 8-bit input; "none" if it is not quantized
+  std::vector<std::string> m_attention_ranges;  // low and high of each layer's queries, then of its keys; or "none"
   Encoder m_encoder;
   Key m_key;
   Constants m_constants;  // kept alive, so that the addresses that the stack reads are not reused for other constants

@@ -6,6 +6,8 @@
 
 namespace pofa {
 
+bool is_valid(Range range) { return range.step() > 0 && range.step() < INFINITY && range.inverse_step() < INFINITY; }
+
 Error Projection::open(const void* blob, size_t size, const Kernel& kernel) {
   kernel_ = &kernel;
   return open_matrix(blob, size, &matrix_);
@@ -14,7 +16,7 @@ Error Projection::open(const void* blob, size_t size, const Kernel& kernel) {
 // An activation is low + step * code, so a product is step * (sum of weight * code) + low * (sum of weights): `step` goes into
 // the scales and `low` into the biases.
 Error Projection::quantize_input(Range range) {
-  if (!(range.step() > 0 && range.step() < INFINITY && range.inverse_step() < INFINITY)) return kBadArgument;
+  if (!is_valid(range)) return kBadArgument;
   quantized_ = true;
   range_ = range;
   const Header& h = matrix_.header;

@@ -7,6 +7,9 @@
 
 namespace pofa {
 
+// Whether a range has a width, and steps that are floats.
+bool is_valid(Range range);
+
 class Projection {
  public:
   // Validates a packed matrix; it is read in place.

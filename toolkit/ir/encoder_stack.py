@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.ir import kernels
 from toolkit.ir.constants import constant_of
-from toolkit.ir.products import Product, id_of, only_consumer, port_of
+from toolkit.ir.products import Product, Range, id_of, only_consumer, port_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class EncoderLayer:
     """An encoder layer that SparseEncoder can replace.
 
     Attributes:
+        attention: The attention operation.
+        attention_ranges: Ranges of queries and keys if they are in 8 bits.
         input: Output value of another operation, float32 [batch, length, hidden], that the layer reads.
         mask: Output value with the padding mask, boolean [batch, length].
         products: Query, key, value, attention output, feed-forward inner and outer.
@@ -45,6 +47,8 @@ class EncoderLayer:
         activation: Activation of the feed-forward.
     """
 
+    attention: Any
+    attention_ranges: tuple[Range, Range] | None
     input: Any
     mask: Any
     products: tuple[Product, ...]
@@ -64,17 +68,18 @@ class EncoderLayer:
         return (*sizes, _key(self.mask), self.heads, self.scale, self.activation)
 
 
-def find_layers(model: Any, products: Sequence[Product]) -> list[EncoderLayer]:
+def find_layers(model: Any, products: Sequence[Product], ranges: dict[str, tuple[Range, Range]]) -> list[EncoderLayer]:
     """Returns the encoder layers of a model that consist of pruned matrices only, in graph order.
 
     Args:
         model: OpenVINO model without activation quantizers.
         products: Pruned matrices of the model.
+        ranges: `attention_ranges` of the model before its quantizers were removed.
     """
     by_op = {id_of(p.op): p for p in products}
     by_last = {id_of(p.last): p for p in products}
     attentions = [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention"]
-    return [layer for op in attentions if (layer := _layer(op, by_op, by_last)) is not None]
+    return [layer for op in attentions if (layer := _layer(op, by_op, by_last, ranges.get(id_of(op)))) is not None]
 
 
 def replace(layers: Sequence[EncoderLayer]) -> int:
@@ -91,7 +96,9 @@ def replace(layers: Sequence[EncoderLayer]) -> int:
     return len(stacks)
 
 
-def _layer(attention: Any, by_op: dict[str, Product], by_last: dict[str, Product]) -> EncoderLayer | None:
+def _layer(
+    attention: Any, by_op: dict[str, Product], by_last: dict[str, Product], ranges: tuple[Range, Range] | None
+) -> EncoderLayer | None:
     """Returns the layer around an attention; None if anything differs from the expected pattern."""
     if attention.get_attributes()["causal"] or attention.get_input_size() < 4:
         return None
@@ -126,7 +133,7 @@ def _layer(attention: Any, by_op: dict[str, Product], by_last: dict[str, Product
         return None
     if any((p.rows, p.columns) != (query.columns, query.columns) for p in found[:4]):
         return None
-    return EncoderLayer(source, mask, found, (middle, end), shape[0], scale, activation)
+    return EncoderLayer(attention, ranges, source, mask, found, (middle, end), shape[0], scale, activation)
 
 
 def _head_of(value: Any, by_last: dict[str, Product]) -> tuple[Product, tuple[int, int]] | None:
@@ -223,6 +230,12 @@ def _insert(factory: Any, stack: Sequence[EncoderLayer]) -> None:
         "scale": repr(head.scale),
         "activation": head.activation,
         "epsilons": [repr(norm.epsilon) for layer in stack for norm in layer.norms],
+        "attention_ranges": [
+            repr(end) if end is not None else "none"
+            for layer in stack
+            for range_ in layer.attention_ranges or ((None, None),) * 2
+            for end in range_
+        ],
         "input_ranges": [repr(end) if end is not None else "none" for p in products for end in p.range or (None, None)],
     }
     node = factory.create("SparseEncoder", inputs, attributes)

@@ -50,17 +50,32 @@ def activation_ranges(model: Any, patterns: Sequence[kernels.Pattern] = ("1x1", 
     for op in model.get_ordered_ops():
         if op.get_type_name() != "MatMul" or not has_constant_matrix(op) or not _is_suitable(op):
             continue
-        quantizer = op.input_value(0).get_node()
-        while quantizer.get_type_name() in ("Reshape", "Transpose"):  # in either order
-            quantizer = quantizer.input_value(0).get_node()
-        if quantizer.get_type_name() != "FakeQuantize" or quantizer.get_attributes()["levels"] != 256:
-            continue
-        constants = [constant_of(quantizer, i) for i in range(1, 5)]
-        ends = [float(c.data.reshape(())) for c in constants if c is not None and c.data.size == 1]
-        has_codes = _codes(op)[1] is not None and _pattern(zeros_of(op)) in patterns
-        if len(ends) == 4 and ends[:2] == ends[2:] and has_codes:
-            found[id_of(op)] = (ends[0], ends[1])
+        range_ = _quantizer_range(op.input_value(0).get_node())
+        if range_ is not None and _codes(op)[1] is not None and _pattern(zeros_of(op)) in patterns:
+            found[id_of(op)] = range_
     return found
+
+
+def attention_ranges(model: Any) -> dict[str, tuple[Range, Range]]:
+    """Returns the ranges of queries and keys by the `id_of` of their attention, if both are quantized to 8 bits."""
+    found = {}
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "ScaledDotProductAttention":
+            query, key = (_quantizer_range(op.input_value(i).get_node()) for i in range(2))
+            if query is not None and key is not None:
+                found[id_of(op)] = (query, key)
+    return found
+
+
+def _quantizer_range(node: Any) -> Range | None:
+    """Returns the range of a quantizer to 256 levels between scalars, which Reshape and Transpose may follow."""
+    while node.get_type_name() in ("Reshape", "Transpose"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "FakeQuantize" or node.get_attributes()["levels"] != 256:
+        return None
+    constants = [constant_of(node, i) for i in range(1, 5)]
+    ends = [float(c.data.reshape(())) for c in constants if c is not None and c.data.size == 1]
+    return (ends[0], ends[1]) if len(ends) == 4 and ends[:2] == ends[2:] else None
 
 
 def has_constant_matrix(op: Any) -> bool:

@@ -5,7 +5,7 @@ become SparseLinear operations.
 
 Weights keep exactly the values, or the 8-bit codes and scales, of the plain IR. The kernels multiply matrices of 8-bit
 codes as integers: their activations stay quantized, as in the plain IR, on every CPU, so that predictions do not depend
-on the CPU. All other activation quantizers are removed: attention and the remaining products are in FP32.
+on the CPU. So do the queries and keys of whole layers. All other activation quantizers are removed.
 """
 
 import shutil
@@ -20,6 +20,7 @@ from toolkit.ir.products import (
     BREAK_EVEN,
     Product,
     activation_ranges,
+    attention_ranges,
     find_products,
     has_constant_matrix,
     id_of,
@@ -71,6 +72,7 @@ def to_sparse_engine(
 
     model = read_ir(source)
     ranges = activation_ranges(model, ("4x1",) if exact_activations else ("1x1", "4x1"))
+    of_attention = {} if exact_activations else attention_ranges(model)
     _remove_activation_quantizers(model)
     products, dense = find_products(model, ranges)
     if not products:
@@ -79,7 +81,7 @@ def to_sparse_engine(
             f"no matrix is sparse enough: at most {most:.0%} zeros, the sparse kernels need {BREAK_EVEN:.0%}",
             where=str(source),
         )
-    layers = encoder_stack.find_layers(model, products) if whole_layers else []
+    layers = encoder_stack.find_layers(model, products, of_attention) if whole_layers else []
     stacked = {id_of(p.op) for layer in layers for p in layer.products}
     operations = encoder_stack.replace(layers) + _replace([p for p in products if id_of(p.op) not in stacked])
     _gather_before_dequantizing(model)
@@ -93,7 +95,7 @@ def to_sparse_engine(
     return EngineSummary(tuple(p.op.get_friendly_name() for p in products), operations, in_8_bits, dense)
 
 
-def reference_ir(source: Path, target: Path) -> None:
+def reference_ir(source: Path, target: Path, *, whole_layers: bool = True) -> None:
     """Writes the reference IR for checking the sparse engine: the same weights in dense FP32 MatMuls.
 
     Activations that the sparse engine quantizes to 8 bits are fake-quantized with the same ranges.
@@ -101,13 +103,19 @@ def reference_ir(source: Path, target: Path) -> None:
     Args:
         source: Plain IR folder, FP32 or INT8.
         target: Folder to write; receives the model only.
+        whole_layers: As in `to_sparse_engine`.
     """
     import openvino as ov
     from openvino import opset13
 
     model = read_ir(source)
-    ranges = activation_ranges(model)
+    ranges, of_attention = activation_ranges(model), attention_ranges(model)
     _remove_activation_quantizers(model)
+    products, _ = find_products(model, ranges)
+    for layer in encoder_stack.find_layers(model, products, of_attention) if whole_layers else ():
+        for port, range_ in enumerate(layer.attention_ranges or ()):
+            rounded = opset13.fake_quantize(layer.attention.input_value(port), *range_, *range_, levels=256)
+            layer.attention.input(port).replace_source_output(rounded.output(0))
     for op in model.get_ordered_ops():
         if op.get_type_name() != "MatMul" or not has_constant_matrix(op):
             continue

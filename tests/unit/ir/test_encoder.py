@@ -41,7 +41,8 @@ class Stack:
                 matrices.append((codes * scale[:, None].astype(np.float64), bias.astype(np.float64)))
             norms = rng.normal(size=(4, hidden)).astype(np.float32) / 4 + np.array([[1], [0]] * 2, dtype=np.float32)
             ranges = [(-3.9, 4.1)] * 6 if quantized else [None] * 6
-            self.layers.append(kernels.EncoderLayer(blobs, norms, ranges, (1e-5, 1e-12)))
+            of_attention = ((-2.9, 3.3), (-3.7, 2.6)) if quantized else None
+            self.layers.append(kernels.EncoderLayer(blobs, norms, ranges, (1e-5, 1e-12), of_attention))
             self.matrices.append(matrices)
 
     def encoder(self, isa: str | None = None) -> kernels.Encoder:
@@ -58,11 +59,13 @@ class Stack:
         return x
 
     def _layer(self, x, mask, layer, matrices):
+        def rounded(values, low, high):
+            step = (high - low) / 255
+            return np.clip(np.rint((values - low) / step), 0, 255) * step + low
+
         def product(i, values):
             if layer.ranges[i] is not None:
-                low, high = layer.ranges[i]
-                step = (high - low) / 255
-                values = np.clip(np.rint((values - low) / step), 0, 255) * step + low
+                values = rounded(values, *layer.ranges[i])
             weight, bias = matrices[i]
             return np.einsum("blk,rk->blr", values, weight) + bias
 
@@ -75,6 +78,8 @@ class Stack:
         batch, length, hidden = x.shape
         size = hidden // self.heads
         q, k, v = (product(i, x).reshape(batch, length, self.heads, size).transpose(0, 2, 1, 3) for i in range(3))
+        if layer.attention_ranges is not None:
+            q, k = (rounded(values, *ends) for values, ends in zip((q, k), layer.attention_ranges, strict=True))
         scores = np.einsum("bhqd,bhkd->bhqk", q, k) * size**-0.5
         if mask is not None:
             scores = np.where(mask[:, None, None, :], scores, -np.inf)

@@ -40,6 +40,7 @@ def model_of(factory, shape=(-1, -1, HIDDEN), mask_shape=(-1, -1), packed=None, 
     attributes = {
         **{"format_version": kernels.format_version(), "hidden": HIDDEN, "heads": HEADS, "scale": "0.35"},
         **{"activation": "gelu_erf", "epsilons": ["1e-12"] * 2 * LAYERS, "input_ranges": ["none"] * 12 * LAYERS},
+        "attention_ranges": ["none"] * 4 * LAYERS,
     }
     node = factory.create("SparseEncoder", [x.output(0), mask.output(0), *constants], attributes | changed)
     return ov.Model([node.output(0)], [x, mask], "one")
@@ -153,6 +154,8 @@ def saved(factory, tmp_path):
         ("input_ranges", ", ".join(["1.0, 0.0"] * 6 * LAYERS), "out of range"),
         ("input_ranges", ", ".join(["low, high"] * 6 * LAYERS), "not a number"),
         ("input_ranges", ", ".join(["0.0, inf"] * 6 * LAYERS), "not a number"),
+        ("attention_ranges", "0.0, 1.0", "attention_ranges: expected low and high"),
+        ("attention_ranges", ", ".join(["1.0, 0.0"] * 2 * LAYERS), "out of range"),
     ],
 )
 def test_an_ir_whose_attributes_do_not_fit_its_weights_is_refused(saved, attribute, value, reason):

@@ -41,7 +41,8 @@ def irs(case, tmp_path_factory):
     for precision in ("fp32", "int8"):
         to_sparse_engine(folder / precision, folder / f"engine-{precision}")
         to_sparse_engine(folder / precision, folder / f"matrices-{precision}", whole_layers=False)
-    reference_ir(folder / "int8", folder / "reference-int8")
+    for name, whole_layers in (("engine", True), ("matrices", False)):
+        reference_ir(folder / "int8", folder / f"reference-{name}", whole_layers=whole_layers)
     return folder
 
 
@@ -142,7 +143,7 @@ def blocks(tiny_bert, tiny_task_files, tmp_path_factory):
     case.export(case.quantized()[0], folder / "int8")
     for name, whole_layers in (("engine", True), ("matrices", False)):
         assert to_sparse_engine(folder / "int8", folder / name, whole_layers=whole_layers).in_8_bits == 2 * 6
-    reference_ir(folder / "int8", folder / "reference")
+        reference_ir(folder / "int8", folder / f"reference-{name}", whole_layers=whole_layers)
     return folder
 
 
@@ -165,7 +166,7 @@ def test_four_row_blocks_of_codes_keep_their_activations_in_8_bits(blocks):
 @pytest.mark.parametrize("pattern", ["1x1", "4x1"])
 def test_products_in_8_bits_equal_those_of_floats_with_rounded_activations(irs, blocks, pattern, whole_layers):
     name = "engine" if whole_layers else "matrices"
-    reference = compiled(irs / "reference-int8" if pattern == "1x1" else blocks / "reference")
+    reference = compiled((irs if pattern == "1x1" else blocks) / f"reference-{name}")
     engine = compiled(irs / f"{name}-int8" if pattern == "1x1" else blocks / name)
     differences = []
     for batch, length in LENGTHS:
@@ -333,4 +334,5 @@ def test_a_value_that_another_operation_reads_is_kept_and_right(irs, tmp_path, b
 def test_activations_of_single_zeros_stay_in_fp32_if_they_shall_be_exact(irs, tmp_path):
     summary = to_sparse_engine(irs / "int8", tmp_path, exact_activations=True)
     assert summary.in_8_bits == 0
-    assert set(encoder_ops(tmp_path)[0].get_attributes()["input_ranges"]) == {"none"}
+    attributes = encoder_ops(tmp_path)[0].get_attributes()
+    assert set(attributes["input_ranges"]) == set(attributes["attention_ranges"]) == {"none"}

@@ -20,6 +20,7 @@ class _LayerSpec(ctypes.Structure):
         ("blobs", _Blobs),
         ("sizes", ctypes.c_size_t * 6),
         ("ranges", ctypes.c_float * 12),
+        ("attention_ranges", ctypes.c_float * 4),
         ("norm_scales", ctypes.c_void_p * 2),
         ("norm_offsets", ctypes.c_void_p * 2),
         ("epsilons", ctypes.c_float * 2),
@@ -35,6 +36,7 @@ class EncoderLayer:
         norms: Scale and offset of the LayerNorm after the attention, then of that after the feed-forward, float32
             [4, hidden].
         ranges: Low and high end of each matrix's 8-bit input; None: the input is not quantized.
+        attention_ranges: Low and high end of the attention's queries, and of its keys; None: they are not quantized.
         epsilons: Term that each LayerNorm adds to the variance.
     """
 
@@ -42,6 +44,7 @@ class EncoderLayer:
     norms: Any
     ranges: Sequence[tuple[float, float] | None] = (None,) * 6
     epsilons: tuple[float, float] = (1e-12, 1e-12)
+    attention_ranges: tuple[tuple[float, float], tuple[float, float]] | None = None
 
 
 class Encoder:
@@ -79,6 +82,8 @@ class Encoder:
             spec.blobs = _Blobs(*(blob.ctypes.data for blob in layer.blobs))
             spec.sizes = (ctypes.c_size_t * 6)(*(blob.size for blob in layer.blobs))
             spec.ranges = (ctypes.c_float * 12)(*(end for pair in layer.ranges for end in pair or (np.nan, np.nan)))
+            ends = layer.attention_ranges or ((np.nan, np.nan),) * 2
+            spec.attention_ranges = (ctypes.c_float * 4)(*ends[0], *ends[1])
             spec.norm_scales = (ctypes.c_void_p * 2)(norms[0].ctypes.data, norms[2].ctypes.data)
             spec.norm_offsets = (ctypes.c_void_p * 2)(norms[1].ctypes.data, norms[3].ctypes.data)
             spec.epsilons = (ctypes.c_float * 2)(*layer.epsilons)
