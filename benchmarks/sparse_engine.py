@@ -111,10 +111,11 @@ def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str
             ir(f"OpenVINO FP32 {label}", sparse)
             ir(f"OpenVINO INT8 {label}", quantized(sparse))
             for precision, source in (("FP32", sparse), ("INT8", quantized(sparse))):
-                target = sparse / f"engine-{precision}"
-                if not target.is_dir():
-                    to_sparse_engine(source, target)
-                ir(f"sparse kernel {precision} {label}", target)
+                for name, whole_layers in (("encoder", True), ("matrices", False)):
+                    target = sparse / f"{name}-{precision}"
+                    if not target.is_dir():
+                        to_sparse_engine(source, target, whole_layers=whole_layers)
+                    ir(f"sparse {name} {precision} {label}", target)
             if util.find_spec("onnxruntime") and (sparse / "model.onnx").is_file():
                 add(f"ONNX Runtime FP32 {label}", "onnx", sparse / "model.onnx", sparse / "model.onnx")
                 dynamic = onnx_dynamic(sparse)

@@ -15,12 +15,7 @@
 #include "kernel.h"
 #include "sparse_linear.h"
 
-namespace {
-
-std::mt19937 g_random;
-
-uint32_t random_below(uint32_t n) { return uint32_t(g_random() % n); }
-float random_real() { return std::uniform_real_distribution<float>(-1.f, 1.f)(g_random); }
+void check_encoder(const char* isa, uint32_t seed, bool damaged);
 
 void fail(const char* what) {
   std::printf("FAILED: %s\n", what);
@@ -35,6 +30,13 @@ void run_on_four_threads(size_t n, pofa_task task, void* context) {
     });
   for (std::thread& thread : threads) thread.join();
 }
+
+namespace {
+
+std::mt19937 g_random;
+
+uint32_t random_below(uint32_t n) { return uint32_t(g_random() % n); }
+float random_real() { return std::uniform_real_distribution<float>(-1.f, 1.f)(g_random); }
 
 // Converts an integer from -127 to 127, which float16 represents exactly.
 uint16_t to_half(int value) {
@@ -281,6 +283,8 @@ int main(int count, char** arguments) {
     for (int i = 0; i < 4; ++i) check_product(isa, 4096, 24);
     check_panel_count(isa);
     std::printf("%s: %d products match the reference\n", isa, rounds);
+    for (int i = 0; i < 10 * rounds; ++i) check_encoder(isa, g_random(), i % 2);
+    std::printf("%s: %d encoders, half of them damaged: no memory errors\n", isa, 10 * rounds);
   }
   for (int i = 0; i < 100 * rounds; ++i) check_damage(supported[random_below(uint32_t(supported.size()))]);
   std::printf("%d damaged packed matrices: no memory errors\n", 100 * rounds);

@@ -1,9 +1,9 @@
-// Exact products of 8-bit codes: signed weights of a 4x1 matrix times unsigned activations, accumulated in 32 bits.
+// Exact products of 8-bit codes: signed weights times unsigned activations, accumulated in 32 bits.
 // Included by micro_kernel.h inside its namespace.
 //
 // One instruction computes a dot product over several columns for each token, so the codes of these columns must be
-// adjacent for each token. Every block of four rows keeps different columns, so shuffles gather them on the fly. Four rows
-// share the cost of the shuffles: that is why this is faster for 4x1 blocks, but not for single rows.
+// adjacent for each token. Every row, or block of four rows, keeps different columns, so shuffles gather them on the fly.
+// Four rows share the cost of the shuffles. Single rows do not, but codes take a quarter of the L1 cache that floats take.
 
 typedef decltype(MM_INT(setzero)()) byte_vec;
 
@@ -19,10 +19,11 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 //   kColumnsPerDot: columns that one instruction sums up
 //   kVectorsPerPass: vectors of tokens for which the sums of four rows fit in registers
 //   kCodeBytes: bytes per column of a panel of codes
-//   quantize: see kernel.h
-//   interleave_columns: reorders a unit's codes from four rows of one column to kColumnsPerDot columns of one row, 32 bits
+//   quantize_values: quantizes value(column, vector of tokens) to a panel of codes
+//   interleave_columns: reorders a unit's codes from ROWS rows of one column to kColumnsPerDot columns of one row, 32 bits
 //     per instruction. Columns missing at the end are filled with zeros.
-//   gather_columns: codes of kColumnsPerDot columns for P vectors of tokens, starting at vector FROM
+//   gather_columns: codes of kColumnsPerDot columns, whose indices are STRIDE apart, for P vectors of tokens, starting at
+//     vector FROM
 //   dot_accumulate: sums + tokens * weights
 #ifdef VNNI
 #include "codes_vnni.h"
@@ -30,30 +31,30 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 #include "codes_pairs.h"
 #endif
 
-// Processes P of the R vectors of tokens, starting at vector FROM.
-template <int R, int FROM, int P>
-inline void multiply_block(const int32_t* interleaved, const uint8_t* indices, uint32_t count, const uint8_t* block, bool first,
-                           float* sums) {
-  constexpr uint32_t width = R * LANES;
-  sums += FROM * LANES;
-  ivec s[4][P];
-  for (int j = 0; j < 4; ++j)
-    for (int r = 0; r < P; ++r) s[j][r] = first ? ivec{} : load_sums(sums + j * width + r * LANES);
-  for (uint32_t i = 0; i < count; i += kColumnsPerDot, interleaved += 4) {
+// Processes P of the R vectors of tokens of a unit, starting at vector FROM. The four rows of a block have common columns; the
+// columns of two single rows alternate. row_sums: sums of each row, [R * LANES].
+template <int ROWS, int R, int FROM, int P>
+inline void multiply_unit(const int32_t* interleaved, const uint8_t* indices, uint32_t count, const uint8_t* block, bool first,
+                          float* const* row_sums) {
+  ivec s[ROWS][P];
+  for (int j = 0; j < ROWS; ++j)
+    for (int r = 0; r < P; ++r) s[j][r] = first ? ivec{} : load_sums(row_sums[j] + (FROM + r) * LANES);
+  for (uint32_t i = 0; i < count; i += kColumnsPerDot, interleaved += ROWS) {
     ivec tokens[P];
     // After the last column, indices of other units are read; their weights are zero here.
-    gather_columns<FROM, P>(block, indices + i, tokens);
-    for (int j = 0; j < 4; ++j) {
+    if (ROWS == 4) gather_columns<1, FROM, P>(block, indices + i, tokens);
+    for (int j = 0; j < ROWS; ++j) {
+      if (ROWS == 2) gather_columns<2, FROM, P>(block, indices + 2 * i + j, tokens);
       const ivec weights = (ivec)MM(set1_epi32)(interleaved[j]);
       for (int r = 0; r < P; ++r) s[j][r] = dot_accumulate(s[j][r], tokens[r], weights);
     }
   }
-  for (int j = 0; j < 4; ++j)
-    for (int r = 0; r < P; ++r) store_vec(sums + j * width + r * LANES, (vec)s[j][r]);
+  for (int j = 0; j < ROWS; ++j)
+    for (int r = 0; r < P; ++r) store_vec(row_sums[j] + (FROM + r) * LANES, (vec)s[j][r]);
 }
 
-template <int R>
-void multiply_blocks(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
+template <int ROWS, int R>
+void multiply_units(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
   constexpr int P = R < kVectorsPerPass ? R : kVectorsPerPass;
   alignas(64) int32_t interleaved[4 * kMaxBlock / kColumnsPerDot + 16];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
@@ -63,21 +64,51 @@ void multiply_blocks(const Matrix& m, uint32_t group, const uint8_t* codes, floa
     for (uint32_t u = 0; u < units; ++u, ++unit) {
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
-      interleave_columns(m.values + entry * 4, count, interleaved);
-      float* unit_sums = sums + size_t(m.row(unit, 0)) * R * LANES;
+      interleave_columns<ROWS>(m.values + entry * (ROWS == 4 ? 4 : 1), ROWS * count, interleaved);
+      float* row_sums[ROWS];
+      for (int j = 0; j < ROWS; ++j) row_sums[j] = sums + size_t(m.row(unit, j)) * R * LANES;
       const uint8_t* indices = m.indices + entry;
-      multiply_block<R, 0, P>(interleaved, indices, count, activations, block == 0, unit_sums);
-      if constexpr (R > P) multiply_block<R, P, R - P>(interleaved, indices, count, activations, block == 0, unit_sums);
-      entry += count;
+      multiply_unit<ROWS, R, 0, P>(interleaved, indices, count, activations, block == 0, row_sums);
+      if constexpr (R > P) multiply_unit<ROWS, R, P, R - P>(interleaved, indices, count, activations, block == 0, row_sums);
+      entry += ROWS == 4 ? count : 2 * uint64_t(count);
     }
   }
 }
 
+template <int R>
+void multiply_any(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
+  return m.header.block_rows == 4 ? multiply_units<4, R>(m, group, codes, sums) : multiply_units<2, R>(m, group, codes, sums);
+}
+
 void multiply_codes(const Matrix& m, uint32_t group, const uint8_t* codes, uint32_t width, float* sums) {
   switch (width / LANES) {
-    case 1: return multiply_blocks<1>(m, group, codes, sums);
-    case 2: return multiply_blocks<2>(m, group, codes, sums);
-    case 3: return multiply_blocks<3>(m, group, codes, sums);
-    default: return multiply_blocks<4>(m, group, codes, sums);
+    case 1: return multiply_any<1>(m, group, codes, sums);
+    case 2: return multiply_any<2>(m, group, codes, sums);
+    case 3: return multiply_any<3>(m, group, codes, sums);
+    default: return multiply_any<4>(m, group, codes, sums);
   }
 }
+
+void quantize(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
+  quantize_values([&](uint32_t k, uint32_t v) { return load(panel + size_t(k) * width + v * LANES); }, columns, width, range,
+                  codes);
+}
+
+void quantizing_epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine, uint32_t width,
+                         const float* sums, Range range, uint8_t* codes, float* non_finite) {
+  const GroupAffine to_output(m, group, affine);
+  with_activation(activation, [&](auto activate) {
+    vec non_finite_lanes[4] = {};
+    const auto value = [&](uint32_t r, uint32_t v) {
+      const vec x = activate(to_output.apply(sums + size_t(r) * width + v * LANES, r));
+      non_finite_lanes[v] += x * 0.f;
+      return x;
+    };
+    quantize_values(value, m.rows_in_group(group), width, range, codes);
+    for (uint32_t v = 0; non_finite && v * LANES < width; ++v)
+      store_vec(non_finite + v * LANES, load(non_finite + v * LANES) + non_finite_lanes[v]);
+  });
+}
+
+constexpr CodeKernel kCodes = {kCodeBytes, quantize, multiply_codes, quantizing_epilogue};
+constexpr const CodeKernel* kCodeKernel = &kCodes;

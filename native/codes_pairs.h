@@ -10,24 +10,27 @@ inline ivec dot_accumulate(ivec sums, ivec tokens, ivec weights) {
 }
 
 // Every 16 bytes hold four tokens of one vector, then four of the next; gather_columns separates them again.
-void quantize(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
+template <typename F>
+inline void quantize_values(F value, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
   for (uint32_t k = 0; k < columns; ++k)
-    for (uint32_t r = 0; r * LANES < width; r += 2) {
+    for (uint32_t v = 0; v * LANES < width; v += 2) {
       __m256i steps[2];
       for (uint32_t i = 0; i < 2; ++i) {
-        const vec x = (r + i) * LANES < width ? load(panel + size_t(k) * width + (r + i) * LANES) : vec{};
+        const vec x = (v + i) * LANES < width ? value(k, v + i) : vec{};
         // Same rounding as nearest_level.
         steps[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(to_steps(x, range), vec{}), broadcast(255.f)));
       }
-      store_bytes(codes + size_t(k) * kCodeBytes + r * LANES * 2, _mm256_packs_epi32(steps[0], steps[1]));
+      store_bytes(codes + size_t(k) * kCodeBytes + v * LANES * 2, _mm256_packs_epi32(steps[0], steps[1]));
     }
 }
 
-inline void interleave_columns(const uint8_t* values, uint32_t count, int32_t* interleaved) {
-  const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+template <int ROWS>
+inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* interleaved) {
+  const __m128i order = ROWS == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
+                                  : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
   alignas(32) static const uint64_t mask_bytes[4] = {~0ull, ~0ull, 0, 0};
-  for (uint32_t i = 0; i < 4 * count; i += 16) {
-    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 2) - minimum(4 * count - i, 16);
+  for (uint32_t i = 0; i < n; i += 16) {
+    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 2) - minimum(n - i, 16);
     const __m128i codes = _mm_and_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i)),
                                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask)));
     const __m256i widened = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(codes, order));
@@ -35,10 +38,10 @@ inline void interleave_columns(const uint8_t* values, uint32_t count, int32_t* i
   }
 }
 
-template <int FROM, int P>
+template <int STRIDE, int FROM, int P>
 inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
   const byte_vec a = load_bytes(block + size_t(indices[0]) * kCodeBytes + FROM * LANES * 2);
-  const byte_vec b = load_bytes(block + size_t(indices[1]) * kCodeBytes + FROM * LANES * 2);
+  const byte_vec b = load_bytes(block + size_t(indices[STRIDE]) * kCodeBytes + FROM * LANES * 2);
   tokens[0] = (ivec)_mm256_unpacklo_epi16(a, b);
   if (P > 1) tokens[1] = (ivec)_mm256_unpackhi_epi16(a, b);
 }

@@ -15,34 +15,37 @@ inline ivec dot_accumulate(ivec sums, ivec tokens, ivec weights) {
 }
 #endif
 
+// Same rounding as nearest_level. The results are in range except for those below 0: values above 255 need the minimum,
+// because those that exceed int32 would not saturate correctly.
+inline byte_vec to_levels(vec x, Range range) { return MM(cvtps_epi32)(MM(min_ps)(to_steps(x, range), broadcast(255.f))); }
+
 // Every 16 bytes hold four tokens of each of the four vectors in turn; gather_columns separates them again.
-void quantize(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
+template <typename F>
+inline void quantize_values(F value, uint32_t columns, uint32_t width, Range range, uint8_t* codes) {
   for (uint32_t k = 0; k < columns; ++k) {
     byte_vec steps[4];
-    for (uint32_t r = 0; r < 4; ++r) {
-      const vec x = r * LANES < width ? load(panel + size_t(k) * width + r * LANES) : vec{};
-      // Same rounding as nearest_level. Packing saturates values below 0; values above 255 need the minimum, because those
-      // that exceed int32 would not saturate correctly.
-      steps[r] = MM(cvtps_epi32)(MM(min_ps)(to_steps(x, range), broadcast(255.f)));
-    }
+    for (uint32_t v = 0; v < 4; ++v) steps[v] = v * LANES < width ? to_levels(value(k, v), range) : byte_vec{};
+    // Packing saturates values below 0.
     const byte_vec low = MM(packs_epi32)(steps[0], steps[1]), high = MM(packs_epi32)(steps[2], steps[3]);
     store_bytes(codes + size_t(k) * kCodeBytes, MM(packus_epi16)(low, high));
   }
 }
 
-inline void interleave_columns(const uint8_t* values, uint32_t count, int32_t* interleaved) {
-  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+template <int ROWS>
+inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* interleaved) {
+  const __m128i order = ROWS == 4 ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+                                  : _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
 #if LANES == 16
-  for (uint32_t i = 0; i < 4 * count; i += 64) {
-    const uint32_t remaining = 4 * count - i;
+  for (uint32_t i = 0; i < n; i += 64) {
+    const uint32_t remaining = n - i;
     const __mmask64 mask = remaining < 64 ? (__mmask64(1) << remaining) - 1 : ~__mmask64(0);
     const __m512i codes = _mm512_maskz_loadu_epi8(mask, values + i);
     _mm512_storeu_si512(interleaved + i / 4, _mm512_shuffle_epi8(codes, _mm512_broadcast_i32x4(order)));
   }
 #else
   alignas(64) static const uint64_t mask_bytes[8] = {~0ull, ~0ull, ~0ull, ~0ull, 0, 0, 0, 0};
-  for (uint32_t i = 0; i < 4 * count; i += 32) {
-    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 4) - minimum(4 * count - i, 32);
+  for (uint32_t i = 0; i < n; i += 32) {
+    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 4) - minimum(n - i, 32);
     const __m256i codes = _mm256_and_si256(load_bytes(values + i), load_bytes(mask));
     const __m256i ordered = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(order));
     _mm256_storeu_si256(reinterpret_cast<byte_vec*>(interleaved + i / 4), ordered);
@@ -50,10 +53,10 @@ inline void interleave_columns(const uint8_t* values, uint32_t count, int32_t* i
 #endif
 }
 
-template <int FROM, int P>
+template <int STRIDE, int FROM, int P>
 inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
   byte_vec column[4];
-  for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + size_t(indices[c]) * kCodeBytes);
+  for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + size_t(indices[c * STRIDE]) * kCodeBytes);
   for (int half = 0; half < (P + 1) / 2; ++half) {
     const bool high = FROM + 2 * half >= 2;
     const byte_vec ab = high ? MM(unpackhi_epi8)(column[0], column[1]) : MM(unpacklo_epi8)(column[0], column[1]);

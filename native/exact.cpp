@@ -14,9 +14,9 @@ float activate(float v, Activation activation) {
 }
 
 std::vector<float> matmul(const pofa_layer& layer, size_t i, std::vector<float> x) {
-  const Matrix& m = layer.matrices[i];
-  if (!layer.input_quantization.empty()) {
-    const Range range = layer.input_quantization[i].range;
+  const Matrix& m = layer.projections[i].matrix();
+  if (layer.projections[i].quantized()) {
+    const Range range = layer.projections[i].range();
     for (float& v : x)  // infinities have a nearest level, NaN has none
       if (!std::isnan(v)) {
         const float steps = v * range.inverse_step() - range.low * range.inverse_step();
@@ -47,9 +47,9 @@ float stored_value(const Matrix& m, uint64_t i) {
 }
 
 void reference_product(const pofa_layer& layer, const float* x, size_t token, float* const* y) {
-  const size_t columns = layer.matrices[0].columns();
+  const size_t columns = layer.projections[0].matrix().columns();
   const std::vector<float> in(x + token * columns, x + (token + 1) * columns);
-  for (size_t i = 0; i < (layer.chain ? 1 : layer.matrices.size()); ++i) {
+  for (size_t i = 0; i < (layer.chain ? 1 : layer.projections.size()); ++i) {
     std::vector<float> out = matmul(layer, i, in);
     for (float& v : out) v = activate(v, layer.activation);
     if (layer.chain) out = matmul(layer, 1, out);

@@ -102,4 +102,10 @@ Error open_matrix(const void* blob, size_t size, Matrix* matrix) {
   return kOk;
 }
 
+void describe(const Matrix& m, uint64_t facts[6]) {
+  const Header& h = m.header;
+  const uint64_t values[6] = {h.rows, h.columns, h.block_rows, h.value_type, h.nonzeros, h.entries};
+  __builtin_memcpy(facts, values, sizeof values);
+}
+
 }  // namespace pofa

@@ -105,6 +105,9 @@ uint64_t checksum(const uint8_t* data, size_t size);
 // Validates everything that the kernel relies on, so that no later read is out of bounds: O(size), one pass per check.
 Error open_matrix(const void* blob, size_t size, Matrix* matrix);
 
+// See pofa_describe.
+void describe(const Matrix& matrix, uint64_t facts[6]);
+
 // Unaligned read: OpenVINO chooses where in the .bin a packed matrix is stored.
 template <typename T>
 POFA_INLINE T read_at(const uint8_t* base, size_t index) {

@@ -1,6 +1,7 @@
 // Vector operations that compilers do not generate from plain vector code. Included by micro_kernel.h inside its namespace.
 //   transpose: LANES vectors of LANES floats, in place
 //   int8_to_float: converts LANES signed 8-bit codes
+//   square_root: of each lane
 //   reciprocal: 1/x for 1 <= x < 2^126, relative error below 3e-7; a division costs ten multiplications
 
 #if LANES == 16
@@ -33,6 +34,8 @@ inline vec int8_to_float(const uint8_t* codes) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
 }
 
+inline vec square_root(vec x) { return _mm512_sqrt_ps(x); }
+
 inline vec reciprocal(vec x) {
   const vec estimate = _mm512_rcp14_ps(x);
   return estimate * (2.f - x * estimate);  // one Newton iteration
@@ -61,12 +64,19 @@ inline vec int8_to_float(const uint8_t* codes) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))));
 }
 
+inline vec square_root(vec x) { return _mm256_sqrt_ps(x); }
+
 inline vec reciprocal(vec x) {
   const vec estimate = _mm256_rcp_ps(x);
   return estimate * (2.f - x * estimate);  // one Newton iteration
 }
 
 #else
+
+inline vec square_root(vec x) {
+  for (int i = 0; i < LANES; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
 
 inline vec reciprocal(vec x) { return 1.f / x; }
 

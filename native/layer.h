@@ -4,15 +4,9 @@
 
 #include "format.h"
 #include "kernel.h"
+#include "projection.h"
 
 namespace pofa {
-
-// 8-bit quantization of a matrix's input activations.
-struct InputQuantization {
-  Range range;
-  std::vector<float> scales, biases;  // [rows], for sums of code products
-  Affine affine() const { return {scales.data(), biases.data()}; }
-};
 
 // Value number i, not multiplied by its row's scale.
 float stored_value(const Matrix& m, uint64_t i);
@@ -40,18 +34,10 @@ void for_each_value(const Matrix& m, F&& f) {
 }  // namespace pofa
 
 struct pofa_layer {
-  std::vector<pofa::Matrix> matrices;
+  std::vector<pofa::Projection> projections;
   bool chain = false;
   pofa::Activation activation = pofa::kIdentity;
   const pofa::Kernel* kernel = nullptr;
-  std::vector<pofa::InputQuantization> input_quantization;  // empty, or one per matrix
-  bool integer_products = false;  // multiply 8-bit codes instead of floats
-
-  bool has_same_input(size_t i, size_t j) const {
-    if (input_quantization.empty()) return true;
-    const pofa::Range &a = input_quantization[i].range, &b = input_quantization[j].range;
-    return a.low == b.low && a.high == b.high;
-  }
 };
 
 namespace pofa {

@@ -16,6 +16,7 @@ using namespace pofa;
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
 
 inline vec load(const float* p) {
   vec v;
@@ -28,7 +29,7 @@ inline uint32_t minimum(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 #include "lanes.h"
 
-void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* non_finite) {
+void load_panel(const float* const* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* non_finite) {
   for (uint32_t t = 0; t < width; t += LANES) {
     const uint32_t valid = t < tokens ? minimum(LANES, tokens - t) : 0;
     vec non_finite_lanes{};
@@ -36,7 +37,7 @@ void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t widt
     if (valid == LANES)
       for (; k + LANES <= columns; k += LANES) {
         vec tile[LANES];
-        for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(x + size_t(t + i) * columns + k);
+        for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(x[t + i] + k);
         transpose(tile);
         for (uint32_t i = 0; i < LANES; ++i) {
           store_vec(panel + size_t(k + i) * width + t, tile[i]);
@@ -45,7 +46,7 @@ void load_panel(const float* x, uint32_t tokens, uint32_t columns, uint32_t widt
       }
     for (; k < columns; ++k) {
       float* to = panel + size_t(k) * width + t;
-      for (uint32_t i = 0; i < LANES; ++i) to[i] = i < valid ? x[size_t(t + i) * columns + k] : 0.f;
+      for (uint32_t i = 0; i < LANES; ++i) to[i] = i < valid ? x[t + i][k] : 0.f;
       non_finite_lanes += load(to) * 0.f;
     }
     store_vec(non_finite + t, non_finite_lanes);
@@ -170,12 +171,13 @@ void multiply(const Matrix& m, uint32_t group, const float* panel, uint32_t widt
 // ---- activation
 
 inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
-inline vec maximum(vec a, vec b) { return a > b ? a : b; }
+inline vec maximum(vec a, vec b) { return a > b ? a : b; }  // b if either is NaN
 
 // 2^u for u <= 0, relative error below 3e-7 in the relevant range: 2^n times a polynomial in u - n (interpolation at
 // Chebyshev nodes).
+// NaN that arithmetic yields stays NaN; one with a payload may not.
 inline vec exp2_negative(vec u) {
-  u = maximum(u, broadcast(-126.f));
+  u = maximum(broadcast(-126.f), u);
   const vec shifted = u + 12582912.f;  // 1.5 * 2^23: rounds u to an integer n, stored in the lowest bits
   const vec f = u - (shifted - 12582912.f);
   vec p = broadcast(0.00133908634f);
@@ -184,21 +186,23 @@ inline vec exp2_negative(vec u) {
   p = p * f + 0.240221075f;
   p = p * f + 0.693147188f;
   p = p * f + 1.00000008f;
-  return (vec)((ivec)p + ((ivec)shifted << 23));  // n is added to the exponent
+  return (vec)((uvec)p + ((uvec)shifted << 23));  // n is added to the exponent
 }
 
-// x/2 (1 + erf(x/sqrt 2)) = max(x, 0) - |x|/2 (1 - erf(|x|/sqrt 2)); erf by Abramowitz and Stegun 7.1.26, absolute
-// error 1.5e-7.
+// Coefficients, highest power first, of a polynomial in t = |x| / 2.7 - 1 that equals |x|/2 (1 - erf(|x|/sqrt 2)) for |x| < 5.4
+// (interpolation at Chebyshev nodes), absolute error 2e-7, which is also what remains of the function at 5.4.
+constexpr float kGeluTail[] = {
+    -0.0135718863f, 0.00240497151f, 0.0833850577f, -0.0468981713f, -0.208002627f, 0.231261149f, 0.192522198f,
+    -0.497793347f, 0.206910565f, 0.378047645f, -0.612720788f, 0.303181827f, 0.141183391f, -0.303594708f, 0.200933293f,
+    -0.0666093528f, 0.00936085265f};
+
+// x/2 (1 + erf(x/sqrt 2)) = max(x, 0) - |x|/2 (1 - erf(|x|/sqrt 2)). NaN stays NaN.
 inline vec gelu_erf(vec x) {
-  const vec a = absolute(x);
-  const vec t = reciprocal(a * 0.23164189f + 1.f);  // 0.3275911 / sqrt 2
-  vec p = broadcast(1.061405429f);
-  p = p * t - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
-  const vec tail = p * t * exp2_negative(a * a * -0.72134752f);  // log2(e) / 2
-  return maximum(x, vec{}) - a * 0.5f * tail;
+  const vec a = absolute(x), limit = broadcast(5.4f);
+  const vec t = (limit < a ? limit : a) * (1 / 2.7f) - 1.f;
+  vec p = broadcast(kGeluTail[0]);
+  for (int i = 1; i <= 16; ++i) p = p * t + kGeluTail[i];
+  return maximum(x, vec{}) - p;
 }
 
 // x/2 (1 + tanh(y)) = x / (1 + exp(-2y)), y = sqrt(2/pi) (x + 0.044715 x^3).
@@ -214,26 +218,52 @@ inline vec scale_and_bias(const float* sums, float scale, float bias, bool integ
   return v * scale + bias;
 }
 
-void epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine, uint32_t width, float* sums,
-              float* non_finite) {
-  const uint32_t first = group * m.header.group_rows, rows = m.rows_in_group(group);
-  const uint8_t* scales = affine ? reinterpret_cast<const uint8_t*>(affine->scales) : m.scales;
-  const uint8_t* biases = affine ? reinterpret_cast<const uint8_t*>(affine->biases) : m.biases;
-  for (uint32_t t = 0; t < width; t += LANES) {
-    vec non_finite_lanes{};
-    for (uint32_t r = 0; r < rows; ++r) {
-      float* at = sums + size_t(r) * width + t;
-      vec v = scale_and_bias(at, read_at<float>(scales, first + r), read_at<float>(biases, first + r), affine);
-      if (activation == kGeluErf) v = gelu_erf(v);
-      if (activation == kGeluTanh) v = gelu_tanh(v);
-      store_vec(at, v);
-      non_finite_lanes += v * 0.f;
-    }
-    if (non_finite) store_vec(non_finite + t, load(non_finite + t) + non_finite_lanes);
+// Calls f with the activation as a function of a vector.
+template <typename F>
+inline void with_activation(Activation activation, F f) {
+  switch (activation) {
+    case kGeluErf: return f([](vec x) { return gelu_erf(x); });
+    case kGeluTanh: return f([](vec x) { return gelu_tanh(x); });
+    case kRelu: return f([](vec x) { return maximum(vec{}, x); });
+    default: return f([](vec x) { return x; });
   }
 }
 
-void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* y, size_t stride) {
+// Scales and biases of a group's rows.
+struct GroupAffine {
+  const uint8_t *scales, *biases;
+  bool integer_sums;
+
+  GroupAffine(const Matrix& m, uint32_t group, const Affine* affine) {
+    const size_t offset = size_t(group) * m.header.group_rows * sizeof(float);
+    scales = (affine ? reinterpret_cast<const uint8_t*>(affine->scales) : m.scales) + offset;
+    biases = (affine ? reinterpret_cast<const uint8_t*>(affine->biases) : m.biases) + offset;
+    integer_sums = affine;
+  }
+  vec apply(const float* sums, uint32_t row) const {
+    return scale_and_bias(sums, read_at<float>(scales, row), read_at<float>(biases, row), integer_sums);
+  }
+};
+
+void epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine, uint32_t width, float* sums,
+              float* non_finite) {
+  const uint32_t rows = m.rows_in_group(group);
+  const GroupAffine to_output(m, group, affine);
+  with_activation(activation, [&](auto activate) {
+    for (uint32_t t = 0; t < width; t += LANES) {
+      vec non_finite_lanes{};
+      for (uint32_t r = 0; r < rows; ++r) {
+        float* at = sums + size_t(r) * width + t;
+        const vec v = activate(to_output.apply(at, r));
+        store_vec(at, v);
+        non_finite_lanes += v * 0.f;
+      }
+      if (non_finite) store_vec(non_finite + t, load(non_finite + t) + non_finite_lanes);
+    }
+  });
+}
+
+void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* const* y, size_t offset) {
   for (uint32_t t = 0; t < tokens; t += LANES) {
     const uint32_t valid = minimum(LANES, tokens - t);
     uint32_t r = 0;
@@ -242,12 +272,12 @@ void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, fl
       for (uint32_t i = 0; i < LANES; ++i) tile[i] = load(sums + size_t(r + i) * width + t);
       transpose(tile);
       if (valid == LANES)
-        for (uint32_t i = 0; i < LANES; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
+        for (uint32_t i = 0; i < LANES; ++i) store_vec(y[t + i] + offset + r, tile[i]);
       else
-        for (uint32_t i = 0; i < valid; ++i) store_vec(y + size_t(t + i) * stride + r, tile[i]);
+        for (uint32_t i = 0; i < valid; ++i) store_vec(y[t + i] + offset + r, tile[i]);
     }
     for (; r < rows; ++r)
-      for (uint32_t i = 0; i < valid; ++i) y[size_t(t + i) * stride + r] = sums[size_t(r) * width + t + i];
+      for (uint32_t i = 0; i < valid; ++i) y[t + i][offset + r] = sums[size_t(r) * width + t + i];
   }
 }
 
@@ -281,14 +311,16 @@ void fake_quantize(const float* values, size_t n, Range range, float* quantized)
 #if defined(VNNI) || LANES == 8
 #include "codes.h"
 #else
-constexpr uint32_t kCodeBytes = 0;
-constexpr auto quantize = nullptr;
-constexpr auto multiply_codes = nullptr;
+constexpr const CodeKernel* kCodeKernel = nullptr;
 #endif
+
+#include "attention.h"
+#include "layer_norm.h"
 
 }  // namespace
 
 namespace pofa {
-const Kernel KERNEL = {NAME,  LANES,         4,        kCodeBytes,    load_panel, multiply, epilogue,
-                       store, fake_quantize, quantize, multiply_codes};
+const Kernel KERNEL = {NAME,        LANES,            4,             load_panel, multiply,     epilogue,          store,
+                       fake_quantize, kCodeKernel,    queries_to_codes, keys_to_codes, attend, attend_codes, add_and_normalize,
+                       mark_non_finite};
 }

@@ -1,31 +1,23 @@
-// OpenVINO extension with the operation SparseLinear, loaded by core.add_extension("libpruneofa_openvino.so").
+// OpenVINO extension with the operations SparseLinear and SparseEncoder, loaded by
+// core.add_extension("libpruneofa_openvino.so").
 //
-// Inputs: activations f32 [..., columns], then packed matrices: u8 [bytes] constants, read in place from the memory-mapped
-// .bin. Work is distributed in the TBB arena from which the plugin calls, so that the plugin's thread settings apply.
-#include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
-
-#include <cmath>
-#include <locale>
+// Inputs of SparseLinear: activations f32 [..., columns], then packed matrices: u8 [bytes] constants, read in place from the
+// memory-mapped .bin.
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/constant.hpp>
 #include <openvino/op/op.hpp>
-#include <sstream>
 #include <tuple>
 
+#include "openvino_encoder.h"
+#include "openvino_operation.h"
 #include "sparse_linear.h"
+
+using namespace pofa;
 
 namespace {
 
 using Layer = std::shared_ptr<const pofa_layer>;
-
-// Isolated, because a waiting thread that took tasks of another call would overwrite its own scratch buffers.
-void parallel_in_caller_arena(size_t n, pofa_task task, void* context) {
-  tbb::this_task_arena::isolate([&] {
-    tbb::parallel_for(size_t(0), n, [&](size_t i) { task(context, i); }, tbb::simple_partitioner());
-  });
-}
 
 }  // namespace
 
@@ -102,9 +94,8 @@ class SparseLinear : public ov::op::Op {
       outputs[i].set_shape(shape);
       y.push_back(outputs[i].data<float>());
     }
-    const int threads = tbb::this_task_arena::max_concurrency();
     const int error = pofa_run(m_layer.get(), inputs[0].data<const float>(), tokens, y.data(), parallel_in_caller_arena,
-                               threads > 0 ? uint32_t(threads) : 1);
+                               threads_of_caller_arena());
     OPENVINO_ASSERT(error == 0, "SparseLinear: ", pofa_error(error));
     return true;
   }
@@ -148,15 +139,10 @@ class SparseLinear : public ov::op::Op {
   }
 
   Layer open_layer(const std::vector<const void*>& blobs, const std::vector<size_t>& sizes) const {
-    const int activation = m_activation == "none" ? 0 : m_activation == "gelu_erf" ? 1 : m_activation == "gelu_tanh" ? 2 : -1;
-    NODE_VALIDATION_CHECK(this, activation >= 0, "unknown activation ", m_activation);
+    const int activation = activation_number(m_activation);
+    NODE_VALIDATION_CHECK(this, activation >= 0 && activation <= 2, "unknown activation ", m_activation);
     std::vector<float> ranges;
-    for (const std::string& text : m_ranges) {
-      std::istringstream in(text);
-      in.imbue(std::locale::classic());
-      ranges.push_back(NAN);
-      in >> ranges.back();
-    }
+    for (const std::string& text : m_ranges) ranges.push_back(to_float(text));
     pofa_layer* layer = nullptr;
     const int error = pofa_open(blobs.data(), sizes.data(), uint32_t(blobs.size()), m_chain, activation,
                                 ranges.empty() ? nullptr : ranges.data(), nullptr, &layer);
@@ -170,12 +156,14 @@ class SparseLinear : public ov::op::Op {
   std::string m_pattern = "1x1";
   std::string m_activation = "none";  // none, gelu_erf, gelu_tanh
   bool m_chain = false;               // the first matrix's output is the second's input
-  // Empty, or low and high for each matrix, whose input activations are quantized to 8 bits. Strings, because OpenVINO writes
-  // float attributes with six digits, which would change the codes of some activations.
+  // Empty, or low and high for each matrix, whose input activations are quantized to 8 bits.
   std::vector<std::string> m_ranges;
   Layer m_layer;
   LayerKey m_layer_key;
   Constants m_constants;  // kept alive, so that the addresses that the layer reads are not reused for other constants
 };
 
-OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<SparseLinear>>()}));
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
+    std::make_shared<ov::OpExtension<SparseLinear>>(),
+    std::make_shared<ov::OpExtension<SparseEncoder>>(),
+}));

@@ -2,8 +2,7 @@
 #include "sparse_linear.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -11,31 +10,11 @@
 
 #include "layer.h"
 #include "pack.h"
+#include "work.h"
 
 using namespace pofa;
 
 namespace {
-
-// Scratch buffer of one thread. Memory is kept between calls, because a model requests the same sizes every time.
-class Scratch {
- public:
-  float* get(size_t floats) {
-    if (floats > size_) {
-      void* memory = std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
-      if (!memory) throw std::bad_alloc();
-      data_.reset(static_cast<float*>(memory));
-      size_ = floats;
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
-  size_t size_ = 0;
-};
 
 thread_local Scratch t_input, t_operand, t_hidden, t_sums, t_non_finite;
 thread_local Scratch t_shared;  // the calling thread's buffer, used by all threads of the call
@@ -48,11 +27,21 @@ struct Call {
   float* const* y;
   uint32_t width;  // tokens per panel, rounded up to full vectors
 
-  const Matrix& first_matrix() const { return layer.matrices.front(); }
+  const Matrix& first_matrix() const { return layer.projections.front().matrix(); }
   const Kernel& kernel() const { return *layer.kernel; }
   size_t panels() const { return (tokens + width - 1) / width; }
   uint32_t tokens_in(size_t panel) const { return uint32_t(std::min<size_t>(width, tokens - panel * width)); }
-  const float* input_of(size_t panel) const { return x + panel * width * first_matrix().columns(); }
+  // Pointers to the rows, one per token, of the panel's part of an array [tokens][columns].
+  template <typename T>
+  std::array<T*, kMaxWidth> rows_of(size_t panel, T* array, uint32_t columns) const {
+    std::array<T*, kMaxWidth> rows = {};
+    for (uint32_t t = 0; t < tokens_in(panel); ++t) rows[t] = array + (panel * width + t) * columns;
+    return rows;
+  }
+  void load(size_t panel, float* to, float* non_finite) const {
+    const uint32_t columns = first_matrix().columns();
+    kernel().load_panel(rows_of(panel, x, columns).data(), tokens_in(panel), columns, width, to, non_finite);
+  }
 };
 
 // Computes each token that has a NaN or an infinity again, as dense MatMuls do.
@@ -61,80 +50,34 @@ void recompute_non_finite(const Call& call, size_t panel, const float* non_finit
     if (non_finite[t] != 0.f) reference_product(call.layer, call.x, panel * call.width + t, call.y);  // true for NaN, too
 }
 
-// ---- operand: input activations of matrix i, unchanged, as 8-bit codes, or as floats rounded to the levels of the codes
-
-// In floats.
-size_t codes_size(const Call& call, uint32_t columns) {
-  return size_t(columns + kMaxBlock) * call.kernel().code_bytes / sizeof(float);
-}
-
-size_t operand_size(const Call& call, size_t i) {
-  const uint32_t columns = call.layer.matrices[i].columns();
-  if (call.layer.input_quantization.empty()) return 0;
-  return call.layer.integer_products ? codes_size(call, columns) : size_t(columns) * call.width;
-}
-
-const float* prepare_operand(const Call& call, size_t i, const float* panel, float* buffer) {
-  const pofa_layer& layer = call.layer;
-  if (layer.input_quantization.empty()) return panel;
-  const uint32_t columns = layer.matrices[i].columns();
-  if (layer.integer_products) {
-    call.kernel().quantize(panel, columns, call.width, layer.input_quantization[i].range, reinterpret_cast<uint8_t*>(buffer));
-  } else {
-    call.kernel().fake_quantize(panel, size_t(columns) * call.width, layer.input_quantization[i].range, buffer);
-  }
-  return buffer;
-}
-
-void compute_group(const Call& call, size_t i, uint32_t group, Activation activation, const float* operand, float* sums,
-                   float* non_finite) {
-  const Matrix& m = call.layer.matrices[i];
-  if (call.layer.integer_products) {
-    call.kernel().multiply_codes(m, group, reinterpret_cast<const uint8_t*>(operand), call.width, sums);
-    const Affine affine = call.layer.input_quantization[i].affine();
-    call.kernel().epilogue(m, group, activation, &affine, call.width, sums, non_finite);
-  } else {
-    call.kernel().multiply(m, group, operand, call.width, sums);
-    call.kernel().epilogue(m, group, activation, nullptr, call.width, sums, non_finite);
-  }
-}
-
 // ---- one panel of tokens
 
-size_t sums_size(const Matrix& m, uint32_t width) { return size_t(m.header.group_rows + 4) * width; }
-
+// Size of the operand of a chain's second matrix, in floats.
 size_t hidden_size(const Call& call) {
-  const uint32_t rows = call.first_matrix().rows();
-  return call.layer.integer_products ? codes_size(call, rows) : size_t(rows + 4) * call.width;
+  const Projection& second = call.layer.projections[1];
+  return second.quantized() ? second.operand_size(call.width) : size_t(second.matrix().columns() + 4) * call.width;
 }
 
 // Computes groups from .. to - 1 of matrix i, with scale, bias and activation, and writes them to y.
 void groups_to_output(const Call& call, size_t i, Activation activation, uint32_t from, uint32_t to, const float* operand,
                       size_t panel, float* y) {
-  const Matrix& m = call.layer.matrices[i];
-  float* sums = t_sums.get(sums_size(m, call.width));
+  const Projection& p = call.layer.projections[i];
+  const Matrix& m = p.matrix();
+  float* sums = t_sums.get(p.sums_size(call.width));
+  const auto rows = call.rows_of(panel, y, m.rows());
   for (uint32_t g = from; g < to; ++g) {
-    compute_group(call, i, g, activation, operand, sums, nullptr);
-    float* at = y + panel * call.width * m.rows() + size_t(g) * m.header.group_rows;
-    call.kernel().store(sums, m.rows_in_group(g), call.width, call.tokens_in(panel), at, m.rows());
+    p.multiply(g, activation, operand, call.width, sums, nullptr);
+    const size_t offset = size_t(g) * m.header.group_rows;
+    call.kernel().store(sums, m.rows_in_group(g), call.width, call.tokens_in(panel), rows.data(), offset);
   }
 }
 
 // Computes groups of a chain's first matrix. The result stays transposed, as the operand of the second matrix.
 void groups_to_hidden(const Call& call, uint32_t from, uint32_t to, const float* operand, float* hidden, float* non_finite) {
-  const pofa_layer& layer = call.layer;
-  const Matrix& m = layer.matrices[0];
-  for (uint32_t g = from; g < to; ++g) {
-    const size_t row = size_t(g) * m.header.group_rows;
-    float* sums = layer.integer_products ? t_sums.get(sums_size(m, call.width)) : hidden + row * call.width;
-    compute_group(call, 0, g, layer.activation, operand, sums, non_finite);
-    if (layer.integer_products) {
-      uint8_t* codes = reinterpret_cast<uint8_t*>(hidden) + row * call.kernel().code_bytes;
-      call.kernel().quantize(sums, m.rows_in_group(g), call.width, layer.input_quantization[1].range, codes);
-    } else if (!layer.input_quantization.empty()) {
-      call.kernel().fake_quantize(sums, size_t(m.rows_in_group(g)) * call.width, layer.input_quantization[1].range, sums);
-    }
-  }
+  const Projection &first = call.layer.projections[0], &second = call.layer.projections[1];
+  float* sums = t_sums.get(first.sums_size(call.width));
+  for (uint32_t g = from; g < to; ++g)
+    first.multiply_for(second, g, call.layer.activation, operand, call.width, sums, hidden, non_finite);
 }
 
 // Computes one panel on one thread, so that no data is shared and all of it stays in this core's caches.
@@ -142,38 +85,32 @@ void run_panel(const Call& call, size_t index) {
   const pofa_layer& layer = call.layer;
   float* panel = t_input.get(size_t(call.first_matrix().columns()) * call.width);
   float* non_finite = t_non_finite.get(call.width);
-  call.kernel().load_panel(call.input_of(index), call.tokens_in(index), call.first_matrix().columns(), call.width, panel,
-                           non_finite);
+  call.load(index, panel, non_finite);
   const float* operand = nullptr;
-  for (size_t i = 0; i < (layer.chain ? 1 : layer.matrices.size()); ++i) {
-    if (i == 0 || !layer.has_same_input(i - 1, i))
-      operand = prepare_operand(call, i, panel, t_operand.get(operand_size(call, i)));
+  for (size_t i = 0; i < (layer.chain ? 1 : layer.projections.size()); ++i) {
+    const Projection& p = layer.projections[i];
+    if (i == 0 || !p.has_same_operand(layer.projections[i - 1]))
+      operand = p.operand(panel, call.width, t_operand.get(p.operand_size(call.width)));
     if (!layer.chain)
-      groups_to_output(call, i, layer.activation, 0, layer.matrices[i].group_count(), operand, index, call.y[i]);
+      groups_to_output(call, i, layer.activation, 0, p.matrix().group_count(), operand, index, call.y[i]);
   }
   if (layer.chain) {
     float* hidden = t_hidden.get(hidden_size(call));
     groups_to_hidden(call, 0, call.first_matrix().group_count(), operand, hidden, non_finite);
-    groups_to_output(call, 1, kIdentity, 0, layer.matrices[1].group_count(), hidden, index, call.y[0]);
+    groups_to_output(call, 1, kIdentity, 0, layer.projections[1].matrix().group_count(), hidden, index, call.y[0]);
   }
   recompute_non_finite(call, index, non_finite);
 }
 
 // ---- fewer panels than threads: each panel's groups of rows are distributed among the threads
 
-template <typename F>
-void run_parallel(pofa_parallel_for parallel, size_t n, F&& body) {
-  using Body = std::remove_reference_t<F>;
-  if (!parallel || n < 2)
-    for (size_t i = 0; i < n; ++i) body(i);
-  else
-    parallel(n, [](void* context, size_t i) { (*static_cast<Body*>(context))(i); }, &body);
-}
-
 void run_groups(const Call& call, pofa_parallel_for parallel) {
   const pofa_layer& layer = call.layer;
-  const size_t panels = call.panels(), width = call.width, inputs = layer.chain ? 1 : layer.matrices.size();
-  const size_t input_floats = size_t(call.first_matrix().columns()) * width, operand_floats = operand_size(call, 0);
+  const size_t panels = call.panels(), width = call.width, inputs = layer.chain ? 1 : layer.projections.size();
+  const size_t input_floats = size_t(call.first_matrix().columns()) * width;
+  size_t operand_floats = 0;
+  for (size_t i = 0; i < inputs; ++i)
+    operand_floats = std::max(operand_floats, layer.projections[i].operand_size(call.width));
   const size_t hidden_floats = layer.chain ? hidden_size(call) : 0, groups_in = call.first_matrix().group_count();
   const size_t panel_floats = input_floats + inputs * operand_floats + hidden_floats;
   // Each task of the chain's first half marks non-finite tokens in a buffer of its own: writes to a common one would race.
@@ -184,10 +121,9 @@ void run_groups(const Call& call, pofa_parallel_for parallel) {
 
   run_parallel(parallel, panels, [&](size_t p) {
     float* panel = base + p * panel_floats;
-    call.kernel().load_panel(call.input_of(p), call.tokens_in(p), call.first_matrix().columns(), call.width, panel,
-                             panel_non_finite + p * width);
+    call.load(p, panel, panel_non_finite + p * width);
     for (size_t i = 0; i < inputs; ++i)
-      operands[p * inputs + i] = prepare_operand(call, i, panel, panel + input_floats + i * operand_floats);
+      operands[p * inputs + i] = layer.projections[i].operand(panel, call.width, panel + input_floats + i * operand_floats);
   });
   if (layer.chain) {
     auto hidden_of = [&](size_t p) { return base + p * panel_floats + input_floats + operand_floats; };
@@ -199,7 +135,7 @@ void run_groups(const Call& call, pofa_parallel_for parallel) {
     });
     for (size_t task = 0; task < panels * groups_in; ++task)
       for (size_t t = 0; t < width; ++t) panel_non_finite[task / groups_in * width + t] += group_non_finite[task * width + t];
-    const size_t groups = layer.matrices[1].group_count();
+    const size_t groups = layer.projections[1].matrix().group_count();
     run_parallel(parallel, panels * groups, [&](size_t task) {
       const size_t p = task / groups, g = task % groups;
       groups_to_output(call, 1, kIdentity, uint32_t(g), uint32_t(g) + 1, hidden_of(p), p, call.y[0]);
@@ -213,7 +149,7 @@ void run_groups(const Call& call, pofa_parallel_for parallel) {
     std::vector<Task> tasks;
     for (size_t p = 0; p < panels; ++p)
       for (size_t i = 0; i < inputs; ++i)
-        for (uint32_t g = 0; g < layer.matrices[i].group_count(); ++g) tasks.push_back({p, i, g});
+        for (uint32_t g = 0; g < layer.projections[i].matrix().group_count(); ++g) tasks.push_back({p, i, g});
     run_parallel(parallel, tasks.size(), [&](size_t i) {
       const Task& task = tasks[i];
       groups_to_output(call, task.matrix, layer.activation, task.group, task.group + 1,
@@ -232,31 +168,6 @@ uint32_t panel_width(const pofa_layer& layer, size_t tokens, uint32_t threads) {
   size_t panels = (vectors + max_vectors - 1) / max_vectors;
   if (panels > 1 && panels % threads) panels = std::min((vectors + 1) / 2, (panels + threads - 1) / threads * threads);
   return uint32_t((vectors + panels - 1) / panels) * k.lanes;
-}
-
-// An activation is low + step * code, so a product is step * (sum of weight * code) + low * (sum of weights): `step` goes into
-// the scales and `low` into the biases.
-InputQuantization make_input_quantization(const Matrix& m, Range range) {
-  InputQuantization result{range, std::vector<float>(m.rows()), std::vector<float>(m.rows())};
-  std::vector<double> weight_sums(m.rows(), 0);
-  for_each_value(m, [&](uint32_t row, uint32_t, uint64_t at) { weight_sums[row] += stored_value(m, at); });
-  for (uint32_t i = 0; i < m.rows(); ++i) {
-    const float scale = read_at<float>(m.scales, i);
-    result.scales[i] = scale * range.step();
-    result.biases[i] = float(read_at<float>(m.biases, i) + weight_sums[i] * scale * range.low);
-  }
-  return result;
-}
-
-// Whether the matrix can be multiplied as 8-bit codes: INT8, 4x1, and with sums that fit in 32 bits.
-bool fits_integer_products(const Matrix& m) {
-  return m.header.value_type == kI8 && m.header.block_rows == 4 && m.columns() <= (1u << 31) / (255 * 128);
-}
-
-void describe(const Matrix& m, uint64_t facts[6]) {
-  const Header& h = m.header;
-  const uint64_t values[6] = {h.rows, h.columns, h.block_rows, h.value_type, h.nonzeros, h.entries};
-  std::copy(values, values + 6, facts);
 }
 
 }  // namespace
@@ -303,8 +214,8 @@ int pofa_describe(const void* blob, size_t size, uint64_t facts[6]) {
 }
 
 int pofa_layer_facts(const pofa_layer* layer, uint32_t i, uint64_t facts[6]) {
-  if (!layer || i >= layer->matrices.size()) return kBadArgument;
-  describe(layer->matrices[i], facts);
+  if (!layer || i >= layer->projections.size()) return kBadArgument;
+  describe(layer->projections[i].matrix(), facts);
   return kOk;
 }
 
@@ -324,19 +235,14 @@ int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int
     return kBadArgument;
   opened->chain = chain != 0;
   opened->activation = Activation(activation);
+  opened->projections.resize(count);
   for (uint32_t i = 0; i < count; ++i) {
-    Matrix m;
-    if (Error error = open_matrix(blobs[i], sizes[i], &m)) return error;
-    const uint32_t columns = i == 0 ? m.columns() : chain ? opened->matrices[0].rows() : opened->matrices[0].columns();
-    if (m.columns() != columns) return kBadArgument;
-    opened->matrices.push_back(m);
-    if (!ranges) continue;
-    const Range range{ranges[2 * i], ranges[2 * i + 1]};
-    if (!(range.step() > 0 && range.step() < INFINITY && range.inverse_step() < INFINITY)) return kBadArgument;
-    opened->input_quantization.push_back(make_input_quantization(m, range));
+    Projection& p = opened->projections[i];
+    if (Error error = p.open(blobs[i], sizes[i], *opened->kernel)) return error;
+    const Matrix& first = opened->projections[0].matrix();
+    if (p.matrix().columns() != (i > 0 && chain ? first.rows() : first.columns())) return kBadArgument;
+    if (Error error = ranges ? p.quantize_input({ranges[2 * i], ranges[2 * i + 1]}) : kOk) return error;
   }
-  opened->integer_products = ranges && opened->kernel->multiply_codes &&
-                             std::all_of(opened->matrices.begin(), opened->matrices.end(), fits_integer_products);
   *layer = opened.release();
   return kOk;
 } catch (const std::bad_alloc&) {

@@ -43,9 +43,9 @@ def shipped(path: Path) -> Recipe:
     rows = GOLDEN / "rows.tsv"
     placeholders = {
         "template.yaml": (f"tasks.my-task.train={rows}", f"tasks.my-task.dev={rows}", f"corpus.files=[{rows}]"),
-        "all_minilm_80.yaml": (f"tasks.sentences.train={rows}",),
+        "embedding/all_minilm_80.yaml": (f"tasks.sentences.train={rows}",),
     }
-    return load_recipe(path, placeholders.get(path.name, ()))
+    return load_recipe(path, placeholders.get(name_of(path), ()))
 
 
 def inc_plan(path: Path) -> dict[str, Any]:

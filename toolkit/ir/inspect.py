@@ -109,6 +109,9 @@ def _matmuls(op: Any) -> list[MatMul]:
     if op.get_type_name() == "SparseLinear":
         rounds = bool(op.get_attributes().get("input_ranges"))
         return [_packed(op.input_value(i).get_node(), rounds) for i in range(1, op.get_input_size())]
+    if op.get_type_name() == "SparseEncoder":
+        lows = op.get_attributes()["input_ranges"][::2]
+        return [_packed(op.input_value(3 + i).get_node(), low != "none") for i, low in enumerate(lows)]
     found = _matmul(op) if op.get_type_name() == "MatMul" else None
     return [found] if found else []
 

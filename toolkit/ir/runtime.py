@@ -1,4 +1,4 @@
-"""OpenVINO core and IR loading, with the SparseLinear extension if it is built."""
+"""OpenVINO core and IR loading, with the sparse engine's extension if it is built."""
 
 import functools
 from pathlib import Path
@@ -12,7 +12,7 @@ MODEL = "openvino_model.xml"
 
 
 def core() -> Any:
-    """Returns this process's `openvino.Core`, with the operation SparseLinear if its extension is built."""
+    """Returns this process's `openvino.Core`, with the sparse engine's operations if its extension is built."""
     return _core(kernels.extension())
 
 
@@ -66,9 +66,12 @@ def needed_extension(folder: Path) -> Path | None:
 
 
 def is_engine(folder: Path) -> bool:
-    """Returns whether an IR contains the operation SparseLinear."""
+    """Returns whether an IR contains an operation of the sparse engine."""
     path = ir_file(folder)
-    return path.is_file() and b'type="SparseLinear"' in path.read_bytes()
+    if not path.is_file():
+        return False
+    text = path.read_bytes()
+    return any(f'type="{name}"'.encode() in text for name in ("SparseLinear", "SparseEncoder"))
 
 
 def _reason(error: RuntimeError) -> str:

@@ -20,7 +20,11 @@ _PATH_KEYS = {
     "task": {"train", "more_train", "dev", "more_dev", "retrieval", "ready", "preset", *OWN_STAGES},
 }
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
-_ADDED = {"student": {"layers": None}, "transfer": {"reconstruction": None}}
+_ADDED: dict[str, dict[str, Any]] = {
+    "student": {"layers": None},
+    "transfer": {"reconstruction": None},
+    "export": {"exact_activations": False},
+}
 
 
 def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:

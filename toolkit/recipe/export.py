@@ -73,6 +73,11 @@ class Export(Section):
         min_length=1,
         description="variants to export and compare; sparse-engine-*: pruned matrices use the sparse kernels",
     )
+    exact_activations: bool = Field(
+        False,
+        description="sparse-engine-int8: keep the activations of matrices without blocks in FP32 (8-bit weights, FP32 "
+        "arithmetic); slower on CPUs with VNNI",
+    )
     tolerance: Number = Field(
         0.02,
         gt=0,

@@ -1,4 +1,4 @@
-"""Sparse engine: IRs with SparseLinear predict as the plain ones do, in any application that loads the extension."""
+"""Sparse engine: its IRs predict as the plain ones do, in any application that loads the extension."""
 
 import os
 import subprocess
@@ -40,7 +40,9 @@ def irs(case, tmp_path_factory):
     case.export(case.quantized()[0], folder / "int8")
     for precision in ("fp32", "int8"):
         to_sparse_engine(folder / precision, folder / f"engine-{precision}")
-    reference_ir(folder / "int8", folder / "reference-int8")
+        to_sparse_engine(folder / precision, folder / f"matrices-{precision}", whole_layers=False)
+    for name, whole_layers in (("engine", True), ("matrices", False)):
+        reference_ir(folder / "int8", folder / f"reference-{name}", whole_layers=whole_layers)
     return folder
 
 
@@ -54,10 +56,9 @@ def compiled(folder, **properties):
     return core().compile_model(read_ir(folder), "CPU", F32 | properties)
 
 
-@pytest.mark.parametrize("plain", ["fp32", "reference-int8"])
-def test_engine_answers_as_the_plain_ir_for_any_batch_and_length(irs, plain):
-    reference = compiled(irs / plain)
-    engine = compiled(irs / f"engine-{plain.split('-')[-1]}")
+@pytest.mark.parametrize("name", ["engine-fp32", "matrices-fp32"])
+def test_engine_answers_as_the_plain_ir_for_any_batch_and_length(irs, name):
+    reference, engine = compiled(irs / "fp32"), compiled(irs / name)
     for batch, length in LENGTHS:
         wanted = reference(feed(reference, batch, length))[0]
         np.testing.assert_allclose(engine(feed(engine, batch, length))[0], wanted, atol=1e-4 * np.ptp(wanted) + 1e-6)
@@ -85,18 +86,26 @@ def test_every_pruned_matrix_is_on_the_kernel_with_its_codes_and_zeros(case, irs
             assert engine[name].zero_fraction >= share - 1e-6
             assert engine[name].largest_code == plain[name].largest_code
         assert {m.stored_type for n, m in engine.items() if n not in case.mask.tensors} == {"f32"}
-        assert not any(m.input_fake_quantized for m in engine.values())
+        rounded = {n for n, m in engine.items() if m.input_fake_quantized}
+        assert rounded == (set(case.mask.tensors) if precision == "int8" else set())
 
 
-def test_a_layer_becomes_three_operations_and_embeddings_stay_8_bit(irs):
+def test_all_layers_become_one_operation_and_embeddings_stay_8_bit(irs):
     operations = [op.get_type_name() for op in read_ir(irs / "engine-int8").get_ordered_ops()]
-    assert operations.count("SparseLinear") == 3 * 2  # Q with K and V; the attention's output; the feed-forward pair
-    assert "FakeQuantize" not in operations
+    assert operations.count("SparseEncoder") == 1
+    assert not {"FakeQuantize", "SparseLinear", "ScaledDotProductAttention"} & set(operations)
     tables = inspect_ir(irs / "engine-int8").embeddings
     assert {t.stored_type for t in tables if t.shape[0] > 2} == {"i8"}
     assert (irs / "engine-int8" / "openvino_model.bin").stat().st_size < (
         irs / "engine-fp32" / "openvino_model.bin"
     ).stat().st_size
+
+
+def test_without_whole_layers_each_becomes_three_operations(irs):
+    for precision in ("fp32", "int8"):
+        operations = [op.get_type_name() for op in read_ir(irs / f"matrices-{precision}").get_ordered_ops()]
+        assert operations.count("SparseLinear") == 3 * 2  # Q with K and V; the attention's output; the feed-forward
+        assert "SparseEncoder" not in operations
 
 
 def test_gelu_by_tanh_and_four_row_blocks_are_found_and_right(tiny_bert, tiny_task_files, tmp_path):
@@ -110,13 +119,19 @@ def test_gelu_by_tanh_and_four_row_blocks_are_found_and_right(tiny_bert, tiny_ta
                 kept = torch.rand(rows // 4, columns) >= 0.9
                 matrix.weight.copy_(torch.randn(rows, columns) * kept.repeat_interleave(4, dim=0))
     case.export(model, tmp_path / "plain")
-    to_sparse_engine(tmp_path / "plain", tmp_path / "engine")
-    found = [op for op in read_ir(tmp_path / "engine").get_ordered_ops() if op.get_type_name() == "SparseLinear"]
-    chains = [op.get_attributes() for op in found if op.get_attributes()["chain"]]
-    assert [(a["pattern"], a["activation"]) for a in chains] == [("4x1", "gelu_tanh")] * 2
-    plain, engine = compiled(tmp_path / "plain"), compiled(tmp_path / "engine")
+    plain = compiled(tmp_path / "plain")
     wanted = plain(feed(plain, 3, 20))[0]
-    np.testing.assert_allclose(engine(feed(engine, 3, 20))[0], wanted, atol=1e-4 * np.ptp(wanted))
+    for whole_layers in (True, False):
+        to_sparse_engine(tmp_path / "plain", tmp_path / "engine", whole_layers=whole_layers)
+        operations = read_ir(tmp_path / "engine").get_ordered_ops()
+        found = [op.get_attributes() for op in operations if op.get_type_name().startswith("Sparse")]
+        if whole_layers:
+            assert [a["activation"] for a in found] == ["gelu_tanh"]
+        else:
+            chains = [(a["pattern"], a["activation"]) for a in found if a["chain"]]
+            assert chains == [("4x1", "gelu_tanh")] * 2
+        engine = compiled(tmp_path / "engine")
+        np.testing.assert_allclose(engine(feed(engine, 3, 20))[0], wanted, atol=1e-4 * np.ptp(wanted))
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +141,18 @@ def blocks(tiny_bert, tiny_task_files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("blocks")
     case = Case(tiny_bert, tiny_task_files, block=4)
     case.export(case.quantized()[0], folder / "int8")
-    assert to_sparse_engine(folder / "int8", folder / "engine").in_8_bits == 2 * 6
-    reference_ir(folder / "int8", folder / "reference")
+    for name, whole_layers in (("engine", True), ("matrices", False)):
+        assert to_sparse_engine(folder / "int8", folder / name, whole_layers=whole_layers).in_8_bits == 2 * 6
+        reference_ir(folder / "int8", folder / f"reference-{name}", whole_layers=whole_layers)
     return folder
 
 
 def test_four_row_blocks_of_codes_keep_their_activations_in_8_bits(blocks):
-    found = [op for op in read_ir(blocks / "engine").get_ordered_ops() if op.get_type_name() == "SparseLinear"]
-    attributes = [op.get_attributes() for op in found]
-    shapes = [(len(a["rows"]), len(a["input_ranges"])) for a in attributes]
+    names = ("engine", "matrices")
+    operations = [op for name in names for op in read_ir(blocks / name).get_ordered_ops()]
+    attributes = [op.get_attributes() for op in operations if op.get_type_name().startswith("Sparse")]
+    assert [len(a["input_ranges"]) for a in attributes if "heads" in a] == [2 * 2 * 6]
+    shapes = [(len(a["rows"]), len(a["input_ranges"])) for a in attributes if "rows" in a]
     assert sorted(shapes) == [(1, 2), (1, 2), (2, 4), (2, 4), (3, 6), (3, 6)]
     quantizers = [op for op in read_ir(blocks / "int8").get_ordered_ops() if op.get_type_name() == "FakeQuantize"]
     ends = {float(np.ravel(op.input_value(i).get_node().data)[0]) for op in quantizers for i in (1, 2)}
@@ -144,8 +162,12 @@ def test_four_row_blocks_of_codes_keep_their_activations_in_8_bits(blocks):
         assert matrix.input_fake_quantized == (plain[name].zero_fraction > 0.7)
 
 
-def test_products_in_8_bits_equal_those_of_floats_with_rounded_activations(blocks):
-    reference, engine = compiled(blocks / "reference"), compiled(blocks / "engine")
+@pytest.mark.parametrize("whole_layers", [True, False])
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
+def test_products_in_8_bits_equal_those_of_floats_with_rounded_activations(irs, blocks, pattern, whole_layers):
+    name = "engine" if whole_layers else "matrices"
+    reference = compiled((irs if pattern == "1x1" else blocks) / f"reference-{name}")
+    engine = compiled(irs / f"{name}-int8" if pattern == "1x1" else blocks / name)
     differences = []
     for batch, length in LENGTHS:
         wanted = reference(feed(reference, batch, length))[0]
@@ -268,3 +290,49 @@ def test_fake_quantize_on_fp32_weights_gives_the_same_answers_as_plain(tmp_path)
     wanted = compiled(tmp_path / "plain")(values)[0]
     assert np.abs(wanted - values @ weights.T).max() > 1e-4  # they are rounded
     np.testing.assert_allclose(compiled(tmp_path / "engine")(values)[0], wanted, atol=1e-5)
+
+
+def padded(compiled, lengths, total, seed=0):
+    inputs = feed(compiled, len(lengths), total, seed)
+    mask = np.arange(total) < np.array(lengths)[:, None]
+    return {name: value * mask if name != "token_type_ids" else value for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("name", ["engine-fp32", "matrices-fp32"])
+def test_padded_sequences_of_a_batch_are_answered_as_in_the_plain_ir(irs, name):
+    plain, engine = compiled(irs / "fp32"), compiled(irs / name)
+    lengths = [1, 40, 17, 64]
+    wanted = plain(padded(plain, lengths, 70))[0]
+    np.testing.assert_allclose(engine(padded(engine, lengths, 70))[0], wanted, atol=1e-4 * np.ptp(wanted))
+
+
+def encoder_ops(folder):
+    return [op for op in read_ir(folder).get_ordered_ops() if op.get_type_name() == "SparseEncoder"]
+
+
+@pytest.mark.parametrize("between", ["layers", "attention and feed-forward"])
+def test_a_value_that_another_operation_reads_is_kept_and_right(irs, tmp_path, between):
+    """As with `output_hidden_states`: a hidden state between two layers, or within a layer, is an output of its own."""
+    model = read_ir(irs / "fp32")
+    norms = [op for op in model.get_ordered_ops() if op.get_type_name() == "MVN"]
+    read = norms[2 if between == "layers" else 1]  # after the embeddings, the first attention, the first layer
+    following = next(iter(read.output(0).get_target_inputs())).get_node()
+    while following.get_type_name() in ("Multiply", "Add") and len(following.output(0).get_target_inputs()) == 1:
+        following = next(iter(following.output(0).get_target_inputs())).get_node()
+    model.add_outputs([following.output(0)])
+    (tmp_path / "plain").mkdir()
+    ov.save_model(model, tmp_path / "plain" / MODEL, compress_to_fp16=False)
+    to_sparse_engine(tmp_path / "plain", tmp_path / "engine")
+    counts = [(len(op.inputs()) - 3) // 6 for op in encoder_ops(tmp_path / "engine")]
+    assert counts == ([1, 1] if between == "layers" else [1])
+    plain, engine = compiled(tmp_path / "plain"), compiled(tmp_path / "engine")
+    inputs = feed(plain, 2, 20)
+    for got, wanted in zip(engine(inputs).values(), plain(inputs).values(), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * np.ptp(wanted))
+
+
+def test_activations_of_single_zeros_stay_in_fp32_if_they_shall_be_exact(irs, tmp_path):
+    summary = to_sparse_engine(irs / "int8", tmp_path, exact_activations=True)
+    assert summary.in_8_bits == 0
+    attributes = encoder_ops(tmp_path)[0].get_attributes()
+    assert set(attributes["input_ranges"]) == set(attributes["attention_ranges"]) == {"none"}

@@ -1,9 +1,12 @@
-"""The native sparse kernels: their build for the installed OpenVINO (`library`) and their C interface (`packed`).
+"""The native sparse kernels: build for the installed OpenVINO (`library`), C interface (`packed`, `encoder`).
 
 One build produces two libraries. The kernels library packs and multiplies matrices; the OpenVINO extension offers the
-same code to any OpenVINO application as the operation `SparseLinear`. An extension fits one OpenVINO release only.
+same code to any OpenVINO application as the operations `SparseLinear` and `SparseEncoder`. An extension fits one
+OpenVINO release only.
 """
 
+from toolkit.ir.kernels.encoder import Encoder as Encoder
+from toolkit.ir.kernels.encoder import EncoderLayer as EncoderLayer
 from toolkit.ir.kernels.library import BUILD as BUILD
 from toolkit.ir.kernels.library import EXTENSION as EXTENSION
 from toolkit.ir.kernels.library import KERNELS as KERNELS

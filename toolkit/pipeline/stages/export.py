@@ -224,8 +224,9 @@ class _ExportJob:
             if not source.is_dir():  # the plain variant was not requested
                 source = Path(scratch) / variant.plain
                 self._write(self._torch_model(VARIANTS[variant.plain]), source)
-            made = to_sparse_engine(source, folder)
-            reference_ir(source, Path(scratch))
+            exact = section.exact_activations
+            made = to_sparse_engine(source, folder, exact_activations=exact)
+            reference_ir(source, Path(scratch), exact_activations=exact)
             pad_id = self.tokenizer.pad_token_id
             reference = predict_ir(Path(scratch), task.dev, pad_id, per_token=task.dev.per_token)
             plain_logits = self._predictions(source)
