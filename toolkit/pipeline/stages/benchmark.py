@@ -44,7 +44,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.ir.inspect import inspect_ir
     from toolkit.measure import accuracy, latency, size
     from toolkit.models.load import load_tokenizer
-    from toolkit.training.dense_embeddings import with_dense
+    from toolkit.training.teacher_logits import with_dense
 
     export = inputs.export_artifact.path
     folders = {name: export / name for name in VARIANTS if (export / name / "openvino_model.xml").is_file()}

@@ -115,7 +115,7 @@ class _ExportJob:
         """Returns the job of each stage with a checkpoint to export."""
         from toolkit.data.tasks import load_tasks
         from toolkit.models.load import load_tokenizer
-        from toolkit.training.dense_embeddings import with_dense
+        from toolkit.training.teacher_logits import with_dense
 
         wanted = {VARIANTS[name].source_stage: VARIANTS[name] for name in inputs.export.variants}
         sources = {stage: source for stage, v in wanted.items() if (source := inputs.source_of(v)) is not None}

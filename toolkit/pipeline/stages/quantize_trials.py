@@ -36,7 +36,7 @@ class Trials:
         from toolkit.models.load import load_tokenizer
         from toolkit.sparsity.mask import checkpoint_mask
         from toolkit.training.datasets import task_data
-        from toolkit.training.dense_embeddings import with_dense
+        from toolkit.training.teacher_logits import with_dense
 
         self._inputs, self._context = inputs, context
         self._source = inputs.transfer_artifact.path

@@ -21,10 +21,10 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.data.tasks import load_task
     from toolkit.models.load import load_task_model, load_tokenizer, save_checkpoint
     from toolkit.training.datasets import task_data
-    from toolkit.training.dense_embeddings import compared_with
     from toolkit.training.distillation import TaskLoss
     from toolkit.training.evaluation import task_metrics
     from toolkit.training.loop import fit, seed_everything
+    from toolkit.training.teacher_logits import compared_with
 
     seed_everything(context.seed)
     train = inputs.task_teacher.train

@@ -34,12 +34,11 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.sparsity.mask_file import MASK_FILE
     from toolkit.sparsity.pruners import PatternLock, PrunerGroup
     from toolkit.training.datasets import steps_per_epoch, task_data
-    from toolkit.training.dense_embeddings import with_dense
     from toolkit.training.evaluation import task_metrics
     from toolkit.training.loop import fit, seed_everything
     from toolkit.training.reconstruction import ReconstructedLock
     from toolkit.training.teacher_checks import load_same_model
-    from toolkit.training.teacher_logits import task_distillation
+    from toolkit.training.teacher_logits import task_distillation, with_dense
 
     seed_everything(context.seed)
     section = inputs.transfer
