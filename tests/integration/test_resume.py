@@ -9,36 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_whole import WEIGHTS, tiny_recipe
+from tests.integration.test_whole import WEIGHTS, trained_recipe
 from toolkit.recipe.load import dump_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe_file(tiny_bert, tiny_task_files, tiny_text, tmp_path_factory):
     """The tiny recipe up to `quantize`, with a checkpoint every few of many steps."""
-    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
     train = {"steps": 40, "batch_size": 8, "log_every": 4, "checkpoint_every": 5, "gradient_accumulation_steps": 2}
-    lesson = {"train": train}
-    recipe = tiny_recipe(
-        tiny_bert,
-        task,
-        tiny_text,
-        teacher=lesson,
-        task_teacher=lesson,
-        transfer={"distillation": lesson},
-        quantize={"quantization": {"calibration": {"sampling_size": 8}}, "distillation": lesson},
-        student={
-            "pruning": {
-                "backend": "inc",
-                "approach": {
-                    "weight_compression": {"target_sparsity": 0.7, "end_step": 30, "update_frequency_on_step": 3}
-                },
-            },
-            "distillation": lesson,
-        },
-        export=None,
-        benchmark=None,
-    )
+    ramp = {"end_step": 30, "update_frequency_on_step": 3}
+    recipe = trained_recipe(tiny_bert, tiny_task_files, tiny_text, train, "inc", ramp)
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_processes import PRETRAINING, TORCHRUN
-from tests.integration.test_whole import WEIGHTS, tiny_recipe
+from tests.integration.test_whole import WEIGHTS, trained_recipe
 from toolkit.core.artifacts import NullProgress
 from toolkit.core.errors import TimeLimitReached
 from toolkit.pipeline.run import Run
@@ -22,29 +22,9 @@ STEPS = 20
 @pytest.fixture(scope="module")
 def recipe(tiny_bert, tiny_task_files, tiny_text):
     """The tiny recipe up to `quantize`, with no checkpoint but those that the time limit makes."""
-    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
     train = {"steps": STEPS, "batch_size": 8, "log_every": 3, "gradient_accumulation_steps": 2}
-    lesson = {"train": train}
-    return tiny_recipe(
-        tiny_bert,
-        task,
-        tiny_text,
-        teacher=lesson,
-        task_teacher=lesson,
-        transfer={"distillation": lesson},
-        quantize={"quantization": {"calibration": {"sampling_size": 8}}, "distillation": lesson},
-        student={
-            "pruning": {
-                "backend": "magnitude",
-                "approach": {
-                    "weight_compression": {"target_sparsity": 0.7, "end_step": 15, "update_frequency_on_step": 2}
-                },
-            },
-            "distillation": lesson,
-        },
-        export=None,
-        benchmark=None,
-    )
+    ramp = {"end_step": 15, "update_frequency_on_step": 2}
+    return trained_recipe(tiny_bert, tiny_task_files, tiny_text, train, "magnitude", ramp)
 
 
 def run(recipe, folder, time_over=lambda: False):

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,29 @@ def tiny_recipe(model: Path, task: dict, text: Path, **changes) -> Recipe:
         },
     }
     return Recipe.model_validate(values | changes)
+
+
+def trained_recipe(model: Path, files: Any, text: Path, train: dict, backend: str, compression: dict) -> Recipe:
+    """The tiny recipe up to `quantize`, every stage with the same training."""
+    lesson = {"train": train}
+    return tiny_recipe(
+        model,
+        {"train": str(files.train), "dev": str(files.dev), "max_seq_length": 16},
+        text,
+        teacher=lesson,
+        task_teacher=lesson,
+        transfer={"distillation": lesson},
+        quantize={"quantization": {"calibration": {"sampling_size": 8}}, "distillation": lesson},
+        student={
+            "pruning": {
+                "backend": backend,
+                "approach": {"weight_compression": {"target_sparsity": 0.7} | compression},
+            },
+            "distillation": lesson,
+        },
+        export=None,
+        benchmark=None,
+    )
 
 
 @pytest.fixture(scope="module")
