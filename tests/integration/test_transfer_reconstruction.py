@@ -121,9 +121,13 @@ def test_the_stage_records_it(tiny_bert, tiny_task_files, tiny_text, tmp_path):
             "  pruning: {approach: {weight_compression: {pruners: [{prune_type: magnitude}]}}}\n",
             "needs the patterns of all matrices locked",
         ),
+        (
+            "transfer:\n  reconstruction: {}\n  distillation: {train: {steps: 10}}\n",
+            "needs a student with all layers of its teacher",
+        ),
     ],
 )
 def test_what_a_recipe_cannot_do_is_refused(changed, message):
-    text = SMALL.split("transfer:")[0] + changed
+    text = SMALL.split("transfer:")[0].replace("student:\n", "student:\n  layers: 3\n") + changed
     with pytest.raises(UserError, match=message):
         parse_recipe(text, "recipe.yaml")

@@ -141,7 +141,8 @@ class Recipe(Section):
             if getattr(self, stage) and not self.tasks:
                 raise wrong("needs a task, but `tasks` is empty", stage, instead="tasks: {<name>: {…}}")
         sparse = self.student is not None or "student" in self.ready
-        stays_dense = "student" not in self.ready and self.student is not None and self.student.pruning is None
+        made = self.student if "student" not in self.ready else None
+        stays_dense = made is not None and made.pruning is None
         for name in self.tasks:
             _check_distance(self, name)
             if KINDS[self.tasks[name].kind].dense_teaches:
@@ -155,6 +156,10 @@ class Recipe(Section):
                 at = ("tasks", own, "transfer") if own and self.tasks[own].transfer else ("transfer",)
                 what = "selects matrices to lock, but the student is dense"
                 raise wrong(what, *at, "pruning", instead="no `names`: a dense student is trained without a lock")
+            if transfer and transfer.reconstruction and made is not None and made.layers is not None:
+                at = ("tasks", own, "transfer") if own and self.tasks[own].transfer else ("transfer",)
+                what = "needs a student with all layers of its teacher, but `student.layers` leaves some out"
+                raise wrong(what, *at, "reconstruction", instead="remove the key")
         _check_schedules(self)
         return self
 
