@@ -22,7 +22,7 @@ def run_of(*overrides: str, changes: dict[str, dict[str, Any]] | None = None) ->
     Args:
         changes: Stage -> further changes of its manifest.
     """
-    recipe = load_recipe(QUICKSTART, ("ready={}", *overrides))
+    recipe = load_recipe(QUICKSTART, ("ready={}", f"{SCHEDULE}.end_step=90", *overrides))
     train = recipe.student.distillation.train
     run = []
     for m in run_manifests(("reviews",), steps=train.steps or int(100 * train.epoch)):
@@ -72,7 +72,7 @@ def test_more_steps_are_compared_where_they_are_said_in_epochs():
     [
         f"{TRAIN}.batch_size=256",
         f"{TRAIN}.optimizer.AdamW.learning_rate=9e-4",
-        f"{TRAIN}.criterion.KnowledgeDistillationLoss.temperature=1.0",
+        f"{TRAIN}.criterion.IntermediateLayersKnowledgeDistillationLoss.loss_types=[MSE]",
         f"{SCHEDULE}.prune_domain=global",
         f"{SCHEDULE}.target_sparsity=0.85",
         "student.distillation.positions=all",
