@@ -100,7 +100,7 @@ def test_an_installed_wheel_writes_and_checks_recipes_of_its_own(installed, tmp_
 
 def test_an_installed_wheel_runs_a_stage_of_the_quickstart(installed, tmp_path):
     changes = ["ready={}", "student=null", "task_teacher=null", "transfer=null", "quantize=null", "export=null"]
-    done = installed("run", *changes, "benchmark=null", "teacher.train.steps=2", "corpus.limit=20", cwd=tmp_path)
+    done = installed("run", *changes, "benchmark=null", "teacher={train: {steps: 2}}", "corpus.limit=20", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "quickstart" / "teacher" / "model.safetensors").is_file()
 
