@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from tests.conftest import BAD, GOOD, sentence
 from tests.helpers.page import Page
@@ -120,11 +121,10 @@ def test_the_report_speaks_of_cosines_and_not_of_accuracy(unlabelled, tmp_path):
 
 @pytest.mark.parametrize("variant", ["dense-fp32", "sparse-fp32", "sparse-int8"])
 def test_an_ir_is_the_same_embedding_in_sentence_transformers(variant, unlabelled, tables):
-    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     folder = unlabelled[1] / "export" / variant
     texts = first_column(tables["scored"])
     precision = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
-    opened = library.SentenceTransformer(str(folder), backend="openvino", device="cpu", model_kwargs=precision)
+    opened = SentenceTransformer(str(folder), backend="openvino", device="cpu", model_kwargs=precision)
     assert [type(module).__name__ for module in opened] == ["Transformer", "Pooling", "Normalize"]
     assert opened.max_seq_length == 32
     found = opened.encode(texts, batch_size=8)
@@ -136,10 +136,9 @@ def test_an_ir_is_the_same_embedding_in_sentence_transformers(variant, unlabelle
 
 
 def test_a_checkpoint_is_the_same_embedding_in_sentence_transformers(unlabelled, tables):
-    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     texts = first_column(tables["scored"])
-    torch_model = library.SentenceTransformer(str(unlabelled[1] / "transfer"), device="cpu")
-    ir = library.SentenceTransformer(str(unlabelled[1] / "export/sparse-fp32"), backend="openvino", device="cpu")
+    torch_model = SentenceTransformer(str(unlabelled[1] / "transfer"), device="cpu")
+    ir = SentenceTransformer(str(unlabelled[1] / "export/sparse-fp32"), backend="openvino", device="cpu")
     assert np.abs(torch_model.encode(texts) - ir.encode(texts)).max() < 1e-3
 
 

@@ -146,34 +146,28 @@ def test_two_nodes_of_one_process_each_are_as_one_node_of_two(finished, recipe_f
 @pytest.fixture
 def machines():
     """Two network namespaces joined by a cable, as (prefix of a command in it, address): all that two machines share
-    is the disk.
+    is the disk. Where this user may not make namespaces, two addresses of the loopback interface.
     """
     names = [f"pruneofa-{os.getpid()}-{end}" for end in "ab"]
     links, addresses = ("pofa0", "pofa1"), ("10.213.7.1", "10.213.7.2")
 
-    def ip(*arguments: str) -> None:
-        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"network namespaces are not permitted here: {done.stderr.strip()[:200]}")
+    def ip(*arguments: str) -> bool:
+        return not subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode
 
-    if shutil.which("ip") is None:
-        pytest.skip("network namespaces need the command `ip`, which is not installed")
+    ends = list(zip(names, links, addresses, strict=True))
+    steps = [("netns", "add", name) for name in names]
+    steps += [("link", "add", links[0], "netns", names[0], "type", "veth", "peer", "name", links[1], "netns", names[1])]
+    steps += [("-n", name, "address", "add", f"{address}/24", "dev", link) for name, link, address in ends]
+    steps += [("-n", name, "link", "set", each, "up") for name, link, _ in ends for each in (link, "lo")]
     try:
-        for name in names:
-            ip("netns", "add", name)
-        ip("link", "add", links[0], "netns", names[0], "type", "veth", "peer", "name", links[1], "netns", names[1])
-        for name, link, address in zip(names, links, addresses, strict=True):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", link)
-            for each in (link, "lo"):
-                ip("-n", name, "link", "set", each, "up")
-        inside = [("ip", "netns", "exec", name) for name in names]
-        yield [
-            ((*prefix, "env", f"GLOO_SOCKET_IFNAME={link}"), address)
-            for prefix, link, address in zip(inside, links, addresses, strict=True)
-        ]
+        if shutil.which("ip") and all(ip(*step) for step in steps):
+            inside = ("ip", "netns", "exec")
+            yield [((*inside, name, "env", f"GLOO_SOCKET_IFNAME={link}"), address) for name, link, address in ends]
+        else:
+            yield [((), "127.0.0.1"), ((), "127.0.0.2")]
     finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        for name in names if shutil.which("ip") else ():
+            ip("netns", "delete", name)
 
 
 # Launcher -> its command on machine RANK, where HOST is the address of machine 0; as in docs/distributed.md.
