@@ -80,7 +80,7 @@ def train(data: Path, out: Path, points: list[str], overrides: list[str]) -> Non
     one(first)
     for point in others:
         if not folder_of(out, point).exists():
-            for shared in ("cache", f"tasks/{_TASK}/task_teacher"):
+            for shared in (".cache", f"tasks/{_TASK}/task_teacher"):
                 shutil.copytree(folder_of(out, first) / shared, folder_of(out, point) / shared)
     with ThreadPoolExecutor(len(cores)) as pool:
         list(pool.map(one, others))

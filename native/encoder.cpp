@@ -132,7 +132,8 @@ class Run {
   }
 
   bool attends_to_codes(const Layer& layer) const {
-    return layer.quantized_attention && kernel_.attend_codes && encoder_.hidden / encoder_.heads >= 4;
+    const uint32_t head_size = encoder_.hidden / encoder_.heads;
+    return layer.quantized_attention && kernel_.attend_codes && head_size >= 4 && head_size <= kMostCodes;
   }
 
   void quantize_attention(const Layer& layer, uint32_t width, float* queries, float* keys) const {
@@ -265,6 +266,9 @@ int pofa_encoder_open(const pofa_encoder_layer* layers, uint32_t count, uint32_t
       if (all[i].matrix().rows() != rows || all[i].matrix().columns() != columns) return kBadArgument;
     }
     if (Error error = set_up(layers[l], opened->hidden, &opened->layers[l])) return error;
+    const Layer& layer = opened->layers[l];  // the factor of scores that are products of codes
+    if (layer.quantized_attention && !(scale * layer.query_range.step() * layer.key_range.step() < INFINITY))
+      return kBadArgument;
   }
   *encoder = opened.release();
   return kOk;

@@ -32,10 +32,7 @@ void SparseEncoder::validate_and_infer_types() {
   const size_t inputs = get_input_size();
   NODE_VALIDATION_CHECK(this, inputs > kFixedInputs && (inputs - kFixedInputs) % kMatrices == 0,
                         "expected hidden states, a mask, norms and six packed matrices per layer, got ", inputs, " inputs");
-  const int64_t version = pofa_format_version();
-  NODE_VALIDATION_CHECK(this, m_format_version == version, "packed weights: format version ", m_format_version,
-                        ", this library reads version ", version,
-                        m_format_version > version ? ", rebuild it (pruneofa kernels build)" : ", export the model again");
+  check_format_version(this, m_format_version);
   NODE_VALIDATION_CHECK(this, m_hidden >= 1 && m_heads >= 1 && m_hidden % m_heads == 0, "hidden ", m_hidden,
                         " is not a multiple of heads ", m_heads);
   NODE_VALIDATION_CHECK(this, m_epsilons.size() == 2 * layers(), "epsilons: expected two per layer, got ", m_epsilons.size());
@@ -99,10 +96,16 @@ void SparseEncoder::bind_constants() {
   m_constants = constants;
 }
 
-float SparseEncoder::range_end(const std::string& text) const {
-  const float value = to_float(text);
-  NODE_VALIDATION_CHECK(this, text == "none" || std::isfinite(value), "input_ranges: not a number: ", text);
-  return value;
+void SparseEncoder::read_ranges(const char* attribute, const std::vector<std::string>& texts, size_t first, size_t count,
+                                float* ranges) const {
+  size_t none = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const std::string& text = texts[first + i];
+    none += text == "none";
+    ranges[i] = to_float(text);
+    NODE_VALIDATION_CHECK(this, text == "none" || std::isfinite(ranges[i]), attribute, ": not a number: ", text);
+  }
+  NODE_VALIDATION_CHECK(this, none == 0 || none == count, attribute, ": a range of which only a part is none");
 }
 
 SparseEncoder::Encoder SparseEncoder::open_encoder(const Constants& constants) const {
@@ -117,9 +120,9 @@ SparseEncoder::Encoder SparseEncoder::open_encoder(const Constants& constants) c
       const auto& blob = constants[1 + l * kMatrices + i];
       specs[l].blobs[i] = blob->get_data_ptr();
       specs[l].sizes[i] = blob->get_byte_size();
-      for (size_t end = 0; end < 2; ++end) specs[l].ranges[i][end] = range_end(m_ranges[2 * (l * kMatrices + i) + end]);
+      read_ranges("input_ranges", m_ranges, 2 * (l * kMatrices + i), 2, specs[l].ranges[i]);
     }
-    for (size_t i = 0; i < 4; ++i) specs[l].attention_ranges[i / 2][i % 2] = range_end(m_attention_ranges[4 * l + i]);
+    read_ranges("attention_ranges", m_attention_ranges, 4 * l, 4, specs[l].attention_ranges[0]);
     for (size_t i = 0; i < 2; ++i) {
       specs[l].norm_scales[i] = parameters + (l * 4 + 2 * i) * m_hidden;
       specs[l].norm_offsets[i] = parameters + (l * 4 + 2 * i + 1) * m_hidden;

@@ -33,7 +33,8 @@ class SparseEncoder : public ov::op::Op {
 
   size_t layers() const { return (get_input_size() - kFixedInputs) / kMatrices; }
   void bind_constants();
-  float range_end(const std::string& text) const;  // NaN for "none"
+  void read_ranges(const char* attribute, const std::vector<std::string>& texts, size_t first, size_t count,
+                   float* ranges) const;  // NaN for "none"
   Encoder open_encoder(const Constants& constants) const;
 
   static constexpr size_t kFixedInputs = 3, kMatrices = 6;

@@ -30,10 +30,7 @@ class SparseLinear : public ov::op::Op {
   void validate_and_infer_types() override {
     NODE_VALIDATION_CHECK(this, get_input_size() == m_rows.size() + 1 && !m_rows.empty(), "expected one packed matrix for each"
                           " of the ", m_rows.size(), " entries of rows, got ", get_input_size() - 1);
-    const int64_t version = pofa_format_version();
-    NODE_VALIDATION_CHECK(this, m_format_version == version, "packed weights: format version ", m_format_version,
-                          ", this library reads version ", version,
-                          m_format_version > version ? ", rebuild it (pruneofa kernels build)" : ", export the model again");
+    check_format_version(this, m_format_version);
     NODE_VALIDATION_CHECK(this, get_input_element_type(0).compatible(ov::element::f32), "activations must be f32, not ",
                           get_input_element_type(0));
     ov::PartialShape shape = get_input_partial_shape(0);

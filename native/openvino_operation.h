@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <locale>
+#include <openvino/op/op.hpp>
 #include <sstream>
 #include <string>
 
@@ -31,7 +32,14 @@ inline float to_float(const std::string& text) {
   std::istringstream in(text);
   in.imbue(std::locale::classic());
   float value = NAN;
-  return in >> value ? value : NAN;
+  return in >> value && (in >> std::ws).eof() ? value : NAN;
+}
+
+// Checks that this library reads the packed weights of an operation.
+inline void check_format_version(const ov::Node* node, int64_t found) {
+  const int64_t own = pofa_format_version();
+  NODE_VALIDATION_CHECK(node, found == own, "packed weights: format version ", found, ", this library reads version ", own,
+                        found > own ? ", rebuild it (pruneofa kernels build)" : ", export the model again");
 }
 
 // Number of an activation in the C interface; -1 if unknown.

@@ -20,8 +20,7 @@ Error Projection::quantize_input(Range range) {
   quantized_ = true;
   range_ = range;
   const Header& h = matrix_.header;
-  // Sums of codes must fit in 32 bits.
-  if (h.value_type != kI8 || h.columns > (1u << 31) / (255 * 128)) return kOk;
+  if (h.value_type != kI8 || h.columns > kMostCodes) return kOk;
   codes_ = kernel_->codes;
   if (!codes_) return kOk;
   std::vector<double> weight_sums(h.rows, 0);

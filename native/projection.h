@@ -10,6 +10,9 @@ namespace pofa {
 // Whether a range has a width, and steps that are floats.
 bool is_valid(Range range);
 
+// Products of codes whose sum fits in 32 bits.
+constexpr uint32_t kMostCodes = (1u << 31) / (255 * 128);
+
 class Projection {
  public:
   // Validates a packed matrix; it is read in place.

@@ -45,7 +45,7 @@ POFA_API int pofa_unpack(const void* blob, size_t size, void* values, float* sca
 // chain != 0: the first matrix's output, after the activation, is the second's input (a feed-forward layer); count == 2.
 // activation 0: none, 1: GELU with erf, 2: GELU with tanh. isa: a name that pofa_isa may return, or NULL for the fastest.
 // ranges: NULL, or low and high for each matrix: its input activations are first quantized to 8 bits, to 256 equidistant levels
-// from low to high. 4x1 INT8 matrices are then multiplied as codes, exactly, with AVX2 and with VNNI, and as floats otherwise.
+// from low to high. INT8 matrices are then multiplied as codes, exactly, with AVX2 and with VNNI, and as floats otherwise.
 POFA_API int pofa_open(const void* const* blobs, const size_t* sizes, uint32_t count, int chain, int activation,
                        const float* ranges, const char* isa, pofa_layer** layer);
 POFA_API void pofa_close(pofa_layer* layer);

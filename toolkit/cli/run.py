@@ -123,10 +123,11 @@ def run(
 ) -> None:
     """Run a recipe or INC files: finished stages are reused, interrupted stages are resumed."""
     end = None if max_time is None else time.monotonic() + _seconds(max_time)
-    if start and max_time:
+    if max_time and (start or only):
         raise UserError(
-            "--from and --max-time cannot be used together: the repeated command would begin at that stage again",
-            instead="--only STAGE, or delete the stage's folder and run without --from",
+            f"--{'from' if start else 'only'} and --max-time cannot be used together: the repeated command would make "
+            "finished stages again",
+            instead="delete the stage's folder and run with --max-time alone",
         )
     if start and only:
         raise UserError("--from and --only cannot be used together", instead="one of them")

@@ -109,7 +109,7 @@ def _layer(
     (query, shape), (key, key_shape), (value, value_shape) = heads  # type: ignore[misc]
     source = query.input
     same_input = _key(source) == _key(key.input) == _key(value.input)
-    if not same_input or not shape == key_shape == value_shape or source.get_partial_shape().rank.get_length() != 3:
+    if not same_input or not shape == key_shape == value_shape or _rank(source.get_partial_shape()) != 3:
         return None
     merged = _follow(_follow(attention, "Transpose", (0, 2, 1, 3)), "Reshape")
     output = by_op.get(id_of(op)) if merged is not None and (op := only_consumer(merged)) is not None else None
@@ -136,6 +136,11 @@ def _layer(
     return EncoderLayer(attention, ranges, source, mask, found, (middle, end), shape[0], scale, activation)
 
 
+def _rank(shape: Any) -> int | None:
+    """Returns the number of dimensions of a partial shape; None if it is dynamic."""
+    return None if shape.rank.is_dynamic else int(shape.rank.get_length())
+
+
 def _head_of(value: Any, by_last: dict[str, Product]) -> tuple[Product, tuple[int, int]] | None:
     """Returns the product that yields queries, keys or values, and the number and size of its heads."""
     transpose = value.get_node()
@@ -147,7 +152,7 @@ def _head_of(value: Any, by_last: dict[str, Product]) -> tuple[Product, tuple[in
     if not all(only_consumer(op) is not None for op in (transpose, reshape, product)):
         return None
     shape = reshape.get_output_partial_shape(0)
-    if shape.rank.get_length() != 4 or shape[2].is_dynamic or shape[3].is_dynamic:
+    if _rank(shape) != 4 or shape[2].is_dynamic or shape[3].is_dynamic:
         return None
     return found, (shape[2].get_length(), shape[3].get_length())
 
@@ -155,11 +160,11 @@ def _head_of(value: Any, by_last: dict[str, Product]) -> tuple[Product, tuple[in
 def _padding_mask(value: Any) -> Any | None:
     """Returns the boolean [batch, length] value of which a mask [batch, 1, 1, length] is made; None: another mask."""
     shape = value.get_partial_shape()
-    if shape.rank.get_length() != 4 or any(d.is_dynamic or d.get_length() != 1 for d in (shape[1], shape[2])):
+    if _rank(shape) != 4 or any(d.is_dynamic or d.get_length() != 1 for d in (shape[1], shape[2])):
         return None
     while value.get_node().get_type_name() == "Unsqueeze":
         value = value.get_node().input_value(0)
-    is_mask = value.get_partial_shape().rank.get_length() == 2 and value.get_element_type().get_type_name() == "boolean"
+    is_mask = _rank(value.get_partial_shape()) == 2 and value.get_element_type().get_type_name() == "boolean"
     return value if is_mask else None
 
 

@@ -3,9 +3,11 @@
 Stacks of complete encoder layers become one operation, SparseEncoder (see `encoder_stack.py`); other pruned matrices
 become SparseLinear operations.
 
-Weights keep exactly the values, or the 8-bit codes and scales, of the plain IR. The kernels multiply matrices of 8-bit
-codes as integers: their activations stay quantized, as in the plain IR, on every CPU, so that predictions do not depend
-on the CPU. So do the queries and keys of whole layers. All other activation quantizers are removed.
+Weights keep exactly the values, or the 8-bit codes and scales, of the plain IR. Activations of matrices of 8-bit codes
+are rounded to the levels of the plain IR on every CPU, and so are the queries and keys of whole layers. Products are
+exact where the kernels multiply integers (VNNI, and AVX2 alone), else those of floats. A last bit can decide to which
+level a value is rounded, so predictions may differ slightly by CPU and batch. All other activation quantizers are
+removed.
 """
 
 import shutil
@@ -62,7 +64,7 @@ def to_sparse_engine(
         target: Folder to write.
         whole_layers: Whether complete encoder layers become SparseEncoder operations; False, for comparison in
             benchmarks: each matrix becomes a SparseLinear.
-        exact_activations: Whether activations of 1x1 matrices of 8-bit codes stay in FP32.
+        exact_activations: Whether activations of 1x1 matrices of 8-bit codes, queries and keys stay in FP32.
 
     Raises:
         KernelMissingError: The kernels are not built and cannot be built.

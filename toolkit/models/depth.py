@@ -53,6 +53,12 @@ def shallower(config: Mapping[str, Any], layers: int | Sequence[int]) -> dict[st
     return dict(config) | {key: len(layers), _KEPT: list(layers), _BEFORE: config[key]}
 
 
+def layer_stack(model: Any) -> tuple[Any, str]:
+    """Returns the module of a model that holds the list of its encoder layers, and the name of that list in it."""
+    path, _, name = architecture_of(model.config.to_dict()).layer.removesuffix(".{}").rpartition(".")
+    return model.base_model.get_submodule(path), name
+
+
 def keep_layers(model: Any, layers: Sequence[int]) -> None:
     """Removes all other encoder layers from a model, in place, and records this in its config.
 
@@ -62,8 +68,7 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
     """
     entry = architecture_of(model.config.to_dict())
     changed = shallower(model.config.to_dict(), layers)
-    path, _, name = entry.layer.removesuffix(".{}").rpartition(".")
-    parent = model.base_model.get_submodule(path)
+    parent, name = layer_stack(model)
     stack = getattr(parent, name)
     setattr(parent, name, type(stack)([stack[number] for number in layers]))
     for key in (entry.layers, _KEPT, _BEFORE):

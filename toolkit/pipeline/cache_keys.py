@@ -123,5 +123,5 @@ def _kernels(stage: str, sections: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if stage != "export" or not any(VARIANTS[name].engine for name in sections["export"].variants):
         return [{}]
-    with_it = {"kernel": kernels.FORMAT_VERSION}
+    with_it = {"kernel": kernels.FORMAT_VERSION, "graph": kernels.EXPORT_VERSION}
     return [with_it] if kernels.available() else [with_it, {"kernel": None}]

@@ -12,7 +12,7 @@ from toolkit.core.errors import UserError
 from toolkit.data import task_rows
 from toolkit.data.corpus.parts import parts_of
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
-from toolkit.models.architectures import layer_count, matrix_shapes, split_layer, usable_positions
+from toolkit.models.architectures import architecture_of, layer_count, matrix_shapes, split_layer, usable_positions
 from toolkit.models.checkpoint import (
     MIN_SPARSITY,
     encoder_matrices,
@@ -213,6 +213,8 @@ def _transfers(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
     listed: list[TaskPruning] = []
     for task in recipe.tasks:
         transfer = recipe.section("transfer", task)
+        if transfer and transfer.reconstruction:
+            _check_reconstructed_transfer(recipe, task, inputs)
         if transfer is None or transfer.pruning in listed:
             continue
         listed.append(transfer.pruning)
@@ -221,6 +223,26 @@ def _transfers(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
         elif "student" in recipe.ready:
             found += _locked(recipe, inputs.model(recipe.ready["student"]))
     return found
+
+
+def _check_reconstructed_transfer(recipe: Recipe, task: str, inputs: ResolvedInputs) -> None:
+    """Checks that a ready student has the encoder of its task teacher, whose outputs its matrices are to give."""
+    where = "transfer.reconstruction"
+    teacher = inputs.model(recipe.tasks[task].ready.get("task_teacher", recipe.model.source))
+    _require_separate_layers(teacher, where)
+    student = inputs.model(recipe.ready["student"]) if "student" in recipe.ready else None
+    if student is None or student.folder is None or teacher.folder is None:
+        return
+    if encoder_matrices(student.folder) != encoder_matrices(teacher.folder):
+        what = f"the encoders of {student.source} and of the task teacher, {teacher.source}, have different matrices"
+        raise UserError(what, where=where, instead="remove the key, or a student with the layers of its teacher")
+
+
+def _require_separate_layers(model: ResolvedModel, where: str) -> None:
+    """Checks that each layer of an encoder has weights of its own: layers are reconstructed one after the other."""
+    if model.config is not None and architecture_of(model.config).layers == "num_hidden_groups":
+        what = f"the layers of a model of type {model.config.get('model_type')} share their weights"
+        raise UserError(what, where=where, instead="another architecture, or remove the key")
 
 
 def _depth(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
@@ -269,6 +291,7 @@ def _pruning(
             continue
         reconstruction = pruning.reconstruction if isinstance(pruning, StudentPruning) else None
         if reconstruction:
+            _require_separate_layers(model, "student.pruning.reconstruction")
             _check_calibration(reconstruction, recipe.corpus, {name: shapes[name] for name in names})
         elif problem := unsupported(pruning.backend, pruner):
             raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")
@@ -288,12 +311,12 @@ _EPOCH = 1000  # placeholder for the steps per epoch; only the ratio to the trai
 def _check_calibration(section: Reconstruction, corpus: Corpus | None, shapes: dict[str, tuple[int, int]]) -> None:
     """Checks that the text which calibrates can have as many tokens as the widest matrix has columns."""
     assert corpus is not None, "a student needs a corpus"
-    widest, most = max(columns for _, columns in shapes.values()), section.calibration.sequences * corpus.max_seq_length
+    widest, most = max(columns for _, columns in shapes.values()), section.calibration.sequences * corpus.longest
     if most < widest:
         raise UserError(
             f"at most {most:,} tokens calibrate, but the widest matrix has {widest:,} columns, which need as many",
             where="student.pruning.reconstruction.calibration.sequences",
-            instead=f"at least {-(-widest // corpus.max_seq_length):,} sequences, or several times as many",
+            instead=f"at least {-(-widest // corpus.longest):,} sequences, or several times as many",
         )
 
 

@@ -75,8 +75,8 @@ class Export(Section):
     )
     exact_activations: bool = Field(
         False,
-        description="sparse-engine-int8: keep the activations of matrices without blocks in FP32 (8-bit weights, FP32 "
-        "arithmetic); slower on CPUs with VNNI",
+        description="sparse-engine-int8: keep queries, keys and the activations of matrices without blocks in FP32 "
+        "(8-bit weights, FP32 arithmetic); slower on CPUs with VNNI",
     )
     tolerance: Number = Field(
         0.02,

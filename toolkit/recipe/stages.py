@@ -126,10 +126,11 @@ class Student(Section):
         places: dict[tuple[str | int, ...], Pruner | WeightCompression] = {at: compression}
         places |= {(*at, "pruners", number): pruner for number, pruner in enumerate(compression.pruners)}
         for path, section in places.items():
-            for key in ("start_step", "end_step", "start_epoch", "end_epoch", "initial_sparsity"):
-                if getattr(section, key):
-                    what = "has no effect: without `distillation` there are no steps"
-                    raise wrong(what, *path, key, instead="remove the key")
+            given = [key for key in ("start_step", "end_step", "initial_sparsity") if getattr(section, key)]
+            given += [k for k in ("start_epoch", "end_epoch", "update_frequency") if getattr(section, k) is not None]
+            if given:
+                what = "has no effect: without `distillation` there are no steps"
+                raise wrong(what, *path, given[0], instead="remove the key")
         return self
 
     @property

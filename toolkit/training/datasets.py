@@ -1,20 +1,31 @@
 """Training data of a run: labelled examples, or masked sequences."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from toolkit.data.batches import KD_POSITIONS, TEACHER_LOGITS, TOGETHER, Batch, pad, pad_masked
+from toolkit.data.batches import (
+    KD_POSITIONS,
+    LABEL_KEYS,
+    TEACHER_LOGITS,
+    TOGETHER,
+    Batch,
+    model_inputs,
+    pad,
+    pad_masked,
+)
 from toolkit.data.corpus.sequences import AnySequences, MixedSequences, epoch_items
 from toolkit.data.masking import mask_tokens, masked_count, sample_positions, sampled_count
 from toolkit.data.sampler import LengthGroupedDataset, MixedDataset
 from toolkit.data.tasks import Split
 from toolkit.models.task_heads import pad_logits
 from toolkit.recipe import Corpus, Positions, Sample, Train
+from toolkit.training.hardware import device
 
+_UNMASKED_BATCH = 32  # examples
 _NUMBER = "number"  # key of the index of an example
 
 
@@ -177,3 +188,29 @@ def _stream(lengths: np.ndarray, item: Any, section: Train, steps: int, seed: in
         accumulation=section.gradient_accumulation_steps,
         seed=seed,
     )
+
+
+def unmasked_batches(examples: Sequence[Mapping[str, Any]], pad_id: int) -> list[Batch]:
+    """Returns the model inputs of examples in batches of similar length, each with its `attention_mask`.
+
+    Sources of a mix differ in their inputs (`token_type_ids`), so a batch has examples of one kind.
+
+    Args:
+        examples: Tokenised examples; their labels are left out.
+        pad_id: The tokenizer's padding id.
+    """
+    plain = [{name: np.asarray(e[name]) for name in e if name not in LABEL_KEYS} for e in examples]
+    batches = []
+    for kind in dict.fromkeys(tuple(example) for example in plain):
+        alike = sorted((e for e in plain if tuple(e) == kind), key=lambda example: len(example["input_ids"]))
+        for first in range(0, len(alike), _UNMASKED_BATCH):
+            rows = [
+                e | {"attention_mask": np.ones_like(e["input_ids"])} for e in alike[first : first + _UNMASKED_BATCH]
+            ]
+            batches.append(model_inputs(pad(rows, pad_id)))
+    return batches
+
+
+def on_device(batches: Sequence[Batch]) -> list[Batch]:
+    """Returns batches on the device of the training."""
+    return [{name: tensor.to(device()) for name, tensor in batch.items()} for batch in batches]

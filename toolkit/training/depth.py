@@ -1,28 +1,26 @@
 """Choice of the encoder layers that a student keeps: those are removed first that the last hidden state needs least."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.data.batches import Batch, model_inputs, pad
-from toolkit.data.corpus import Sequences
-from toolkit.data.segment_pairs import PairSequences
-from toolkit.models.architectures import architecture_of
+from toolkit.data.batches import Batch
+from toolkit.data.corpus.sequences import AnySequences, draw
+from toolkit.models.depth import layer_stack
+from toolkit.training.datasets import on_device, unmasked_batches
 from toolkit.training.distillation import feature_distance
 from toolkit.training.hardware import device
 
 _TOKENS = 16_384  # calibration text: 128 sequences of 128 tokens, or more shorter ones
-_BATCH = 32
 
 
 @torch.no_grad()
 def choose_layers(
     model: Any,
     count: int,
-    sequences: Sequences | PairSequences,
+    sequences: AnySequences,
     pad_id: int,
     log: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, ...]:
@@ -34,15 +32,15 @@ def choose_layers(
     Args:
         model: A model with a head; it is set to eval mode and moved to the GPU if there is one.
         count: Number of layers to keep, at least 1.
-        sequences: The pre-training text; sequences at equal distances are the calibration text.
+        sequences: The pre-training text, of which some sequences are the calibration text, always the same ones.
         pad_id: The tokenizer's padding id.
         log: Receives a message for each layer that is removed.
     """
     model.eval().to(device())
-    path, _, name = architecture_of(model.config.to_dict()).layer.removesuffix(".{}").rpartition(".")
-    parent = model.base_model.get_submodule(path)
+    parent, name = layer_stack(model)
     stack = getattr(parent, name)
-    batches = list(_calibration(sequences, pad_id))
+    texts = draw(sequences, max(1, _TOKENS // int(sequences.lengths.max())), seed=0)
+    batches = on_device(unmasked_batches(texts, pad_id))
     examples = sum(len(batch["input_ids"]) for batch in batches)
     complete = [_last_states(model, batch) for batch in batches]
     kept = list(range(len(stack)))
@@ -66,20 +64,5 @@ def choose_layers(
 
 def _last_states(model: Any, batch: Batch) -> Tensor:
     """Returns the encoder's output [n, length, h]."""
-    states: Tensor = model.base_model(**model_inputs(batch))[0]
+    states: Tensor = model.base_model(**batch)[0]
     return states.float()
-
-
-def _calibration(sequences: Sequences | PairSequences, pad_id: int) -> Iterator[Batch]:
-    """Yields batches of unmasked sequences."""
-    count = int(min(len(sequences), max(1, _TOKENS // max(1, sequences.lengths.max()))))
-    chosen = np.linspace(0, len(sequences) - 1, count).astype(int)
-    for first in range(0, count, _BATCH):
-        items = [_inputs(sequences.example(int(index))) for index in chosen[first : first + _BATCH]]
-        yield {name: values.to(device()) for name, values in pad(items, pad_id).items()}
-
-
-def _inputs(example: dict[str, Any]) -> dict[str, Any]:
-    """Returns the model inputs of a sequence, without the label of a pair."""
-    kept = {name: example[name] for name in ("input_ids", "token_type_ids") if name in example}
-    return kept | {"attention_mask": np.ones(len(example["input_ids"]), dtype=np.int64)}

@@ -112,7 +112,11 @@ def fit(
         count = min(MOST_EXAMPLES, section.batch_size // processes)
         with recomputed(model if section.recompute else None):
             hooks.bf16, hooks.step_seconds = choose_bf16(
-                section, model, loss, lambda: data.collate([stream[i] for i in range(count)])
+                section,
+                model,
+                loss,
+                lambda: data.collate([stream[i] for i in range(count)]),
+                context.work / "precision.json",
             )
     trainer = CompressionTrainer(
         model=model,

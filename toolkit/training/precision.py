@@ -1,13 +1,16 @@
 """`precision: auto` on CPUs with bfloat16 instructions: the training step is timed in both precisions."""
 
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from toolkit.core.files import write_atomic
 from toolkit.data.batches import Batch
 from toolkit.recipe import Train
 from toolkit.training import distributed
@@ -20,24 +23,32 @@ _WIN = 1.05  # bf16 is chosen if an FP32 step takes at least this many times as 
 
 
 def choose_bf16(
-    train: Train, model: Any, loss: Callable[[Any, Batch], LossTerms], first_batch: Callable[[], Batch]
+    train: Train, model: Any, loss: Callable[[Any, Batch], LossTerms], first_batch: Callable[[], Batch], record: Path
 ) -> tuple[bool, dict[str, float]]:
     """Returns whether to train under bfloat16 autocast, and the seconds of a step in both precisions if measured.
 
-    Only `auto` on a CPU with bfloat16 instructions is measured. Every process returns the same.
+    Only `auto` on a CPU with bfloat16 instructions is measured, and once for a training: a run that was killed before
+    its first checkpoint makes the same choice when it starts again. Every process returns the same.
 
     Args:
         train: The training's settings.
         model: The model to train.
         loss: (model, batch) -> terms.
         first_batch: Returns at most MOST_EXAMPLES examples of this process's first batch.
+        record: File of the times, written by rank 0.
     """
     if train.precision != "auto" or not has_bf16_instructions():
         return bf16(train), {}
-    times = torch.tensor(measure(model, loss, first_batch()))
-    distributed.all_reduce_sum([times])
-    fp32, low = (times / distributed.world_size()).tolist()
-    return fp32 > _WIN * low, {"fp32": fp32, "bf16": low}
+    with distributed.main_process_first():  # all processes find the record, or none: it is written after they have met
+        seconds: dict[str, float] = json.loads(record.read_text()) if record.is_file() else {}
+    if not seconds:
+        times = torch.tensor(measure(model, loss, first_batch()))
+        distributed.all_reduce_sum([times])
+        seconds = dict(zip(("fp32", "bf16"), (times / distributed.world_size()).tolist(), strict=True))
+        if distributed.rank() == 0:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(record, json.dumps(seconds))
+    return seconds["fp32"] > _WIN * seconds["bf16"], seconds
 
 
 def measure(model: Any, loss: Callable[[Any, Batch], LossTerms], batch: Batch) -> tuple[float, float]:

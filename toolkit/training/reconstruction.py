@@ -10,7 +10,6 @@ from torch import Tensor
 
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
-from toolkit.data.batches import LABEL_KEYS, model_inputs, pad
 from toolkit.data.corpus import CorpusData
 from toolkit.data.corpus.sequences import draw, in_proportion
 from toolkit.data.task_kinds import Split
@@ -29,9 +28,9 @@ from toolkit.sparsity.layerwise import (
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.pruners import GradualPruner, PatternLock, PrunerGroup
 from toolkit.training import distributed
+from toolkit.training.datasets import on_device, unmasked_batches
 from toolkit.training.hardware import device
 
-_BATCH = 32  # sequences
 _HELD_OUT = 64  # sequences on which the errors of the layers are measured
 _MATRICES, _LAYERS, _SECONDS = "errors/matrices", "errors/layers", "errors/seconds"  # keys of a state dict
 _UNKNOWN = (-1.0, -1.0)  # errors of a matrix that has not been updated yet
@@ -69,9 +68,9 @@ class ReconstructingPruner(PrunerGroup):
         self._log = context.progress.message
         self._linears = prunable_matrices(model)
         chosen = draw(text.train, settings.calibration.sequences, context.seed)
-        self._texts = _batches(chosen, pad_id)
+        self._texts = unmasked_batches(chosen, pad_id)
         held_out = [text.valid.example(i) for part in in_proportion(text.valid, _HELD_OUT) for i in part]
-        self._held_out = _batches(held_out, pad_id)
+        self._held_out = unmasked_batches(held_out, pad_id)
         self.sequences, self.tokens = len(chosen), sum(len(example["input_ids"]) for example in chosen)
         widest = max(self._linears[name].in_features for name in self._names())
         wanted, key = settings.calibration.sequences, "student.pruning.reconstruction.calibration.sequences"
@@ -83,6 +82,7 @@ class ReconstructingPruner(PrunerGroup):
         due = {pruner: sparsity for pruner, sparsity in due.items() if sparsity > 0}
         if not due:
             return False
+        self._model.to(device())  # in every process: all of them take part in the broadcast
         names = [name for pruner in due for name in pruner.mask.tensors]
         masks = {name: torch.ones_like(self._linears[name].weight, dtype=torch.bool) for name in names}
         if distributed.rank() == 0:
@@ -99,8 +99,9 @@ class ReconstructingPruner(PrunerGroup):
     def _reconstruct(self, due: Mapping[GradualPruner, float]) -> dict[str, Tensor]:
         """Prunes the model in place to the sparsity of each pruner, and returns the masks."""
         began, training = time.monotonic(), self._model.training
-        self._model.eval().to(device())
-        texts, held_out = _on_device(self._texts), _on_device(self._held_out)
+        self._model.eval()
+        self._dense.eval().to(device())
+        texts, held_out = on_device(self._texts), on_device(self._held_out)
         jobs: dict[str, Job] = {}
         for pruner, sparsity in due.items():
             jobs |= jobs_of(pruner.section, sparsity, self._dense, list(pruner.mask.tensors), texts)
@@ -188,7 +189,7 @@ class ReconstructedLock(PrunerGroup):
             )
         chosen = np.random.default_rng(context.seed).permutation(len(examples))[:count]
         rows = [examples[int(index)] for index in chosen]
-        self._texts = _batches([{n: np.asarray(r[n]) for n in r if n not in LABEL_KEYS} for r in rows], pad_id)
+        self._texts = unmasked_batches(rows, pad_id)
         self.examples, self.tokens = len(rows), sum(len(row["input_ids"]) for row in rows)
         widest = max(self._linears[name].in_features for name in lock.mask.tensors)
         _require_tokens(self.tokens, widest, self.examples, count, "transfer.reconstruction.examples")
@@ -215,7 +216,7 @@ class ReconstructedLock(PrunerGroup):
                 own[name].copy_(value)
         mask = self._lock.mask.on_devices_of({n: self._linears[n].weight for n in self._lock.mask.tensors})
         jobs = {name: Locked(kept) for name, kept in mask.tensors.items()}
-        texts = _on_device(self._texts)
+        texts = on_device(self._texts)
         _, self.errors = reconstruct_layers(
             self._model, self._teacher, jobs, self._linears, texts, Reconstruction(), self._log
         )
@@ -259,10 +260,6 @@ def reconstruct_once(sparsifier: PrunerGroup) -> dict[str, float]:
     return {"steps": 0}
 
 
-def _on_device(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    return [{name: tensor.to(device()) for name, tensor in batch.items()} for batch in batches]
-
-
 def _named(errors: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
     return {name: {"before": before, "after": after} for name, (before, after) in errors.items()}
 
@@ -293,19 +290,3 @@ def _require_tokens(tokens: int, widest: int, sequences: int, wanted: int, key: 
         where=key,
         instead=f"at least {needed:,} sequences" + ("" if sequences == wanted else ", which takes more text"),
     )
-
-
-def _batches(examples: Sequence[Mapping[str, np.ndarray]], pad_id: int) -> list[dict[str, Tensor]]:
-    """Returns model inputs in batches of similar length, each with its `attention_mask`.
-
-    Sources of a mix differ in their inputs (`token_type_ids`), so a batch has examples of one kind.
-    """
-    kinds = dict.fromkeys(tuple(example) for example in examples)
-    batches = []
-    for kind in kinds:
-        alike = [example for example in examples if tuple(example) == kind]
-        order = sorted(alike, key=lambda example: len(example["input_ids"]))
-        for first in range(0, len(order), _BATCH):
-            rows = [{**e, "attention_mask": np.ones_like(e["input_ids"])} for e in order[first : first + _BATCH]]
-            batches.append(model_inputs(pad(rows, pad_id)))
-    return batches

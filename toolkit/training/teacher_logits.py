@@ -114,12 +114,13 @@ def task_distillation(
     seen = steps * train.batch_size * train.gradient_accumulation_steps * task.train.together
     own_precision = teacher_bf16(train)
     reduced = bf16(train) if own_precision is None else own_precision
-    key = {
+    key: dict[str, Any] = {
         "teacher": teacher.sha256,
         "examples": fingerprint(task.train),
         "classes": task.labels,
         "precision": "bf16" if reduced else "fp32",
     }
+    key |= {"pooling": task.pooling} if isinstance(task.dev, Texts) else {}
     folder = context.cache / f"logits-{json_hash(key)[:16]}"
     if criterion.layers is not None or (seen < len(task.train) and not folder.is_dir()):
         model, split = load()

@@ -169,7 +169,8 @@ def test_durations_add_up_their_hours_minutes_and_seconds():
     assert {text: _seconds(text) for text in durations} == durations
 
 
-def test_a_time_limit_cannot_be_combined_with_from(tmp_path):
-    done = pruneofa("run", "--from", "student", "--max-time", "1h", cwd=tmp_path)
+@pytest.mark.parametrize("option", ["--from", "--only"])
+def test_a_time_limit_cannot_be_combined_with_what_makes_finished_stages_again(option, tmp_path):
+    done = pruneofa("run", option, "student", "--max-time", "1h", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--from and --max-time cannot be used together" in done.stderr
+    assert f"{option} and --max-time cannot be used together" in done.stderr

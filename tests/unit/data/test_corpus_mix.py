@@ -155,7 +155,12 @@ def test_pairs_are_encoded_as_the_tokenizer_does_with_token_types(tasks, tokeniz
     found = [(e["input_ids"].tolist(), e["token_type_ids"].tolist()) for e in examples]
     assert sorted(found) == sorted(wanted)
     assert {tuple(sorted(e)) for e in examples} == {("input_ids", "token_type_ids")}
-    assert text.train.parts[0].specials == 3
+    pair = [
+        ids.tolist().count(tokenizer.sep_token_id) == 2
+        for ids in map(text.train.parts[0].__getitem__, range(len(text.train)))
+    ]
+    assert set(pair) == {True, False}
+    assert text.train.specials.tolist() == [3 if two else 2 for two in pair]
 
 
 def test_pairs_of_question_answering_are_the_windows_of_the_task(tasks, tokenizer, tmp_path):

@@ -156,6 +156,12 @@ def saved(factory, tmp_path):
         ("input_ranges", ", ".join(["0.0, inf"] * 6 * LAYERS), "not a number"),
         ("attention_ranges", "0.0, 1.0", "attention_ranges: expected low and high"),
         ("attention_ranges", ", ".join(["1.0, 0.0"] * 2 * LAYERS), "out of range"),
+        ("attention_ranges", ", ".join(["-1e37, 1e37"] * 2 * LAYERS), "out of range"),
+        ("attention_ranges", ", ".join(["none, none, 0.0, 1.0"] * LAYERS), "attention_ranges: a range of which only"),
+        ("attention_ranges", ", ".join(["low, high"] * 2 * LAYERS), "attention_ranges: not a number"),
+        ("input_ranges", ", ".join(["none, 1.0"] * 6 * LAYERS), "input_ranges: a range of which only"),
+        ("input_ranges", ", ".join(["0.0x, 1.0"] * 6 * LAYERS), "not a number"),
+        ("scale", "0.35abc", "out of range"),
     ],
 )
 def test_an_ir_whose_attributes_do_not_fit_its_weights_is_refused(saved, attribute, value, reason):

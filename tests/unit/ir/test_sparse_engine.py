@@ -331,6 +331,20 @@ def test_a_value_that_another_operation_reads_is_kept_and_right(irs, tmp_path, b
         np.testing.assert_allclose(got, wanted, atol=1e-4 * np.ptp(wanted))
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_reference_rounds_the_activations_that_the_engine_rounds(exact, irs, tmp_path):
+    to_sparse_engine(irs / "int8", tmp_path / "engine", exact_activations=exact)
+    reference_ir(irs / "int8", tmp_path / "reference", exact_activations=exact)
+    reference_ir(irs / "int8", tmp_path / "other", exact_activations=not exact)
+    engine = compiled(tmp_path / "engine")
+    inputs = feed(engine, 2, 20)
+    found, same, other = (
+        np.asarray(next(iter(model(inputs).values())))
+        for model in (engine, compiled(tmp_path / "reference"), compiled(tmp_path / "other"))
+    )
+    assert np.abs(found - same).max() < 0.2 * np.abs(found - other).max()
+
+
 def test_activations_of_single_zeros_stay_in_fp32_if_they_shall_be_exact(irs, tmp_path):
     summary = to_sparse_engine(irs / "int8", tmp_path, exact_activations=True)
     assert summary.in_8_bits == 0

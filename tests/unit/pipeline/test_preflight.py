@@ -1,14 +1,17 @@
 """Checks before a run: matrices of each pruner, reachable sparsity, sequence lengths, settings that cannot work."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AlbertConfig, AlbertForMaskedLM
 
 from toolkit.core.errors import UserError
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.architectures import usable_positions
+from toolkit.models.depth import keep_layers
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.pipeline.run import Run
@@ -218,6 +221,57 @@ def test_check_counts_the_tokens_that_calibrate(one_shot):
         check_recipe(one_shot(sequences=2))
     assert raised.value.instead.startswith("at least 3 sequences")
     check_recipe(one_shot(sequences=3))
+
+
+def test_check_counts_the_tokens_of_the_longest_source(one_shot, tiny_text):
+    mixed = {"sources": [{"files": [str(tiny_text)], "max_seq_length": length} for length in (24, 40)]}
+    recipe = one_shot(sequences=2)
+    check_recipe(Recipe.model_validate(recipe.model_dump(exclude={"corpus"}) | {"corpus": mixed}), read_rows=False)
+
+
+@pytest.mark.parametrize("where", ["student.pruning.reconstruction", "transfer.reconstruction"])
+def test_check_refuses_to_reconstruct_layers_that_share_their_weights(where, one_shot, tiny_bert, tmp_path):
+    albert = tmp_path / "albert"
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 400, "hidden_size": 32, "embedding_size": 32, "num_attention_heads": 2}
+    AlbertForMaskedLM(AlbertConfig(**sizes, num_hidden_layers=2, intermediate_size=64)).save_pretrained(albert)
+    load_tokenizer(tiny_bert).save_pretrained(albert)
+    values = one_shot(start_step=0).model_dump() | {"model": {"source": str(albert)}}
+    if where.startswith("transfer"):
+        file = str(tmp_path / "rows.tsv")
+        Path(file).write_text("sentence\tlabel\n" + "".join(f"a film {n}\t{n % 2}\n" for n in range(4)))
+        values |= {
+            "student": None,
+            "corpus": None,
+            "ready": {"student": str(albert)},
+            "tasks": {"t": {"train": file, "dev": file, "max_seq_length": 16}},
+            "transfer": {"reconstruction": {}, "distillation": {"train": {"steps": 1}}},
+            "task_teacher": {"train": {"steps": 1}},
+        }
+    with pytest.raises(UserError, match="layers of a model of type albert share their weights") as raised:
+        check_recipe(Recipe.model_validate(values))
+    assert raised.value.where == where
+
+
+def test_check_compares_a_ready_student_with_the_teacher_of_its_transfer(tiny_bert, tmp_path):
+    shallow = load_masked_lm(tiny_bert)
+    keep_layers(shallow, [0])
+    save_checkpoint(shallow, load_tokenizer(tiny_bert), tmp_path / "shallow")
+    file = tmp_path / "rows.tsv"
+    file.write_text("sentence\tlabel\n" + "".join(f"a film {n}\t{n % 2}\n" for n in range(4)))
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "model": {"source": str(tiny_bert)},
+            "ready": {"student": str(tmp_path / "shallow")},
+            "tasks": {"t": {"train": str(file), "dev": str(file), "max_seq_length": 16}},
+            "task_teacher": {"train": {"steps": 1}},
+            "transfer": {"reconstruction": {}, "distillation": {"train": {"steps": 1}}},
+        }
+    )
+    with pytest.raises(UserError, match="have different matrices") as raised:
+        check_recipe(recipe)
+    assert raised.value.where == "transfer.reconstruction"
 
 
 def test_check_refuses_a_pattern_that_does_not_divide_a_reconstructed_matrix(one_shot):

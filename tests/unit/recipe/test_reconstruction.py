@@ -63,6 +63,14 @@ PRUNERS = "approach.weight_compression.pruners[0].prune_type"
         ("    reconstruction: {}", "", "distillation", "is missing", "reconstruction: {}"),
         ("target_sparsity: 0.8", "end_step: 5", "end_step", "without `distillation` there are no steps", "remove"),
         ("prune_type: magnitude", "end_epoch: 5", "end_epoch", "without `distillation` there are no steps", "remove"),
+        (
+            "target_sparsity: 0.8",
+            "start_epoch: 0",
+            "start_epoch",
+            "without `distillation` there are no steps",
+            "remove",
+        ),
+        ("target_sparsity: 0.8", "update_frequency: 1", "update_frequency", "there are no steps", "remove"),
     ],
 )
 def test_what_cannot_work_is_refused(write, old, new, key, words, instead):

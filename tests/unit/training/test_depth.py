@@ -1,10 +1,12 @@
 """The greedy choice of layers against the search written out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from toolkit.data.corpus import Sequences
+from toolkit.data.corpus.sequences import MixedSequences, Sequences
 from toolkit.models.load import load_masked_lm
 from toolkit.training.depth import choose_layers
 
@@ -59,6 +61,13 @@ def test_each_round_removes_the_layer_that_the_last_state_needs_least(model, tex
     assert len(messages) == 2
     assert len(model.bert.encoder.layer) == 4
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_sources_of_a_mix_calibrate_together_though_only_pairs_have_token_types(model, text):
+    paired = replace(text, seconds=text.lengths // 2)
+    for parts in ((text, paired), (paired, text)):
+        mix = MixedSequences(parts, ("one", "two"), np.array([0.5, 0.5]), 20)
+        assert len(choose_layers(model, 3, mix, 0)) == 3
 
 
 def test_all_layers_are_kept_without_a_search(model, text):

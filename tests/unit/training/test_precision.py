@@ -99,12 +99,24 @@ def test_a_resumed_training_keeps_the_choice_and_its_times_without_a_second_meas
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
-def test_processes_choose_by_the_mean_of_their_times(monkeypatch):
+def test_a_training_killed_before_its_first_checkpoint_keeps_the_choice(tiny_bert, text, tmp_path, monkeypatch):
+    capable(monkeypatch, "avx512_bf16")
+    monkeypatch.setattr(precision, "measure", lambda *_: (2.0, 1.0))
+    with pytest.raises(KeyboardInterrupt):
+        trained(tiny_bert, text, tmp_path, Killed(2), precision="auto", checkpoint_every=100)
+    monkeypatch.setattr(precision, "measure", lambda *_: pytest.fail("measured again"))
+    again, *_ = trained(tiny_bert, text, tmp_path, precision="auto", checkpoint_every=100)
+    assert again.metrics()["bf16"]
+    assert again.metrics()["measured_step_seconds"] == {"fp32": 2.0, "bf16": 1.0}
+
+
+def test_processes_choose_by_the_mean_of_their_times(monkeypatch, tmp_path):
     capable(monkeypatch, "avx512_bf16")
     monkeypatch.setattr(precision, "measure", lambda *_: (1.0, 1.0))
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensors: tensors[0].add_(torch.tensor([2.0, 1.0])))
-    chosen, times = precision.choose_bf16(Train(steps=1, precision="auto"), None, None, lambda: None)
+    record = tmp_path / "work" / "precision.json"
+    chosen, times = precision.choose_bf16(Train(steps=1, precision="auto"), None, None, lambda: None, record)
     assert (chosen, times) == (True, {"fp32": 1.5, "bf16": 1.0})
 
 

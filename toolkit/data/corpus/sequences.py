@@ -21,13 +21,13 @@ class Sequences:
         ends: End of each sequence in `ids`, exclusive, [n].
         seconds: First token of each sequence with token type 1; its length if there is none, [n]. None: the examples
             have no `token_type_ids`.
-        specials: Number of special tokens of each sequence.
+        specials: Number of special tokens of each sequence, [n], or the same one for all.
     """
 
     ids: np.ndarray
     ends: np.ndarray
     seconds: np.ndarray | None = None
-    specials: int = SPECIALS
+    specials: np.ndarray | int = SPECIALS
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -92,7 +92,7 @@ class MixedSequences:
     @cached_property
     def specials(self) -> np.ndarray:
         """Number of special tokens of each sequence, [n]."""
-        return np.repeat([part.specials for part in self.parts], [len(part) for part in self.parts])
+        return np.concatenate([np.broadcast_to(part.specials, len(part)) for part in self.parts])
 
     @property
     def tokens(self) -> int:

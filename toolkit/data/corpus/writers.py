@@ -171,8 +171,9 @@ def open_sequences(path: Path, tokenizer: "PreTrainedTokenizerFast", dtype: np.d
     if not seconds.exists():
         return Sequences(ids, ends)
     types = integers(seconds)
-    special = int(np.isin(ids[: ends[0]], tokenizer.all_special_ids).sum())
-    return Sequences(ids, ends, types if len(types) else None, special)
+    marks = np.isin(ids, [tokenizer.cls_token_id, tokenizer.sep_token_id])
+    specials = np.diff(np.cumsum(marks)[ends - 1], prepend=0)  # a pair has more than a single text
+    return Sequences(ids, ends, types if len(types) else None, specials)
 
 
 def integers(path: Path) -> np.ndarray:
