@@ -1,26 +1,34 @@
-"""Accuracy against latency: sparse models, and dense models of fewer layers trained alike, each in 8 bits.
+"""Scores against latency: sparse models, and dense models of fewer layers trained alike, each in 8 bits.
 
     python benchmarks/frontier.py train DATA OUT [--set student.steps=600 ...] [--points "3 layers" "80 % 4x1" ...]
     python benchmarks/frontier.py measure OUT [--tokens 32 128]
 
-`train` makes one run of `frontier.yaml` for each point, two at a time, up to the IRs; DATA has the file
-`wikipedia/train_50mb.txt.xz`. All points share the dense task teacher and the tokenised text, and spend the same
-steps. `measure` times all IRs in one interleaved run on one thread, and prints a table; the machine should be idle.
-A dense model with all layers, in 8 bits, is the reference of both columns.
+`train` makes one run of `frontier.yaml` for each point, one on each core, up to the IRs: a classifier, and an embedding
+model made without labels. DATA has the files `wikipedia/train_50mb.txt.xz` and `stsb`. All points share the dense task
+teacher and the tokenised text, and spend the same steps. `measure` times the classifiers in one interleaved run on one
+thread, and prints a table; the machine should be idle. Dense models of all layers, in 8 bits, are the reference.
 """
 
 import argparse
+import csv
 import json
+import lzma
 import os
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 _RECIPE = Path(__file__).with_name("frontier.yaml")
 _TASK, _DENSE = "reviews", "6 layers"
+# Column of the table -> task and metric of its scores.
+SCORES = {
+    "reviews": (_TASK, "accuracy"),
+    "STS-B": ("sentences", "spearman_cosine"),
+    "cosine": ("sentences", "dense_cosine"),
+}
+_SENTENCES = 10_000  # of Wikipedia; as many again come from STS-B's training pairs, without their scores
 
 
 def sparse(share: float, tile: str, layers: str = "null") -> list[str]:
@@ -55,10 +63,14 @@ def folder_of(out: Path, point: str) -> Path:
 
 def train(data: Path, out: Path, points: list[str], overrides: list[str]) -> None:
     """Trains and exports the points, two at a time on one core each; the first one makes what all share."""
+    out.mkdir(parents=True, exist_ok=True)
+    sentences = write_sentences(data, out / "sentences.txt")
     file = (data / "wikipedia/train_50mb.txt.xz").resolve()
     text = [
         f"corpus.sources=[{{files: [{file}], shape: sentences, max_seq_length: 64}}, "
-        f"{{tasks: [{_TASK}], shape: texts, max_seq_length: 64}}]"
+        f"{{tasks: [{_TASK}, sentences], shape: texts, max_seq_length: 64}}]",
+        f"tasks.sentences.train={sentences}",
+        f"tasks.sentences.dev={(data / 'stsb/dev.tsv').resolve()}",
     ]
     cores = sorted(os.sched_getaffinity(0))[:2]
     free = list(cores)
@@ -75,7 +87,6 @@ def train(data: Path, out: Path, points: list[str], overrides: list[str]) -> Non
         free.append(core)
         print(f"{point}: {'done' if not code else f'exit code {code}, see {folder.name}.log'}", flush=True)
 
-    out.mkdir(parents=True, exist_ok=True)
     first, *others = points
     one(first)
     for point in others:
@@ -86,18 +97,38 @@ def train(data: Path, out: Path, points: list[str], overrides: list[str]) -> Non
         list(pool.map(one, others))
 
 
-def exported(out: Path) -> dict[str, tuple[Path, float]]:
-    """Returns point -> (IR folder of its fastest kind, accuracy in per cent) of the finished points."""
-    found: dict[str, tuple[Path, float]] = {}
+def write_sentences(data: Path, target: Path) -> Path:
+    """Writes the texts that embedding models are distilled on: sentences of Wikipedia and of STS-B's training pairs."""
+    found: list[str] = []
+    with lzma.open(data / "wikipedia/train_50mb.txt.xz", "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            sentence = line.strip().split(". ")[0]
+            if number % 3 == 0 and 30 < len(sentence) < 200:
+                found.append(sentence)
+            if len(found) == _SENTENCES:
+                break
+    with (data / "stsb/train.tsv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            found += [row["sentence1"], row["sentence2"]]
+    target.write_text("".join(f"{sentence}\n" for sentence in dict.fromkeys(found)), encoding="utf-8")
+    return target.resolve()
+
+
+def exported(out: Path) -> dict[str, tuple[Path, dict[str, float]]]:
+    """Returns point -> (IR folder of its fastest kind, column of the table -> score in per cent), where both exist."""
+    found: dict[str, tuple[Path, dict[str, float]]] = {}
     for point in POINTS:
-        export = folder_of(out, point) / "tasks" / _TASK / "export"
-        if not (export / "manifest.json").is_file():
+        tasks = folder_of(out, point) / "tasks"
+        manifests = {task: tasks / task / "export/manifest.json" for task, _ in SCORES.values()}
+        if not all(manifest.is_file() for manifest in manifests.values()):
             continue
-        manifest = json.loads((export / "manifest.json").read_text())
-        variants: dict[str, Any] = manifest["metrics"]["variants"]
+        variants = {
+            task: json.loads(manifest.read_text())["metrics"]["variants"] for task, manifest in manifests.items()
+        }
         own = "sparse-engine-int8" if "layers" not in point or "%" in point else "sparse-int8"
         for name, variant in ((_DENSE, "dense-int8"), (point, own)):
-            found.setdefault(name, (export / variant, 100 * variants[variant]["ir"]["accuracy"]))
+            scores = {column: 100 * variants[task][variant]["ir"][metric] for column, (task, metric) in SCORES.items()}
+            found.setdefault(name, (tasks / _TASK / "export" / variant, scores))
     return found
 
 
@@ -119,13 +150,13 @@ def measure(out: Path, tokens: list[int], rounds: int) -> None:
         examples, scratch = [{name: full[name][0] for name in full}], (out / f"latency-{length}").resolve()
         for stats in latency.measure(named, examples, tokenizer.pad_token_id, section, scratch):
             times[stats.model, length] = float(stats.as_metrics()["latency_ms_median"])
-    heads = [f"{length} tokens, ms | x" for length in tokens]
-    print(f"| model in 8 bits | accuracy | change | {' | '.join(heads)} |\n|---|---:|---:|{'---:|---:|' * len(tokens)}")
-    reference = points[_DENSE][1]
+    heads = [*SCORES, *(f"{length} tokens, ms | x" for length in tokens)]
+    print(f"| model in 8 bits | {' | '.join(heads)} |\n|---|{'---:|' * (len(SCORES) + 2 * len(tokens))}")
     for name in sorted(points, key=lambda n: -times[n, tokens[0]]):
-        cells = [f"{times[name, t]:.2f} | {times[_DENSE, t] / times[name, t]:.2f}" for t in tokens]
-        print(f"| {name} | {points[name][1]:.1f} | {points[name][1] - reference:+.1f} | {' | '.join(cells)} |")
-    rows = {n: {"accuracy": points[n][1], "ms": {str(t): times[n, t] for t in tokens}} for n in points}
+        cells = [f"{score:.1f}" for score in points[name][1].values()]
+        cells += [f"{times[name, t]:.2f} | {times[_DENSE, t] / times[name, t]:.2f}" for t in tokens]
+        print(f"| {name} | {' | '.join(cells)} |")
+    rows = {n: points[n][1] | {f"ms {t}": times[n, t] for t in tokens} for n in points}
     (out / "frontier.json").write_text(json.dumps(rows, indent=1))
 
 

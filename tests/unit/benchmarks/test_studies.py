@@ -51,5 +51,19 @@ def test_points_of_the_frontier_share_the_teacher_and_the_text_of_the_first_one(
         return frontier.subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(frontier.subprocess, "run", run)
+    monkeypatch.setattr(frontier, "write_sentences", lambda data, target: target)
     frontier.train(tmp_path, tmp_path, ["80 % 4x1", "3 layers", "2 layers"], [])
     assert sorted(made) == [("2-layers", True), ("3-layers", True), ("80-4x1", False)]
+
+
+def test_the_frontier_distils_embeddings_on_sentences_of_wikipedia_and_of_training_pairs(tmp_path):
+    frontier = script("frontier")
+    (tmp_path / "wikipedia").mkdir()
+    (tmp_path / "stsb").mkdir()
+    paragraphs = [f"Paragraph {n} begins with a sentence of fair length. Then follows another." for n in range(6)]
+    with frontier.lzma.open(tmp_path / "wikipedia/train_50mb.txt.xz", "wt") as file:
+        file.write("\n".join(paragraphs))
+    (tmp_path / "stsb/train.tsv").write_text('sentence1\tsentence2\tscore\nA "quoted plane.\tA train.\t5.0\n')
+    made = frontier.write_sentences(tmp_path, tmp_path / "sentences.txt").read_text().splitlines()
+    first = [f"Paragraph {n} begins with a sentence of fair length" for n in (0, 3)]
+    assert made == [*first, 'A "quoted plane.', "A train."]
