@@ -37,6 +37,7 @@ inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* inter
                                   : _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
 #if LANES == 16
   for (uint32_t i = 0; i < n; i += 64) {
+    __builtin_prefetch(values + i + 1024);
     const uint32_t remaining = n - i;
     const __mmask64 mask = remaining < 64 ? (__mmask64(1) << remaining) - 1 : ~__mmask64(0);
     const __m512i codes = _mm512_maskz_loadu_epi8(mask, values + i);
@@ -56,7 +57,13 @@ inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* inter
 template <int STRIDE, int FROM, int P>
 inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
   byte_vec column[4];
-  for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + size_t(indices[c * STRIDE]) * kCodeBytes);
+  if (STRIDE == 1) {
+    // One load for four indices: the load ports are what limits narrow panels.
+    const uint32_t four = read_at<uint32_t>(indices, 0);
+    for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + (four >> (8 * c) & 255) * kCodeBytes);
+  } else {
+    for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + size_t(indices[c * STRIDE]) * kCodeBytes);
+  }
   for (int half = 0; half < (P + 1) / 2; ++half) {
     const bool high = FROM + 2 * half >= 2;
     const byte_vec ab = high ? MM(unpackhi_epi8)(column[0], column[1]) : MM(unpacklo_epi8)(column[0], column[1]);

@@ -12,9 +12,9 @@ namespace {
 
 // Tuned by measurement. A block's tile of float activations takes 48 KB with 64 tokens and 24 KB with 32, which fits in the
 // L1 cache. 4x1 blocks of codes multiply activations in codes, which take a half or a quarter of that. Sums of a group take
-// 16 or 32 KB.
+// 8 or 12 KB; threads that share a panel divide its groups among them.
 constexpr uint32_t kBlockColumns = 192, kBlockColumnsOf4x1Codes = kMaxBlock;
-constexpr uint32_t kGroupRows = 128;
+constexpr uint32_t kGroupRows = 48;
 
 struct Source {
   const Dense& dense;
