@@ -68,7 +68,7 @@ def to_sparse_engine(
 
     Raises:
         KernelMissingError: The kernels are not built and cannot be built.
-        NotSparseEnoughError: The IR has no MatMul with at least `BREAK_EVEN` zeros.
+        NotSparseEnoughError: No MatMul of the IR has the zeros of `BREAK_EVEN`.
     """
     import openvino as ov
 
@@ -79,7 +79,8 @@ def to_sparse_engine(
     if not products:
         most = max(dense.values(), default=0.0)
         raise NotSparseEnoughError(
-            f"no matrix is sparse enough: at most {most:.0%} zeros, the sparse kernels need {BREAK_EVEN:.0%}",
+            f"no matrix is sparse enough: at most {most:.0%} zeros; the sparse kernels need {BREAK_EVEN['1x1']:.0%}, "
+            f"or {BREAK_EVEN['4x1']:.0%} in blocks of 4x1",
             where=str(source),
         )
     layers = encoder_stack.find_layers(model, products, of_attention) if whole_layers else []

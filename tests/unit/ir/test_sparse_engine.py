@@ -17,7 +17,7 @@ from toolkit.core.errors import UserError
 from toolkit.ir import kernels
 from toolkit.ir.inspect import inspect_ir
 from toolkit.ir.runtime import MODEL, core, read_ir
-from toolkit.ir.sparse_engine import reference_ir, to_sparse_engine
+from toolkit.ir.sparse_engine import NotSparseEnoughError, reference_ir, to_sparse_engine
 from toolkit.measure import latency, memory
 from toolkit.measure.accuracy import predict_ir
 from toolkit.recipe import Performance
@@ -180,8 +180,27 @@ def test_products_in_8_bits_equal_those_of_floats_with_rounded_activations(irs, 
 
 def test_dense_model_is_refused_with_the_share_of_zeros_that_it_would_need(case, irs, tmp_path):
     case.export(case.plain().eval(), tmp_path / "dense")
-    with pytest.raises(UserError, match="the sparse kernels need 70%"):
+    with pytest.raises(UserError, match="the sparse kernels need 70%, or 50% in blocks of 4x1"):
         to_sparse_engine(tmp_path / "dense", tmp_path / "engine")
+
+
+@pytest.mark.parametrize(
+    ("rows_per_block", "share", "taken"), [(1, 0.6, False), (1, 0.7, True), (4, 0.4, False), (4, 0.5, True)]
+)
+def test_blocks_of_4x1_need_fewer_zeros_than_single_values(rows_per_block, share, taken, tmp_path):
+    random = np.random.default_rng(0)
+    units = random.permutation(np.arange(64 * 65 // rows_per_block) < round(share * 64 * 65 / rows_per_block) - 1)
+    weights = random.normal(size=(64, 65)).astype(np.float32)
+    weights[np.repeat(units.reshape(-1, 65), rows_per_block, axis=0)] = 0  # one unit below the share, as masks round
+    x = opset13.parameter([-1, 65], np.float32, name="x")
+    (tmp_path / "plain").mkdir()
+    product = opset13.matmul(x, opset13.constant(weights), False, True)
+    ov.save_model(ov.Model([product], [x]), tmp_path / "plain" / MODEL, compress_to_fp16=False)
+    if taken:
+        assert to_sparse_engine(tmp_path / "plain", tmp_path / "engine").operations == 1
+    else:
+        with pytest.raises(NotSparseEnoughError):
+            to_sparse_engine(tmp_path / "plain", tmp_path / "engine")
 
 
 def test_damaged_weights_are_refused_when_the_model_is_read_or_compiled(irs, tmp_path):
