@@ -9,7 +9,7 @@ import pytest
 from tests.integration.test_whole import tiny_recipe
 from toolkit.recipe.load import dump_recipe
 
-ABSENT = ("openvino", "openvino_tokenizers", "nncf", "neural_compressor", "optimum", "plotly")
+ABSENT = ("openvino", "openvino_tokenizers", "nncf", "neural_compressor", "optimum", "jinja2")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def trained(recipe_file, tmp_path_factory):
 def test_teacher_and_student_are_trained_and_shown_without_the_extras(trained):
     folder, said = trained
     assert (folder / "student" / "model.safetensors").is_file()
-    assert "No report page: plotly is not installed; pip install -c constraints.txt -e '.[report]'" in said
+    assert "No report page: jinja2 is not installed; pip install -c constraints.txt -e '.[report]'" in said
 
 
 def test_a_stage_that_needs_an_extra_names_it_before_it_does_anything(recipe_file, tmp_path):
@@ -71,7 +71,7 @@ def test_a_command_that_needs_an_extra_names_it(trained):
     done = plain("report", trained[0])
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "pruneofa: plotly is not installed\n  Instead: pip install -c constraints.txt -e '.[report]'"
+        "pruneofa: jinja2 is not installed\n  Instead: pip install -c constraints.txt -e '.[report]'"
     )
 
 

@@ -46,7 +46,7 @@ def hostile(tiny_bert, tiny_task_files, tmp_path_factory):
 
 
 def recipe(model, files, **quantize) -> Recipe:
-    """Post-training quantization of a ready task model, without what would move outliers away beforehand."""
+    """Post-training quantization of a dense ready model, without what would move outliers away beforehand."""
     static = {
         "approach": "post_training_static_quant",
         "recipes": {"smooth_quant": False, "fast_bias_correction": False},
@@ -94,7 +94,7 @@ def test_a_model_that_8_bits_break_is_recovered_by_the_matrices_to_blame(tuned):
 
 def test_the_ir_has_the_returned_matrices_in_fp32_and_all_others_in_8_bits(tuned):
     _, manifests = tuned
-    matmuls = manifests["export"].metrics["variants"]["sparse-int8"]["matmuls"]
+    matmuls = manifests["export"].metrics["variants"]["dense-int8"]["matmuls"]
     returned = set(manifests["quantize"].metrics["tuning"]["returned"])
     assert {m["module"] for m in matmuls if m["stored_type"] == "f32"} == returned
     assert all(m["input_fake_quantized"] for m in matmuls if m["module"] not in returned)
@@ -104,7 +104,7 @@ def test_the_ir_has_the_returned_matrices_in_fp32_and_all_others_in_8_bits(tuned
 def test_dev_scores_of_the_tuned_model_are_close_to_fp32(tuned):
     _, manifests = tuned
     exported = manifests["export"].metrics["variants"]
-    lost = exported["sparse-fp32"]["ir"]["accuracy"] - exported["sparse-int8"]["ir"]["accuracy"]
+    lost = exported["dense-fp32"]["ir"]["accuracy"] - exported["dense-int8"]["ir"]["accuracy"]
     assert lost <= 0.05
 
 

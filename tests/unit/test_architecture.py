@@ -23,7 +23,6 @@ DOORS = {
     "neural_compressor": {"sparsity/backends/inc.py"},
     "openvino": {"ir/", "measure/", "quantization/nncf.py"},
     "optimum": {"ir/"},
-    "plotly": {"reporting/"},
     "jinja2": {"reporting/"},
     "typer": {"cli/"},
 }
@@ -158,7 +157,7 @@ def loaded_after(code: str) -> set[str]:
     return set(result.stdout.split())
 
 
-HEAVY = {"torch", "transformers", "openvino", "nncf", "neural_compressor", "datasets", "plotly", "sklearn"}
+HEAVY = {"torch", "transformers", "openvino", "nncf", "neural_compressor", "datasets", "sklearn"}
 
 
 # What a light command may load: each of these files costs no heavy library.

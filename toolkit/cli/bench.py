@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from toolkit.measure.decision import Candidate, Decision, Limits, SameForAll
     from toolkit.measure.latency import LatencyStats
     from toolkit.recipe import Performance, Variant
 
@@ -91,17 +92,24 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A variant to consider: its folder, its score on the dev split, and the OpenVINO properties it runs with."""
+class _Exported:
+    """An exported variant: its folder, its score on the dev split, and the OpenVINO properties it runs with."""
 
     variant: "Variant"
     folder: Path
     score: float
+    chance: float | None
     properties: Mapping[str, str]
+
+    def timed(self, stats: "LatencyStats") -> "Candidate":
+        """Returns the variant with its latency of this measurement."""
+        from toolkit.measure.decision import Candidate
+
+        return Candidate(stats.model, self.variant, self.score, tuple(stats.as_metrics()["samples_ms"]), self.chance)  # type: ignore[arg-type]
 
 
 def recommendation(
-    run: Path, section: "Performance", texts: Path | None, within: float, task: str | None = None
+    run: Path, section: "Performance", texts: Path | None, within: float | None, task: str | None = None
 ) -> "RenderableType":
     """Times a run's variants and recommends, per batch size, the fastest one that meets the accuracy limit.
 
@@ -110,6 +118,7 @@ def recommendation(
         section: Benchmark settings.
         texts: File whose lines are the inputs; None: built-in sentences.
         within: Maximum loss as a fraction of the reference score: dense-fp32's if it was exported, else the best one.
+            None: the accuracy criteria of the run's recipe, as its report has them.
         task: Name of the task; None if the run exported only one.
 
     Raises:
@@ -117,37 +126,57 @@ def recommendation(
     """
     from rich.console import Group
 
-    from toolkit.recipe import DENSE
+    from toolkit.measure.decision import SameForAll, decide
+    from toolkit.recipe import AccuracyCriterion
 
-    manifest, metric, candidates = _candidates(run, task)
-    reference = DENSE if DENSE in candidates else max(candidates, key=lambda n: candidates[n].score)
-    floor = candidates[reference].score * (1 - within)
+    manifest, metric, exported, limits = _exported(run, task)
+    limit = limits if within is None else SameForAll(AccuracyCriterion.model_construct(relative=within))
     with tempfile.TemporaryDirectory() as scratch:
         timed = _timed(
-            {name: c.folder for name, c in candidates.items()},
+            {name: c.folder for name, c in exported.items()},
             section,
             texts,
             Path(scratch),
-            {name: c.properties for name, c in candidates.items()},
+            {name: c.properties for name, c in exported.items()},
         )
-    table = _table(timed, section, {n: f"{c.score:.4f}" for n, c in candidates.items()}, metric)
-    lines = [
-        f"{manifest.task}: required {metric} is at least {floor:.4f}, {within:.2%} below {reference} on "
-        f"{manifest.metrics['variants'][candidates[reference].variant.name]['dev_n']:,} dev examples."
-    ]
+    table = _table(timed, section, {n: f"{c.score:.4f}" for n, c in exported.items()}, metric)
+    lines: list[str] = []
     for batch in section.batch_sizes:
-        ranked = sorted((t for t in timed if t.batch == batch), key=lambda t: t.as_metrics()["latency_ms_median"])  # type: ignore[arg-type,return-value]
-        lines.append(_sentence(ranked, candidates, floor, section.sequence_length))
+        ranked = [exported[t.model].timed(t) for t in timed if t.batch == batch]
+        decision = decide(ranked, limit)
+        if not lines:
+            lines.append(_required(manifest, metric, decision.reference, limit))
+        lines.append(_sentence(ranked, decision, metric, batch, section.sequence_length, exported))
     return Group(table, *lines)
 
 
-def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candidate]]:
-    """Returns the export's manifest, the task's first metric, and the exported variants by name."""
+def _required(manifest: Any, metric: str, reference: "Candidate", limit: "Limits | SameForAll") -> str:
+    """States the scores that variants must reach."""
+    from toolkit.recipe import VARIANTS
+
+    found: dict[float, list[str]] = {}
+    for name in manifest.metrics["variants"]:
+        floor = limit.floor(VARIANTS[name], reference.variant, reference.score)
+        found.setdefault(floor, []).append(name)
+    n = manifest.metrics["variants"][reference.variant.name]["dev_n"]
+    if len(found) == 1:
+        (floor,) = found
+        lost = f"{(reference.score - floor) / abs(reference.score or 1):.2%} below {reference.name}"
+        return f"{manifest.task}: required {metric} is at least {floor:.4f}, {lost} on {n:,} dev examples."
+    each = "; ".join(f"{floor:.4f} for {', '.join(names)}" for floor, names in found.items())
+    before = f"{reference.name} has {reference.score:.4f}"
+    return f"{manifest.task}: required {metric} on {n:,} dev examples, where {before}: {each}."
+
+
+def _exported(run: Path, task: str | None) -> "tuple[Any, str, dict[str, _Exported], Limits]":
+    """Returns the export's manifest, the task's first metric, the exported variants by name, and what they may lose."""
     from toolkit.core import machine
+    from toolkit.measure.decision import Limits
     from toolkit.pipeline.graph import finished_manifests
     from toolkit.recipe import VARIANTS
 
-    exports = [m for m in finished_manifests(run) if m.stage == "export" and task in (None, m.task)]
+    manifests = finished_manifests(run)
+    exports = [m for m in manifests if m.stage == "export" and task in (None, m.task)]
     if not exports:
         raise UserError(
             "this run has no export" if task is None else f"this run has no export for task {task!r}", where=str(run)
@@ -160,40 +189,51 @@ def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candi
     if not measured:
         raise UserError("this run exported no variant", where=str(run), instead="a run whose export has variants")
     metric = next(iter(next(iter(measured.values()))["ir"]))
-    found: dict[str, _Candidate] = {}
+    benchmark = next((m for m in manifests if (m.stage, m.task) == ("benchmark", manifest.task)), None)
+    chance = {name: v.get("chance") for name, v in benchmark.metrics["variants"].items()} if benchmark else {}
+    found: dict[str, _Exported] = {}
     amx = "amx_int8" in machine.describe().get("isa", ())
     for name, variant in VARIANTS.items():
         folder = (run / "tasks" / str(manifest.task) / "export" / name).resolve()
         if name not in measured or not folder.is_dir():
             continue
-        found[name] = _Candidate(variant, folder, measured[name]["ir"][metric], {})
+        given = (variant, folder, measured[name]["ir"][metric], chance.get(name))
+        found[name] = _Exported(*given, {})
         if variant.sparse and variant.int8 and not variant.engine and amx:
-            found[f"{name}, AMX decompression"] = _Candidate(variant, folder, measured[name]["ir"][metric], _AMX)
-    return manifest, metric, found
+            found[f"{name}, AMX decompression"] = _Exported(*given, _AMX)
+    return manifest, metric, found, Limits.of(benchmark, manifest)
 
 
-def _sentence(ranked: "Sequence[LatencyStats]", candidates: Mapping[str, _Candidate], floor: float, length: int) -> str:
+def _sentence(
+    measured: "Sequence[Candidate]",
+    decision: "Decision",
+    metric: str,
+    batch: int,
+    length: int,
+    exported: Mapping[str, _Exported],
+) -> str:
     """Describes the variant to deploy at one batch size, and the variants within measurement noise of it."""
-    good = [t for t in ranked if candidates[t.model].score >= floor]
-    where = f"batch {ranked[0].batch}, {length} tokens"
-    if not good:
-        best = max(ranked, key=lambda t: candidates[t.model].score)
-        return f"{where}: no variant is accurate enough. Closest: {best.model} ({candidates[best.model].score:.4f})."
-    chosen = good[0]
-    settings = "".join(f", {k}={v}" for k, v in candidates[chosen.model].properties.items())
-    text = f"{where}: deploy {chosen.model}{settings} ({_median(chosen):.2f} ms)."
-    ties = [t.model for t in good[1:] if min(t.as_metrics()["samples_ms"]) <= max(chosen.as_metrics()["samples_ms"])]  # type: ignore[call-overload]
-    if ties:
-        text += f" Within measurement noise: {', '.join(ties)}."
-    engine = next((t for t in ranked if candidates[t.model].variant.engine), None)
-    best_variant = candidates[chosen.model].variant
-    if engine is not None and best_variant.int8 and not best_variant.engine:
+    from toolkit.reporting.verdicts import failed_headline, failure_text
+
+    where, chosen = f"batch {batch}, {length} tokens", decision.chosen
+    if decision.failure:
+        where += f": {failed_headline(decision)}. {failure_text(decision, metric)}\n{where}"
+    if chosen is None:
+        best = max(measured, key=lambda c: c.score)
+        return f"{where}: no variant is accurate enough. Closest: {best.name} ({best.score:.4f})."
+    settings = "".join(f", {k}={v}" for k, v in exported[chosen.name].properties.items())
+    text = f"{where}: deploy {chosen.name}{settings} ({chosen.latency_ms:.2f} ms)."
+    if decision.ties:
+        text += f" Within measurement noise: {', '.join(c.name for c in decision.ties)}."
+    ranked = sorted(measured, key=lambda c: c.latency_ms)
+    engine = next((c for c in ranked if c.variant.engine), None)
+    if engine is not None and chosen.variant.int8 and not chosen.variant.engine:
         text += (
             " Dense INT8 MatMuls are faster than the sparse kernels on this CPU "
-            f"({engine.model}: {_median(engine):.2f} ms)."
+            f"({engine.name}: {engine.latency_ms:.2f} ms)."
         )
     if ranked[0] is not chosen:
-        text += f" {ranked[0].model} is faster ({_median(ranked[0]):.2f} ms) but not accurate enough."
+        text += f" {ranked[0].name} is faster ({ranked[0].latency_ms:.2f} ms) but not accurate enough."
     return text
 
 
@@ -267,8 +307,12 @@ def bench(
         bool, typer.Option("--recommend", help="recommend which variant of a run to deploy on this machine")
     ] = False,
     within: Annotated[
-        float, typer.Option(help="with --recommend: maximum loss, as a fraction of dense-fp32's score")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="with --recommend: maximum loss, as a fraction of dense-fp32's score; default: the recipe's criteria",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="with --recommend: task of the run")] = None,
 ) -> None:
     """Compare the latency of IR folders with benchmark_app on tokenised text; or recommend the variant to deploy."""

@@ -1,8 +1,9 @@
 """Exit codes and messages of commands that do not succeed.
 
-1: a check failed; 2: a mistake of the user, or a full disk; 70: a fault of this program; 75: the time limit of `run`
-was reached; 130 and 143: interrupted by Ctrl-C and by SIGTERM. 70 and 75 are those of sysexits.h: 75 (EX_TEMPFAIL)
-invites the caller to repeat the command, and differs from the 124 of `timeout`, which kills.
+1: a check failed; 2: a mistake of the user, or a full disk; 4: the run is complete, but compression failed; 70: a
+fault of this program; 75: the time limit of `run` was reached; 130 and 143: interrupted by Ctrl-C and by SIGTERM. 70
+and 75 are those of sysexits.h: 75 (EX_TEMPFAIL) invites the caller to repeat the command, and differs from the 124 of
+`timeout`, which kills.
 """
 
 import errno
@@ -13,7 +14,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from toolkit.core.errors import CheckFailed, TimeLimitReached, UserError
+from toolkit.core.errors import CheckFailed, CompressionFailed, TimeLimitReached, UserError
 
 _LARGEST_INPUT = 100_000  # bytes of a YAML file that a crash file includes
 
@@ -51,6 +52,8 @@ def _described(error: BaseException) -> tuple[int, str]:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         what = "interrupted" if number == signal.SIGINT else "terminated"
         return 128 + number, f"{what}; run the same command again to resume"
+    if isinstance(error, CompressionFailed):
+        return 4, str(error)
     if isinstance(error, CheckFailed):
         return 1, str(error)
     if isinstance(error, TimeLimitReached):

@@ -11,9 +11,9 @@ import typer
 
 from toolkit.cli.inc import recipe_of_inc
 from toolkit.cli.inc_options import IncFiles, with_inc_flags
-from toolkit.cli.report import show_report
+from toolkit.cli.report import show_report, write_report
 from toolkit.core import paths
-from toolkit.core.errors import UserError
+from toolkit.core.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from toolkit.core.artifacts import Manifest
@@ -121,7 +121,11 @@ def run(
     *,
     flags: "IncFlags",
 ) -> None:
-    """Run a recipe or INC files: finished stages are reused, interrupted stages are resumed."""
+    """Run a recipe or INC files: finished stages are reused, interrupted stages are resumed.
+
+    Exit codes: 0 done; 1 a check failed; 2 a mistake in the input; 4 done, but compression failed (accuracy at chance
+    or beyond its criterion, or a dense variant is faster); 75 time limit; 70 a fault of the program.
+    """
     end = None if max_time is None else time.monotonic() + _seconds(max_time)
     if max_time and (start or only):
         raise UserError(
@@ -165,6 +169,9 @@ def execute(
         only: Label of the only stage to run; None: all stages.
         track: Whether to write a TensorBoard log to the run folder.
         end: Value of `time.monotonic()` at which the time limit is over; None: there is none.
+
+    Raises:
+        CheckFailed: A check of a stage failed; a report of the finished stages and of that one is written.
     """
     from rich.text import Text
 
@@ -185,7 +192,12 @@ def execute(
     log = folder / "tensorboard" if track else None
     job = Run(loaded, folder, lambda step: progress.stage_progress(step, terminal, log))
     job.time_over = lambda: end is not None and time.monotonic() >= end
-    manifests = job(only=only, start=start)
+    try:
+        manifests = job(only=only, start=start)
+    except CheckFailed:
+        if job.failed is not None:
+            write_report([*job.manifests, job.failed], folder)
+        raise
     (folder / "recipe.yaml").write_text(dump_recipe(loaded))
     return manifests
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import MANIFEST, write_atomic
@@ -38,7 +38,10 @@ class Artifact(BaseModel):
 
 
 class Check(BaseModel):
-    """One measured invariant; `limit` is the value that `measured` was compared with."""
+    """One measured invariant; `limit` is the value that `measured` was compared with.
+
+    `instead` is what to do if it fails, and the recipe key that sets the limit; it is shown, not stored.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,6 +49,7 @@ class Check(BaseModel):
     ok: bool
     measured: float | str
     limit: float | str
+    instead: str = Field("", exclude=True)
 
 
 class Manifest(BaseModel):

@@ -20,7 +20,14 @@ class UserError(Exception):
 
 
 class CheckFailed(Exception):
-    """A measured invariant or accuracy criterion that was not met. Exit code 1, no traceback."""
+    """A measured invariant that was not met. Exit code 1, no traceback."""
+
+
+class CompressionFailed(CheckFailed):
+    """A run that is complete and whose result is bad: an accuracy criterion is not met, or nothing is won.
+
+    Exit code 4, no traceback.
+    """
 
 
 class TimeLimitReached(Exception):

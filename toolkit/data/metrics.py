@@ -11,6 +11,9 @@ import numpy as np
 
 Answers = Sequence[Any] | np.ndarray
 
+PROPORTIONS = frozenset({"accuracy", "exact_match", "cosine_accuracy"})  # metrics that are a fraction of the examples
+
+_SHUFFLES = 30
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -99,3 +102,14 @@ def _overlap(correct: list[str], predicted: list[str]) -> float:
 def mean_over_examples(measure: Callable[[Sequence[str], str], float]) -> Callable[[Any, Any], float]:
     """Returns a metric: the mean of a per-example measure over all examples."""
     return lambda truth, predicted: math.fsum(map(measure, truth, predicted)) / len(predicted)
+
+
+def shuffled_scores(score: Callable[[np.ndarray], float], count: int) -> list[float]:
+    """Returns the scores that predictions have for examples in other orders, which no skill explains.
+
+    Args:
+        score: Returns the score of the predictions for the examples in an order, [count].
+        count: Number of examples.
+    """
+    random = np.random.default_rng(0)
+    return [score(random.permutation(count)) for _ in range(_SHUFFLES)]

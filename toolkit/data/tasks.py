@@ -11,12 +11,13 @@ from toolkit.core.errors import UserError
 from toolkit.data import task_rows
 from toolkit.data.kinds.embedding import RANK_METRICS, Texts
 from toolkit.data.kinds.retrieval import read_retrieval
+from toolkit.data.metrics import shuffled_scores
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
 from toolkit.models.embedding.folder import PoolingKeys
 from toolkit.models.tokenizers import definition
-from toolkit.recipe import Kind, Task
+from toolkit.recipe import KINDS, Kind, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -87,7 +88,27 @@ class TaskData:
             logits: The model's logits for each item of `dev`.
         """
         truth, predicted = self.dev.truth, self.dev.predicted(logits)
-        return {m.name: self._score(m.metric, truth[m.part], predicted[m.part]) for m in self.measures}
+        return {m.name: self.score_of(m.metric, truth[m.part], predicted[m.part]) for m in self.measures}
+
+    def chance(self, logits: Sequence[np.ndarray]) -> float | None:
+        """Returns the highest first score that chance explains: of the same predictions for shuffled examples.
+
+        The mean of the shuffled scores, plus two standard deviations. A model that always gives the same answer has
+        exactly that score. None for embeddings, which compare texts without any skill in the task.
+
+        Args:
+            logits: The model's logits for each item of `dev`.
+        """
+        if KINDS[self.kind].dense_teaches:
+            return None
+        first = self.measures[0]
+        truth, predicted = self.dev.truth[first.part], self.dev.predicted(logits)[first.part]
+
+        def of(order: np.ndarray) -> float:
+            return self.score_of(first.metric, [truth[i] for i in order], predicted)
+
+        found = shuffled_scores(of, first.n)
+        return float(np.mean(found) + 2 * np.std(found))
 
     def tuning_score(self, logits: Sequence[np.ndarray]) -> float:
         """Computes the tuning metric on `tune`.
@@ -95,14 +116,15 @@ class TaskData:
         Args:
             logits: The model's logits for each item of `tune`.
         """
-        return self._score(self.tuning_metric, self.tune.truth, self.tune.predicted(logits))
+        return self.score_of(self.tuning_metric, self.tune.truth, self.tune.predicted(logits))
 
     @property
     def tuning_metric(self) -> str:
         """Name of the metric that decides in tuning: the first one, if the training rows have what it needs."""
         return self.tune.tuning_metric(self.measures[0].metric)
 
-    def _score(self, metric: str, truth: Any, predicted: Any) -> float:
+    def score_of(self, metric: str, truth: Any, predicted: Any) -> float:
+        """Returns one metric of predictions against the correct answers."""
         return score(self.kind, [metric], truth, predicted, len(self.labels))[metric]
 
 

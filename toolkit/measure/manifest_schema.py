@@ -13,7 +13,7 @@ from toolkit.core.artifacts import Manifest
 from toolkit.core.errors import UserError
 from toolkit.core.files import MANIFEST
 from toolkit.measure.size import FILE, GZIP
-from toolkit.recipe import VariantName
+from toolkit.recipe import AccuracyCriterion, VariantName
 
 # Far above anything measured, and small enough for every computation and display of a report.
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
@@ -100,6 +100,7 @@ class _Performance(_Record):
 
 class _Measured(_Record):
     accuracy: Scores
+    chance: Number | None = None
     sizes: Annotated[dict[str, Amount], AfterValidator(_with_files)]
     performance: list[_Performance]
 
@@ -222,6 +223,7 @@ class _Benchmark(_Record):
     variants: Annotated[dict[VariantName, _Measured], Field(min_length=1)]
     sizes_reference: dict[str, Amount]
     accuracy_criterion: _Criterion | None = None
+    zeros_criterion: _Criterion | None = None
 
     @model_validator(mode="after")
     def _all_metrics(self) -> Self:
@@ -262,6 +264,14 @@ class _Section(_Holder):
     quantization: _Holder | None = None
 
 
+class _Tuned(_Record):
+    accuracy_criterion: AccuracyCriterion | None = None
+
+
+class _Tunes(_Record):
+    tuning: _Tuned | None = None
+
+
 class _Data(_Record):
     kind: str = ""
     max_seq_length: Positive | None = None
@@ -297,6 +307,8 @@ def require_recorded(manifest: Manifest, folder: Path, stage: str, task: str | N
         ("metrics", schemas[stage], metrics),
         *([("metrics", _Depth, metrics)] if shallow else []),
         (f"config.{stage}", _Section, config.get(stage) or {}),
+        ("config.quantize", _Tunes, config.get("quantize") or {}),
+        ("config.transfer_tuning", _Tuned, config.get("transfer_tuning") or {}),
         ("config.task", _Data, config.get("task") or {}),
         ("config.corpus", _Data, config.get("corpus") or {}),
         ("", _Common, stored),

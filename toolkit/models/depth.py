@@ -4,12 +4,15 @@ Does not import torch.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
 from toolkit.models.architectures import ARCHITECTURES, architecture_of, layer_names
-from toolkit.models.config import stated
+from toolkit.models.checkpoint import MIN_SPARSITY, encoder_matrices, sparsity_by_tensor
+from toolkit.models.config import read_config, stated
 
 # Keys of a student's `config.json`: the teacher's layers that were kept, numbered from 0, and how many the teacher has.
 _KEPT, _BEFORE = "kept_layers", "layers_before"
@@ -80,6 +83,17 @@ def depth_metrics(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get(_KEPT) or not config.get(_BEFORE):
         return {}
     return {_KEPT: list(config[_KEPT]), _BEFORE: config[_BEFORE]}
+
+
+def is_dense(folder: Path) -> bool:
+    """Returns whether a checkpoint is a model with neither zeros nor fewer layers than its teacher.
+
+    Raises:
+        UserError: Its files are missing or damaged.
+    """
+    weights = {name: math.prod(shape) for name, shape in encoder_matrices(folder).items()}
+    zeros = sum(share * weights[name] for name, share in sparsity_by_tensor(folder, weights).items())
+    return zeros < MIN_SPARSITY * sum(weights.values()) and not depth_metrics(read_config(folder))
 
 
 def default_layer_pairs(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -9,15 +9,17 @@ from toolkit.data.hub import hub_split
 from toolkit.data.kinds.retrieval import files_of
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
-from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe
+from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe, TransferTuning
 from toolkit.recipe.corpus import corpus_settings
 from toolkit.recipe.references import corpus_files, is_hub, table_format
 from toolkit.recipe.task import settings_for_keys
 
-# Paths are left out of cache keys: moving a file does not change its content, whose hash is in the key instead.
-_PATH_KEYS = {
+# Left out of cache keys: paths, since moving a file does not change its content, whose hash is in the key instead; and
+# `transfer.tuning`, which does not change the model: it is part of the benchmark's key.
+_LEFT_OUT = {
     "model": {"source"},
     "task": {"train", "more_train", "dev", "more_dev", "retrieval", "ready", "preset", *OWN_STAGES},
+    "transfer": {"tuning"},
 }
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
 _ADDED: dict[str, dict[str, Any]] = {
@@ -28,8 +30,10 @@ _ADDED: dict[str, dict[str, Any]] = {
 
 
 def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:
-    """Returns recipe sections by name; `task` and `corpus_tasks` are taken from `recipe.tasks`."""
+    """Returns recipe sections by name; `task`, `corpus_tasks` and `transfer_tuning` are parts of others."""
+    transfer = recipe.section("transfer", task)
     special: dict[str, Any] = {
+        "transfer_tuning": transfer.tuning if transfer else None,
         "task": recipe.tasks[task] if task else None,
         "corpus_tasks": {t: recipe.tasks[t] for t in recipe.corpus.all_tasks} if recipe.corpus else {},
     }
@@ -44,10 +48,10 @@ def section_values(name: str, value: Any) -> Any:
         return {t: settings_for_keys(section, texts_only=True) for t, section in value.items()}
     if name == "task":  # the names of more_dev name the metrics
         sets = {"retrieval": sorted(value.retrieval)} if value.retrieval else {}
-        return settings_for_keys(value, exclude=_PATH_KEYS[name]) | {"more_dev": sorted(value.more_dev)} | sets
+        return settings_for_keys(value, exclude=_LEFT_OUT[name]) | {"more_dev": sorted(value.more_dev)} | sets
     if name == "corpus":
         return corpus_settings(value)
-    values, added = value.model_dump(mode="json", exclude=_PATH_KEYS.get(name)), _ADDED.get(name, {})
+    values, added = value.model_dump(mode="json", exclude=_LEFT_OUT.get(name)), _ADDED.get(name, {})
     return {key: value for key, value in values.items() if key not in added or value != added[key]}
 
 
@@ -100,7 +104,12 @@ def accepted_keys(
     made_from = {
         "stage": stage,
         "seed": seed,
-        "config": {name: section_values(name, value) for name, value in sections.items()} | _windows(sections),
+        "config": {
+            name: section_values(name, value)
+            for name, value in sections.items()
+            if name != "transfer_tuning" or value not in (None, TransferTuning())  # as if there was no such key
+        }
+        | _windows(sections),
         "data": data,
         "inputs": inputs,
     }

@@ -11,18 +11,20 @@ since been regenerated with different content. It is written to `<stage>.partial
 complete, so killing a run loses at most the work since the last checkpoint in `<stage>.partial/.work/`.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.artifacts import Artifact, Kind, Manifest, read_manifest
 from toolkit.core.errors import UserError
 from toolkit.core.files import content_hash
-from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
 from toolkit.measure.manifest_schema import require_recorded
+from toolkit.models.depth import is_dense
 from toolkit.pipeline.cache_keys import accepted_keys, data_hashes, sections_of
-from toolkit.recipe import KINDS, VARIANTS, Export, Recipe
+from toolkit.recipe import KINDS, VARIANTS, Export, Recipe, variants_of_dense
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ STAGES = (
     Stage(
         "benchmark",
         "measurement",
-        ("task", "quantize", "benchmark"),
+        ("task", "transfer_tuning", "quantize", "benchmark"),
         ("export",),
         ("task_teacher", "transfer", "quantize"),
         trains=False,
@@ -182,8 +184,12 @@ def _step(
     return Step(stage, task, folder, key, inputs, sections, data, here)
 
 
-def check_graph(recipe: Recipe) -> None:
+def check_graph(recipe: Recipe, inputs: ResolvedInputs) -> None:
     """Checks that every stage of a recipe has its inputs, and every export a variant that it can make.
+
+    Args:
+        recipe: The recipe.
+        inputs: Its models; a ready one that is not downloaded yet may be dense.
 
     Raises:
         UserError: No stage provides an input, or a model for one of the variants.
@@ -202,21 +208,30 @@ def check_graph(recipe: Recipe) -> None:
                 if not any((t, name) in provided for name in need.split("|") for t in (task, None)):
                     raise _missing_input(recipe, stage, task, need.split("|")[0])
             if isinstance(section, Export):
-                require_variant(section, {name for t, name in provided if t == task}, str(task))
+                own = recipe.tasks[task].ready if task else {}
+                model = inputs.model(own["transfer"]) if "transfer" in own else None
+                stages = {name for t, name in provided if t == task}
+                require_variant(section, stages, str(task), partial(_may_be_dense, model))
 
 
-def require_variant(export: Export, stages: Collection[str], task: str) -> None:
+def _may_be_dense(ready: ResolvedModel | None) -> bool:
+    return ready is not None and (ready.folder is None or is_dense(ready.folder))
+
+
+def require_variant(export: Export, stages: Collection[str], task: str, may_be_dense: Callable[[], bool]) -> None:
     """Checks that there is a model for at least one variant of an export.
 
     Args:
         export: The section of the recipe.
         stages: Names of the stages that have a model of the task.
         task: Name of the task.
+        may_be_dense: Returns whether the model of `transfer` may be one without zeros, which has dense variants.
 
     Raises:
         UserError: There is none.
     """
-    if not any(VARIANTS[name].source_stage in stages for name in export.variants):
+    found = any(VARIANTS[name].source_stage in stages for name in export.variants)
+    if not found and not (variants_of_dense(export.variants) and may_be_dense()):
         possible = [v.name for v in VARIANTS.values() if not v.engine and v.source_stage in stages]
         raise UserError(
             f"none of {', '.join(export.variants)} has a model in this run",

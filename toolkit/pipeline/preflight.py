@@ -23,6 +23,7 @@ from toolkit.models.depth import require_layers_of
 from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
 from toolkit.pipeline.corpus_checks import check_corpus
 from toolkit.pipeline.graph import check_graph
+from toolkit.pipeline.missing_inputs import require_inputs
 from toolkit.pipeline.module_names import check_module_names
 from toolkit.pipeline.ready_models import check_task_models, require_usable
 from toolkit.recipe import (
@@ -101,10 +102,10 @@ def check_recipe(
         UserError: The first error found.
     """
     inputs = inputs or ResolvedInputs()
-    check_graph(recipe)
     found = [("recipe", f"{recipe.name}, {len(recipe.tasks)} task(s): {', '.join(recipe.tasks) or 'none'}")]
     named = [("model", recipe.model.source), *((f"ready {name}", source) for name, source in recipe.ready.items())]
     named += [(f"ready {t} {name}", source) for t, task in recipe.tasks.items() for name, source in task.ready.items()]
+    require_inputs(recipe, (source for _, source in named), inputs)
     for what, source in named:
         folder = inputs.model(source).folder
         found.append((what, str(folder) if folder else f"{source}, {_LATER}"))
@@ -112,6 +113,7 @@ def check_recipe(
             require_usable(folder)
             if what.endswith((" student", " transfer")):
                 require_fitting_mask(folder, prunable_shapes(recipe, inputs.model(source)))
+    check_graph(recipe, inputs)
     _check_lengths(recipe, inputs)
     check_contents(recipe, inputs)
     check_task_models(recipe, inputs)

@@ -21,7 +21,7 @@ EXTRAS: dict[str, dict[str, str | None]] = {
         "ninja": None,
     },
     "inc": {"neural-compressor": "neural_compressor", "setuptools": "pkg_resources", "six": "six"},
-    "report": {"jinja2": "jinja2", "plotly": "plotly"},
+    "report": {"jinja2": "jinja2"},
 }
 _EXTRA_OF_BACKEND = {"inc": "inc", "nncf": "deploy"}
 

@@ -49,7 +49,8 @@ class Run:
         recipe: The recipe.
         folder: Run folder, created if it is missing.
         progress_of: Returns a context manager with the `Progress` of a step.
-        manifests: Manifests of the finished steps, after a call.
+        manifests: Manifests of the finished steps.
+        failed: Manifest of the step whose checks failed, which is not finished; None if none did.
         inputs: Models and data files.
         time_over: Returns whether the time limit is over. Every call makes at least one optimizer step, or one stage
             that does not train, so that repeated calls finish the run.
@@ -61,6 +62,7 @@ class Run:
     manifests: list[Manifest] = field(default_factory=list)
     inputs: ResolvedInputs = field(default_factory=lambda: ResolvedInputs(fetch=True))
     time_over: Callable[[], bool] = lambda: False
+    failed: Manifest | None = None
 
     def __call__(self, *, only: str | None = None, start: str | None = None) -> list[Manifest]:
         """Runs every step that is not cached, and returns the manifests of all finished steps.
@@ -99,7 +101,7 @@ class Run:
                         raise TimeLimitReached(f"before stage {step.label}")
                     done[step.label] = self._make(step, done)
                     made = True
-            self.manifests = list(done.values())
+                self.manifests = list(done.values())
         distributed.broadcast_text("")
         return self.manifests
 
@@ -164,10 +166,8 @@ class Run:
                     ) from error
                 raise
         broken = failed_checks(result.checks)
-        if broken:
-            lines = "\n".join(f"  {c.name}: measured {c.measured}, limit {c.limit}" for c in broken)
-            raise CheckFailed(f"{step.label}: {len(broken)} check(s) failed\n{lines}\n  Output kept in {partial}")
-        shutil.rmtree(work)
+        if not broken:
+            shutil.rmtree(work)
         manifest = Manifest(
             stage=step.stage.name,
             task=step.task,
@@ -192,6 +192,14 @@ class Run:
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
         )
+        if broken:
+            self.failed = manifest
+            lines = [
+                f"  {c.name}: measured {c.measured}, limit {c.limit}" + f"\n    Instead: {c.instead}" * bool(c.instead)
+                for c in broken
+            ]
+            what = f"{step.label}: {len(broken)} check(s) failed"
+            raise CheckFailed("\n".join([what, *lines, f"  Output kept in {partial}"]))
         write_manifest(partial, manifest)
         promote(partial, step.folder)
         return manifest

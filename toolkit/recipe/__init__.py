@@ -26,6 +26,7 @@ from toolkit.recipe.distillation import Positions as Positions
 from toolkit.recipe.distillation import Sample as Sample
 from toolkit.recipe.distillation import StudentDistillation as StudentDistillation
 from toolkit.recipe.export import DENSE as DENSE
+from toolkit.recipe.export import DENSE_INT8 as DENSE_INT8
 from toolkit.recipe.export import SHIPPED as SHIPPED
 from toolkit.recipe.export import SHIPPED_FP32 as SHIPPED_FP32
 from toolkit.recipe.export import VARIANTS as VARIANTS
@@ -33,6 +34,7 @@ from toolkit.recipe.export import Export as Export
 from toolkit.recipe.export import Variant as Variant
 from toolkit.recipe.export import VariantName as VariantName
 from toolkit.recipe.export import engine_variant as engine_variant
+from toolkit.recipe.export import variants_of_dense as variants_of_dense
 from toolkit.recipe.fields import Count, FileName, Name, Number, Section, Seed, merged, require_expression, wrong
 from toolkit.recipe.pruning import LOCK as LOCK
 from toolkit.recipe.pruning import NO_RAMP, keys_without_effect
@@ -52,6 +54,7 @@ from toolkit.recipe.stages import StudentPruning as StudentPruning
 from toolkit.recipe.stages import TrainOnly as TrainOnly
 from toolkit.recipe.stages import Transfer as Transfer
 from toolkit.recipe.stages import TransferReconstruction as TransferReconstruction
+from toolkit.recipe.stages import TransferTuning as TransferTuning
 from toolkit.recipe.task import KINDS as KINDS
 from toolkit.recipe.task import OWN_STAGES as OWN_STAGES
 from toolkit.recipe.task import AnswerWindows as AnswerWindows

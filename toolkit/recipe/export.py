@@ -1,6 +1,7 @@
 """Recipe section `export`, and the table of export variants, which is the only definition of their properties."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -21,7 +22,8 @@ class Variant:
         sparse: Whether the variant is the task's sparse model; otherwise the dense task teacher.
         int8: Whether weights are in 8 bits.
         source_stage: Stage whose checkpoint is exported.
-        colour: CSS colour of the variant in plots.
+        colour: CSS colour of the variant in plots on a light page.
+        dark_colour: The same on a dark page.
         base: For a sparse-engine variant, the plain IR that it is converted from; None for a plain IR.
     """
 
@@ -30,6 +32,7 @@ class Variant:
     int8: bool
     source_stage: Literal["task_teacher", "transfer", "quantize"]
     colour: str
+    dark_colour: str
     base: VariantName | None = None
 
     @property
@@ -46,18 +49,32 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        Variant("dense-fp32", False, False, "task_teacher", "#64748b"),
-        Variant("dense-int8", False, True, "task_teacher", "#d97706"),
-        Variant("sparse-fp32", True, False, "transfer", "#0d9488"),
-        Variant("sparse-int8", True, True, "quantize", "#1d4ed8"),
-        Variant("sparse-engine-fp32", True, False, "transfer", "#65a30d", base="sparse-fp32"),
-        Variant("sparse-engine-int8", True, True, "quantize", "#be185d", base="sparse-int8"),
+        Variant("dense-fp32", False, False, "task_teacher", "#64748b", "#94a3b8"),
+        Variant("dense-int8", False, True, "task_teacher", "#c2610c", "#fbbf24"),
+        Variant("sparse-fp32", True, False, "transfer", "#0f766e", "#2dd4bf"),
+        Variant("sparse-int8", True, True, "quantize", "#1d4ed8", "#60a5fa"),
+        Variant("sparse-engine-fp32", True, False, "transfer", "#4d7c0f", "#a3e635", base="sparse-fp32"),
+        Variant("sparse-engine-int8", True, True, "quantize", "#be185d", "#f472b6", base="sparse-int8"),
     )
 }
 # Baseline of all ratios; main result of a recipe; its FP32 reference for the accuracy criterion.
 DENSE: VariantName = "dense-fp32"
 SHIPPED: VariantName = "sparse-int8"
 SHIPPED_FP32: VariantName = "sparse-fp32"
+DENSE_INT8: VariantName = "dense-int8"
+
+
+def variants_of_dense(names: Iterable[VariantName]) -> tuple[Variant, ...]:
+    """Returns the variants in which a model without zeros is exported, where these were asked for.
+
+    What is quantized is the model of `transfer`, and its FP32 variant is the baseline: both are dense.
+    """
+    asked = {VARIANTS[name] for name in names}
+    return tuple(
+        replace(dense, source_stage=sparse.source_stage)
+        for dense, sparse in ((VARIANTS[DENSE], VARIANTS[SHIPPED_FP32]), (VARIANTS[DENSE_INT8], VARIANTS[SHIPPED]))
+        if asked & {dense, sparse}
+    )
 
 
 def engine_variant(name: str) -> VariantName | None:

@@ -107,11 +107,15 @@ def _find(name: str, known: list[tuple[str, ...]], place: Place) -> tuple[str, .
 
 
 def _of_recipe(found: list[str]) -> list[str]:
-    """Drops matches that another one implies: `transfer.pruning` by `student`, a task's stage by the recipe's."""
+    """Drops matches that another one implies, such as a task's stage by the recipe's.
+
+    `transfer.pruning` is implied by `student`, and `transfer.tuning` by `quantize`.
+    """
     return [
         f
         for f in found
         if not (f.startswith("transfer.pruning.") and f.replace("transfer", "student", 1) in found)
+        and not (f.startswith("transfer.tuning.") and f.replace("transfer", "quantize", 1) in found)
         and not (f.startswith("tasks.") and f.split(".", 2)[-1] in found)
     ]
 

@@ -133,9 +133,9 @@ class Quantization(Section):
 
 
 class AccuracyCriterion(Section):
-    """Maximum accuracy loss of INT8 against the FP32 model before quantization: `relative` or `absolute`."""
+    """Maximum accuracy loss of a compressed model against the one before: `relative` or `absolute`."""
 
-    relative: Fraction | None = Field(None, description="maximum loss as a fraction of the FP32 metric")
+    relative: Fraction | None = Field(None, description="maximum loss as a fraction of the metric before")
     absolute: Fraction | None = Field(None, description="maximum absolute loss of the metric (0.01 is one point)")
 
     @model_validator(mode="after")
@@ -154,6 +154,10 @@ class AccuracyCriterion(Section):
         limit = self.absolute if self.relative is None else self.relative
         assert limit is not None
         return limit
+
+    def floor(self, before: float) -> float:
+        """Returns the lowest score that meets the criterion."""
+        return before - self.limit() * (1.0 if self.relative is None else abs(before))
 
     def met(self, before: float, after: float) -> bool:
         """Returns whether the criterion is met."""

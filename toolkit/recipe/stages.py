@@ -7,7 +7,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from toolkit.recipe.distillation import Distillation, DistillationTrain, StudentDistillation
 from toolkit.recipe.fields import Count, Position, Section, wrong
 from toolkit.recipe.pruning import LOCK, SPARSE_GPT, Pruner, Pruning, TaskPruning, WeightCompression
-from toolkit.recipe.quantization import Quantization, Tuning
+from toolkit.recipe.quantization import AccuracyCriterion, Quantization, Tuning
 from toolkit.recipe.train import Train
 
 ReconstructionMethod = Literal["admm", "obs"]
@@ -156,6 +156,16 @@ class TransferReconstruction(Section):
     )
 
 
+class TransferTuning(Section):
+    """What the zeros may cost. The result is compared with it; nothing is searched."""
+
+    accuracy_criterion: AccuracyCriterion = Field(
+        AccuracyCriterion(relative=0.02),
+        description="maximum loss of the sparse FP32 model against the dense one, on dev; a variant in INT8 may lose "
+        "that of `quantize.tuning` in addition. The run ends with exit code 4 above it",
+    )
+
+
 class Transfer(Section):
     """Fine-tuning of the sparse model with its pattern locked; with other pruners, a dense model pruned on the task."""
 
@@ -168,6 +178,7 @@ class Transfer(Section):
         description="before the first step, compute the kept weights again, layer by layer, for the task "
         "teacher's outputs; its embeddings and head are taken over, the pattern stays locked",
     )
+    tuning: TransferTuning = TransferTuning()
 
     @model_validator(mode="after")
     def _has_a_teacher(self) -> "Transfer":

@@ -3,5 +3,6 @@
 from toolkit.reporting.report import build
 from toolkit.reporting.sentences import missed_criteria
 from toolkit.reporting.terminal import console
+from toolkit.reporting.verdicts import failures
 
-__all__ = ["build", "console", "missed_criteria"]
+__all__ = ["build", "console", "failures", "missed_criteria"]

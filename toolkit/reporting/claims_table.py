@@ -1,16 +1,16 @@
 """The claims table: scores, sizes and speed of each variant of a task, compared with dense FP32; numbers only."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from toolkit.core.artifacts import Manifest
+from toolkit.measure.decision import Candidate
+from toolkit.measure.significance import is_proportion, wilson_interval
 from toolkit.measure.size import FILE, GZIP, VALUES
-from toolkit.recipe import DENSE
+from toolkit.recipe import DENSE, VARIANTS
 
 _LARGER_IS_BETTER = ("throughput_median",)
-_PROPORTIONS = ("accuracy", "exact_match", "cosine_accuracy")  # metrics that are a fraction of the examples
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,15 @@ class Score:
     Attributes:
         metric: Name of the metric.
         value: Score, from 0 to 1.
-        error: Binomial standard error; None for metrics that are not a fraction of the examples (F1).
+        interval: 95 % interval of the score on other examples of the kind (Wilson); None for metrics that are not a
+            fraction of the examples (F1, correlations).
         change: Difference from dense FP32; None for dense FP32 itself, or if it was not measured.
         n: Number of evaluated examples or questions.
     """
 
     metric: str
     value: float
-    error: float | None
+    interval: tuple[float, float] | None
     change: float | None
     n: int
 
@@ -104,20 +105,35 @@ def claims_table(benchmark: Manifest) -> ClaimsTable:
     return ClaimsTable(benchmark.task or "", metrics.get("note", ""), variants, small, large)
 
 
+def candidates(benchmark: Manifest) -> dict[int, list[Candidate]]:
+    """Returns the variants of a benchmark by batch size, to choose among; one of 0 if no latency was measured."""
+    found: dict[str, dict[str, Any]] = benchmark.metrics["variants"]
+    metric = benchmark.metrics["metrics"][0]
+    batches = sorted({p["batch"] for v in found.values() for p in v["performance"]}) or [0]
+    return {
+        batch: [
+            Candidate(
+                name,
+                VARIANTS[name],
+                v["accuracy"][metric],
+                tuple(timed["samples_ms"]) if (timed := _at(batch, v)) else (),
+                v.get("chance"),
+            )
+            for name, v in found.items()
+        ]
+        for batch in batches
+    }
+
+
 def variants_of(heads: Sequence[ClaimsTable]) -> list[str]:
     """Returns the names of all variants measured on any task, in order of appearance."""
     return list(dict.fromkeys(v.name for head in heads for v in head.variants))
 
 
-def binomial_error(fraction: float, n: int) -> float:
-    """Returns the standard error of a fraction of n independent examples."""
-    return math.sqrt(fraction * (1 - fraction) / n)
-
-
 def score_of(metric: str, value: float, n: int, reference: float | None = None) -> Score:
-    """Returns a score with its standard error, if defined, and its difference from the reference."""
-    error = binomial_error(value, n) if metric.split(" (")[0] in _PROPORTIONS else None
-    return Score(metric, value, error, None if reference is None else value - reference, n)
+    """Returns a score with its interval, if defined, and its difference from the reference."""
+    interval = wilson_interval(value, n) if is_proportion(metric) else None
+    return Score(metric, value, interval, None if reference is None else value - reference, n)
 
 
 def _score(metric: str, scores: dict[str, float], dense: dict[str, Any] | None, n: int) -> Score:

@@ -1,107 +1,110 @@
-"""The report's plots, as Plotly figures."""
+"""The report's plots, as static SVG; and the sparsity of each matrix as a table."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from toolkit.recipe import VARIANTS
-from toolkit.reporting.claims_table import ClaimsTable
+from toolkit.reporting.claims_table import ClaimsTable, VariantRow
+from toolkit.reporting.formatting import milliseconds, percent, storage
+from toolkit.reporting.svg import Axis, Plot, axis, columns, short
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-_GRID, _INK = "#e5e9f0", "#334155"
-_BLUES = [[0, "#f8fafc"], [0.5, "#93c5fd"], [1, "#1e3a8a"]]
-_CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
-
-
-def to_html(figure: "Figure", name: str) -> str:
-    """Returns a figure as a `div` with its script, without plotly.js itself.
-
-    Args:
-        figure: The figure.
-        name: Identifier of the `div`, unique in the page.
-    """
-    text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=name)
-    return text
+# Colours of plots on a light and on a dark page: of variants, and of the series of a training curve.
+COLOURS = (
+    *((v.name, v.colour, v.dark_colour) for v in VARIANTS.values()),
+    ("loss", "#1d4ed8", "#60a5fa"),
+    ("task-loss", "#c2610c", "#fbbf24"),
+    ("kd-loss", "#0f766e", "#2dd4bf"),
+    ("layers-loss", "#be185d", "#f472b6"),
+    ("learning-rate", "#6d28d9", "#c4b5fd"),
+    ("sparsity", "#334155", "#e2e8f0"),
+)
 
 
-def against_size(head: ClaimsTable) -> "Figure":
+def against_size(head: ClaimsTable, name: str) -> str:
     """Plots the first metric against the .bin size, uncompressed (filled) and after gzip (open), per variant."""
-    figure = _figure()
+    metric = head.variants[0].scores[0].metric
+    points = [
+        f"{v.name}: {percent(v.scores[0].value)}, {storage(v.file.value)}, after gzip {storage(v.gzip.value)}"
+        for v in head.variants
+    ]
+    plot = Plot(name, f"{metric} against the size of the .bin file", "; ".join(points), 300)
+    x_values = [q.value / 1e6 for v in head.variants for q in (v.file, v.gzip)]
+    x, y = axis(x_values, *columns(), zero=True), _scores(plot, head)
+    plot.axes(x, y, ".bin size, MB: filled uncompressed, open after gzip", f"{metric}, %")
     for v in head.variants:
-        value, error = 100 * v.scores[0].value, v.scores[0].error
-        edge = {"width": 2, "color": VARIANTS[v.name].colour}
-        bars = {"type": "data", "array": [100 * error] * 2, "thickness": 1, "width": 3} if error is not None else None
-        figure.add_scatter(
-            x=[v.file.value / 1e6, v.gzip.value / 1e6],
-            y=[value] * 2,
-            error_y=bars,
-            mode="lines+markers",
-            name=v.name,
-            line={"width": 1, "dash": "dot", "color": VARIANTS[v.name].colour},
-            marker={"size": 11, "symbol": ["circle", "circle-open"], "color": VARIANTS[v.name].colour, "line": edge},
-            text=["uncompressed", "gzip"],
-            hovertemplate="%{x:.1f} MB (%{text}), %{y:.1f} %",
-        )
-    figure.update_xaxes(title=".bin size, MB: ● uncompressed, ○ gzip", rangemode="tozero")
-    figure.update_yaxes(title=f"{head.variants[0].scores[0].metric}, %")
-    return figure
+        height = y(100 * v.scores[0].value)
+        plot.bar(v.name, x(v.file.value / 1e6), height, x(v.gzip.value / 1e6), height)
+        _interval(plot, v, x(v.file.value / 1e6), y)
+        plot.point(v.name, _shape(v), x(v.gzip.value / 1e6), height, filled=False)
+        plot.point(v.name, _shape(v), x(v.file.value / 1e6), height)
+    return plot.svg()
 
 
-def against_latency(head: ClaimsTable) -> "Figure":
+def against_latency(head: ClaimsTable, name: str) -> str:
     """Plots the first metric against the median latency, with the range over rounds."""
-    figure = _figure()
-    for v in head.variants:
-        if v.latency is None:
-            continue
-        error, time = v.scores[0].error, v.latency
-        low, high = (time.value if x is None else x for x in (time.low, time.high))
-        bars = {"thickness": 1, "width": 3}
-        figure.add_scatter(
-            x=[time.value],
-            y=[100 * v.scores[0].value],
-            error_x={"type": "data", "array": [high - time.value], "arrayminus": [time.value - low], **bars},
-            error_y={"type": "data", "array": [100 * error], **bars} if error is not None else None,
-            mode="markers",
-            name=v.name,
-            marker={"size": 11, "color": VARIANTS[v.name].colour},
-            hovertemplate="%{x:.2f} ms, %{y:.1f} %",
-        )
-    figure.update_xaxes(title=f"ms per inference, batch {head.latency_batch}", rangemode="tozero")
-    figure.update_yaxes(title=f"{head.variants[0].scores[0].metric}, %")
-    return figure
+    metric, shown = head.variants[0].scores[0].metric, [v for v in head.variants if v.latency]
+    points = [f"{v.name}: {percent(v.scores[0].value)}, {milliseconds(v.latency.value)}" for v in shown if v.latency]
+    plot = Plot(name, f"{metric} against latency at batch {head.latency_batch}", "; ".join(points), 300)
+    ranges = {v.name: _range(v) for v in shown}
+    x = axis([end for low_high in ranges.values() for end in low_high], *columns(), zero=True)
+    y = _scores(plot, head)
+    plot.axes(x, y, f"ms per inference, batch {head.latency_batch}; lines: range over rounds", f"{metric}, %")
+    for v in shown:
+        assert v.latency is not None
+        height, (low, high) = y(100 * v.scores[0].value), ranges[v.name]
+        plot.bar(v.name, x(low), height, x(high), height)
+        _interval(plot, v, x(v.latency.value), y)
+        plot.point(v.name, _shape(v), x(v.latency.value), height)
+    return plot.svg()
 
 
-def sparsity(per_matrix: Mapping[str, float]) -> "Figure":
-    """Plots the sparsity of each pruned matrix as a heat map: layers in columns, kinds of matrix in rows."""
-    layers: list[str] = []
-    kinds: list[str] = []
-    cells: dict[tuple[str, str], float] = {}
-    for name, fraction in per_matrix.items():
-        layer, kind = _place(name)
-        layers += [layer] if layer not in layers else []
-        kinds += [kind] if kind not in kinds else []
-        cells[kind, layer] = fraction
-    rows = [[cells.get((kind, layer)) for layer in layers] for kind in kinds]
-    figure = _figure(height=70 + 34 * len(kinds))
-    figure.add_heatmap(
-        z=[[None if s is None else 100 * s for s in row] for row in rows],
-        x=layers,
-        y=kinds,
-        zmin=0,
-        zmax=100,
-        colorscale=_BLUES,
-        showscale=False,
-        xgap=2,
-        ygap=2,
-        texttemplate="%{z:.1f}" if len(layers) <= 6 else "%{z:.0f}",
-        textfont={"size": 11},
-        hovertemplate="layer %{x}, %{y}: %{z:.2f} %<extra></extra>",
-    )
-    figure.update_xaxes(title="layer", type="category", showgrid=False)
-    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
-    return figure
+def _range(row: VariantRow) -> tuple[float, float]:
+    assert row.latency is not None
+    found = row.latency
+    return (found.value if found.low is None else found.low, found.value if found.high is None else found.high)
+
+
+def _shape(row: VariantRow) -> str:
+    variant = VARIANTS[row.name]
+    return "diamond" if variant.engine else "square" if variant.sparse else "circle"
+
+
+def _scores(plot: Plot, head: ClaimsTable) -> Axis:
+    """Draws the legend above the plot, and returns the axis of the scores below it."""
+    for number, v in enumerate(head.variants):
+        x, y = 8 + 133 * (number % 3), 12 + 18 * (number // 3)
+        plot.point(v.name, _shape(v), x, y - 4)
+        plot.label(x + 10, y, v.name, small=True)
+    top = 22 + 18 * ((len(head.variants) - 1) // 3)
+    ends = [end for v in head.variants for end in (v.scores[0].value, *(v.scores[0].interval or ()))]
+    return axis([100 * end for end in ends], plot.height - 40, top)
+
+
+def _interval(plot: Plot, row: VariantRow, x: float, y: Axis) -> None:
+    if interval := row.scores[0].interval:
+        plot.bar(row.name, x, y(100 * interval[0]), x, y(100 * interval[1]))
+
+
+@dataclass(frozen=True)
+class Heat:
+    """The sparsity of each pruned matrix.
+
+    Attributes:
+        layers: Numbers of the layers, the columns.
+        rows: Kind of matrix -> the fraction of zeros in each layer; None where a layer has no such matrix.
+    """
+
+    layers: tuple[str, ...]
+    rows: dict[str, tuple[float | None, ...]]
+
+
+def sparsity(per_matrix: Mapping[str, float]) -> Heat:
+    """Returns the sparsity of each pruned matrix by its kind and its layer."""
+    cells = {_place(name): fraction for name, fraction in per_matrix.items()}
+    layers = tuple(dict.fromkeys(layer for layer, _ in cells))
+    kinds = dict.fromkeys(kind for _, kind in cells)
+    return Heat(layers, {kind: tuple(cells.get((layer, kind)) for layer in layers) for kind in kinds})
 
 
 def _place(name: str) -> tuple[str, str]:
@@ -110,63 +113,45 @@ def _place(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", name.removesuffix(".weight"))
 
 
-def training_curve(history: Sequence[Mapping[str, float]]) -> "Figure":
-    """Plots loss and its terms, learning rate and, in stages that prune, sparsity, in stacked panels."""
-    from plotly.subplots import make_subplots
+_LOSSES = {"loss": "total", "task_loss": "labels", "kd_loss": "teacher", "layers_loss": "teacher's layers"}
 
+
+def panels(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, str]]:
+    """Returns title -> series of the panels of a training curve: sparsity only where it changes."""
     pruned = len({row["sparsity"] for row in history if "sparsity" in row}) > 1
-    panels: list[tuple[str, dict[str, str]]] = [
-        ("loss", {"loss": "total", "task_loss": "labels", "kd_loss": "teacher", "layers_loss": "teacher's layers"}),
-        ("learning rate", {"learning_rate": "learning rate"}),
-    ]
-    panels += [("sparsity, %", {"sparsity": "sparsity"})] if pruned else []
-    colours = {
-        "loss": "#1d4ed8",
-        "task_loss": "#d97706",
-        "kd_loss": "#0d9488",
-        "layers_loss": "#be185d",
-        "learning_rate": "#7c3aed",
-    }
-    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.07)
-    for number, (title, series) in enumerate(panels, start=1):
+    found = {"loss": _LOSSES, "learning rate": {"learning_rate": "learning rate"}}
+    found |= {"sparsity, %": {"sparsity": "sparsity"}} if pruned else {}
+    present = {key for row in history for key in row}
+    shown = {title: {k: label for k, label in series.items() if k in present} for title, series in found.items()}
+    return {title: series for title, series in shown.items() if series}
+
+
+def training_curve(history: Sequence[Mapping[str, float]], stage: str, name: str) -> str:
+    """Plots loss and its terms, learning rate and, in stages that prune, sparsity, in panels above each other."""
+    shown, height = panels(history), 105
+    first, last = history[0]["step"], history[-1]["step"]
+    ends = []
+    for series in shown.values():
         for key, label in series.items():
-            rows = [row for row in history if key in row]
-            if not rows:
-                continue
-            scale = 100 if key == "sparsity" else 1
-            figure.add_scatter(
-                x=[row["step"] for row in rows],
-                y=[scale * row[key] for row in rows],
-                name=label,
-                mode="lines",
-                line={"width": 1.6, "color": colours.get(key, _INK), "shape": "hv" if key == "sparsity" else "linear"},
-                showlegend=title == "loss" and len(series) > 1,
-                row=number,
-                col=1,
-            )
-        figure.update_yaxes(title=title, row=number, col=1, rangemode="tozero" if number > 1 else "normal")
-    figure.update_yaxes(exponentformat="e", row=2, col=1)
-    figure.update_xaxes(title="optimizer step", row=len(panels), col=1)
-    return _dress(figure, height=120 + 130 * len(panels))
-
-
-def _figure(height: int = 360) -> "Figure":
-    import plotly.graph_objects as go
-
-    return _dress(go.Figure(), height)
-
-
-def _dress(figure: "Figure", height: int) -> "Figure":
-    layout: dict[str, Any] = {
-        "template": "none",
-        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12, "color": _INK},
-        "height": height,
-        "margin": {"l": 50, "r": 12, "t": 8, "b": 44},
-        # Above the plot: on a narrow screen the legend takes more rows, and the plot shrinks.
-        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0, "font_size": 11},
-        "hoverlabel": {"font_size": 12},
-    }
-    figure.update_layout(**layout)
-    figure.update_xaxes(gridcolor=_GRID, zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor=_GRID, zeroline=False, automargin=True)
-    return figure
+            rows = [row[key] for row in history if key in row]
+            ends.append(f"{label if key != 'loss' else 'loss'} from {short(rows[0])} to {short(rows[-1])}")
+    text = f"Steps {first:,.0f} to {last:,.0f}: {', '.join(ends)}."
+    plot = Plot(name, f"Training curve of {stage}", text, 24 + height * len(shown) + 38)
+    steps = [row["step"] for row in history]
+    x = Axis(0.0, max(steps) or 1.0, *columns())
+    for number, (title, series) in enumerate(shown.items()):
+        scale = 100 if "sparsity" in series else 1
+        bottom, top = 24 + height * (number + 1) - 10, 24 + height * number
+        values = [scale * row[key] for row in history for key in series if key in row]
+        y = axis(values, bottom, top, zero=number > 0)
+        is_last = number == len(shown) - 1
+        plot.axes(x, y, "optimizer step" if is_last else "", title, x_ticks=is_last)
+        for place, (key, label) in enumerate(series.items()):
+            colour = key.replace("_", "-")
+            points = [(x(row["step"]), y(scale * row[key])) for row in history if key in row]
+            plot.line(colour, points, steps=key == "sparsity")
+            if number == 0 and len(series) > 1:
+                left = columns()[0] + 84 * place
+                plot.line(colour, [(left, 8), (left + 14, 8)])
+                plot.label(left + 18, 12, label)
+    return plot.svg()

@@ -19,6 +19,8 @@ _SIZE_LABELS = {
     size.WHOLE_FP32: "full model: encoder with 1-bit mask, rest FP32",
     size.PLAIN: "full model: encoder stored dense, rest FP32",
 }
+# An absolute path of a file system; not a URL, a relative path or a fraction such as tokens/s.
+_ABSOLUTE = re.compile(r"(?<![\w.:/…*])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|,;:]+[/\\])+([^\s/\\'\"<>|,;:]*)")
 _CHECK_TEXTS = (
     (r"fewest examples that an IR answered", "evaluated examples, minimum over variants"),
     (r"examples answered", "evaluated examples"),
@@ -77,8 +79,21 @@ def measured(value: float | str) -> str:
 
 
 def score(value: Score) -> str:
-    """Formats a score with its standard error: 73.9 % ± 1.4."""
-    return percent(value.value) + (f" ± {100 * value.error:.1f}" if value.error is not None else "")
+    """Formats a score with its interval: 73.9 % (71.2 to 76.4)."""
+    return percent(value.value) + (f" ({interval(value)})" if value.interval is not None else "")
+
+
+def interval(value: Score) -> str:
+    """Formats the interval of a score in percent: 71.2 to 76.4; empty if there is none."""
+    if value.interval is None:
+        return ""
+    low, high = (100 * end for end in value.interval)
+    return f"{low:.1f} to {high:.1f}"
+
+
+def portable(text: str) -> str:
+    """Shortens the absolute paths in a text to their last part; the others describe a machine, not the run."""
+    return _ABSOLUTE.sub(r"…/\1", text)
 
 
 def duration(seconds: float) -> str:
@@ -156,6 +171,8 @@ FILTERS = {
         number,
         measured,
         score,
+        interval,
+        portable,
         duration,
         speed,
         code,

@@ -1,5 +1,6 @@
 """The report: one HTML file that opens offline, and the same tables in Markdown."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 from toolkit.core.artifacts import Manifest, failed_checks
 from toolkit.measure.size import BUNDLE, FILE, GZIP
-from toolkit.recipe import DENSE, SHIPPED
+from toolkit.recipe import DENSE, DENSE_INT8, SHIPPED
 from toolkit.reporting import figures, formatting, sentences
 from toolkit.reporting.budgets import Budget, budget_gains, budgets
 from toolkit.reporting.claims_table import ClaimsTable, claims_table, variants_of
 from toolkit.reporting.manifests import STAGES, StageScores, provenance_groups, stage_of, stage_scores, tasks_of
+from toolkit.reporting.verdicts import Verdict, headline, verdicts
+
+_EXTENSION = re.compile(r"(?<=-extensions )('[^']*'|\S+)")  # the kernels' place on the machine that measured
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
@@ -29,17 +33,19 @@ class TaskView:
     """Template data of a benchmarked task."""
 
     head: ClaimsTable
+    verdict: Verdict
     summary: str
     criterion: str
     sizes: list[SizeRow]
     parity: list[dict[str, Any]]
     matmuls: list[dict[str, Any]]
+    stored: str  # variant whose matrices are listed
     left_out: list[str]
     folder: str
     speeds: list[tuple[str, dict[str, Any]]]
     tuning: dict[str, Any] | None
     tuning_text: str
-    plots: list[tuple[str, str]] = field(default_factory=list)
+    plots: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -49,6 +55,7 @@ class RunView:
     title: str
     about: str  # the student's sparsity, layers and steps; empty without a student
     sparse: bool  # whether one sparse student serves all tasks
+    verdicts: list[Verdict]
     manifests: Sequence[Manifest]
     tasks: list[TaskView]
     variants: list[str]  # of all tasks
@@ -61,7 +68,7 @@ class RunView:
     checks_failed: int
     data: list[tuple[str, str, str]]
     reconstruction: str = ""
-    sparsity_plot: str = ""
+    heat: figures.Heat | None = None
     curves: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -76,8 +83,6 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
         Path of `report.html`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     manifests = [m for run in runs for m in run]
     assert manifests, "a report needs a finished stage"
@@ -85,6 +90,9 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
     machines = provenance_groups(runs, "machine")
     values = {
         "runs": views,
+        "headline": headline([verdict for view in views for verdict in view.verdicts]),
+        "verdict_count": sum(len(view.verdicts) for view in views),
+        "colours": figures.COLOURS,
         "gains": budget_gains(runs),
         "subjects": list(dict.fromkeys(_subject(m) for m in manifests if m.run)),
         "machines": machines,
@@ -108,8 +116,7 @@ def build(runs: Sequence[Sequence[Manifest]], folder: Path) -> Path:
         environment.filters |= formatting.FILTERS
         environment.globals |= {"tuning_cost": sentences.tuning_cost, "criterion_name": sentences.criterion_name}
         environment.globals |= {"shipped": SHIPPED}
-        script = {"plotly": Markup(get_plotlyjs())} if html else {}
-        (folder / file).write_text(environment.get_template(template).render(**values, **script))
+        (folder / file).write_text(environment.get_template(template).render(**values))
     return folder / PAGE
 
 
@@ -117,7 +124,7 @@ def _subject(manifest: Manifest) -> str:
     """Returns the name, description and base model of a run as one line."""
     run = manifest.run
     about = f": {run['description']}" if run.get("description") else ""
-    return f"{run.get('name', '')}{about} (from {run.get('model', '')})"
+    return formatting.portable(f"{run.get('name', '')}{about} (from {run.get('model', '')})")
 
 
 def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
@@ -125,14 +132,17 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
 
     student = stage_of(run, "student")
     sparse = student is not None and student.metrics.get("sparsity") is not None
-    pattern = next((m for m in (student, *run) if m is not None and m.metrics.get("per_matrix")), None)
+    pruned = (m for m in (student, *run) if m is not None and m.metrics.get("per_matrix"))
+    pattern = next((m for m in pruned if sentences.has_zeros(m)), None)
     mark = prefix.lower().replace(" ", "-") or "run"  # plots need identifiers that are unique in the page
     spent, scores = budgets(run), stage_scores(run)
-    tasks = [t for t in (_task_view(run, task, f"{mark}-{i}") for i, task in enumerate(tasks_of(run))) if t]
+    found = verdicts(run)
+    tasks = [t for t in (_task_view(run, task, f"{mark}-{i}", found) for i, task in enumerate(tasks_of(run))) if t]
     view = RunView(
         title=prefix,
         about=sentences.run_title(student) if student else "",
         sparse=sparse,
+        verdicts=found,
         manifests=run,
         tasks=tasks,
         variants=variants_of([t.head for t in tasks]),
@@ -147,17 +157,16 @@ def _run_view(run: Sequence[Manifest], prefix: str) -> RunView:
         reconstruction=sentences.reconstruction(student),
     )
     if pattern is not None:
-        plot = figures.sparsity(pattern.metrics["per_matrix"])
-        view.sparsity_plot = Markup(figures.to_html(plot, f"{mark}-sparsity"))
+        view.heat = figures.sparsity(pattern.metrics["per_matrix"])
     for i, m in enumerate(run):
         if m.history:
             label = f"{m.task}: {m.stage}" if m.task else m.stage
-            curve = figures.to_html(figures.training_curve(m.history), f"{mark}-curve-{i}")
+            curve = figures.training_curve(m.history, label, f"{mark}-curve-{i}")
             view.curves.append((label, Markup(curve)))
     return view
 
 
-def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None:
+def _task_view(run: Sequence[Manifest], task: str, mark: str, found: Sequence[Verdict]) -> TaskView | None:
     """Returns the template data of a task, or None if it was not benchmarked."""
     from markupsafe import Markup
 
@@ -170,24 +179,32 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str) -> TaskView | None
     measured = benchmark.metrics["variants"]
     exported = export.metrics if export else {}
     exported_variants: dict[str, dict[str, Any]] = exported.get("variants", {})
+    stored = SHIPPED if SHIPPED in exported_variants else DENSE_INT8
     view = TaskView(
         head=head,
+        verdict=next(v for v in found if v.task == task and v.of_benchmark),
         summary=sentences.summary(head, stage_of(run, "transfer", task) or quantized),
         criterion=sentences.criterion(benchmark),
         sizes=_sizes(benchmark),
         parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],
-        matmuls=exported_variants.get(SHIPPED, {}).get("matmuls", []),
-        left_out=sentences.left_out(export) + sentences.rows_left_out(run, task),
+        matmuls=exported_variants.get(stored, {}).get("matmuls", []),
+        stored=stored,
+        left_out=[formatting.portable(s) for s in sentences.left_out(export) + sentences.rows_left_out(run, task)],
         folder=benchmark.artifact.path.as_posix(),
         tuning=tuning,
         tuning_text=sentences.tuning(tuning) if tuning else "",
-        speeds=sorted(((v, p) for v, m in measured.items() for p in m["performance"]), key=lambda x: x[1]["batch"]),
+        speeds=sorted(
+            (
+                (v, p | {"command": _EXTENSION.sub("$(pruneofa kernels path)", p["command"])})
+                for v, m in measured.items()
+                for p in m["performance"]
+            ),
+            key=lambda x: x[1]["batch"],
+        ),
     )
-    metric = head.variants[0].scores[0].metric
-    plots = {"size": figures.against_size(head)}
+    view.plots = [Markup(figures.against_size(head, f"{mark}-size"))]
     if any(v.latency for v in head.variants):
-        plots["latency"] = figures.against_latency(head)
-    view.plots = [(f"{metric} against {n}", Markup(figures.to_html(f, f"{mark}-{n}"))) for n, f in plots.items()]
+        view.plots.insert(0, Markup(figures.against_latency(head, f"{mark}-latency")))
     return view
 
 
@@ -224,7 +241,7 @@ def _data(run: Sequence[Manifest]) -> list[tuple[str, str, str]]:
             values = dict(entry) if isinstance(entry, dict) else {"": entry}
             digest = str(values.pop("sha256", ""))
             rest = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}".strip() for key, value in values.items())
-            found.setdefault(f"{name}{digest}{rest}", (name, digest, rest))
+            found.setdefault(f"{name}{digest}{rest}", (formatting.portable(name), digest, formatting.portable(rest)))
     return list(found.values())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolkit.core.artifacts import Manifest
+from toolkit.models.checkpoint import MIN_SPARSITY
 from toolkit.recipe import DENSE, SHIPPED, VARIANTS, engine_variant
 from toolkit.reporting.budgets import PAPER_BATCH, PAPER_STEPS, Budget
 from toolkit.reporting.claims_table import ClaimsTable, Quantity, VariantRow, claims_table
@@ -42,10 +43,15 @@ def model_kind(compressed: Manifest) -> str:
     """
     found = compressed.metrics
     depth = f"{len(found['kept_layers'])} of {found['layers_before']} layers" if found.get("kept_layers") else ""
-    if found.get("sparsity") is None:
-        return f"dense, {depth}"
+    if not has_zeros(compressed):
+        return f"dense, {depth}".removesuffix(", ")
     zeros = f"{percent(found['sparsity'])} of the encoder's weights are zero"
     return f"{depth}, {zeros}" if depth else zeros
+
+
+def has_zeros(compressed: Manifest) -> bool:
+    """Returns whether a model was pruned; one that is only quantized records a sparsity of 0."""
+    return (compressed.metrics.get("sparsity") or 0.0) >= MIN_SPARSITY
 
 
 def run_title(student: Manifest) -> str:
@@ -72,18 +78,26 @@ def _size_sentence(variant: VariantRow) -> str:
     return f"{text}; {encoder}."
 
 
+def criteria(benchmark: Manifest) -> list[tuple[str, bool]]:
+    """States for each accuracy criterion (8 bits, zeros) whether the dev split meets it: the sentence, and a bool."""
+    found = []
+    for key, what, before in (("accuracy_criterion", "INT8", "FP32"), ("zeros_criterion", "the sparse model", "dense")):
+        c = benchmark.metrics.get(key)
+        if not c:
+            continue
+        unit = f" of the {before} score" if c["kind"] == "relative" else ""
+        limit, difference = percent(c["promised"], 2), percent(abs(c["measured"]), 2)
+        verb = "lost" if c["measured"] >= 0 else "gained"
+        name = criterion_name(c["metric"]).capitalize() + (" of the zeros" if key == "zeros_criterion" else "")
+        verdict = "met" if c["met"] else "not met"
+        text = f"{name} {verdict}: {what} {verb} {difference}{unit} in {c['metric']}, loss limit {limit}."
+        found.append((text, c["met"]))
+    return found
+
+
 def criterion(benchmark: Manifest) -> str:
-    """States whether the accuracy criterion is met on the dev split; empty if it was not evaluated."""
-    found = benchmark.metrics.get("accuracy_criterion")
-    if not found:
-        return ""
-    unit = " of the FP32 score" if found["kind"] == "relative" else ""
-    limit, difference = percent(found["promised"], 2), percent(abs(found["measured"]), 2)
-    verb = "lost" if found["measured"] >= 0 else "gained"
-    verdict = "met" if found["met"] else "not met"
-    metric = found["metric"]
-    name = criterion_name(metric).capitalize()
-    return f"{name} {verdict}: INT8 {verb} {difference}{unit} in {metric}, loss limit {limit}."
+    """States whether the accuracy criteria are met on the dev split; empty if none was evaluated."""
+    return " ".join(text for text, _ in criteria(benchmark))
 
 
 def criterion_name(metric: str) -> str:
@@ -127,10 +141,12 @@ def tuning_cost(found: dict[str, Any], number: int) -> str:
 
 
 def missed_criteria(manifests: Sequence[Manifest]) -> list[str]:
-    """Returns a line for each task whose accuracy criterion is not met; without a benchmark, tuning decides."""
-    missed = [m for m in manifests if (m.metrics.get("accuracy_criterion") or {}).get("met") is False]
+    """Returns a line for each accuracy criterion of a task that is not met; without a benchmark, tuning decides."""
     lines = [
-        f"{m.task}: {criterion(m).removesuffix('.')}, n = {claims_table(m).variants[0].scores[0].n:,}." for m in missed
+        f"{m.task}: {text.removesuffix('.')}, n = {claims_table(m).variants[0].scores[0].n:,}."
+        for m in manifests
+        for text, met in criteria(m)
+        if not met
     ]
     measured = {m.task for m in manifests if m.stage == "benchmark"}
     for m in manifests:

@@ -8,6 +8,7 @@ from toolkit.reporting import formatting, sentences
 from toolkit.reporting.budgets import budgets
 from toolkit.reporting.claims_table import ClaimsTable, Score, VariantRow, claims_table, variants_of
 from toolkit.reporting.manifests import STAGES, StageScores, stage_of, stage_scores, tasks_of
+from toolkit.reporting.verdicts import Verdict, chosen_of, verdicts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,18 +16,22 @@ if TYPE_CHECKING:
 
 
 def console(runs: Sequence[Sequence[Manifest]]) -> "RenderableType":
-    """Returns the claims table and summary of each task of each run, the budget and the number of passed checks."""
+    """Returns what to deploy, then tables and summaries of each task of each run, its budget and its checks."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[RenderableType] = []
     for number, run in enumerate(runs, start=1):
         heads = [claims_table(m) for m in run if m.stage == "benchmark"]
+        found = verdicts(run)
+        for verdict in found:
+            parts.append(Text.assemble(_headline(verdict), f" {verdict.reason}\n"))
         if len(heads) > 1:
             parts.append(_overview(heads))
         for benchmark in (m for m in run if m.stage == "benchmark"):
             head = claims_table(benchmark)
-            parts.append(_table(head, f"run {number}, {head.task}" if len(runs) > 1 else head.task))
+            title = f"run {number}, {head.task}" if len(runs) > 1 else head.task
+            parts.append(_table(head, title, chosen_of(found, head.task)))
             quantized = stage_of(run, "quantize", head.task)
             sparse = stage_of(run, "transfer", head.task) or quantized
             lines = [sentences.summary(head, sparse), sentences.criterion(benchmark)]
@@ -46,12 +51,17 @@ def console(runs: Sequence[Sequence[Manifest]]) -> "RenderableType":
     return Group(*parts)
 
 
+def _headline(verdict: Verdict) -> tuple[str, str]:
+    task = f"{verdict.task}: " if verdict.task else ""
+    return f"{task}{verdict.headline}.", "bold red" if verdict.failed else "bold green"
+
+
 def _in_pytorch(rows: Sequence[StageScores]) -> "Table":
     """Returns the table of scores after each stage, for tasks that were not benchmarked."""
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(box=SIMPLE, padding=0, title="PyTorch models, dev split", caption="± one standard error")
+    table = Table(box=SIMPLE, padding=0, title="PyTorch models, dev split", caption="in parentheses: 95 % interval")
     table.add_column("task", no_wrap=True)
     table.add_column("metric")
     for name in ("n", *(stages := [stage for stage in STAGES if any(stage in row.scores for row in rows)])):
@@ -105,7 +115,10 @@ def _overview(heads: Sequence[ClaimsTable]) -> "Table":
 
     names = variants_of(heads)
     table = Table(
-        box=SIMPLE, padding=0, title=f"{len(heads)} tasks", caption="second line: change from dense-fp32 in points"
+        box=SIMPLE,
+        padding=0,
+        title=f"{len(heads)} tasks",
+        caption="second line: change from dense-fp32 in points; third line: 95 % interval",
     )
     table.add_column("task", no_wrap=True)
     for name in names:
@@ -116,8 +129,8 @@ def _overview(heads: Sequence[ClaimsTable]) -> "Table":
     return table
 
 
-def _table(head: ClaimsTable, title: str) -> "Table":
-    """Returns a claims table; comparisons with dense FP32 are on second lines, so that it fits 80 columns."""
+def _table(head: ClaimsTable, title: str, chosen: str | None) -> "Table":
+    """Returns a claims table; comparisons and intervals are on further lines, so that it fits 80 columns."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -126,8 +139,8 @@ def _table(head: ClaimsTable, title: str) -> "Table":
         title=title,
         box=SIMPLE,
         padding=0,
-        caption=f"n = {formatting.examples(head)}; ± one standard error; "
-        f"second line: change in points from, or ratio to, dense-fp32{note}",
+        caption=f"n = {formatting.examples(head)}; second line: change in points from, or ratio to, dense-fp32; "
+        f"third line: 95 % interval{'; bold: to deploy' if chosen else ''}{note}",
     )
     table.add_column("variant", no_wrap=True)
     columns = [s.metric for s in head.variants[0].scores]
@@ -136,12 +149,13 @@ def _table(head: ClaimsTable, title: str) -> "Table":
     for column in columns:
         table.add_column(column, justify="right")
     for v in head.variants:
-        table.add_row(v.name, *_cells(v))
+        table.add_row(v.name, *_cells(v), style="bold" if v.name == chosen else None)
     return table
 
 
 def _compared(score: Score) -> str:
-    return f"{formatting.score(score)}\n{formatting.points(score.change) if score.change is not None else ''}"
+    change = "" if score.change is None else formatting.points(score.change)
+    return "\n".join((formatting.percent(score.value), change, formatting.interval(score))).rstrip("\n")
 
 
 def _cells(v: VariantRow) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import dump_flow
+from toolkit.data.metrics import shuffled_scores
 from toolkit.data.task_kinds import Split, score
 from toolkit.data.tasks import TaskData
 from toolkit.models.classes import output_order
@@ -17,7 +18,6 @@ from toolkit.recipe import KINDS
 from toolkit.training.evaluation import predict
 
 _ENOUGH = 100  # examples that are enough to judge a teacher, set aside for tuning or of dev; else it is judged on train
-_SHUFFLES = 30
 _GAIN = 0.1  # of the accuracy, by which another order of the classes is better: then it is the right one
 
 
@@ -99,9 +99,8 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
     def of(order: np.ndarray) -> float:
         return score(task.kind, [metric], [truth[i] for i in order], predicted, len(task.labels))[metric]
 
-    count, random = len(truth), np.random.default_rng(0)
-    own = of(np.arange(count))
-    chance = [of(random.permutation(count)) for _ in range(_SHUFFLES)]
+    count = len(truth)
+    own, chance = of(np.arange(count)), shuffled_scores(of, count)
     better = _better_order(np.asarray(truth), np.asarray(predicted), task.labels) if task.labels else None
     if own > np.mean(chance) + 2 * np.std(chance) and better is None:
         return None

@@ -29,7 +29,7 @@ def shown(tmp_path, monkeypatch, measured, within, isa=(), task=None):
     exported = {n: {"ir": {"accuracy": a, "f1": 0.0}, "dev_n": 1000} for n, (a, _) in measured.items() if "," not in n}
     for name in exported:
         (tmp_path / "tasks/toy/export" / name).mkdir(parents=True, exist_ok=True)
-    manifest = SimpleNamespace(stage="export", task="toy", metrics={"variants": exported})
+    manifest = SimpleNamespace(stage="export", task="toy", config={}, metrics={"variants": exported})
     monkeypatch.setattr(graph, "finished_manifests", lambda run: [manifest])
     monkeypatch.setattr(machine, "describe", lambda: {"isa": list(isa)})
 
@@ -89,6 +89,23 @@ def test_where_amx_with_sparse_weights_wins_the_sentence_on_8_bit_products_is_no
     text = shown(tmp_path, monkeypatch, quick, 0.01, isa=("amx_int8",))
     assert "deploy sparse-int8, AMX decompression, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE=0 (2.10 ms)." in text
     assert "Dense INT8 MatMuls are faster than the sparse kernels on this CPU (sparse-engine-int8: 5.10 ms)." in text
+
+
+def test_without_a_limit_the_criteria_of_the_recipe_decide_as_in_the_report(tmp_path, monkeypatch):
+    text = shown(tmp_path, monkeypatch, MEASURED | {"sparse-engine-int8": (0.874, (5.0, 5.1, 5.3))}, None)
+    assert (
+        "dense-fp32 has 0.9000: 0.9000 for dense-fp32; 0.8910 for dense-int8; 0.8820 for sparse-fp32; 0.8732 for"
+        in text
+    )
+    assert "deploy sparse-engine-int8 (5.10 ms)." in text
+
+
+def test_a_failed_compression_is_said_before_the_variant_to_deploy(tmp_path, monkeypatch):
+    quick = MEASURED | {"dense-int8": (0.9, (2.0, 2.1, 2.2))}
+    text = shown(tmp_path, monkeypatch, quick, 0.01)
+    assert (
+        "batch 1, 64 tokens: Compression failed: dense-int8 is faster. The fastest compressed variant that is" in text
+    )
 
 
 def test_an_unknown_task_is_refused(tmp_path, monkeypatch):

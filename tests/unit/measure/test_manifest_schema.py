@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.helpers.manifests import run_manifests
-from toolkit.cli.bench import _candidates
+from toolkit.cli.bench import _exported
 from toolkit.cli.inspect import inspection_tables
 from toolkit.core.artifacts import write_manifest
 from toolkit.core.errors import UserError
@@ -136,7 +136,7 @@ def test_figures_that_an_older_version_did_not_record_are_needed_for_reports_onl
 def test_a_run_without_an_exported_variant_has_nothing_to_recommend(run):
     change(run, EXPORT, "metrics/variants", {})
     with pytest.raises(UserError, match="exported no variant"):
-        _candidates(run, None)
+        _exported(run, None)
 
 
 def test_a_dense_model_of_fewer_layers_records_these_in_place_of_its_sparsity(run):

@@ -64,3 +64,25 @@ def test_data_files_of_one_name_are_told_apart_in_the_manifest_by_their_folders(
     }
     assert _by_name({"/d/train.tsv": "1", "/e/dev.tsv": "2"}).keys() == {"train.tsv", "dev.tsv"}
     assert _by_name({}) == {}
+
+
+def test_what_zeros_may_cost_is_part_of_the_benchmarks_key_alone(tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\na\t0\n")
+    (tmp_path / "config.json").write_text(CONFIG)
+    values = {
+        "name": "x",
+        "model": {"source": str(tmp_path)},
+        "ready": {"student": str(tmp_path)},
+        "tasks": {"t": {"train": str(tmp_path / "a.tsv"), "dev": str(tmp_path / "a.tsv")}},
+        "export": {},
+        "benchmark": {},
+    }
+
+    def keys_with(**changes):
+        recipe = Recipe.model_validate(values | {"transfer": {"pruning": {"train": {"steps": 1}}} | changes})
+        return {s.stage.name: s.key for s in graph.plan(recipe, tmp_path / "runs", ResolvedInputs())}
+
+    default, same = keys_with(), keys_with(tuning={"accuracy_criterion": {"relative": 0.02}})
+    other = keys_with(tuning={"accuracy_criterion": {"absolute": 0.5}})
+    assert same == default
+    assert {stage for stage in default if other[stage] != default[stage]} == {"benchmark"}

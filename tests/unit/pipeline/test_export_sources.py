@@ -14,9 +14,11 @@ from toolkit.core.errors import UserError
 from toolkit.models.checkpoint import sparsity_by_tensor
 from toolkit.models.load import load_tokenizer
 from toolkit.pipeline.stages import benchmark, export
-from toolkit.recipe import Benchmark, Export, Model, Task
+from toolkit.recipe import Benchmark, Export, Model, Quantization, Quantize, Task
 from toolkit.sparsity.mask import SparsityMask
 from toolkit.sparsity.mask_file import MASK_FILE
+
+STATIC = Quantization(approach="post_training_static_quant")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,9 @@ def test_the_score_is_compared_with_the_one_that_the_stage_measured(run, made):
     result = run(("sparse-fp32",), {"transfer": {"accuracy": 0.123}}, transfer=made.sparse)
     found = checks(result)["sparse-fp32: |torch - transfer| accuracy on all 120 dev examples"]
     assert not found.ok
-    assert found.measured == pytest.approx(abs(result.metrics["variants"]["sparse-fp32"]["torch"]["accuracy"] - 0.123))
+    change = abs(result.metrics["variants"]["sparse-fp32"]["torch"]["accuracy"] - 0.123)
+    assert found.measured.startswith(f"{change:.4g}, p = ")
+    assert "export.metric_tolerance" in found.instead
 
 
 def test_a_ready_model_that_does_not_know_the_task_is_exported_with_a_word(run, made, monkeypatch):
@@ -125,3 +129,43 @@ def test_a_mask_file_that_does_not_fit_is_refused_by_the_export(run, made, tmp_p
     SparsityMask({}).save(folder / MASK_FILE)
     with pytest.raises(UserError, match="does not cover the zeros"):
         run(("sparse-fp32",), transfer=made.sparse.model_copy(update={"path": folder}))
+
+
+def test_a_dense_model_that_is_only_quantized_has_dense_variants(run, made, tiny_bert, tmp_path):
+    from tests.helpers.models import load_classifier
+    from toolkit.models.load import save_checkpoint
+
+    folder = tmp_path / "dense"
+    save_checkpoint(load_classifier(tiny_bert, ("negative", "positive")), load_tokenizer(tiny_bert), folder)
+    dense = Artifact(kind="task", path=folder, sha256="d")
+    result = run(("sparse-fp32", "sparse-int8", "sparse-engine-int8"), transfer=dense)
+    assert list(result.metrics["variants"]) == ["dense-fp32", "dense-int8"]
+    assert result.metrics["left_out"] == {"sparse-engine-int8": "the model has no zeros"}
+    assert {check.name.partition(":")[0] for check in result.checks} == {"dense-fp32", "dense-int8"}
+    stored = {m["stored_type"] for m in result.metrics["variants"]["dense-int8"]["matmuls"]}
+    assert "i8" in stored
+
+    timing = {"warmup": 0, "iteration": 1, "seconds": 1, "batch_sizes": [1], "sequence_length": 8}
+    section = Benchmark.model_validate({"evaluation": {"performance": timing}})
+    (tmp_path / "timed").mkdir()
+    context = Context(tmp_path / "timed", tmp_path / "work", 0, "toy", cache=tmp_path / "cache")
+    export_artifact = Artifact(kind="ir", path=tmp_path / "export", sha256="e")
+    inputs = benchmark.Inputs(made.section, Quantize(distillation=None, quantization=STATIC), section, export_artifact)
+    found = benchmark.run(replace(inputs, transfer_artifact=dense), context).metrics
+    assert found["accuracy_criterion"]["reference"] == found["variants"]["dense-fp32"]["accuracy"]["accuracy"]
+    assert found["zeros_criterion"] is None
+    assert found["variants"]["dense-fp32"]["chance"] is not None
+
+
+def test_a_dense_model_alone_has_no_variant_for_the_sparse_engine(made, run, tiny_bert, tmp_path):
+    from tests.helpers.models import load_classifier
+    from toolkit.models.load import save_checkpoint
+
+    save_checkpoint(load_classifier(tiny_bert, ("negative", "positive")), load_tokenizer(tiny_bert), tmp_path / "dense")
+    with pytest.raises(UserError, match="can be made of a model without zeros"):
+        run(("sparse-engine-fp32",), transfer=Artifact(kind="task", path=tmp_path / "dense", sha256="d"))
+
+
+def test_the_dense_name_of_a_sparse_model_is_refused_before_it_is_exported(made, run):
+    with pytest.raises(UserError, match="none of dense-fp32 has a model in this run"):
+        run(("dense-fp32",), transfer=made.sparse)

@@ -3,6 +3,7 @@
 import pytest
 
 from toolkit.core.errors import UserError
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.pipeline.graph import check_graph
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import dump_recipe, parse_recipe
@@ -26,7 +27,7 @@ def test_without_labels_the_dense_model_teaches_as_it_is():
     made = recipe(TEXTS, more="task_teacher: {train: {steps: 1}}")  # which is that of other tasks
     assert made.tasks["toy"].ready == {"task_teacher": "some/model"}
     assert made.tasks["toy"].label is None
-    check_graph(made)
+    check_graph(made, ResolvedInputs())
     assert parse_recipe(dump_recipe(made), "again") == made
 
 

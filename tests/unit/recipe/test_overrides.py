@@ -43,6 +43,9 @@ def test_override_of_steps_takes_the_place_of_epoch_and_back(write):
     assert load_recipe(path, ["transfer.epoch=2"]).transfer.distillation.train.steps is None
     criterion = load_recipe(path, ["relative=0.5", "absolute=0.02"]).quantize.tuning.accuracy_criterion
     assert (criterion.relative, criterion.absolute) == (None, 0.02)
+    recipe = load_recipe(path, ["transfer.tuning.accuracy_criterion.absolute=0.1"])
+    assert recipe.transfer.tuning.accuracy_criterion.floor(0.9) == pytest.approx(0.8)
+    assert recipe.quantize.tuning.accuracy_criterion.relative == 0.01
 
 
 def test_override_wins_over_the_value_of_a_pruner(write):

@@ -4,6 +4,7 @@ import pytest
 
 from tests.helpers.recipes import SMALL
 from toolkit.core.errors import UserError
+from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import check_graph
 from toolkit.pipeline.requirements import extra_for
@@ -28,7 +29,7 @@ def test_a_recipe_without_the_key_keeps_its_cache_key(write):
 
 def test_a_student_needs_no_training_if_it_is_reconstructed(write):
     recipe = load_recipe(write(ONE_SHOT))
-    check_graph(recipe)
+    check_graph(recipe, ResolvedInputs())
     assert recipe.student.train is None
     assert extra_for(recipe.student) == ""
     values = section_values("student", recipe.student)["pruning"]["reconstruction"]

@@ -1,6 +1,7 @@
 """A report of several runs: separate sections, machines and versions; common ones are named once."""
 
 import io
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +33,7 @@ def test_runs_of_different_tasks_are_not_taken_for_one_with_one_student(tmp_path
     for name in ("report.md", "report.html"):
         shown = (tmp_path / name).read_text().split("</style>")[-1]
         assert "One sparse model" not in shown
-        first, _, second = shown.partition("Run 2 of 2")
+        first, second = re.split(r"(?m)^(?:## |<h2>)Run 2 of 2", shown)
         assert "Run 1 of 2" in first
         assert ("The student was pruned in" in first, "The student was pruned in" in second) == (True, False)
     assert "run 1, films" in result.output
@@ -58,7 +59,7 @@ def pages(runs: list[list[Manifest]], folder: Path) -> tuple[str, str]:
 
 def test_machines_of_runs_that_were_measured_on_different_ones_are_all_named_with_their_runs(tmp_path):
     html, markdown = pages([elsewhere(run_manifests()), run_manifests()], tmp_path)
-    assert "· Other &lt;CPU>, 64 cores; Some CPU @ 2.60GHz, 2 cores ·" in markdown.splitlines()[2]
+    assert "· Other &lt;CPU>, 64 cores; Some CPU @ 2.60GHz, 2 cores ·" in markdown
     assert "Machine, run 1 (films): cpu Other &lt;CPU>; cores 64.\n" in markdown
     assert "Machine, run 2 (films): cpu Some CPU @ 2.60GHz;" in markdown
     assert "\nVersions: python 3.11.7" in markdown, "which are the same"
@@ -93,7 +94,8 @@ def test_versions_that_differ_between_benchmarks_are_all_named(tmp_path):
 
 def test_one_machine_behind_all_is_named_once_without_saying_whose(tmp_path):
     html, markdown = pages([run_manifests(("films", "sst2")), OF_READY_STUDENT], tmp_path)
-    assert markdown.count("Some CPU @ 2.60GHz") == 2, "in the first line and in the last ones"
+    assert markdown.count("Some CPU @ 2.60GHz, 2 cores") == 1, "in the head"
+    assert markdown.count("Machine: ") == 1
     assert "\nMachine: cpu Some CPU @ 2.60GHz; isa avx2; cores 2; " in markdown
     assert "<b>machine</b>" not in html
 
@@ -101,4 +103,4 @@ def test_one_machine_behind_all_is_named_once_without_saying_whose(tmp_path):
 def test_the_date_is_that_of_what_started_last(tmp_path):
     run = run_manifests(("films", "sst2"))
     run[2] = run[2].model_copy(update={"started": "2031-02-05T00:00:00+00:00"})
-    assert pages([run], tmp_path)[1].splitlines()[2].startswith("2031-02-05 ·")
+    assert "\n2031-02-05 ·" in pages([run], tmp_path)[1]

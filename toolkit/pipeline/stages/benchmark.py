@@ -14,8 +14,19 @@ from toolkit.core.errors import UserError
 from toolkit.models.architectures import layer_count, split_layer
 from toolkit.models.checkpoint import MIN_SPARSITY, encoder_matrices
 from toolkit.models.config import read_config
-from toolkit.models.depth import depth_metrics
-from toolkit.recipe import SHIPPED, SHIPPED_FP32, VARIANTS, AccuracyCriterion, Benchmark, Quantize, Task
+from toolkit.models.depth import depth_metrics, is_dense
+from toolkit.recipe import (
+    DENSE,
+    DENSE_INT8,
+    SHIPPED,
+    SHIPPED_FP32,
+    VARIANTS,
+    AccuracyCriterion,
+    Benchmark,
+    Quantize,
+    Task,
+    TransferTuning,
+)
 
 if TYPE_CHECKING:
     from toolkit.measure.size import Footprint
@@ -32,6 +43,7 @@ class Inputs:
     task_teacher_artifact: Artifact | None = None
     transfer_artifact: Artifact | None = None
     quantize_artifact: Artifact | None = None
+    transfer_tuning: TransferTuning | None = None
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
@@ -66,11 +78,11 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         context.progress.update(done)
 
     context.progress.start(len(folders) + latency.runs(len(folders), section))
-    scores, answered = {}, []
+    scores, chance, answered = {}, {}, []
     for variant, folder in folders.items():
         own = tasks[variant]
         logits = accuracy.cached_predictions(folder, own.dev, pad_ids[variant], context.cache)
-        scores[variant] = own.scores(logits)
+        scores[variant], chance[variant] = own.scores(logits), own.chance(logits)
         answered.append((len(logits), len(own.dev)))
         advance()
 
@@ -101,13 +113,17 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     variants = {
         variant: {
             "accuracy": scores[variant],
+            "chance": chance[variant],
             "sizes": sizes[variant],
             "performance": [t.as_metrics() for t in timed if t.model == variant],
         }
         for variant in folders
     }
     (context.folder / "benchmark.json").write_text(json.dumps(variants, indent=1))
-    quantize = inputs.quantize
+    zeros = inputs.transfer_tuning or TransferTuning()
+    transfer, quantize, metric = inputs.transfer_artifact, inputs.quantize, task.metrics[0]
+    dense_only = transfer is not None and is_dense(transfer.path)
+    before, after = (DENSE, DENSE_INT8) if dense_only else (SHIPPED_FP32, SHIPPED)
     return StageResult(
         kind="measurement",
         metrics={
@@ -118,9 +134,10 @@ def run(inputs: Inputs, context: Context) -> StageResult:
             "rows_left_out": list(task.left_out),
             "variants": variants,
             "sizes_reference": (dense_footprint or footprint).reference() if footprint else {},
-            "accuracy_criterion": criterion(quantize.tuning.accuracy_criterion, task.metrics[0], scores)
+            "accuracy_criterion": criterion(quantize.tuning.accuracy_criterion, metric, scores, before, after)
             if quantize
             else None,
+            "zeros_criterion": criterion(zeros.accuracy_criterion, metric, scores, DENSE, SHIPPED_FP32),
         },
         checks=[
             Check(
@@ -160,6 +177,8 @@ def _footprints(inputs: Inputs) -> "tuple[Footprint | None, Footprint | None, bo
     else:
         kept = {name: math.prod(shape) for name, shape in own.items()}
     footprint = size.count_weights(sparse.path, kept)
+    if is_dense(sparse.path):
+        return footprint, footprint, False
     if dense is None or own == (others := encoder_matrices(dense.path)):
         return footprint, footprint, has_zeros
     if not depth or layer_count(read_config(dense.path)) != depth["layers_before"]:
@@ -170,22 +189,28 @@ def _footprints(inputs: Inputs) -> "tuple[Footprint | None, Footprint | None, bo
 
 
 def criterion(
-    limit: AccuracyCriterion, metric: str, scores: Mapping[Any, Mapping[str, float]]
+    limit: AccuracyCriterion,
+    metric: str,
+    scores: Mapping[Any, Mapping[str, float]],
+    before_it: str = SHIPPED_FP32,
+    after_it: str = SHIPPED,
 ) -> dict[str, Any] | None:
-    """Evaluates the accuracy criterion on the dev split: the loss of the sparse INT8 IR against the sparse FP32 IR.
+    """Evaluates an accuracy criterion on the dev split: the loss of one IR against another one.
 
     Args:
         limit: The recipe's accuracy criterion.
         metric: Name of the metric.
         scores: Variant -> metric -> score.
+        before_it: The variant without what the criterion limits: 8 bits, or zeros.
+        after_it: The variant with it.
 
     Returns:
         The maximum loss as `promised` and the actual one as `measured`, in the unit of `kind`: `relative` (fraction of
-        the FP32 score) or `absolute`. None unless both variants were measured.
+        the score before) or `absolute`. None unless both variants were measured.
     """
-    if not {SHIPPED_FP32, SHIPPED} <= scores.keys():
+    if not {before_it, after_it} <= scores.keys():
         return None
-    before, after = scores[SHIPPED_FP32][metric], scores[SHIPPED][metric]
+    before, after = scores[before_it][metric], scores[after_it][metric]
     return {
         "kind": "absolute" if limit.relative is None else "relative",
         "metric": metric,

@@ -2,17 +2,21 @@
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
+from toolkit.core.errors import UserError
+from toolkit.models.depth import is_dense
 from toolkit.pipeline.graph import require_variant
 from toolkit.pipeline.stages.export_checks import (
     ENGINE_INT8_TOLERANCE,
     ENGINE_TOLERANCE,
+    FIXED,
     FP32_TOLERANCE,
+    LOGIT_INSTEAD,
     SINGLE_LOGIT_FACTOR,
     LogitDifferences,
     check_at_most,
@@ -23,7 +27,7 @@ from toolkit.pipeline.stages.export_checks import (
     weights_hash,
 )
 from toolkit.quantization.tuning import TUNING_FILE
-from toolkit.recipe import VARIANTS, Export, Model, Quantization, Quantize, Task, Variant
+from toolkit.recipe import VARIANTS, Export, Model, Quantization, Quantize, Task, Variant, variants_of_dense
 
 if TYPE_CHECKING:
     from toolkit.data.tasks import TaskData
@@ -62,11 +66,13 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.ir.kernels import KernelMissingError
     from toolkit.ir.sparse_engine import NotSparseEnoughError
 
-    wanted = [VARIANTS[name] for name in inputs.export.variants]
     stages = {variant.source_stage for variant in VARIANTS.values() if inputs.source_of(variant)}
-    require_variant(inputs.export, stages, str(context.task))
-    jobs = _ExportJob.prepare(inputs, context)
-    metrics: dict[str, Any] = {"variants": {}, "left_out": {}}
+    transfer = inputs.transfer_artifact
+    dense = transfer is not None and is_dense(transfer.path)
+    require_variant(inputs.export, stages, str(context.task), lambda: dense)
+    wanted, without = _wanted(inputs, dense)
+    jobs = _ExportJob.prepare(inputs, wanted, context)
+    metrics: dict[str, Any] = {"variants": {}, "left_out": without}
     checks: list[Check] = []
     context.progress.start(len(wanted))
     # Variants on the sparse engine are converted from plain ones, which therefore come first.
@@ -90,6 +96,26 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     return StageResult(kind="ir", metrics=metrics, checks=checks, data={"note": inputs.task.note})
 
 
+def _wanted(inputs: Inputs, dense: bool) -> tuple[list[Variant], dict[str, str]]:
+    """Returns the variants to export, and those that a dense model cannot have, each with the reason.
+
+    A model without zeros that is only quantized has dense variants, whatever the recipe calls them.
+
+    Raises:
+        UserError: Only variants for the sparse engine were asked for, of a dense model.
+    """
+    names = inputs.export.variants
+    if not dense:
+        return [VARIANTS[name] for name in names], {}
+    wanted = variants_of_dense(names)
+    if not wanted:
+        what = f"none of {', '.join(names)} can be made of a model without zeros"
+        raise UserError(what, where="export.variants", instead="variants: [dense-fp32, dense-int8]")
+    if inputs.quantize_artifact is None:
+        wanted = tuple(replace(variant, source_stage="transfer") for variant in wanted)
+    return list(wanted), {name: "the model has no zeros" for name in names if VARIANTS[name].engine}
+
+
 @dataclass(frozen=True)
 class _ExportJob:
     """Data shared by the export of all variants of a checkpoint.
@@ -111,13 +137,13 @@ class _ExportJob:
     zeros: dict[str, float]
 
     @classmethod
-    def prepare(cls, inputs: Inputs, context: Context) -> "dict[str, _ExportJob]":
+    def prepare(cls, inputs: Inputs, variants: list[Variant], context: Context) -> "dict[str, _ExportJob]":
         """Returns the job of each stage with a checkpoint to export."""
         from toolkit.data.tasks import load_tasks
         from toolkit.models.load import load_tokenizer
         from toolkit.training.teacher_logits import with_dense
 
-        wanted = {VARIANTS[name].source_stage: VARIANTS[name] for name in inputs.export.variants}
+        wanted = {variant.source_stage: variant for variant in variants}
         sources = {stage: source for stage, v in wanted.items() if (source := inputs.source_of(v)) is not None}
         tokenizers: dict[str, Any] = {stage: load_tokenizer(source.path) for stage, source in sources.items()}
         tasks = load_tasks(context.task or "", inputs.task, tokenizers)
@@ -163,16 +189,17 @@ class _ExportJob:
         # the range, the mean 1 % (benchmarks/). An error, such as a missing scale or matrix, shows in the mean.
         largest, mean = differences.shares()
         limit = SINGLE_LOGIT_FACTOR * section.tolerance if variant.int8 else FP32_TOLERANCE
-        checks = [check_at_most(name, "largest |IR - torch| logit, share of their range", largest, limit)]
+        instead = LOGIT_INSTEAD if variant.int8 else FIXED
+        difference = "|IR - torch| logit, share of their range"
+        checks = [check_at_most(name, f"largest {difference}", largest, limit, instead)]
         if variant.int8:
-            checks.append(check_at_most(name, "mean |IR - torch| logit, share of their range", mean, section.tolerance))
-        checks += check_metrics(
-            name, "IR - torch", scores["torch"], scores["ir"], task.measures, section.metric_tolerance
-        )
+            checks.append(check_at_most(name, f"mean {difference}", mean, section.tolerance, instead))
+        both, tolerance = (torch_logits, ir_logits), section.metric_tolerance
+        checks += check_metrics(name, "IR - torch", scores["torch"], scores["ir"], task, tolerance, both)
         before = self.context.scores.get(self.stage)
-        if before and not (variant.int8 and self.stage == "task_teacher"):  # that one is quantized here
+        if before and not (variant.int8 and self.stage != "quantize"):  # that one is quantized here
             compared = f"torch - {self.stage}"
-            checks += check_metrics(name, compared, before, scores["torch"], task.measures, section.metric_tolerance)
+            checks += check_metrics(name, compared, before, scores["torch"], task, tolerance)
         checks += [
             Check(name=f"{name}: torch weights untouched", ok=untouched, measured=str(untouched), limit="True"),
             Check(
@@ -237,12 +264,12 @@ class _ExportJob:
         largest, mean = differences.shares()
         same_products = "|engine - dense products of the same numbers| logit, share of their range"
         checks = [
-            check_at_most(name, f"mean {same_products}", mean, ENGINE_INT8_TOLERANCE)
+            check_at_most(name, f"mean {same_products}", mean, ENGINE_INT8_TOLERANCE, FIXED)
             if made.in_8_bits
-            else check_at_most(name, f"largest {same_products}", largest, ENGINE_TOLERANCE)
+            else check_at_most(name, f"largest {same_products}", largest, ENGINE_TOLERANCE, FIXED)
         ]
-        compared = f"engine - {variant.plain}"
-        checks += check_metrics(name, compared, scores["plain"], scores["ir"], task.measures, section.metric_tolerance)
+        compared, both, tolerance = f"engine - {variant.plain}", (plain_logits, logits), section.metric_tolerance
+        checks += check_metrics(name, compared, scores["plain"], scores["ir"], task, tolerance, both)
         checks += check_zeros(name, inspection, self.zeros)
         figures = {
             "matmuls": [asdict(m) for m in inspection.matmuls],

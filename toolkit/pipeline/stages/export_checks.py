@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Check
 from toolkit.ir.conformance import mismatches
+from toolkit.measure.significance import change_by_chance, is_proportion, mcnemar
 from toolkit.models.checkpoint import MIN_SPARSITY, encoder_matrices, sparsity_by_tensor
 from toolkit.recipe import Quantization
 from toolkit.sparsity.mask_file import require_fitting_mask
@@ -15,7 +16,7 @@ from toolkit.sparsity.mask_file import require_fitting_mask
 if TYPE_CHECKING:
     import numpy as np
 
-    from toolkit.data.tasks import Measure
+    from toolkit.data.tasks import Measure, TaskData
     from toolkit.ir.inspect import IRInspection
 
 FP32_TOLERANCE = 1e-3  # fraction of the logits' range
@@ -24,6 +25,16 @@ ENGINE_TOLERANCE = 1e-4
 # levels is nearer, and one level in a layer shifts many in the next. A trained MiniLM differed by 1e-3, its plain INT8
 # IR by 8e-3.
 ENGINE_INT8_TOLERANCE = 5e-3
+SIGNIFICANT = 0.05  # p value from which on a change of a metric may be due to chance
+# What to do about a failed check.
+_METRIC_INSTEAD = (
+    "a larger `export.metric_tolerance` if this change is acceptable; else look for what the IR computes differently"
+)
+LOGIT_INSTEAD = (
+    "a larger `export.tolerance` if the metrics above are acceptable, or `quantize.quantization.op_wise` to keep the "
+    "operations in FP32 that the IR computes differently"
+)
+FIXED = "no key changes this limit: the IR computes something else than the model; please report it with this folder"
 SINGLE_LOGIT_FACTOR = 10  # single INT8 logits: factor on the tolerance of the mean, which could hide one wrong logit
 
 
@@ -62,9 +73,9 @@ class LogitDifferences:
         return {"max_abs_diff": self.largest, "mean_abs_diff": self.mean, "logit_range": self.extent}
 
 
-def check_at_most(variant: str, name: str, measured: float, limit: float) -> Check:
+def check_at_most(variant: str, name: str, measured: float, limit: float, instead: str = "") -> Check:
     """Returns the check that a figure of a variant is at most `limit`."""
-    return Check(name=f"{variant}: {name}", ok=measured <= limit, measured=measured, limit=limit)
+    return Check(name=f"{variant}: {name}", ok=measured <= limit, measured=measured, limit=limit, instead=instead)
 
 
 def check_metrics(
@@ -72,28 +83,55 @@ def check_metrics(
     compared: str,
     before: Mapping[str, float],
     after: Mapping[str, float],
-    measures: "Sequence[Measure]",
+    task: "TaskData",
     tolerance: float,
+    logits: "tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None" = None,
 ) -> list[Check]:
-    """Returns one check per metric: its change on the complete dev split is at most `tolerance`.
+    """Returns one check per metric: on the complete dev split it changes by at most `tolerance`, or by chance.
+
+    A few of the examples that a model is least sure of may flip with the last bits of its logits. On a small dev split
+    they exceed any tolerance, so that a larger change also has to be significant in a paired test of the examples.
 
     Args:
         variant: Name of the variant.
         compared: The two models compared, as the check's name shows them.
         before: Metric name -> score of the reference.
         after: Metric name -> score of the variant.
-        measures: The task's metrics, with the number of examples of each.
-        tolerance: Largest absolute difference.
+        task: The task, with its metrics.
+        tolerance: Largest absolute difference, `export.metric_tolerance`.
+        logits: Logits of both models for each item of `dev`; None: only the scores are known.
     """
-    return [
-        check_at_most(
-            variant,
-            f"|{compared}| {m.name} on all {m.n} dev examples",
-            abs(before[m.name] - after[m.name]),
-            tolerance,
+    checks = []
+    for m in task.measures:
+        change = after[m.name] - before[m.name]
+        check = check_at_most(
+            variant, f"|{compared}| {m.name} on all {m.n} dev examples", abs(change), tolerance, _METRIC_INSTEAD
         )
-        for m in measures
-    ]
+        if not check.ok:
+            p = _p_value(task, m, change, logits)
+            shown = {} if p is None else {"measured": f"{abs(change):.4g}, p = {p:.2g}", "limit": _or_chance(tolerance)}
+            check = check.model_copy(update={"ok": p is not None and p >= SIGNIFICANT, **shown})
+        checks.append(check)
+    return checks
+
+
+def _p_value(
+    task: "TaskData",
+    measure: "Measure",
+    change: float,
+    logits: "tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None",
+) -> float | None:
+    """Returns how often chance changes a score as much; None if that is unknown, without the logits.
+
+    Of two fractions alone the smallest possible value is known: that of no example flipping the other way.
+    """
+    if logits is not None:
+        return change_by_chance(task, measure, *logits)
+    return mcnemar(round(abs(change) * measure.n), 0) if is_proportion(measure.metric) else None
+
+
+def _or_chance(tolerance: float) -> str:
+    return f"{tolerance:g}, or p >= {SIGNIFICANT:g} (paired test)"
 
 
 def pruned_matrices(folder: Path) -> dict[str, float]:
@@ -131,6 +169,7 @@ def check_zeros(variant: str, inspection: "IRInspection", zeros: Mapping[str, fl
             "zeros lost in a matrix, share",
             max((0.0, *(zeros[name] - found[name] for name in present))),
             1e-6,
+            FIXED,
         ),
     ]
 
