@@ -6,12 +6,12 @@ from typing import Any
 from toolkit.core.files import file_hash, json_hash
 from toolkit.data.documents import as_read
 from toolkit.data.hub import hub_split
-from toolkit.data.kinds.retrieval import files_of
+from toolkit.data.kinds.retrieval import files_of, is_judged
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
 from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe
 from toolkit.recipe.corpus import corpus_settings
-from toolkit.recipe.references import corpus_files, is_hub, table_format
+from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
 from toolkit.recipe.task import settings_for_keys
 
 # Paths are left out of cache keys: moving a file does not change its content, whose hash is in the key instead.
@@ -81,6 +81,8 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
             roles["more_train"] = [hashed(spec) for spec in task.more_train]
         if task.retrieval:
             roles["retrieval"] = {name: [hashed(f) for f in files_of(spec)] for name, spec in task.retrieval.items()}
+        if judged := [spec for spec in task_files(task) if KINDS[task.kind].per_query and is_judged(spec)]:
+            roles["judged"] = [[hashed(file) for file in files_of(spec)] for spec in judged]
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}
     return hashes, roles
 

@@ -13,6 +13,7 @@ from typing import Any
 from toolkit.data.corpus.parts import VALID_EVERY
 from toolkit.data.documents import documents
 from toolkit.data.files import cached_file
+from toolkit.data.kinds.reranking import as_pairs
 from toolkit.data.published import published_rows
 from toolkit.data.tables import text
 from toolkit.data.task_kinds import EXAMPLES
@@ -209,9 +210,9 @@ def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
     file = cached_file(spec)
     if file is None:
         return None
-    kept = []
+    kept, columns = [], as_pairs(section).columns
     for _, row in file_rows(file, section.columns, section):
-        texts = tuple(text(row.get(column)) for column in section.columns)
+        texts = tuple(text(row.get(column)) for column in columns)
         if all(texts) and not any(text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)
     return kept
