@@ -297,7 +297,17 @@ def _a(kind: str) -> str:
 
 
 # Keys of a task that its training texts depend on.
-_TEXT_FIELDS = {"kind", "columns", "label", "rows", "drop_empty", "drop_unanswerable", "hold_out", "tuning_examples"}
+_TEXT_FIELDS = {
+    "kind",
+    "columns",
+    "label",
+    "rows",
+    "drop_empty",
+    "drop_unanswerable",
+    "hold_out",
+    "tuning_examples",
+    "ranking",
+}
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
 _ADDED: dict[str, Any] = {
     "drop_unanswerable": False,

@@ -93,7 +93,7 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
         windows = len(lengths) / max(1, len(sample))
     return DataVolume(
         examples=None if rows is None else round((rows - tune) * windows),
-        exact=texts is not None and not held and kind.examples_per_row == 1,
+        exact=texts is not None and not held and kind.examples_per_row == 1 and section.ranking.group == 1,
         lengths=lengths,
         longest=section.max_seq_length,
         dev=round(dev_rows * windows),

@@ -33,9 +33,9 @@ def require_fitting_keys(task: "Task") -> None:
             if getattr(task, key) != default:
                 raise wrong(f"has no effect: only multi-label tasks have `{key}`", key, instead="remove the key")
         return
-    if (task.label is None) == (not task.label_columns):
-        what = "needs the column of the classes, or one column per class"
-        raise wrong(what, "label", instead="label: <column>, or label_columns: [<column>, …]")
+    if task.label is not None and task.label_columns:
+        what = "has no effect beside `label_columns`, which have the classes of a row"
+        raise wrong(what, "label", instead="one of the two keys")
     if task.label_columns and tuple(task.labels) != task.label_columns:
         raise wrong("the classes are named after `label_columns`", "labels", instead="remove the key")
     if overlap := [column for column in task.label_columns if column in task.columns]:

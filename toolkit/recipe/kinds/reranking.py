@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MOST_COLUMNS = 32  # query, positives, and columns of negatives
 LABEL = "label"  # column of the label of a pair that was made from a row with positives and negatives
-_FORMS = "[query, passage] with a label; or label: null and [query, positives, negatives, …]"
+_FORMS = "[query, passage] with a label; or [query, positives, negatives, …] without one"
 
 
 class Ranking(Section):
