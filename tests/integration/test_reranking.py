@@ -34,7 +34,7 @@ def run(model, task, folder, **more):
         "task_teacher": {"train": STEPS},
         "transfer": {"pruning": {"approach": approach}, "distillation": {"train": STEPS}},
         "quantize": {"quantization": {"approach": "post_training_static_quant", "calibration": {"sampling_size": 8}}},
-        "export": {"metric_tolerance": 1, "tolerance": 0.5},
+        "export": {"metric_tolerance": 0.9, "tolerance": 0.5},
     }
     chosen = Recipe.model_validate(values | more)
     made = {m.stage: m for m in Run(chosen, folder, lambda step: nullcontext(NullProgress()))()}

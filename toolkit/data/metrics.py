@@ -56,12 +56,17 @@ def macro_f1_of_sets(truth: Any, margins: Any) -> float:
 
 
 def average_precision(truth: Any, margins: Any) -> float:
-    """Mean over the classes that occur of the precision at each example of the class, examples ranked by margin."""
+    """Mean over the classes that occur of the precision at each example of the class, examples ranked by margin.
+
+    0 if no class occurs, as in a small split for tuning.
+    """
     from sklearn.metrics import average_precision_score
 
     truth, margins = np.asarray(truth) > 0, np.asarray(margins)
     occurs = truth.any(axis=0)
-    return float(average_precision_score(truth[:, occurs], margins[:, occurs], average="macro"))
+    return (
+        float(average_precision_score(truth[:, occurs], margins[:, occurs], average="macro")) if occurs.any() else 0.0
+    )
 
 
 def accuracy(truth: Any, predicted: Any) -> float:

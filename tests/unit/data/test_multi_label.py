@@ -71,6 +71,7 @@ def test_metrics_are_those_counted_by_hand():
     lower = scores(0.25)  # a 2 hits, 1 false; b 1 hit, 1 false; c 1 hit
     assert lower["f1_micro"] == pytest.approx(2 * 4 / (2 * 4 + 2))
     assert lower["average_precision"] == at_half["average_precision"]
+    assert scores(0.5, 0 * truth)["average_precision"] == 0
     without = truth * [1, 1, 0]  # a class that does not occur has no average precision
     assert scores(0.5, without)["average_precision"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
 
