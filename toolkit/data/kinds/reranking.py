@@ -72,13 +72,15 @@ class Candidates(Examples):
     def groups(self) -> np.ndarray:
         """Numbers of the examples that a batch of the training does not separate, [groups, group].
 
-        With more than one, each candidate above the lowest of its query is grouped with others that are less relevant,
-        which take turns.
+        With more than one, each candidate above the lowest of its query is grouped with others that are less relevant.
+        These take turns in a random order that is always the same: in that of the rows the first, which are often those
+        that a search finds best, would come more often than the others.
         """
         if self.group == 1:
             return super().groups
         rows, others = [], np.arange(self.group - 1)
-        for numbers in self._by_query(np.arange(len(self))):
+        for query, numbers in enumerate(self._by_query(np.arange(len(self)))):
+            numbers = np.random.default_rng(query).permutation(numbers)
             labels = self.labels[numbers]
             for turn, place in enumerate(np.flatnonzero(labels > labels.min())):
                 below = numbers[labels < labels[place]]
