@@ -27,7 +27,7 @@ class Ranking(Section):
         "distillation compares their differences (MarginMSE) instead of single scores",
     )
     bm25: Position = Field(
-        20,
+        100,
         description="for files in BEIR's layout: best documents by BM25 that are candidates, beside the relevant ones",
     )
 
