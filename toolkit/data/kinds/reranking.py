@@ -156,8 +156,9 @@ def _judged_pairs(path: Path, section: Task) -> Iterator[tuple[str, str, str, fl
     highest = max(grade for grades in found.relevant for grade in grades.values())
     index = BM25(found.documents)
     for number, (query, grades) in enumerate(zip(found.queries, found.relevant, strict=True), start=1):
-        others = [place for place in index.best(query, section.ranking.bm25) if place not in grades]
-        for place in (*grades, *others):
+        count = section.ranking.bm25
+        others = [place for place in index.best(query, count + len(grades)) if place not in grades]
+        for place in (*grades, *others[:count]):
             yield f"{path}, query {number}", query, found.documents[place], grades.get(place, 0.0) / highest
 
 
