@@ -25,6 +25,11 @@ def files(tmp_path_factory):
     def rows(count, label):
         return [(sentence(rng, GOOD), sentence(rng, (GOOD, BAD)[n % 2]), label(n)) for n in range(count)]
 
+    def candidates(count):
+        """Four candidates for each query, the first of which is about the same thing."""
+        asked = rng.sample(NOUNS, count)
+        return [(word, f"{word} {sentence(rng, BAD)}" if n else word, int(n == 0)) for word in asked for n in range(4)]
+
     def squad(name, count):
         questions = []
         for n in range(count):
@@ -61,6 +66,21 @@ def files(tmp_path_factory):
             "dev": squad("dev.json", 30),
             "max_seq_length": 40,
             "windows": {"stride": 8, "max_question_length": 10},
+        },
+        "multi_label": texts
+        | {
+            "kind": "multi_label",
+            "train": table("sets.tsv", pairs, rows(60, lambda n: ("same", "none|same", "", "other")[n % 4])),
+            "dev": table("more_sets.tsv", pairs, rows(30, lambda n: ("same", "none|same", "other")[n % 3])),
+            "metrics": ["f1_micro", "f1_macro", "average_precision"],
+        },
+        "reranking": texts
+        | {
+            "kind": "reranking",
+            "train": table("candidates.tsv", pairs, candidates(15)),
+            "dev": table("more_candidates.tsv", pairs, candidates(10)),
+            "ranking": {"group": 2},
+            "metrics": ["ndcg@10", "mrr@10"],
         },
         "pair": texts
         | {

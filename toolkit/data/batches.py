@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Keys of the labels in an example; they are never model inputs.
-LABEL_KEYS = ("labels", "start_positions", "end_positions", "next_sentence_label")
+LABEL_KEYS = ("labels", "scores", "start_positions", "end_positions", "next_sentence_label")
 KD_POSITIONS = "kd_positions"  # key of the positions at which student and teacher are compared, bool
 TEACHER_LOGITS = "teacher_logits"  # key of the cached logits of the teacher
 TOGETHER = "together"  # key of the number of neighbouring examples that belong together, such as the texts of a pair

@@ -48,6 +48,30 @@ def mean_f1(truth: Any, predicted: Any) -> float:
     return f1(truth, predicted, average="macro")
 
 
+def micro_f1_of_sets(truth: Any, margins: Any) -> float:
+    """F1 over all decisions, one per example and class; a class is predicted from a margin of 0 on."""
+    return f1(np.asarray(truth) > 0, np.asarray(margins) >= 0, average="micro")
+
+
+def macro_f1_of_sets(truth: Any, margins: Any) -> float:
+    """Mean of the F1 scores of the classes, 0 for a class that neither occurs nor is predicted."""
+    return f1(np.asarray(truth) > 0, np.asarray(margins) >= 0, average="macro")
+
+
+def average_precision(truth: Any, margins: Any) -> float:
+    """Mean over the classes that occur of the precision at each example of the class, examples ranked by margin.
+
+    0 if no class occurs, as in a small split for tuning.
+    """
+    from sklearn.metrics import average_precision_score
+
+    truth, margins = np.asarray(truth) > 0, np.asarray(margins)
+    occurs = truth.any(axis=0)
+    return (
+        float(average_precision_score(truth[:, occurs], margins[:, occurs], average="macro")) if occurs.any() else 0.0
+    )
+
+
 def accuracy(truth: Any, predicted: Any) -> float:
     """Fraction of correct predictions."""
     from sklearn.metrics import accuracy_score

@@ -64,7 +64,6 @@ class Windows:
     offsets: list[np.ndarray]
     settings: AnswerWindows
     kind: ClassVar[Kind] = "question_answering"
-    together: ClassVar[int] = 1
     texts_repeat: ClassVar[bool] = True
     examples_per_row: ClassVar[float] = 1.05
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]] = {
@@ -88,6 +87,11 @@ class Windows:
     def lengths(self) -> np.ndarray:
         """Number of tokens of each window, [windows] int64."""
         return np.fromiter(map(len, self.inputs["input_ids"]), dtype=np.int64, count=len(self))
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Numbers of the windows that a batch of the training does not separate: each alone, [windows, 1]."""
+        return np.arange(len(self))[:, None]
 
     @property
     def truth(self) -> list[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
@@ -13,20 +13,21 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
-from toolkit.core.yaml_document import dump_flow
 from toolkit.data.files import cached_file, fetch_file
+from toolkit.data.kinds.multi_label import require_class_rows, stored_classes
+from toolkit.data.kinds.reranking import as_pairs, by_query, candidate_rows, require_label, require_rankable
 from toolkit.data.kinds.retrieval import read_retrieval
-from toolkit.data.labels import class_number, is_number, label_name, label_number, number_of
+from toolkit.data.labels import is_number, label_number, number_of
 from toolkit.data.question_answering import is_unanswerable
 from toolkit.data.tables import Record, read_rows, text
 from toolkit.data.tables.columns import complete_lines
+from toolkit.data.task_classes import class_labels, numbers_of, require_evaluated, require_two_classes, summary_of
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import KINDS, Task
 from toolkit.recipe.references import is_hub, table_format, task_files, train_files
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode categories of spaces, line ends, control and format characters
 _LONGEST_NUMBER = 100  # digits of a label; Python itself parses at most a few thousand
-_FEW_CLASSES = 10  # up to this number, classes are listed by name
 _KINDS_OF_VALUE = {int: "number", float: "number", bool: "truth value", list: "list", dict: "object"}
 
 
@@ -37,14 +38,17 @@ class TaskRow:
     Attributes:
         where: `file:line`, or the nearest equivalent.
         texts: The text, or the two texts of a pair; none is empty.
-        label: The label as stored in the file; never missing, None only in a task without labels.
+        label: The label as stored in the file; never missing, None only in a task without labels. With several classes
+            a tuple of them, possibly empty.
         group: Value of `hold_out.column`: rows with the same value are in the same split. None without `hold_out`.
+        query: Number of the row's query among those of its split, or of all evaluation splits. None for other tasks.
     """
 
     where: str
     texts: tuple[str, ...]
     label: Any
     group: str | None
+    query: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,23 +75,40 @@ def read_task(name: str, section: Task) -> TaskRows:
 
     Raises:
         UserError: A file is missing or damaged, a column is missing, a text is empty, a label is missing or not one of
-            the classes, a split is empty or has a single class, or a class that the recipe does not name occurs in no
-            evaluation split.
+            the classes, a split is empty or has a single class, a class that the recipe does not name occurs in no
+            evaluation split, a class of a multi-label task in no training row, or a query has nothing to rank.
     """
     left_out: list[str] = []
     all_train, dev = _splits(section, left_out)
     more = {split: _read(spec, section.evaluated, left_out) for split, spec in section.more_dev.items()}
-    labels = _labels(all_train, section)
+    labels = class_labels(all_train, section)
     tune, train = _set_aside(all_train, section)
     if KINDS[section.kind].has_classes:
         for split, rows in (("train", train), ("dev", dev), *more.items()):
-            _require_two_classes(name, split, rows, labels)
+            if KINDS[section.kind].several_classes:
+                require_class_rows(name, split, [numbers_of(row, labels) for row in rows], labels)
+            else:
+                require_two_classes(name, split, rows, labels)
         if not section.labels:
-            _require_evaluated(all_train, itertools.chain(dev, *more.values()), labels)
+            require_evaluated(all_train, itertools.chain(dev, *more.values()), labels)
     if KINDS[section.kind].dense_teaches:
         for split, rows in (("train", train), ("dev", dev), *more.items()):
             _require_two_scores(name, split, rows)
-    return TaskRows(labels, train, tune, {"": dev} | more, tuple(left_out))
+    splits = {"": dev} | more
+    if KINDS[section.kind].per_query:
+        train, tune, first = by_query(train), by_query(tune), 0
+        if section.ranking.group > 1:
+            require_rankable(train)
+        for split, rows in splits.items():
+            splits[split] = by_query(rows, first)
+            require_rankable(splits[split])
+            first += measured_items(rows)
+    return TaskRows(labels, train, tune, splits, tuple(left_out))
+
+
+def measured_items(rows: Sequence[TaskRow]) -> int:
+    """Returns the number of items of a split that a metric is a mean over: rows, or the queries that they belong to."""
+    return len(rows) if not rows or rows[0].query is None else len({row.query for row in rows})
 
 
 def read_train(section: Task) -> list[TaskRow]:
@@ -116,15 +137,18 @@ def check_rows(name: str, section: Task) -> str:
         targets(measured, found.labels, section.evaluated)
         summary = [f"{len(train):,} training rows, {len(measured):,} evaluation rows"]
         if KINDS[section.kind].has_classes:
-            summary.append(_classes(found.labels, numbers))
+            summary.append(summary_of(found.labels, numbers))
+        if KINDS[section.kind].per_query:
+            queries = [sum(map(measured_items, splits)) for splits in ((found.train, found.tune), found.dev.values())]
+            summary.append("{:,} training and {:,} evaluation queries".format(*queries))
         for split, file in section.retrieval.items():
-            one = read_retrieval(split, file)
+            one = read_retrieval(split, file, drop_empty=section.drop_empty)
             summary.append(f"{split}: {len(one.queries):,} queries, {len(one.documents):,} documents")
         return "; ".join([*summary, *found.left_out])
     # Without the train split the classes are known only if the recipe names them.
     counts, left_out = [], list[str]()
     is_known = set(train_files(section)) <= set(here)
-    labels = _labels(_read_train(section, []), section) if is_known else section.labels
+    labels = class_labels(_read_train(section, []), section) if is_known else section.labels
     for spec in here:
         own = section if spec in train_files(section) else section.evaluated
         rows = _read(spec, own, left_out)
@@ -141,14 +165,6 @@ def targets(rows: Sequence[TaskRow], labels: Sequence[str], section: Task) -> An
         UserError: A label is not one of the task's; the message names the row.
     """
     return EXAMPLES[section.kind].targets(rows, labels)
-
-
-def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
-    """Summary of the classes and their numbers of rows."""
-    if len(labels) > _FEW_CLASSES:
-        return f"{len(labels):,} classes"
-    counts = np.bincount(numbers, minlength=len(labels))
-    return "classes " + ", ".join(f"{label} ({n:,})" for label, n in zip(labels, counts, strict=True))
 
 
 def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[TaskRow]]:
@@ -173,7 +189,14 @@ def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[Tas
 def _set_aside(train: list[TaskRow], section: Task) -> tuple[list[TaskRow], list[TaskRow]]:
     """Returns the rows of `tune` and the remaining train rows; the choice does not depend on the recipe's seed."""
     count = min(section.tuning_examples, len(train) // 10)
-    chosen = set(np.random.default_rng(0).permutation(len(train))[:count].tolist())
+    units: dict[Any, list[int]] = {}  # rows that are set aside together: one, or the candidates of a query
+    for number, row in enumerate(train):
+        units.setdefault(row.texts[0] if KINDS[section.kind].per_query else number, []).append(number)
+    numbered, chosen = list(units.values()), set[int]()
+    for unit in np.random.default_rng(0).permutation(len(units)).tolist():
+        if len(chosen) + len(numbered[unit]) > count:
+            break
+        chosen.update(numbered[unit])
     return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]
 
 
@@ -204,10 +227,11 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     """Returns the rows of a file selected by `section.rows`; adds a message on rows without text to `left_out`."""
     path = fetch_file(spec)
     group = section.hold_out.column if section.hold_out else None
-    label_column = [] if section.label is None else [section.label]
-    columns = [*section.columns, *label_column, *section.rows, *([group] if group else [])]
+    label_columns = [*section.label_columns, *([] if section.label is None else [section.label])]
+    columns = [*section.columns, *label_columns, *section.rows, *([group] if group else [])]
     rows, empties, unanswered, seen = [], list[str](), list[str](), False
-    for where, row in file_rows(path, columns, section):
+    stored, section = file_rows(path, columns, section), as_pairs(section)
+    for where, row in stored:
         seen = True
         if any(text(row[column]) not in values for column, values in section.rows.items()):
             continue
@@ -239,7 +263,7 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
 def file_rows(path: Path, columns: Sequence[str], section: Task) -> Iterator[tuple[str, Record]]:
     """Yields the rows of a task's file as `read_rows`; single texts may also be the lines of a plain text file."""
     if section.kind != "embedding" or len(columns) > 1 or table_format(path.name) is not None:
-        yield from read_rows(path, columns)
+        yield from candidate_rows(path, columns, section) if KINDS[section.kind].per_query else read_rows(path, columns)
         return
     for number, line in enumerate(complete_lines(path), start=1):
         if not _is_blank(line):
@@ -248,6 +272,8 @@ def file_rows(path: Path, columns: Sequence[str], section: Task) -> Iterator[tup
 
 def _label(row: Record, section: Task, where: str) -> Any:
     """Returns the label as stored in the file; None for a task without labels."""
+    if KINDS[section.kind].several_classes:
+        return stored_classes(row, section, where)
     if section.label is None:
         return None
     label = row[section.label]
@@ -272,7 +298,7 @@ def _label(row: Record, section: Task, where: str) -> Any:
             where=where,
             instead="the name or number of a class" if KINDS[section.kind].has_classes else "e.g. 3.8",
         )
-    return label
+    return require_label(label, section, where) if KINDS[section.kind].per_query else label
 
 
 def _is_blank(text: str) -> bool:
@@ -310,37 +336,6 @@ def _kind_of(value: Any) -> str:
     return _KINDS_OF_VALUE.get(type(value), type(value).__name__)
 
 
-def _labels(train: Sequence[TaskRow], section: Task) -> tuple[str, ...]:
-    """Returns the class names, from the recipe or else from the train split; empty for a task without classes."""
-    if not KINDS[section.kind].has_classes:
-        return ()
-    return section.labels or _labels_found(train, section)
-
-
-def _labels_found(rows: Iterable[TaskRow], section: Task) -> tuple[str, ...]:
-    """Returns the distinct labels, sorted as numbers if all are numbers, else by name."""
-    labels = [row.label for row in rows]
-    found, numbers = ({form(label) for label in labels} for form in (label_name, label_number))
-    if len(found) > max(2, len(labels) // 2):
-        raise UserError(
-            f"{len(found)} different values in {len(labels)} rows: too many to be classes",
-            where=f"{section.train}, column {section.label!r}",
-            instead="a column with the name or number of a class",
-        )
-    return tuple(sorted(numbers, key=int) if all(map(is_number, numbers)) else sorted(found))
-
-
-def _require_two_classes(name: str, split: str, rows: Sequence[TaskRow], labels: Sequence[str]) -> None:
-    """Rejects a split with a single label, which can neither train nor evaluate a classifier."""
-    numbers = {class_number(row.label, row.where, labels) for row in rows}
-    if len(numbers) == 1:
-        raise UserError(
-            f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
-            where=f"tasks.{name}",
-            instead="a split with two classes or more",
-        )
-
-
 def _require_two_scores(name: str, split: str, rows: Sequence[TaskRow]) -> None:
     """Rejects pairs that all have one score, which can neither train nor evaluate; texts without scores pass."""
     scores = {number_of(row.label, row.where) for row in rows if row.label is not None}
@@ -349,20 +344,4 @@ def _require_two_scores(name: str, split: str, rows: Sequence[TaskRow]) -> None:
             f"all {len(rows)} pairs of the {split} split have the score {scores.pop():g}",
             where=f"tasks.{name}",
             instead="pairs of different similarity",
-        )
-
-
-def _require_evaluated(train: Sequence[TaskRow], measured: Iterable[TaskRow], labels: Sequence[str]) -> None:
-    """Rejects a class that occurs in no evaluation split: a typo in a label would create one unnoticed."""
-    known = {class_number(row.label, row.where, labels) for row in measured}
-    strays = [(row, number) for row in train if (number := class_number(row.label, row.where, labels)) not in known]
-    if strays:
-        row, number = strays[0]
-        count = sum(other == number for _, other in strays)
-        named = dump_flow(list(labels)) if len(labels) <= _FEW_CLASSES else f"[…], with all {len(labels):,} names,"
-        raise UserError(
-            f"label {labels[number]!r} occurs in {count:,} training row{'s' * (count > 1)} but in no evaluation split; "
-            "is it a typo?",
-            where=row.where,
-            instead=f"one of the other classes; or, if it is intended, `labels: {named}`",
         )

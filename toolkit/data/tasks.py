@@ -146,11 +146,11 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
     measures: list[Measure] = []
     first = 0
     for split, found in read.dev.items():
-        part, suffix = slice(first, first + len(found)), f" ({split})" if split else ""
+        part, suffix = slice(first, first + task_rows.measured_items(found)), f" ({split})" if split else ""
         measures += [Measure(f"{metric}{suffix}", metric, part) for metric in section.metrics]
         first = part.stop
     if isinstance(dev_split, Texts) and section.retrieval:
-        sets = [read_retrieval(name, file) for name, file in section.retrieval.items()]
+        sets = [read_retrieval(name, file, drop_empty=section.drop_empty) for name, file in section.retrieval.items()]
         dev_split = dev_split.followed_by(sets, tokenizer, section.max_seq_length)
         for one in sets:
             part = slice(first, first + len(one.queries))

@@ -24,9 +24,10 @@ from toolkit.models.checkpoint import require_unquantized
 from toolkit.models.classes import class_names, output_order
 from toolkit.models.config import read_config
 from toolkit.models.embedding.folder import PoolingKeys, SentencePooling, pooling_of, write_pooling
+from toolkit.models.reranking import write_modules
 from toolkit.models.task_heads import HEADS
 from toolkit.models.tokenizers import require_tokenizer
-from toolkit.recipe import KINDS, Kind
+from toolkit.recipe import KINDS, Kind, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -183,7 +184,7 @@ def prunable_matrices(model: "PreTrainedModel", patterns: Sequence[str] = ()) ->
 
 
 def save_checkpoint(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path, longest: int | None = None
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path, task: Task | None = None
 ) -> None:
     """Writes a Hugging Face folder that `AutoModel….from_pretrained` can load.
 
@@ -191,19 +192,28 @@ def save_checkpoint(
         model: The model.
         tokenizer: Its tokenizer.
         folder: The folder.
-        longest: Tokens after which an embedding model truncates a text; its folder opens in sentence-transformers.
+        task: The task that the model was trained for, if any.
     """
     _reset_lengths(tokenizer)
     with _quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    save_pooling(model, folder, longest)
+    if task is not None:
+        save_modules(model, folder, task)
 
 
-def save_pooling(model: Any, folder: Path, longest: int | None) -> None:
-    """Adds pooling and normalisation of an embedding model to its folder; other models have none."""
-    if isinstance(pooling := getattr(model, "pooling", None), SentencePooling) and longest is not None:
-        write_pooling(folder, pooling, hidden_size(model.config.to_dict()), longest)
+def save_modules(model: Any, folder: Path, task: Task) -> None:
+    """Adds to the folder of an embedding model or a reranker what sentence-transformers needs to open it.
+
+    Args:
+        model: The model of a task, of any kind.
+        folder: Folder of the model and its tokenizer, as a checkpoint or an IR.
+        task: The task that it was trained for; longer texts than its `max_seq_length` are truncated.
+    """
+    if isinstance(pooling := getattr(model, "pooling", None), SentencePooling):
+        write_pooling(folder, pooling, hidden_size(model.config.to_dict()), task.max_seq_length)
+    elif task.kind == "reranking":
+        write_modules(folder, task.ranking.loss, task.max_seq_length)
 
 
 def _load(auto_class: Any, folder: Path, *, fitted: bool = False, **settings: Any) -> "PreTrainedModel":

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
+from toolkit.models import reranking
 from toolkit.models.embedding import losses
 from toolkit.models.embedding.model import AutoModelForEmbedding
 from toolkit.recipe import Kind
@@ -35,8 +36,9 @@ class TaskHead:
         distributions: Number of distributions per example that are compared with the teacher's, along the last
             dimension.
         distance: The only meaningful distance from the teacher; None: the one that the recipe names.
-        teacher_loss: (logits, teacher's logits) -> distance from the teacher, summed over the examples, for logits that
-            are not compared one by one; None: by `distance`.
+        decisions: Whether each logit is that of a decision of its own, a distribution over yes and no (sigmoid).
+        teacher_loss: (logits, teacher's logits, batch) -> distance from the teacher, summed over the examples, for
+            logits that are not compared one by one; None: by `distance`.
     """
 
     auto_class: Any
@@ -47,7 +49,8 @@ class TaskHead:
     settings: Callable[[Sequence[str]], dict[str, Any]] = _no_settings
     distributions: int = 1
     distance: Literal["MSE"] | None = None
-    teacher_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    decisions: bool = False
+    teacher_loss: Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor] | None = None
 
 
 def task_logits(kind: Kind, model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -94,6 +97,11 @@ def _class_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
 def _number_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Squared error."""
     return F.mse_loss(logits.float().squeeze(-1), batch["labels"], reduction="sum")
+
+
+def _decisions_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Mean over the classes of the binary cross entropies."""
+    return F.binary_cross_entropy_with_logits(logits.float(), batch["labels"], reduction="sum") / logits.shape[-1]
 
 
 def _span_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -146,6 +154,24 @@ HEADS: dict[Kind, TaskHead] = {
         label_loss=losses.label_loss,
         synthetic_labels=lambda count, length: {},
         width=lambda labels: 0,  # the hidden size, which depends on the model
-        teacher_loss=losses.teacher_loss,
+        teacher_loss=lambda logits, teacher, batch: losses.teacher_loss(logits, teacher),
+    ),
+    "multi_label": TaskHead(
+        auto_class=AutoModelForSequenceClassification,
+        logits=_plain,
+        label_loss=_decisions_loss,
+        synthetic_labels=lambda count, length: {"labels": torch.randint(2, (count, 2)).float()},
+        width=len,
+        settings=lambda labels: _class_settings(labels) | {"problem_type": "multi_label_classification"},
+        decisions=True,
+    ),
+    "reranking": TaskHead(
+        auto_class=AutoModelForSequenceClassification,
+        logits=_plain,
+        label_loss=reranking.label_loss,
+        synthetic_labels=lambda count, length: {"labels": torch.rand(count)},
+        width=lambda labels: 1,
+        settings=lambda labels: {"num_labels": 1},
+        teacher_loss=reranking.teacher_loss,
     ),
 }

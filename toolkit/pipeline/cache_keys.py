@@ -6,12 +6,12 @@ from typing import Any
 from toolkit.core.files import file_hash, json_hash
 from toolkit.data.documents import as_read
 from toolkit.data.hub import hub_split
-from toolkit.data.kinds.retrieval import files_of
+from toolkit.data.kinds.retrieval import files_of, is_judged
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
-from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe, TransferTuning
+from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe, Task, TransferTuning
 from toolkit.recipe.corpus import corpus_settings
-from toolkit.recipe.references import corpus_files, is_hub, table_format
+from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
 from toolkit.recipe.task import settings_for_keys
 
 # Left out of cache keys: paths, since moving a file does not change its content, whose hash is in the key instead; and
@@ -71,6 +71,11 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
             hashes[name] = file_hash(file) if file else hub_split(spec).content
         return hashes[name]
 
+    def judged(tasks: Iterable[Task]) -> list[list[str]]:
+        """Returns the hashes of the documents and queries beside each file of judgements."""
+        specs = [spec for task in tasks if KINDS[task.kind].per_query for spec in task_files(task) if is_judged(spec)]
+        return [[hashed(file) for file in files_of(spec)] for spec in specs]
+
     roles: dict[str, Any] = {}
     if corpus is not None:
         own = len(corpus.all_files)  # the others are read as tables of their tasks
@@ -79,12 +84,16 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
             hashed(spec) if number >= own or table_format(spec) == "tsv" else as_read(spec, hashed(spec))
             for number, spec in enumerate(corpus_files(corpus, sections["corpus_tasks"]))
         ]
+        if found := judged(sections["corpus_tasks"].values()):
+            roles["corpus_judged"] = found
     if task is not None:
         roles |= {name: hashed(spec) for name in ("train", "dev") if (spec := getattr(task, name))}
         if task.more_train:
             roles["more_train"] = [hashed(spec) for spec in task.more_train]
         if task.retrieval:
             roles["retrieval"] = {name: [hashed(f) for f in files_of(spec)] for name, spec in task.retrieval.items()}
+        if found := judged([task]):
+            roles["judged"] = found
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}
     return hashes, roles
 

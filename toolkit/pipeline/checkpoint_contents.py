@@ -19,7 +19,7 @@ from toolkit.models.architectures import (
 )
 from toolkit.models.checkpoint import StoredTensor, stored_tensors
 from toolkit.models.tokenizers import require_tokenizer, require_tokens_within, stored_tokenizers
-from toolkit.recipe import Kind, Recipe
+from toolkit.recipe import KINDS, Kind, Recipe
 
 # Attribute of a masked-LM head -> a weight that every checkpoint with this head has.
 _MLM_WEIGHTS = {
@@ -35,7 +35,10 @@ _LAST_LAYERS: dict[Kind, tuple[str, ...]] = {
     "regression": ("classifier.weight", "classifier.out_proj.weight"),
     "question_answering": ("qa_outputs.weight",),
     "embedding": (),  # the encoder alone
+    "multi_label": ("classifier.weight", "classifier.out_proj.weight"),
+    "reranking": ("classifier.weight", "classifier.out_proj.weight"),
 }
+_WIDTHS: dict[Kind, int] = {"regression": 1, "question_answering": 2, "embedding": 0, "reranking": 1}  # of the logits
 _EMBEDDINGS = {"word_embeddings": "vocab_size", "position_embeddings": "max_position_embeddings"}
 
 
@@ -63,9 +66,7 @@ def check_task_heads(recipe: Recipe, inputs: ResolvedInputs) -> None:
         UserError: The first error found.
     """
     for name, task in recipe.tasks.items():
-        width = {"classification": len(task.labels), "regression": 1, "question_answering": 2, "embedding": 0}[
-            task.kind
-        ]
+        width = len(task.labels) if KINDS[task.kind].has_classes else _WIDTHS[task.kind]
         for source in task.ready.values():
             model = inputs.model(source)
             if model.folder is not None:

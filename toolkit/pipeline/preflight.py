@@ -162,8 +162,9 @@ def _check_task(recipe: Recipe, name: str, inputs: ResolvedInputs) -> str:
     if transfer is None or "transfer" in task.ready or not transfer.train.epoch or transfer.pruning.only_locks:
         return summary
     compression = transfer.pruning.approach.weight_compression
-    # The number of windows that question answering trains on is known only after tokenisation.
-    if compression.in_epochs() or KINDS[task.kind].cuts_windows or inputs.file(task.train) is None:
+    # The number of windows that question answering trains on is known only after tokenisation, of groups too.
+    counted = not KINDS[task.kind].cuts_windows and task.ranking.group == 1
+    if compression.in_epochs() or not counted or inputs.file(task.train) is None:
         return summary
     batch = transfer.train.batch_size * transfer.train.gradient_accumulation_steps
     steps = transfer.train.epoch * math.ceil(len(task_rows.read_train(task)) / batch)

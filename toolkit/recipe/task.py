@@ -7,11 +7,12 @@ from pydantic import Field, model_validator
 
 from toolkit.recipe.benchmark import Benchmark
 from toolkit.recipe.fields import Count, FileName, Length, Name, Number, Position, Section, wrong
+from toolkit.recipe.kinds import multi_label, reranking
 from toolkit.recipe.kinds.embedding import Pooling, default_metrics, require_fitting_keys
 from toolkit.recipe.presets import PRESETS, Preset
 from toolkit.recipe.stages import Quantize, TrainOnly, Transfer
 
-Kind = Literal["classification", "regression", "question_answering", "embedding"]
+Kind = Literal["classification", "regression", "question_answering", "embedding", "multi_label", "reranking"]
 Metric = Literal[
     "accuracy",
     "f1",
@@ -24,6 +25,11 @@ Metric = Literal[
     "cosine_accuracy",
     "dense_cosine",
     "dense_cosine_p1",
+    "f1_micro",
+    "f1_macro",
+    "average_precision",
+    "ndcg@10",
+    "mrr@10",
 ]
 
 
@@ -34,6 +40,7 @@ class KindRules:
     Attributes:
         metrics: Supported metrics; the first one is the default.
         has_classes: Whether the label is the name or number of a class.
+        several_classes: Whether a row has any number of classes, none included.
         scalar_label: Whether the label is a string or a number, not a list or an object.
         columns: Names of the text columns if the kind needs a fixed number of them; empty: one or two columns.
         cuts_windows: Whether long texts are split into windows, as set in `windows`.
@@ -42,16 +49,19 @@ class KindRules:
         dense_teaches: Whether the dense model solves the task as it is: it is the teacher without being fine-tuned, and
             what a compressed model is compared with.
         most_columns: Largest number of text columns.
+        per_query: Whether rows are candidates of a query, which metrics rank and which are never separated.
     """
 
     metrics: tuple[Metric, ...]
     has_classes: bool = False
+    several_classes: bool = False
     scalar_label: bool = True
     columns: tuple[str, ...] = ()
     cuts_windows: bool = False
     per_token: bool = False
     dense_teaches: bool = False
     most_columns: int = 2
+    per_query: bool = False
 
 
 KINDS: dict[Kind, KindRules] = {
@@ -69,6 +79,10 @@ KINDS: dict[Kind, KindRules] = {
         dense_teaches=True,
         most_columns=3,
     ),
+    "multi_label": KindRules(
+        ("f1_micro", "f1_macro", "average_precision"), has_classes=True, several_classes=True, scalar_label=False
+    ),
+    "reranking": KindRules(("ndcg@10", "mrr@10"), most_columns=reranking.MOST_COLUMNS, per_query=True),
 }
 _KIND: Kind = "classification"  # of a task that names none
 OWN_STAGES = ("task_teacher", "transfer", "quantize", "benchmark")
@@ -106,7 +120,8 @@ class Task(Section):
     )
     kind: Kind = Field(
         _KIND,
-        description="classification, regression, extractive question answering, or embedding (sentence embeddings)",
+        description="classification, regression, extractive question answering, embedding (sentence embeddings), "
+        "multi_label (any number of classes per row), or reranking (scores of pairs of a query and a passage)",
     )
     train: FileName = Field(
         min_length=1,
@@ -131,14 +146,22 @@ class Task(Section):
     columns: tuple[str, ...] = Field(
         ("sentence",),
         min_length=1,
-        max_length=3,
+        max_length=reranking.MOST_COLUMNS,
         description="text column, the two columns of a sentence pair, or the columns of question and context; "
-        "embedding: texts, pairs (anchor, positive) or triplets (anchor, positive, negative)",
+        "embedding: texts, pairs (anchor, positive) or triplets (anchor, positive, negative); reranking: query and "
+        "passage, or without label query, positives and any number of columns of negatives, as texts or lists",
     )
     label: str | None = Field(
         "label",
-        description="column of the class, number or answers; embedding: of a pair's score, if the pairs have one",
+        description="column of the class, number or answers; embedding: of a pair's score, if the pairs have one; "
+        "multi_label: of a list of classes, or of their names in a text; reranking: of the relevance",
     )
+    label_columns: tuple[str, ...] = Field(
+        (), description="multi_label: one column (0 or 1) per class, in place of `label`; its name is that of the class"
+    )
+    separator: str = Field("|", min_length=1, description="multi_label: what separates the classes in a text")
+    threshold: Number = Field(0.5, gt=0, lt=1, description="multi_label: probability from which a class is predicted")
+    ranking: reranking.Ranking = reranking.Ranking()
     dev_columns: tuple[str, ...] = Field(
         (), max_length=3, description="embedding: text columns of dev and more_dev, if they are not `columns`"
     )
@@ -201,6 +224,10 @@ class Task(Section):
         if kind == "embedding":
             filled.setdefault("label", None)
             filled.setdefault("metrics", default_metrics(filled))
+        if kind == "multi_label":
+            multi_label.fill_in(filled)
+        if kind == "reranking":
+            reranking.fill_in(filled)
         files, more = filled.get("train"), filled.get("more_train", [])
         if isinstance(files, list | tuple) and files and isinstance(more, list | tuple):
             filled |= {"train": files[0], "more_train": [*files[1:], *more]}
@@ -233,6 +260,8 @@ class Task(Section):
         if len(self.columns) > rules.most_columns:
             raise wrong(f"must be at most {rules.most_columns} for {kind}", "columns", rules.most_columns)
         require_fitting_keys(self)
+        multi_label.require_fitting_keys(self)
+        reranking.require_fitting_keys(self)
         if rules.columns and len(self.columns) != len(rules.columns):
             what = f"needs {len(rules.columns)} columns, in this order"
             raise wrong(what, "columns", instead=f"[{', '.join(rules.columns)}]")
@@ -260,7 +289,7 @@ class Task(Section):
     @property
     def has_targets(self) -> bool:
         """Whether the training rows say what is right: a label, or which texts of a row belong together."""
-        return self.label is not None or len(self.columns) > 1
+        return self.label is not None or bool(self.label_columns) or len(self.columns) > 1
 
 
 def _a(kind: str) -> str:
@@ -268,7 +297,17 @@ def _a(kind: str) -> str:
 
 
 # Keys of a task that its training texts depend on.
-_TEXT_FIELDS = {"kind", "columns", "label", "rows", "drop_empty", "drop_unanswerable", "hold_out", "tuning_examples"}
+_TEXT_FIELDS = {
+    "kind",
+    "columns",
+    "label",
+    "rows",
+    "drop_empty",
+    "drop_unanswerable",
+    "hold_out",
+    "tuning_examples",
+    "ranking",
+}
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
 _ADDED: dict[str, Any] = {
     "drop_unanswerable": False,
@@ -277,6 +316,10 @@ _ADDED: dict[str, Any] = {
     "retrieval": {},
     "pooling": None,
     "normalize": None,
+    "label_columns": [],
+    "separator": "|",
+    "threshold": 0.5,
+    "ranking": reranking.Ranking().model_dump(mode="json"),
 }
 
 

@@ -87,7 +87,8 @@ def task_data(
 ) -> TrainingData:
     """Returns labelled examples; the losses are averaged over the examples of an optimizer step.
 
-    Examples that belong together (the texts of a pair) count as one, and follow each other in a batch.
+    Examples that belong together (the texts of a pair, candidates of a query) count as one, and follow each other in a
+    batch.
 
     Args:
         examples: The train split.
@@ -96,14 +97,15 @@ def task_data(
         seed: Seed of the sampling order.
         logits_of: Index of an example -> its cached teacher logits; None: there are none.
     """
-    together = examples.together
-    steps = steps_of(section, len(examples) // together)
-    lengths = examples.lengths.reshape(-1, together).max(axis=1)
+    groups = examples.groups
+    together = groups.shape[1]
+    steps = steps_of(section, len(groups))
+    lengths = examples.lengths[groups].max(axis=1)
     stream = _stream(lengths, lambda i, _: {_NUMBER: i}, section, steps, seed)
     items = float(section.batch_size * section.gradient_accumulation_steps)
 
     def collate(features: list[dict[str, Any]]) -> Batch:
-        numbers = [f[_NUMBER] * together + place for f in features for place in range(together)]
+        numbers = [int(number) for f in features for number in groups[f[_NUMBER]]]
         batch: Batch = pad([examples[number] for number in numbers], pad_id)
         batch |= {"items": items, "examples": items * together}
         if together > 1:

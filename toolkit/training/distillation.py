@@ -230,7 +230,8 @@ class TaskLoss:
     """Loss of a task per example, with or without a teacher.
 
     The distance from the teacher is averaged over the distributions of an example: one in classification, start and end
-    in question answering. Regression has no distribution; there the distance is always the squared difference.
+    in question answering, one for each class (yes or no) in multi-label classification. Regression has no distribution;
+    there the distance is always the squared difference. Embeddings and rerankers have distances of their own.
 
     Args:
         kind: The task's kind.
@@ -255,11 +256,14 @@ class TaskLoss:
             assert self._teacher is not None, "the batch has no cached teacher logits and no teacher model was given"
             teacher_logits = self._teacher(lambda teacher: task_logits(self._kind, teacher, inputs))
         if head.teacher_loss is not None:
-            kd = head.teacher_loss(logits, teacher_logits) / batch["examples"]
+            kd = head.teacher_loss(logits, teacher_logits, batch) / batch["examples"]
             return combine(task, kd, self._settings.loss_weights)
-        distance = _DISTANCES[head.distance or self._settings.loss_types[1]]
+        kind, distributions = head.distance or self._settings.loss_types[1], head.distributions
         student, target = (x.reshape(-1, x.shape[-1]) for x in (logits, teacher_logits))
-        kd = distance(student, target, self._settings.temperature, head.distributions * batch["items"])
+        if head.decisions and kind != "MSE":  # softmax of (0, z) is (1 - sigmoid(z), sigmoid(z))
+            distributions = student.shape[-1]
+            student, target = (F.pad(x.reshape(-1, 1), (1, 0)) for x in (student, target))
+        kd = _DISTANCES[kind](student, target, self._settings.temperature, distributions * batch["items"])
         return combine(task, kd, self._settings.loss_weights)
 
 

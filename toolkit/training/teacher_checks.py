@@ -95,11 +95,14 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
     if KINDS[task.kind].dense_teaches:  # embeddings of any model compare texts
         return None
     truth, predicted, metric = split.truth, split.predicted(logits), task.measures[0].metric
+    ranks = KINDS[task.kind].per_query  # a query's answer is an order of its own candidates: their scores are shuffled
 
     def of(order: np.ndarray) -> float:
-        return score(task.kind, [metric], [truth[i] for i in order], predicted, len(task.labels))[metric]
+        answers = split.predicted([logits[i] for i in order]) if ranks else predicted
+        compared = truth if ranks else [truth[i] for i in order]
+        return score(task.kind, [metric], compared, answers, len(task.labels))[metric]
 
-    count = len(truth)
+    count = len(split if ranks else truth)
     own, chance = of(np.arange(count)), shuffled_scores(of, count)
     better = _better_order(np.asarray(truth), np.asarray(predicted), task.labels) if task.labels else None
     if own > np.mean(chance) + 2 * np.std(chance) and better is None:
@@ -119,9 +122,14 @@ def _better_order(truth: np.ndarray, predicted: np.ndarray, labels: tuple[str, .
     """Returns the class names in the order of the outputs that fits the truth much better; None if there is none."""
     from scipy.optimize import linear_sum_assignment
 
-    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(counts, (predicted, truth), 1)
+    counts = _indicators(predicted, len(labels)).T @ _indicators(truth, len(labels))
     outputs, classes = linear_sum_assignment(-counts)
     if counts[outputs, classes].sum() - counts.trace() <= _GAIN * len(truth):
         return None
     return [labels[number] for number in classes]
+
+
+def _indicators(classes: np.ndarray, count: int) -> np.ndarray:
+    """Returns for each example and class 0 or 1, [n, C]; of class numbers [n], or of margins or labels [n, C]."""
+    found: np.ndarray = classes > 0 if classes.ndim == 2 else classes[:, None] == np.arange(count)
+    return found.astype(np.int64)

@@ -110,8 +110,9 @@ def task_distillation(
         return model, split
 
     criterion = train.criterion
-    steps = steps_of(train, len(task.train) // task.train.together)
-    seen = steps * train.batch_size * train.gradient_accumulation_steps * task.train.together
+    groups = task.train.groups
+    steps = steps_of(train, len(groups))
+    seen = steps * train.batch_size * train.gradient_accumulation_steps * groups.shape[1]
     own_precision = teacher_bf16(train)
     reduced = bf16(train) if own_precision is None else own_precision
     key: dict[str, Any] = {

@@ -13,6 +13,9 @@ from toolkit.models.embedding.folder import SentencePooling, pooling_of, stored_
 from toolkit.models.embedding.losses import label_loss, teacher_loss
 from toolkit.models.embedding.model import pooled
 from toolkit.models.load import load_task_model, load_tokenizer, prunable_matrices, save_checkpoint
+from toolkit.recipe import Task
+
+TASK = Task(kind="embedding", train="a.txt", dev="b.txt", columns=("text",), max_seq_length=32)
 
 
 def rows(*shape):
@@ -74,7 +77,7 @@ def test_a_model_has_the_parameter_names_of_a_model_with_a_head(tiny_bert, tmp_p
     model = load_task_model(tiny_bert, "embedding", (), fitted=True).eval()
     head = load_task_model(tiny_bert, "classification", ("a", "b"), fitted=False)
     assert prunable_matrices(model).keys() == prunable_matrices(head).keys()
-    save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path / "saved", 32)
+    save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path / "saved", TASK)
     again = load_task_model(tmp_path / "saved", "embedding", (), fitted=True).eval()
     ids = torch.tensor([[2, 7, 9, 3]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -386,3 +386,18 @@ def test_segment_pairs_are_counted_as_pairs_and_not_as_packed_sequences(tmp_path
     packed = data_volume.corpus_volume(section.model_copy(update={"pairs": None}), {}, tokenizer).examples
     assert packed != pytest.approx(truth, rel=0.08)  # more at one length, fewer at the other
     assert data_volume.corpus_volume(section, {}, tokenizer).examples == pytest.approx(truth, rel=0.05)
+
+
+def test_a_batch_of_groups_costs_its_pairs_and_is_advised_in_groups(values, tmp_path):
+    file = tmp_path / "pairs.tsv"
+    rows = [f"query {n // 4}\tpassage {n}\t{int(n % 4 == 0)}" for n in range(400)]
+    file.write_text("\n".join(["query\tpassage\tlabel", *rows]) + "\n")
+    task = {"kind": "reranking", "train": str(file), "dev": str(file), "max_seq_length": 16, "tuning_examples": 0}
+    values["tasks"] = {"toy": task | {"ranking": {"group": 4}}}
+    values["task_teacher"] = {"train": {"steps": 6, "batch_size": 8}}
+    rows, measured = planned(values, tmp_path)
+    assert 32 in {shape.train.batch_size for shape in measured.shapes if shape.kind}
+    assert rows["toy/task_teacher"].memory == pytest.approx((2 + 0.25 + 32 * 0.25 + 1) * GIGA)
+    assert rows["toy/task_teacher"].steps == 6
+    fewer = planned(values, tmp_path, available=8 * GIGA)[0]["toy/task_teacher"].remark
+    assert "write batch_size: 4 and gradient_accumulation_steps: 2" in fewer

@@ -162,7 +162,7 @@ def test_misspelt_required_key_is_told_once(write):
         ("sparsity: 0.9", "sparsity: 90", "target_sparsity", "a number >= 0 and < 1, not 90", "0.9"),
         ("sparsity: 0.9", "sparsity: 1", "target_sparsity", "a number >= 0 and < 1, not 1", ""),
         ("sparsity: 0.9", "sparsity: .nan", "target_sparsity", "a number >= 0 and < 1, not .nan", ""),
-        ("dev: dev.tsv", "dev: dev.tsv\n    columns: text", "tasks.sst2.columns", "list of 1 to 3 values", "[text]"),
+        ("dev: dev.tsv", "dev: dev.tsv\n    columns: text", "tasks.sst2.columns", "list of 1 to 32 values", "[text]"),
         (
             "dev: dev.tsv",
             "dev: d\n    labels: [true, x]",
@@ -175,7 +175,8 @@ def test_misspelt_required_key_is_told_once(write):
             "dev: d\n    metrics: [bleu]",
             "tasks.sst2.metrics[0]",
             "one of accuracy, f1, matthews_correlation, pearson, spearman, exact_match, spearman_cosine, "
-            "pearson_cosine, cosine_accuracy, dense_cosine, dense_cosine_p1, not 'bleu'",
+            "pearson_cosine, cosine_accuracy, dense_cosine, dense_cosine_p1, f1_micro, f1_macro, average_precision, "
+            "ndcg@10, mrr@10, not 'bleu'",
             "",
         ),
         ("name: small", "name: a/b", "name", "a name (letters", ""),

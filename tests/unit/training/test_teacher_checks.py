@@ -131,3 +131,39 @@ def test_a_teacher_gets_the_segments_of_a_pair_that_its_student_does_not_read(ti
     assert "token_type_ids" not in own.inputs
     read = teacher_split(own, tiny_bert, student)
     assert read.inputs == task.train.inputs
+
+
+@pytest.fixture
+def other(tiny_bert, tmp_path):
+    """Kind -> a task of 120 rows: sets of three classes, or 24 queries with five candidates each."""
+
+    def made(kind):
+        path = tmp_path / f"{kind}.tsv"
+        sets = [(f"it is {n}", ("a", "b|c", "", "a|c")[n % 4]) for n in range(120)]
+        candidates = [(f"the {n // 5}", f"it is {n}", int(n % 5 == n // 5 % 5)) for n in range(120)]
+        columns, rows = {
+            "multi_label": (("sentence", "label"), sets),
+            "reranking": (("query", "passage", "label"), candidates),
+        }[kind]
+        with path.open("w", newline="") as stream:
+            csv.writer(stream, delimiter="\t").writerows([columns, *rows])
+        section = {"kind": kind, "train": str(path), "dev": str(path), "tuning_examples": 0}
+        return load_task("toy", Task.model_validate(section), load_tokenizer(tiny_bert))
+
+    return made
+
+
+def test_a_multi_label_teacher_must_score_above_chance_with_its_classes_in_order(other, tiny_bert):
+    task = other("multi_label")
+    right = 4 * task.dev.truth - 2
+    assert teacher_checks.doubt(task, task.dev, right, tiny_bert) is None
+    assert "seem to be in another order" in teacher_checks.doubt(task, task.dev, right[:, [1, 2, 0]], tiny_bert).what
+    random = np.random.default_rng(0).normal(size=right.shape)
+    assert "f1_micro" in teacher_checks.doubt(task, task.dev, random, tiny_bert).what
+
+
+def test_a_reranking_teacher_must_rank_better_than_its_own_scores_in_another_order(other, tiny_bert):
+    task = other("reranking")
+    random = np.random.default_rng(0).normal(size=(120, 1))
+    assert teacher_checks.doubt(task, task.dev, task.dev.labels[:, None] + 0.5 * random, tiny_bert) is None
+    assert "ndcg@10 is" in teacher_checks.doubt(task, task.dev, random, tiny_bert).what

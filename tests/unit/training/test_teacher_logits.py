@@ -22,7 +22,7 @@ from toolkit.training.evaluation import iter_logits
 from toolkit.training.loop import fit, seed_everything
 from toolkit.training.teacher_logits import task_distillation
 
-KINDS = ("classification", "regression", "question_answering", "embedding")
+KINDS = ("classification", "regression", "question_answering", "embedding", "multi_label", "reranking")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,13 @@ def sections(tiny_task_files, tmp_path_factory):
     with (folder / "pairs.tsv").open("w", newline="") as stream:
         rows = [(sentence(rng, GOOD), sentence(rng, GOOD), rng.random()) for _ in range(40)]
         csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE).writerows([("one", "two", "label"), *rows])
+    with (folder / "sets.tsv").open("w", newline="") as stream:
+        rows = [(sentence(rng, GOOD), ("one", "one|two", "")[n % 3]) for n in range(60)]
+        csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE).writerows([("sentence", "label"), *rows])
+    with (folder / "candidates.tsv").open("w", newline="") as stream:
+        rows = [(NOUNS[n // 4], sentence(rng, GOOD), int(n % 4 == 0)) for n in range(60)]
+        csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE).writerows([("query", "passage", "label"), *rows])
+    sets, candidates = str(folder / "sets.tsv"), str(folder / "candidates.tsv")
     paragraphs = []
     for number in range(70):
         words = rng.sample(NOUNS, rng.randint(3, 30))  # some need several windows
@@ -50,6 +57,10 @@ def sections(tiny_task_files, tmp_path_factory):
         "classification": Task.model_validate(toy),
         "regression": Task.model_validate({"kind": "regression", "train": scores, "dev": scores, "max_seq_length": 24}),
         "embedding": Task.model_validate(pairs | {"train": scored, "dev": scored, "max_seq_length": 24}),
+        "multi_label": Task.model_validate({"kind": "multi_label", "train": sets, "dev": sets, "max_seq_length": 24}),
+        "reranking": Task.model_validate(
+            {"kind": "reranking", "train": candidates, "dev": candidates, "max_seq_length": 24, "ranking": {"group": 2}}
+        ),
         "question_answering": Task.model_validate(questions | {"windows": {"stride": 4, "max_question_length": 8}}),
     }
 

@@ -79,6 +79,11 @@ class Texts:
         return np.fromiter(map(len, self.inputs["input_ids"]), dtype=np.int64, count=len(self))
 
     @property
+    def groups(self) -> np.ndarray:
+        """Numbers of the texts of each row, which a batch of the training does not separate: [rows, together]."""
+        return np.arange(len(self.texts) * self.together).reshape(-1, self.together)
+
+    @property
     def truth(self) -> np.ndarray:
         """The scores, [rows and queries]; zeros where there are none."""
         queries = sum(len(found.queries) for found in self.retrieval)

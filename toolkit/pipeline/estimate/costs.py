@@ -23,6 +23,7 @@ from toolkit.pipeline.estimate.data_volume import DataVolume
 from toolkit.pipeline.estimate.step_facts import (
     config_of,
     criterion_of,
+    group_of,
     root_of,
     steps_alike,
     teacher_bf16_of,
@@ -325,13 +326,15 @@ class _Costs:
         if need <= self.available:
             return ""
         state = need - train.batch_size * cost.example_bytes
-        parts = [n for n in range(train.batch_size - 1, 0, -1) if train.batch_size % n == 0]
+        group = group_of(step)
+        parts = [n for n in range(train.batch_size - 1, 0, -1) if train.batch_size % n == 0 and n % group == 0]
         fits = next((n for n in parts if state + n * cost.example_bytes <= self.available), None)
         what = f"{step.label} needs about {gigabytes(need)}, but only {gigabytes(self.available)} are available"
         if fits is None:
             return f"{what}: reduce max_seq_length or use another machine"
         forwards = train.gradient_accumulation_steps * train.batch_size // fits
-        return f"{what}: write batch_size: {fits} and gradient_accumulation_steps: {forwards} (same number of steps)"
+        batch = f"batch_size: {fits // group} and gradient_accumulation_steps: {forwards}"
+        return f"{what}: write {batch} (same number of steps)"
 
 
 def _models(step: Step) -> list[Step | Artifact]:

@@ -13,6 +13,7 @@ from typing import Any
 from toolkit.data.corpus.parts import VALID_EVERY
 from toolkit.data.documents import documents
 from toolkit.data.files import cached_file
+from toolkit.data.kinds.reranking import as_pairs
 from toolkit.data.published import published_rows
 from toolkit.data.tables import text
 from toolkit.data.task_kinds import EXAMPLES
@@ -92,7 +93,7 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
         windows = len(lengths) / max(1, len(sample))
     return DataVolume(
         examples=None if rows is None else round((rows - tune) * windows),
-        exact=texts is not None and not held and kind.examples_per_row == 1,
+        exact=texts is not None and not held and kind.examples_per_row == 1 and section.ranking.group == 1,
         lengths=lengths,
         longest=section.max_seq_length,
         dev=round(dev_rows * windows),
@@ -209,9 +210,9 @@ def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
     file = cached_file(spec)
     if file is None:
         return None
-    kept = []
+    kept, columns = [], as_pairs(section).columns
     for _, row in file_rows(file, section.columns, section):
-        texts = tuple(text(row.get(column)) for column in section.columns)
+        texts = tuple(text(row.get(column)) for column in columns)
         if all(texts) and not any(text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)
     return kept

@@ -15,9 +15,16 @@ from toolkit.recipe import Criterion, DistillationTrain, Student, Train
 
 
 def train_of(step: Step) -> Train | None:
-    """Returns the training settings of a step; None if it does not train."""
+    """Returns the training settings of a step, whose `batch_size` counts pairs of text; None if it does not train."""
     train: Train | None = getattr(step.sections.get(step.stage.name), "train", None)
-    return train
+    group = group_of(step)
+    return train and (train if group == 1 else train.model_copy(update={"batch_size": train.batch_size * group}))
+
+
+def group_of(step: Step) -> int:
+    """Returns how many examples of a step's batch the recipe's `batch_size` counts as one: candidates of a query."""
+    task = step.sections.get("task")
+    return task.ranking.group if task is not None else 1
 
 
 def criterion_of(train: Train) -> Criterion:

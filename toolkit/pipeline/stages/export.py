@@ -315,11 +315,11 @@ class _ExportJob:
         """Writes a torch model as a plain IR."""
         from toolkit.data.batches import model_inputs, pad
         from toolkit.ir.convert import export_ir
-        from toolkit.models.load import save_pooling
+        from toolkit.models.load import save_modules
 
         sample = pad([self.task.dev[0], self.task.dev[1]], self.tokenizer.pad_token_id)
         export_ir(model, self.tokenizer, folder, model_inputs(sample))
-        save_pooling(model, folder, self.inputs.task.max_seq_length)
+        save_modules(model, folder, self.inputs.task)
 
     def _predictions(self, folder: Path, properties: dict[str, str] | None = None) -> Any:
         """Returns the logits of an IR on the dev split, computed once and cached."""

@@ -34,7 +34,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     model = load_task_model(source, task.kind, task.labels, fitted=False, pooling=task.pooling)
     data = task_data(task.train, tokenizer.pad_token_id, train, context.seed)
     result = fit(model, data, train, TaskLoss(task.kind), context)
-    save_checkpoint(model, tokenizer, context.folder, inputs.task.max_seq_length)
+    save_checkpoint(model, tokenizer, context.folder, inputs.task)
     task = compared_with(task, model, tokenizer)
     return StageResult(
         kind="task",

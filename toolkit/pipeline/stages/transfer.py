@@ -61,7 +61,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
             examples, pad_id = section.reconstruction.examples, tokenizer.pad_token_id
             sparsifier = ReconstructedLock(lock, model, teacher, task.train, examples, pad_id, context)
     else:
-        sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(task.train) // task.train.together))
+        sparsifier = make_sparsifier(pruning, matrices, steps_per_epoch(train, len(task.train.groups)))
     selected = sparsifier.mask.tensors if sparsifier else {}
     rest = SparsityMask.from_zeros({name: m.weight for name, m in matrices.items() if name not in selected})
     if freed := [name for name, zeros in rest.per_matrix().items() if zeros > MIN_SPARSITY]:
@@ -75,7 +75,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     for pruner in pruners:
         require_end_within(pruner.section.end_step, data.steps, "transfer.pruning")
     result = fit(model, data, train, loss, context, sparsifier=sparsifier)
-    save_checkpoint(model, tokenizer, context.folder, inputs.task.max_seq_length)
+    save_checkpoint(model, tokenizer, context.folder, inputs.task)
     metrics, checks = depth_metrics(model.config.to_dict()), [check_target(p.section, p.mask) for p in pruners]
     if sparsifier is not None:
         sparsifier.mask.save(context.folder / MASK_FILE)

@@ -40,7 +40,7 @@ def require_fitting_keys(task: "Task") -> None:
         for key in _KEYS:
             if getattr(task, key) not in (None, (), {}):
                 raise wrong(f"has no effect: only embedding tasks have `{key}`", key, instead="remove the key")
-        if task.label is None:
+        if task.label is None and task.kind not in ("multi_label", "reranking"):  # which have other forms
             raise wrong("needs the column of the labels", "label", instead="e.g. label")
         return
     if task.hold_out and task.evaluated is not task:
