@@ -16,12 +16,15 @@ from toolkit.core.files import file_hash
 from toolkit.core.yaml_document import dump_flow
 from toolkit.data.files import cached_file, fetch_file
 from toolkit.data.kinds.retrieval import read_retrieval
+from toolkit.data.kinds.tagged_rows import tagged_rows
+from toolkit.data.kinds.token_classification import entity_counts
 from toolkit.data.labels import class_number, is_number, label_name, label_number, number_of
 from toolkit.data.question_answering import is_unanswerable
 from toolkit.data.tables import Record, read_rows, text
 from toolkit.data.tables.columns import complete_lines
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import KINDS, Task
+from toolkit.recipe.kinds.token_classification import tags_of, types_of
 from toolkit.recipe.references import is_hub, table_format, task_files, train_files
 
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode categories of spaces, line ends, control and format characters
@@ -81,9 +84,9 @@ def read_task(name: str, section: Task) -> TaskRows:
     tune, train = _set_aside(all_train, section)
     if KINDS[section.kind].has_classes:
         for split, rows in (("train", train), ("dev", dev), *more.items()):
-            _require_two_classes(name, split, rows, labels)
+            _require_two_classes(name, split, rows, labels, section)
         if not section.labels:
-            _require_evaluated(all_train, itertools.chain(dev, *more.values()), labels)
+            _require_evaluated(all_train, itertools.chain(dev, *more.values()), labels, section)
     if KINDS[section.kind].dense_teaches:
         for split, rows in (("train", train), ("dev", dev), *more.items()):
             _require_two_scores(name, split, rows)
@@ -116,7 +119,7 @@ def check_rows(name: str, section: Task) -> str:
         targets(measured, found.labels, section.evaluated)
         summary = [f"{len(train):,} training rows, {len(measured):,} evaluation rows"]
         if KINDS[section.kind].has_classes:
-            summary.append(_classes(found.labels, numbers))
+            summary.append(_classes(found.labels, numbers, section))
         for split, file in section.retrieval.items():
             one = read_retrieval(split, file)
             summary.append(f"{split}: {len(one.queries):,} queries, {len(one.documents):,} documents")
@@ -124,7 +127,7 @@ def check_rows(name: str, section: Task) -> str:
     # Without the train split the classes are known only if the recipe names them.
     counts, left_out = [], list[str]()
     is_known = set(train_files(section)) <= set(here)
-    labels = _labels(_read_train(section, []), section) if is_known else section.labels
+    labels = _labels(_read_train(section, []), section) if is_known else section.classes
     for spec in here:
         own = section if spec in train_files(section) else section.evaluated
         rows = _read(spec, own, left_out)
@@ -135,7 +138,7 @@ def check_rows(name: str, section: Task) -> str:
 
 
 def targets(rows: Sequence[TaskRow], labels: Sequence[str], section: Task) -> Any:
-    """Returns the labels of rows: class numbers [n] int64, numbers [n] float32, or a list of n questions.
+    """Returns the labels of rows: class numbers [n] int64, numbers [n] float32, or a list of n questions or tags.
 
     Raises:
         UserError: A label is not one of the task's; the message names the row.
@@ -143,8 +146,12 @@ def targets(rows: Sequence[TaskRow], labels: Sequence[str], section: Task) -> An
     return EXAMPLES[section.kind].targets(rows, labels)
 
 
-def _classes(labels: Sequence[str], numbers: np.ndarray) -> str:
-    """Summary of the classes and their numbers of rows."""
+def _classes(labels: Sequence[str], numbers: Any, section: Task) -> str:
+    """Summary of the classes and their numbers of rows, or of the types of entities and how many there are of each."""
+    if KINDS[section.kind].tagged:
+        found = entity_counts(labels, numbers)
+        named = ", ".join(f"{kind} ({n:,})" for kind, n in found.items()) if len(found) <= _FEW_CLASSES else ""
+        return f"entities {named}" if named else f"{sum(found.values()):,} entities of {len(found):,} types"
     if len(labels) > _FEW_CLASSES:
         return f"{len(labels):,} classes"
     counts = np.bincount(numbers, minlength=len(labels))
@@ -237,7 +244,13 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
 
 
 def file_rows(path: Path, columns: Sequence[str], section: Task) -> Iterator[tuple[str, Record]]:
-    """Yields the rows of a task's file as `read_rows`; single texts may also be the lines of a plain text file."""
+    """Yields the rows of a task's file as `read_rows`; single texts may also be the lines of a plain text file.
+
+    Rows of tagged words have a text, and the words with their tags as label (`tagged_rows`).
+    """
+    if KINDS[section.kind].tagged:
+        yield from tagged_rows(path, columns, section)
+        return
     if section.kind != "embedding" or len(columns) > 1 or table_format(path.name) is not None:
         yield from read_rows(path, columns)
         return
@@ -314,11 +327,13 @@ def _labels(train: Sequence[TaskRow], section: Task) -> tuple[str, ...]:
     """Returns the class names, from the recipe or else from the train split; empty for a task without classes."""
     if not KINDS[section.kind].has_classes:
         return ()
-    return section.labels or _labels_found(train, section)
+    return section.classes or _labels_found(train, section)
 
 
 def _labels_found(rows: Iterable[TaskRow], section: Task) -> tuple[str, ...]:
-    """Returns the distinct labels, sorted as numbers if all are numbers, else by name."""
+    """Returns the distinct labels, sorted as numbers if all are numbers, else by name; or the tags of all types."""
+    if KINDS[section.kind].tagged:
+        return tags_of(sorted({kind for row in rows for kind in row.label.types}))
     labels = [row.label for row in rows]
     found, numbers = ({form(label) for label in labels} for form in (label_name, label_number))
     if len(found) > max(2, len(labels) // 2):
@@ -330,12 +345,23 @@ def _labels_found(rows: Iterable[TaskRow], section: Task) -> tuple[str, ...]:
     return tuple(sorted(numbers, key=int) if all(map(is_number, numbers)) else sorted(found))
 
 
-def _require_two_classes(name: str, split: str, rows: Sequence[TaskRow], labels: Sequence[str]) -> None:
-    """Rejects a split with a single label, which can neither train nor evaluate a classifier."""
-    numbers = {class_number(row.label, row.where, labels) for row in rows}
-    if len(numbers) == 1:
+def _classes_in(row: TaskRow, labels: Sequence[str], section: Task) -> set[str]:
+    """Returns the name of a row's class, or of the types of its entities."""
+    if KINDS[section.kind].tagged:
+        types: set[str] = row.label.types
+        return types
+    return {labels[class_number(row.label, row.where, labels)]}
+
+
+def _require_two_classes(name: str, split: str, rows: Sequence[TaskRow], labels: Sequence[str], section: Task) -> None:
+    """Rejects a split with a single label, or without an entity, which can neither train nor evaluate a classifier."""
+    names = set().union(*(_classes_in(row, labels, section) for row in rows))
+    if KINDS[section.kind].tagged and not names:
+        what = f"none of the {len(rows):,} rows of the {split} split has an entity"
+        raise UserError(what, where=f"tasks.{name}", instead="a split with entities")
+    if len(names) == 1 and not KINDS[section.kind].tagged:
         raise UserError(
-            f"all {len(rows)} rows of the {split} split have the label {labels[numbers.pop()]!r}",
+            f"all {len(rows)} rows of the {split} split have the label {names.pop()!r}",
             where=f"tasks.{name}",
             instead="a split with two classes or more",
         )
@@ -352,16 +378,19 @@ def _require_two_scores(name: str, split: str, rows: Sequence[TaskRow]) -> None:
         )
 
 
-def _require_evaluated(train: Sequence[TaskRow], measured: Iterable[TaskRow], labels: Sequence[str]) -> None:
+def _require_evaluated(
+    train: Sequence[TaskRow], measured: Iterable[TaskRow], labels: Sequence[str], section: Task
+) -> None:
     """Rejects a class that occurs in no evaluation split: a typo in a label would create one unnoticed."""
-    known = {class_number(row.label, row.where, labels) for row in measured}
-    strays = [(row, number) for row in train if (number := class_number(row.label, row.where, labels)) not in known]
+    known = set().union(*(_classes_in(row, labels, section) for row in measured))
+    strays = [(row, name) for row in train for name in sorted(_classes_in(row, labels, section) - known)]
     if strays:
-        row, number = strays[0]
-        count = sum(other == number for _, other in strays)
-        named = dump_flow(list(labels)) if len(labels) <= _FEW_CLASSES else f"[…], with all {len(labels):,} names,"
+        row, name = strays[0]
+        count = sum(other == name for _, other in strays)
+        names = types_of(labels) if KINDS[section.kind].tagged else labels
+        named = dump_flow(list(names)) if len(names) <= _FEW_CLASSES else f"[…], with all {len(names):,} names,"
         raise UserError(
-            f"label {labels[number]!r} occurs in {count:,} training row{'s' * (count > 1)} but in no evaluation split; "
+            f"label {name!r} occurs in {count:,} training row{'s' * (count > 1)} but in no evaluation split; "
             "is it a typo?",
             where=row.where,
             instead=f"one of the other classes; or, if it is intended, `labels: {named}`",

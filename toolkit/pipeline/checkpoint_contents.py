@@ -35,6 +35,7 @@ _LAST_LAYERS: dict[Kind, tuple[str, ...]] = {
     "regression": ("classifier.weight", "classifier.out_proj.weight"),
     "question_answering": ("qa_outputs.weight",),
     "embedding": (),  # the encoder alone
+    "token_classification": ("classifier.weight",),
 }
 _EMBEDDINGS = {"word_embeddings": "vocab_size", "position_embeddings": "max_position_embeddings"}
 
@@ -63,9 +64,8 @@ def check_task_heads(recipe: Recipe, inputs: ResolvedInputs) -> None:
         UserError: The first error found.
     """
     for name, task in recipe.tasks.items():
-        width = {"classification": len(task.labels), "regression": 1, "question_answering": 2, "embedding": 0}[
-            task.kind
-        ]
+        fixed: dict[Kind, int] = {"regression": 1, "question_answering": 2, "embedding": 0}
+        width = fixed.get(task.kind, len(task.classes))
         for source in task.ready.values():
             model = inputs.model(source)
             if model.folder is not None:

@@ -7,11 +7,12 @@ from pydantic import Field, model_validator
 
 from toolkit.recipe.benchmark import Benchmark
 from toolkit.recipe.fields import Count, FileName, Length, Name, Number, Position, Section, wrong
+from toolkit.recipe.kinds import token_classification as tokens
 from toolkit.recipe.kinds.embedding import Pooling, default_metrics, require_fitting_keys
 from toolkit.recipe.presets import PRESETS, Preset
 from toolkit.recipe.stages import Quantize, TrainOnly, Transfer
 
-Kind = Literal["classification", "regression", "question_answering", "embedding"]
+Kind = Literal["classification", "regression", "question_answering", "embedding", "token_classification"]
 Metric = Literal[
     "accuracy",
     "f1",
@@ -24,6 +25,8 @@ Metric = Literal[
     "cosine_accuracy",
     "dense_cosine",
     "dense_cosine_p1",
+    "precision",
+    "recall",
 ]
 
 
@@ -42,6 +45,7 @@ class KindRules:
         dense_teaches: Whether the dense model solves the task as it is: it is the teacher without being fine-tuned, and
             what a compressed model is compared with.
         most_columns: Largest number of text columns.
+        tagged: Whether the classes are the tags of words, and a row has many of them.
     """
 
     metrics: tuple[Metric, ...]
@@ -52,6 +56,7 @@ class KindRules:
     per_token: bool = False
     dense_teaches: bool = False
     most_columns: int = 2
+    tagged: bool = False
 
 
 KINDS: dict[Kind, KindRules] = {
@@ -68,6 +73,15 @@ KINDS: dict[Kind, KindRules] = {
         ("spearman_cosine", "pearson_cosine", "cosine_accuracy", "dense_cosine", "dense_cosine_p1"),
         dense_teaches=True,
         most_columns=3,
+    ),
+    "token_classification": KindRules(
+        ("f1", "precision", "recall"),
+        has_classes=True,
+        scalar_label=False,
+        cuts_windows=True,
+        per_token=True,
+        most_columns=1,
+        tagged=True,
     ),
 }
 _KIND: Kind = "classification"  # of a task that names none
@@ -90,27 +104,30 @@ class HoldOut(Section):
 
 
 class AnswerWindows(Section):
-    """Question answering: windows for long contexts, and the answer search over them."""
+    """Windows for long contexts, and the search for answers over them; token classification has `stride` alone."""
 
-    stride: Count = Field(128, description="overlap of neighbouring windows, in tokens of context")
+    stride: Count = Field(
+        128, description="overlap of neighbouring windows, in tokens of the text; token classification: 16 by default"
+    )
     max_question_length: Count = Field(64, description="maximum tokens of a question; longer ones are truncated")
     max_answer_length: Count = Field(30, description="maximum tokens of a predicted answer")
     n_best: Count = Field(20, description="number of best start and end positions to combine per window")
 
 
 class Task(Section):
-    """A task over one or two text columns, or question answering."""
+    """A task over one or two text columns, question answering, or tags of words."""
 
     preset: Preset | None = Field(
         None, description="public task; sets files (from the hub), columns, labels and metrics that are not given here"
     )
     kind: Kind = Field(
         _KIND,
-        description="classification, regression, extractive question answering, or embedding (sentence embeddings)",
+        description="classification, regression, extractive question answering, embedding (sentence embeddings), or "
+        "token_classification (named entities)",
     )
     train: FileName = Field(
         min_length=1,
-        description="file (TSV, CSV, JSON lines, Parquet, SQuAD's JSON; optionally .bz2/.gz/.xz/.zst), "
+        description="file (TSV, CSV, JSON lines, Parquet, SQuAD's JSON, CoNLL; optionally .bz2/.gz/.xz/.zst), "
         "package:<distribution>/<file>, or hub:<dataset>[@revision]:<config>:<split>",
     )
     more_train: tuple[FileName, ...] = Field(
@@ -133,11 +150,16 @@ class Task(Section):
         min_length=1,
         max_length=3,
         description="text column, the two columns of a sentence pair, or the columns of question and context; "
-        "embedding: texts, pairs (anchor, positive) or triplets (anchor, positive, negative)",
+        "embedding: texts, pairs (anchor, positive) or triplets (anchor, positive, negative); token classification: "
+        "tokens or text, in a CoNLL file 1 for the first column",
     )
     label: str | None = Field(
         "label",
-        description="column of the class, number or answers; embedding: of a pair's score, if the pairs have one",
+        description="column of the class, number or answers; embedding: of a pair's score, if the pairs have one; "
+        "token classification: of tags or entities, by default `tags`, in a CoNLL file the last column",
+    )
+    scheme: tokens.Scheme | None = Field(
+        None, description="token classification: scheme of the tags; default: as each file's tags show"
     )
     dev_columns: tuple[str, ...] = Field(
         (), max_length=3, description="embedding: text columns of dev and more_dev, if they are not `columns`"
@@ -156,7 +178,11 @@ class Task(Section):
     normalize: bool | None = Field(
         None, description="embedding: whether embeddings have length 1; default: as the model's folder says, else true"
     )
-    labels: tuple[str, ...] = Field((), description="class names in label order; empty: as found in the training file")
+    labels: tuple[str, ...] = Field(
+        (),
+        description="class names in label order; empty: as found in the training file; token classification: types of "
+        "entities, or tags in the order of their numbers, e.g. [O, B-PER, I-PER]",
+    )
     metrics: tuple[Metric, ...] = Field(
         ("accuracy",), min_length=1, description="metrics measured on dev; the first one is used for tuning"
     )
@@ -181,6 +207,8 @@ class Task(Section):
         """Number of tokens that `max_seq_length` must exceed for windows to advance; 0 if texts are not split."""
         if not KINDS[self.kind].cuts_windows:
             return 0
+        if KINDS[self.kind].tagged:
+            return self.windows.stride + 2  # [CLS], [SEP]
         return self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
 
     @model_validator(mode="before")
@@ -201,6 +229,8 @@ class Task(Section):
         if kind == "embedding":
             filled.setdefault("label", None)
             filled.setdefault("metrics", default_metrics(filled))
+        if kind == "token_classification":
+            filled = tokens.with_defaults(filled)
         files, more = filled.get("train"), filled.get("more_train", [])
         if isinstance(files, list | tuple) and files and isinstance(more, list | tuple):
             filled |= {"train": files[0], "more_train": [*files[1:], *more]}
@@ -214,7 +244,8 @@ class Task(Section):
             raise wrong("needs exactly one of `dev` and `hold_out`", instead="dev: <file>")
         if self.label in self.columns:
             raise wrong(f"{self.label!r} is the label column and cannot be a text column", "columns")
-        if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):
+        least = 1 if KINDS[self.kind].tagged else 2  # a single type of entity has three tags
+        if 0 < len(self.labels) < least or len(set(self.labels)) < len(self.labels):
             raise wrong("must be two or more distinct names", "labels", instead="e.g. [negative, positive]")
         return self
 
@@ -233,6 +264,7 @@ class Task(Section):
         if len(self.columns) > rules.most_columns:
             raise wrong(f"must be at most {rules.most_columns} for {kind}", "columns", rules.most_columns)
         require_fitting_keys(self)
+        tokens.require_fitting_keys(self)
         if rules.columns and len(self.columns) != len(rules.columns):
             what = f"needs {len(rules.columns)} columns, in this order"
             raise wrong(what, "columns", instead=f"[{', '.join(rules.columns)}]")
@@ -241,7 +273,7 @@ class Task(Section):
             raise wrong(what, "windows", *sorted(self.windows.model_fields_set)[:1], instead="remove the key")
         if not rules.cuts_windows and self.drop_unanswerable:
             raise wrong(f"has no effect on {_a(kind)} task", "drop_unanswerable", instead="remove the key")
-        if rules.cuts_windows and self.max_seq_length <= self.least_length:
+        if rules.columns and self.max_seq_length <= self.least_length:
             raise wrong(
                 f"too short for a question of {self.windows.max_question_length} tokens and an overlap of "
                 f"{self.windows.stride}: windows would not advance",
@@ -256,6 +288,11 @@ class Task(Section):
         if not self.dev_columns and self.dev_label is None:
             return self
         return self.model_copy(update={"columns": self.dev_columns or self.columns, "label": self.dev_label})
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the model's classes as far as the recipe has them: its labels, or tags of IOB2 made of them."""
+        return tokens.tags_of(tokens.types_of(self.labels)) if self.labels and KINDS[self.kind].tagged else self.labels
 
     @property
     def has_targets(self) -> bool:
@@ -277,6 +314,7 @@ _ADDED: dict[str, Any] = {
     "retrieval": {},
     "pooling": None,
     "normalize": None,
+    "scheme": None,
 }
 
 

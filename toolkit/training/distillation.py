@@ -230,7 +230,8 @@ class TaskLoss:
     """Loss of a task per example, with or without a teacher.
 
     The distance from the teacher is averaged over the distributions of an example: one in classification, start and end
-    in question answering. Regression has no distribution; there the distance is always the squared difference.
+    in question answering. In token classification it is, as the label loss, a mean over the tagged tokens of a step.
+    Regression has no distribution; there the distance is always the squared difference.
 
     Args:
         kind: The task's kind.
@@ -258,7 +259,7 @@ class TaskLoss:
             kd = head.teacher_loss(logits, teacher_logits) / batch["examples"]
             return combine(task, kd, self._settings.loss_weights)
         distance = _DISTANCES[head.distance or self._settings.loss_types[1]]
-        student, target = (x.reshape(-1, x.shape[-1]) for x in (logits, teacher_logits))
+        student, target = head.compared(logits, batch), head.compared(teacher_logits, batch)
         kd = distance(student, target, self._settings.temperature, head.distributions * batch["items"])
         return combine(task, kd, self._settings.loss_weights)
 

@@ -102,7 +102,7 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
     count, random = len(truth), np.random.default_rng(0)
     own = of(np.arange(count))
     chance = [of(random.permutation(count)) for _ in range(_SHUFFLES)]
-    better = _better_order(np.asarray(truth), np.asarray(predicted), task.labels) if task.labels else None
+    better = _better_order(_flat(truth), _flat(predicted), task.labels) if task.labels else None
     if own > np.mean(chance) + 2 * np.std(chance) and better is None:
         return None
     which = "tuning" if split is task.tune else "dev" if split is task.dev else "training"
@@ -114,6 +114,11 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
     else:
         instead = f"the right class names as `id2label` in its config.json, it seems {dump_flow(better)}"
     return UserError(f"{what}: its classes seem to be in another order", where=str(folder), instead=instead)
+
+
+def _flat(values: Any) -> np.ndarray:
+    """Returns class numbers of examples, or of all words of all sentences, as one array."""
+    return np.concatenate([np.atleast_1d(value) for value in values])
 
 
 def _better_order(truth: np.ndarray, predicted: np.ndarray, labels: tuple[str, ...]) -> list[str] | None:
