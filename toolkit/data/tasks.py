@@ -9,14 +9,17 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.data import task_rows
+from toolkit.data.kinds import entities
 from toolkit.data.kinds.embedding import RANK_METRICS, Texts
 from toolkit.data.kinds.retrieval import read_retrieval
+from toolkit.data.kinds.token_classification import Tokens
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
 from toolkit.models.embedding.folder import PoolingKeys
 from toolkit.models.tokenizers import definition
 from toolkit.recipe import Kind, Task
+from toolkit.recipe.kinds.token_classification import types_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,6 +91,16 @@ class TaskData:
         """
         truth, predicted = self.dev.truth, self.dev.predicted(logits)
         return {m.name: self._score(m.metric, truth[m.part], predicted[m.part]) for m in self.measures}
+
+    def scores_by_type(self, logits: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+        """Computes the scores of each type of entity on the complete dev split; empty for a task without entities.
+
+        Args:
+            logits: The model's logits for each item of `dev`.
+        """
+        if not isinstance(self.dev, Tokens):
+            return {}
+        return entities.by_type(self.dev.truth, self.dev.predicted(logits), types_of(self.labels))
 
     def tuning_score(self, logits: Sequence[np.ndarray]) -> float:
         """Computes the tuning metric on `tune`.

@@ -87,8 +87,8 @@ def criterion(benchmark: Manifest) -> str:
 
 
 def criterion_name(metric: str) -> str:
-    """Returns what the recipe's `accuracy_criterion` is called beside a metric; embeddings have no accuracy."""
-    return "criterion" if "cosine" in metric else "accuracy criterion"
+    """Returns what the recipe's `accuracy_criterion` is called beside a metric, which need not be an accuracy."""
+    return "accuracy criterion" if metric.startswith("accuracy") else "criterion"
 
 
 def left_out(export: Manifest | None) -> list[str]:

@@ -22,7 +22,7 @@ from toolkit.training.evaluation import iter_logits
 from toolkit.training.loop import fit, seed_everything
 from toolkit.training.teacher_logits import task_distillation
 
-KINDS = ("classification", "regression", "question_answering", "embedding")
+KINDS = ("classification", "regression", "question_answering", "embedding", "token_classification")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,20 @@ def sections(tiny_task_files, tmp_path_factory):
         paragraphs.append({"context": " ".join(words), "qas": [question]})
     (folder / "squad.json").write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]}))
     squad, scores = str(folder / "squad.json"), str(folder / "scores.tsv")
+    tags = [
+        "".join(f"{w} {rng.choice(['O', 'B-X'])}\n" for w in rng.sample(NOUNS, rng.randint(3, 30))) for _ in range(70)
+    ]
+    (folder / "tags.conll").write_text("\n".join(tags))
+    words = {"kind": "token_classification", "max_seq_length": 20, "windows": {"stride": 4}}
     toy = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
     questions = {"preset": "squad", "train": squad, "dev": squad, "max_seq_length": 30}
     return {
         "classification": Task.model_validate(toy),
         "regression": Task.model_validate({"kind": "regression", "train": scores, "dev": scores, "max_seq_length": 24}),
         "embedding": Task.model_validate(pairs | {"train": scored, "dev": scored, "max_seq_length": 24}),
+        "token_classification": Task.model_validate(
+            words | dict.fromkeys(("train", "dev"), str(folder / "tags.conll"))
+        ),
         "question_answering": Task.model_validate(questions | {"windows": {"stride": 4, "max_question_length": 8}}),
     }
 
