@@ -109,7 +109,7 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
     what = f"this model's {metric} is {own:.1%} on {count:,} {which} examples; chance is {np.mean(chance):.1%}"
     if better is None:
         return UserError(what, where=str(folder), instead="a model that was trained for this task")
-    if output_order(folder, task.labels) is None:
+    if output_order(folder, task.labels) is None and not KINDS[task.kind].tagged:
         instead = f"labels: {dump_flow(better)}, the order of its outputs as it seems; or another model"
     else:
         instead = f"the right class names as `id2label` in its config.json, it seems {dump_flow(better)}"

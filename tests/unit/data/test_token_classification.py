@@ -6,7 +6,9 @@ import random
 import numpy as np
 import pytest
 
+from tests.helpers.mix import corpus_of
 from toolkit.core.errors import UserError
+from toolkit.data.corpus import load_corpus
 from toolkit.data.kinds import entities
 from toolkit.data.kinds.token_classification import UNTAGGED
 from toolkit.data.task_kinds import score
@@ -308,6 +310,19 @@ def test_a_split_is_tokenised_again_by_another_tokenizer(task, tokenizer):
     assert again.inputs == data.inputs
     assert again.tags == data.tags
     assert np.array_equal(again.places, data.places)
+
+
+@pytest.mark.parametrize("shape", ["texts", "sentences", "packed", "pairs"])
+def test_the_texts_of_its_rows_can_be_a_source_of_a_corpus(shape, task, tokenizer, tmp_path):
+    text = "\n".join(f"word{n} B-PER\ntold O\n" + "bar O\n" * 20 for n in range(300))
+    section = task(text, max_seq_length=20, windows={"stride": 6}, tuning_examples=0)
+    corpus = corpus_of({"tasks": ["toy"], "shape": shape, "max_seq_length": 16})
+    found = load_corpus(corpus, {"toy": section}, tokenizer, tmp_path).train
+    ids = [found.example(index)["input_ids"] for index in range(len(found))]
+    assert max(map(len, ids)) <= 16
+    words = " ".join(tokenizer.decode(one) for one in ids)
+    assert "told bar bar" in words
+    assert not {"B", "PER", "per"} & set(words.split())  # texts, no tags
 
 
 O, B, I, B2, I2 = range(5)  # noqa: E741
