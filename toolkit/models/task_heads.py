@@ -61,7 +61,7 @@ def task_logits(kind: Kind, model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
     Those of token classification are [n, tags, length]. The logits of an embedding model are the embeddings, [n, h].
 
-    Padding cannot be part of an answer, so logits do not depend on the other examples of a batch.
+    Padding cannot be part of an answer and has no tag, so logits do not depend on the other examples of a batch.
     """
     return HEADS[kind].logits(model(**inputs), inputs)
 
@@ -94,7 +94,7 @@ def _starts_and_ends(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def _by_token(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     logits: Tensor = output.logits
-    return logits.transpose(1, 2)
+    return logits.transpose(1, 2).masked_fill(inputs["attention_mask"][:, None] == 0, _IMPOSSIBLE)
 
 
 def _tag_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
