@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from tests.helpers.models import load_classifier
+from tests.helpers.tags import tagged_task
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
-from toolkit.data.batches import model_inputs, pad
+from toolkit.data.batches import pad
 from toolkit.data.corpus import load_corpus
 from toolkit.data.question_answering import Question, windows_of
 from toolkit.data.tasks import load_task
@@ -109,15 +110,6 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_for_mlm(tiny):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
 
 
-def tagged_task(folder, tokenizer):
-    """Sixteen sentences of one to eight words, with a tag of B-X, I-X or O each."""
-    rows = ["".join(f"bar {('B-X', 'I-X', 'O')[n % 3]}\n" for n in range(1 + i % 8)) for i in range(16)]
-    path = folder / "tags.conll"
-    path.write_text("\n".join(rows))
-    keys = {"train": str(path), "dev": str(path), "max_seq_length": 32, "tuning_examples": 0}
-    return load_task("t", Task.model_validate({"kind": "token_classification"} | keys), tokenizer)
-
-
 @pytest.fixture(params=["classification", "question answering", "token classification"])
 def fitted_to(request, tiny, tmp_path):
     """How to load a model for a kind of task, and 16 examples of it with the tokenizer's padding."""
@@ -166,27 +158,6 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_in_the_trainer_its
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
     assert moved[0].abs().max() > 1e-4
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-6)
-
-
-def test_losses_of_tags_are_means_over_the_tagged_tokens_of_a_step(tiny, tmp_path):
-    folder, tokenizer, _, _ = tiny
-    task = tagged_task(tmp_path, tokenizer)
-    student, teacher = (load_task_model(folder, task.kind, task.labels, fitted=False).eval() for _ in range(2))
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    data = task_data(task.train, tokenizer.pad_token_id, Train(steps=1, batch_size=16), seed=1)
-    data.stream.index = lambda k: k
-    batch = data.collate([data.stream[number] for number in range(16)])
-    terms = TaskLoss(task.kind, Teacher(teacher), KDLossSettings(temperature=2.0))(student, batch)
-
-    tags, words = batch["tags"], sum(1 + i % 8 for i in range(16))
-    assert (tags != -100).sum() == words == batch["items"]  # neither special tokens nor padding
-    own, wanted = (model(**model_inputs(batch)).logits[tags != -100].log_softmax(-1) for model in (student, teacher))
-    assert float(terms.task) == pytest.approx(float(-own[torch.arange(words), tags[tags != -100]].mean()), rel=1e-5)
-    own, wanted = ((x / 2).log_softmax(-1) for x in (own, wanted))  # at temperature 2
-    divergence = (wanted.exp() * (wanted - own)).sum(-1).mean() * 4
-    assert float(terms.kd) == pytest.approx(float(divergence), rel=1e-4)
 
 
 def test_a_loss_of_weight_zero_is_not_computed_into_the_gradient(tiny):
