@@ -59,7 +59,6 @@ def recipe(model, task, text, benchmark: bool) -> Recipe:
         ("roberta", "classification"),
         ("electra", "regression"),
         ("bert", "token_classification"),
-        ("roberta", "token_classification"),
     ],
 )
 def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, files, tiny_text, tmp_path):

@@ -5,6 +5,8 @@ import random
 
 import numpy as np
 import pytest
+from tokenizers import ByteLevelBPETokenizer
+from transformers import RobertaTokenizer
 
 from tests.helpers.mix import corpus_of
 from toolkit.core.errors import UserError
@@ -310,6 +312,27 @@ def test_a_split_is_tokenised_again_by_another_tokenizer(task, tokenizer):
     assert again.inputs == data.inputs
     assert again.tags == data.tags
     assert np.array_equal(again.places, data.places)
+
+
+@pytest.mark.parametrize("length", [24, 128])
+def test_characters_of_several_tokens_are_words_as_any_others(length, task, tiny_text):
+    """A byte-level tokenizer, as RoBERTa's: an emoji is four tokens with the same offsets."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train([str(tiny_text)], vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    learned = json.loads(bpe.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    roberta = RobertaTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=128)
+    text = "lovely B-X\n\U0001f600 I-X\nzo\u00eb O\n\u0418\u0432\u0430\u043d B-Y\n, O\n\u6771\u4eac B-X\ntold O\n" * 3
+    data = load_task("toy", task(text, max_seq_length=length, windows={"stride": 6}), roberta)
+    assert data.dev.tagged.sum() == 21  # the first token of each word
+    assert data.dev.places.min() >= 0
+    assert data.scores(gold(data.dev, 5)) == {"f1": 1.0}
+    first = data.dev.tags[0]
+    emoji = [
+        i for i, token in enumerate(roberta.convert_ids_to_tokens(data.dev.inputs["input_ids"][0])) if token == "\u00f0"
+    ]
+    assert [first[i] for i in emoji[:1]] == [2]
+    assert first[emoji[0] + 1] == UNTAGGED
 
 
 @pytest.mark.parametrize("shape", ["texts", "sentences", "packed", "pairs"])
