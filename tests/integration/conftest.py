@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import BAD, GOOD, NOUNS, sentence
+from tests.conftest import ADVERBS, BAD, GOOD, NOUNS, sentence
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +41,22 @@ def files(tmp_path_factory):
         path = folder / name
         path.write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": questions}]}))
         return str(path)
+
+    def tagged(name, count):
+        """Moods: an adjective with the adverb before it, of two types. Names: two words that no vocabulary has."""
+        rows = []
+        for n in range(count):
+            words = [*sentence(rng, (GOOD, BAD)[n % 2]).split(), *(("zqu", "vex", "told") if n % 3 == 0 else ())]
+            tags = ["O"] * len(words)
+            for at, word in enumerate(words):
+                if kind := next((k for k, known in (("GOOD", GOOD), ("BAD", BAD)) if word in known), None):
+                    with_adverb = words[at - 1] in ADVERBS
+                    tags[at - with_adverb : at + 1] = [f"B-{kind}", f"I-{kind}"][: 1 + with_adverb]
+            if "zqu" in words:
+                tags[words.index("zqu") :] = ["B-NAME", "I-NAME", "O"]
+            rows.append("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags, strict=True)))
+        (folder / name).write_text("\n".join(rows))
+        return str(folder / name)
 
     pairs = ["one", "two", "label"]
     texts = {"columns": ["one", "two"], "max_seq_length": 32}
@@ -81,6 +97,14 @@ def files(tmp_path_factory):
             "dev": table("more_candidates.tsv", pairs, candidates(10)),
             "ranking": {"group": 2},
             "metrics": ["ndcg@10", "mrr@10"],
+        },
+        "token_classification": {
+            "kind": "token_classification",
+            "train": tagged("train.conll", 60),
+            "dev": tagged("dev.conll", 30),
+            "metrics": ["f1", "precision", "recall"],
+            "max_seq_length": 16,
+            "windows": {"stride": 4},
         },
         "pair": texts
         | {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Keys of the labels in an example; they are never model inputs.
-LABEL_KEYS = ("labels", "scores", "start_positions", "end_positions", "next_sentence_label")
+LABEL_KEYS = ("labels", "tags", "scores", "start_positions", "end_positions", "next_sentence_label")
 KD_POSITIONS = "kd_positions"  # key of the positions at which student and teacher are compared, bool
 TEACHER_LOGITS = "teacher_logits"  # key of the cached logits of the teacher
 TOGETHER = "together"  # key of the number of neighbouring examples that belong together, such as the texts of a pair
@@ -49,11 +49,11 @@ def pad_masked(items: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Ten
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-_PAD_VALUES = {"attention_mask": 0, "token_type_ids": 0}
+_PAD_VALUES = {"attention_mask": 0, "token_type_ids": 0, "tags": -100}
 
 
 def pad(features: Sequence[Mapping[str, Any]], pad_id: int, to: int | None = None) -> dict[str, Tensor]:
-    """Collates examples into a batch: inputs [n, length] int64, padded on the right, and labels [n].
+    """Collates examples into a batch: inputs and tags [n, length] int64, padded on the right, and labels [n].
 
     Args:
         features: Examples: name of an input -> ids, name of a label -> number.
@@ -66,7 +66,7 @@ def pad(features: Sequence[Mapping[str, Any]], pad_id: int, to: int | None = Non
         length = to
     batch = {}
     for name in features[0]:
-        if name in LABEL_KEYS:
+        if name in LABEL_KEYS and name not in _PAD_VALUES:
             batch[name] = torch.tensor([f[name] for f in features])
             continue
         padded = torch.full((len(features), length), _PAD_VALUES.get(name, pad_id))

@@ -270,7 +270,7 @@ def windows_of(
         for window, number in enumerate(encoded["overflow_to_sample_mapping"]):
             of_context = np.array([part == 1 for part in encoded.sequence_ids(window)])
             where = np.where(of_context[:, None], np.array(encoded["offset_mapping"][window], dtype=np.int32), -1)
-            _extend_to_words(where, batch[number].context)
+            extend_to_words(where, batch[number].context)
             for name in names:
                 inputs[name].append(encoded[name][window])
             decoded = partial(_decoded, tokenizer, encoded["input_ids"][window])
@@ -292,7 +292,7 @@ def _decoded(tokenizer: "PreTrainedTokenizerFast", ids: list[int], first: int, l
     return str(tokenizer.decode(ids[first : last + 1]))
 
 
-def _extend_to_words(offsets: np.ndarray, context: str) -> None:
+def extend_to_words(offsets: np.ndarray, context: str) -> None:
     """Moves starts of tokens back over visible characters that no token covers, in place.
 
     The offsets of some tokenizers begin one character late at the first token of a word.

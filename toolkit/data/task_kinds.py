@@ -17,9 +17,10 @@ from toolkit.data.kinds.embedding import Texts
 from toolkit.data.kinds.examples import Examples
 from toolkit.data.kinds.multi_label import LabelSets
 from toolkit.data.kinds.reranking import Candidates
+from toolkit.data.kinds.token_classification import Tokens
 from toolkit.data.labels import class_number, number_of
 from toolkit.data.question_answering import Windows
-from toolkit.recipe import KINDS, Kind
+from toolkit.recipe import Kind
 
 if TYPE_CHECKING:
     from toolkit.data.task_rows import TaskRow
@@ -58,14 +59,15 @@ class NumberExamples(Examples):
         return numbers
 
 
-Split = Examples | Windows | Texts
-EXAMPLES: dict[Kind, type[Examples] | type[Windows] | type[Texts]] = {
+Split = Examples | Windows | Texts | Tokens
+EXAMPLES: dict[Kind, type[Examples] | type[Windows] | type[Texts] | type[Tokens]] = {
     "classification": ClassExamples,
     "regression": NumberExamples,
     "question_answering": Windows,
     "embedding": Texts,
     "multi_label": LabelSets,
     "reranking": Candidates,
+    "token_classification": Tokens,
 }
 
 
@@ -75,8 +77,8 @@ def score(
     """Computes metrics over all examples.
 
     Args:
-        kind: The task's kind: classification (class numbers), regression (numbers) or question_answering (predicted: a
-            text; truth: all correct texts).
+        kind: The task's kind: classification (class numbers), regression (numbers), question_answering (predicted: a
+            text; truth: all correct texts) or token_classification (numbers of a sentence's tags).
         names: The metrics to compute, of those that `recipe.task.KINDS` lists for the kind.
         truth: The correct answers, [n].
         predicted: The predictions, [n].
@@ -84,7 +86,7 @@ def score(
             classes (as in GLUE), else the mean over the classes that occur.
     """
     assert len(truth) == len(predicted) > 0
-    measures = EXAMPLES[kind].metrics | ({"f1": metrics.mean_f1} if KINDS[kind].has_classes and classes > 2 else {})
+    measures = EXAMPLES[kind].metrics | ({"f1": metrics.mean_f1} if kind == "classification" and classes > 2 else {})
     return {name: float(measures[name](truth, predicted)) for name in names}
 
 

@@ -14,14 +14,15 @@ import numpy as np
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
 from toolkit.data.files import cached_file, fetch_file
-from toolkit.data.kinds.multi_label import require_class_rows, stored_classes
+from toolkit.data.kinds.multi_label import stored_classes
 from toolkit.data.kinds.reranking import as_pairs, by_query, candidate_rows, require_label, require_rankable
 from toolkit.data.kinds.retrieval import read_retrieval
+from toolkit.data.kinds.tagged_rows import tagged_rows
 from toolkit.data.labels import is_number, label_number, number_of
 from toolkit.data.question_answering import is_unanswerable
 from toolkit.data.tables import Record, read_rows, text
 from toolkit.data.tables.columns import complete_lines
-from toolkit.data.task_classes import class_labels, numbers_of, require_evaluated, require_two_classes, summary_of
+from toolkit.data.task_classes import class_labels, require_classes, require_evaluated, summary_of
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.recipe import KINDS, Task
 from toolkit.recipe.references import is_hub, table_format, task_files, train_files
@@ -85,12 +86,9 @@ def read_task(name: str, section: Task) -> TaskRows:
     tune, train = _set_aside(all_train, section)
     if KINDS[section.kind].has_classes:
         for split, rows in (("train", train), ("dev", dev), *more.items()):
-            if KINDS[section.kind].several_classes:
-                require_class_rows(name, split, [numbers_of(row, labels) for row in rows], labels)
-            else:
-                require_two_classes(name, split, rows, labels)
+            require_classes(name, split, rows, labels, section)
         if not section.labels:
-            require_evaluated(all_train, itertools.chain(dev, *more.values()), labels)
+            require_evaluated(all_train, itertools.chain(dev, *more.values()), labels, section)
     if KINDS[section.kind].dense_teaches:
         for split, rows in (("train", train), ("dev", dev), *more.items()):
             _require_two_scores(name, split, rows)
@@ -137,7 +135,7 @@ def check_rows(name: str, section: Task) -> str:
         targets(measured, found.labels, section.evaluated)
         summary = [f"{len(train):,} training rows, {len(measured):,} evaluation rows"]
         if KINDS[section.kind].has_classes:
-            summary.append(summary_of(found.labels, numbers))
+            summary.append(summary_of(found.labels, numbers, section))
         if KINDS[section.kind].per_query:
             queries = [sum(map(measured_items, splits)) for splits in ((found.train, found.tune), found.dev.values())]
             summary.append("{:,} training and {:,} evaluation queries".format(*queries))
@@ -148,7 +146,7 @@ def check_rows(name: str, section: Task) -> str:
     # Without the train split the classes are known only if the recipe names them.
     counts, left_out = [], list[str]()
     is_known = set(train_files(section)) <= set(here)
-    labels = class_labels(_read_train(section, []), section) if is_known else section.labels
+    labels = class_labels(_read_train(section, []), section) if is_known else section.classes
     for spec in here:
         own = section if spec in train_files(section) else section.evaluated
         rows = _read(spec, own, left_out)
@@ -159,7 +157,7 @@ def check_rows(name: str, section: Task) -> str:
 
 
 def targets(rows: Sequence[TaskRow], labels: Sequence[str], section: Task) -> Any:
-    """Returns the labels of rows: class numbers [n] int64, numbers [n] float32, or a list of n questions.
+    """Returns the labels of rows: class numbers [n] int64, numbers [n] float32, or a list of n questions or tags.
 
     Raises:
         UserError: A label is not one of the task's; the message names the row.
@@ -261,7 +259,13 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
 
 
 def file_rows(path: Path, columns: Sequence[str], section: Task) -> Iterator[tuple[str, Record]]:
-    """Yields the rows of a task's file as `read_rows`; single texts may also be the lines of a plain text file."""
+    """Yields the rows of a task's file as `read_rows`; single texts may also be the lines of a plain text file.
+
+    Rows of tagged words have a text, and the words with their tags as label (`tagged_rows`).
+    """
+    if KINDS[section.kind].tagged:
+        yield from tagged_rows(path, columns, section)
+        return
     if section.kind != "embedding" or len(columns) > 1 or table_format(path.name) is not None:
         yield from candidate_rows(path, columns, section) if KINDS[section.kind].per_query else read_rows(path, columns)
         return

@@ -9,8 +9,10 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.data import task_rows
+from toolkit.data.kinds import entities
 from toolkit.data.kinds.embedding import RANK_METRICS, Texts
 from toolkit.data.kinds.retrieval import read_retrieval
+from toolkit.data.kinds.token_classification import Tokens
 from toolkit.data.metrics import shuffled_scores
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
@@ -18,6 +20,7 @@ from toolkit.models.checkpoint import require_length
 from toolkit.models.embedding.folder import PoolingKeys
 from toolkit.models.tokenizers import definition
 from toolkit.recipe import KINDS, Kind, Task
+from toolkit.recipe.kinds.token_classification import types_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -101,14 +104,41 @@ class TaskData:
         """
         if KINDS[self.kind].dense_teaches:
             return None
-        first = self.measures[0]
-        truth, predicted = self.dev.truth[first.part], self.dev.predicted(logits)[first.part]
+        _, found = self.shuffled(self.dev, logits, self.measures[0].part)
+        return float(np.mean(found) + 2 * np.std(found))
+
+    def shuffled(
+        self, split: Split, logits: Sequence[np.ndarray], part: slice = slice(None)
+    ) -> tuple[float, list[float]]:
+        """Returns the first score of a split, and those of the same predictions for shuffled examples.
+
+        A query's answer is an order of its own candidates, so there the scores of all candidates are shuffled instead.
+
+        Args:
+            split: A split of the task.
+            logits: The model's logits for each item of the split.
+            part: The answers to compare.
+        """
+        truth, predicted = split.truth[part], split.predicted(logits)[part]
+        per_query, metric = KINDS[self.kind].per_query, self.measures[0].metric
 
         def of(order: np.ndarray) -> float:
-            return self.score_of(first.metric, [truth[i] for i in order], predicted)
+            if per_query:
+                return self.score_of(metric, truth, split.predicted([logits[i] for i in order])[part])
+            return self.score_of(metric, [truth[i] for i in order], predicted)
 
-        found = shuffled_scores(of, first.n)
-        return float(np.mean(found) + 2 * np.std(found))
+        count = len(logits) if per_query else len(truth)
+        return of(np.arange(count)), shuffled_scores(of, count)
+
+    def scores_by_type(self, logits: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+        """Computes the scores of each type of entity on the complete dev split; empty for a task without entities.
+
+        Args:
+            logits: The model's logits for each item of `dev`.
+        """
+        if not isinstance(self.dev, Tokens):
+            return {}
+        return entities.by_type(self.dev.truth, self.dev.predicted(logits), types_of(self.labels))
 
     def tuning_score(self, logits: Sequence[np.ndarray]) -> float:
         """Computes the tuning metric on `tune`.

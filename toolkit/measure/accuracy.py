@@ -41,7 +41,7 @@ def predict_ir(
     *,
     per_token: bool,
 ) -> "Sequence[np.ndarray]":
-    """Returns the logits of ALL examples, in their order: [n, C], or [2, length] per window of question answering.
+    """Returns the logits of ALL examples, in their order: [n, C], or [C, length] per window of kinds per token.
 
     Examples are batched by length and padded to the longest of the batch. FP32 models run in FP32 even on CPUs that
     default to bfloat16, so that model formats are compared rather than CPU defaults.
@@ -81,6 +81,8 @@ def predict_ir(
         ports = [port for port in compiled.outputs if _EMBEDDING in port.get_names()] or compiled.outputs
         outputs = [results[port] for port in ports]
         rows = outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=1)
+        if per_token and len(outputs) == 1:  # token classification: [n, length, C]
+            rows = rows.transpose(0, 2, 1)
         if len(rows) != len(chosen):  # seen with dynamic quantization on a CPU limited to AVX2
             raise UserError(
                 f"OpenVINO returned {len(rows)} rows for a batch of {len(chosen)}",

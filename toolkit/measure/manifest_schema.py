@@ -214,6 +214,13 @@ class _Export(_Record):
         return self
 
 
+class _OfType(_Record):
+    f1: Fraction
+    precision: Fraction
+    recall: Fraction
+    entities: Amount
+
+
 class _Benchmark(_Record):
     dev_n: Positive
     metrics: Annotated[list[str], Field(min_length=1)]
@@ -221,6 +228,7 @@ class _Benchmark(_Record):
     note: str = ""
     rows_left_out: list[str] = []
     variants: Annotated[dict[VariantName, _Measured], Field(min_length=1)]
+    by_type: dict[VariantName, dict[str, _OfType]] = {}
     sizes_reference: dict[str, Amount]
     accuracy_criterion: _Criterion | None = None
     zeros_criterion: _Criterion | None = None

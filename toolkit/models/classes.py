@@ -19,7 +19,7 @@ def class_names(folder: Path) -> list[str] | None:
     """
     config = read_config(folder)
     kinds, stored = config.get("architectures") or [], config.get("id2label")
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    if not any(kind.endswith(("ForSequenceClassification", "ForTokenClassification")) for kind in kinds):
         return None
     if not stored:
         return [f"LABEL_{number}" for number in range(config.get("num_labels") or 2)]

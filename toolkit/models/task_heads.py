@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from toolkit.models import reranking
 from toolkit.models.embedding import losses
@@ -37,6 +41,7 @@ class TaskHead:
             dimension.
         distance: The only meaningful distance from the teacher; None: the one that the recipe names.
         decisions: Whether each logit is that of a decision of its own, a distribution over yes and no (sigmoid).
+        compared: (logits, batch) -> the distributions that are compared with the teacher's, [rows, classes].
         teacher_loss: (logits, teacher's logits, batch) -> distance from the teacher, summed over the examples, for
             logits that are not compared one by one; None: by `distance`.
     """
@@ -50,15 +55,16 @@ class TaskHead:
     distributions: int = 1
     distance: Literal["MSE"] | None = None
     decisions: bool = False
+    compared: Callable[[Tensor, Mapping[str, Any]], Tensor] = lambda logits, _: logits.reshape(-1, logits.shape[-1])
     teacher_loss: Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor] | None = None
 
 
 def task_logits(kind: Kind, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Runs a forward pass; returns logits [n, C] (regression: C = 1), or [n, 2, length] for starts and ends of answers.
 
-    The logits of an embedding model are the embeddings, [n, h].
+    Those of token classification are [n, tags, length]. The logits of an embedding model are the embeddings, [n, h].
 
-    Padding cannot be part of an answer, so logits do not depend on the other examples of a batch.
+    Padding cannot be part of an answer and has no tag, so logits do not depend on the other examples of a batch.
     """
     return HEADS[kind].logits(model(**inputs), inputs)
 
@@ -89,6 +95,21 @@ def _starts_and_ends(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits.masked_fill(inputs["attention_mask"][:, None] == 0, _IMPOSSIBLE)
 
 
+def _by_token(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    logits: Tensor = output.logits
+    return logits.transpose(1, 2).masked_fill(inputs["attention_mask"][:, None] == 0, _IMPOSSIBLE)
+
+
+def _tag_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Cross entropy of the tokens that have a tag."""
+    return F.cross_entropy(logits.float(), batch["tags"], ignore_index=-100, reduction="sum")
+
+
+def _with_tag(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Logits of the tokens that have a tag, [tokens, tags]; a teacher was trained at no others."""
+    return logits.transpose(1, 2)[batch["tags"] != -100]
+
+
 def _class_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Cross entropy."""
     return F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
@@ -110,14 +131,17 @@ def _span_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), positions.flatten(), reduction="sum") / 2
 
 
-def _class_settings(labels: Sequence[str]) -> dict[str, Any]:
+def _class_names(labels: Sequence[str]) -> dict[str, Any]:
     names = dict(enumerate(labels))
     return {
         "num_labels": len(labels),
         "id2label": names,
         "label2id": {label: number for number, label in names.items()},
-        "problem_type": "single_label_classification",
     }
+
+
+def _class_settings(labels: Sequence[str]) -> dict[str, Any]:
+    return _class_names(labels) | {"problem_type": "single_label_classification"}
 
 
 HEADS: dict[Kind, TaskHead] = {
@@ -173,5 +197,14 @@ HEADS: dict[Kind, TaskHead] = {
         width=lambda labels: 1,
         settings=lambda labels: {"num_labels": 1},
         teacher_loss=reranking.teacher_loss,
+    ),
+    "token_classification": TaskHead(
+        auto_class=AutoModelForTokenClassification,
+        logits=_by_token,
+        label_loss=_tag_loss,
+        synthetic_labels=lambda count, length: {"tags": torch.randint(2, (count, length))},
+        width=len,
+        settings=_class_names,
+        compared=_with_tag,
     ),
 }

@@ -37,6 +37,7 @@ _LAST_LAYERS: dict[Kind, tuple[str, ...]] = {
     "embedding": (),  # the encoder alone
     "multi_label": ("classifier.weight", "classifier.out_proj.weight"),
     "reranking": ("classifier.weight", "classifier.out_proj.weight"),
+    "token_classification": ("classifier.weight",),
 }
 _WIDTHS: dict[Kind, int] = {"regression": 1, "question_answering": 2, "embedding": 0, "reranking": 1}  # of the logits
 _EMBEDDINGS = {"word_embeddings": "vocab_size", "position_embeddings": "max_position_embeddings"}
@@ -66,7 +67,7 @@ def check_task_heads(recipe: Recipe, inputs: ResolvedInputs) -> None:
         UserError: The first error found.
     """
     for name, task in recipe.tasks.items():
-        width = len(task.labels) if KINDS[task.kind].has_classes else _WIDTHS[task.kind]
+        width = len(task.classes) if KINDS[task.kind].has_classes else _WIDTHS[task.kind]
         for source in task.ready.values():
             model = inputs.model(source)
             if model.folder is not None:

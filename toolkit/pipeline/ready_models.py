@@ -53,7 +53,7 @@ def check_task_models(recipe: Recipe, inputs: ResolvedInputs) -> None:
         folders = {stage: folder for stage, folder in found.items() if folder is not None}
         heads = [folders[stage] for stage in folders if models[stage].untrained and class_names(folders[stage])]
         if KINDS[task.kind].has_classes and heads:
-            labels = task.labels or (task_rows.read_task(name, task).labels if _is_local(task, inputs) else ())
+            labels = task.classes or (task_rows.read_task(name, task).labels if _is_local(task, inputs) else ())
             for folder in heads if labels else ():
                 output_order(folder, labels)
         if KINDS[task.kind].dense_teaches:

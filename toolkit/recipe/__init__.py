@@ -247,7 +247,8 @@ def _check_distance(recipe: Recipe, name: str) -> None:
     task = recipe.tasks[name]
     for stage in ("transfer", "quantize"):
         section = recipe.section(stage, name)
-        if not KINDS[task.kind].per_token or section is None or section.distillation is None:
+        rules = KINDS[task.kind]
+        if not rules.per_token or rules.tagged or section is None or section.distillation is None:
             continue
         logits = section.distillation.train.criterion.logits
         if logits is not None and logits.loss_types[1] == "MSE":

@@ -8,11 +8,20 @@ from pydantic import Field, model_validator
 from toolkit.recipe.benchmark import Benchmark
 from toolkit.recipe.fields import Count, FileName, Length, Name, Number, Position, Section, wrong
 from toolkit.recipe.kinds import multi_label, reranking
+from toolkit.recipe.kinds import token_classification as tokens
 from toolkit.recipe.kinds.embedding import Pooling, default_metrics, require_fitting_keys
 from toolkit.recipe.presets import PRESETS, Preset
 from toolkit.recipe.stages import Quantize, TrainOnly, Transfer
 
-Kind = Literal["classification", "regression", "question_answering", "embedding", "multi_label", "reranking"]
+Kind = Literal[
+    "classification",
+    "regression",
+    "question_answering",
+    "embedding",
+    "multi_label",
+    "reranking",
+    "token_classification",
+]
 Metric = Literal[
     "accuracy",
     "f1",
@@ -30,6 +39,8 @@ Metric = Literal[
     "average_precision",
     "ndcg@10",
     "mrr@10",
+    "precision",
+    "recall",
 ]
 
 
@@ -50,6 +61,7 @@ class KindRules:
             what a compressed model is compared with.
         most_columns: Largest number of text columns.
         per_query: Whether rows are candidates of a query, which metrics rank and which are never separated.
+        tagged: Whether the classes are the tags of words, and a row has many of them.
     """
 
     metrics: tuple[Metric, ...]
@@ -62,6 +74,7 @@ class KindRules:
     dense_teaches: bool = False
     most_columns: int = 2
     per_query: bool = False
+    tagged: bool = False
 
 
 KINDS: dict[Kind, KindRules] = {
@@ -83,6 +96,15 @@ KINDS: dict[Kind, KindRules] = {
         ("f1_micro", "f1_macro", "average_precision"), has_classes=True, several_classes=True, scalar_label=False
     ),
     "reranking": KindRules(("ndcg@10", "mrr@10"), most_columns=reranking.MOST_COLUMNS, per_query=True),
+    "token_classification": KindRules(
+        ("f1", "precision", "recall"),
+        has_classes=True,
+        scalar_label=False,
+        cuts_windows=True,
+        per_token=True,
+        most_columns=1,
+        tagged=True,
+    ),
 }
 _KIND: Kind = "classification"  # of a task that names none
 OWN_STAGES = ("task_teacher", "transfer", "quantize", "benchmark")
@@ -104,16 +126,18 @@ class HoldOut(Section):
 
 
 class AnswerWindows(Section):
-    """Question answering: windows for long contexts, and the answer search over them."""
+    """Windows for long contexts, and the search for answers over them; token classification has `stride` alone."""
 
-    stride: Count = Field(128, description="overlap of neighbouring windows, in tokens of context")
+    stride: Count = Field(
+        128, description="overlap of neighbouring windows, in tokens of the text; token classification: 16 by default"
+    )
     max_question_length: Count = Field(64, description="maximum tokens of a question; longer ones are truncated")
     max_answer_length: Count = Field(30, description="maximum tokens of a predicted answer")
     n_best: Count = Field(20, description="number of best start and end positions to combine per window")
 
 
 class Task(Section):
-    """A task over one or two text columns, or question answering."""
+    """A task over one or two text columns, question answering, or tags of words."""
 
     preset: Preset | None = Field(
         None, description="public task; sets files (from the hub), columns, labels and metrics that are not given here"
@@ -121,11 +145,12 @@ class Task(Section):
     kind: Kind = Field(
         _KIND,
         description="classification, regression, extractive question answering, embedding (sentence embeddings), "
-        "multi_label (any number of classes per row), or reranking (scores of pairs of a query and a passage)",
+        "multi_label (any number of classes per row), reranking (scores of pairs of a query and a passage), or "
+        "token_classification (named entities)",
     )
     train: FileName = Field(
         min_length=1,
-        description="file (TSV, CSV, JSON lines, Parquet, SQuAD's JSON; optionally .bz2/.gz/.xz/.zst), "
+        description="file (TSV, CSV, JSON lines, Parquet, SQuAD's JSON, CoNLL; optionally .bz2/.gz/.xz/.zst), "
         "package:<distribution>/<file>, or hub:<dataset>[@revision]:<config>:<split>",
     )
     more_train: tuple[FileName, ...] = Field(
@@ -149,12 +174,17 @@ class Task(Section):
         max_length=reranking.MOST_COLUMNS,
         description="text column, the two columns of a sentence pair, or the columns of question and context; "
         "embedding: texts, pairs (anchor, positive) or triplets (anchor, positive, negative); reranking: query and "
-        "passage, or without label query, positives and any number of columns of negatives, as texts or lists",
+        "passage, or without label query, positives and any number of columns of negatives, as texts or lists; token "
+        "classification: tokens or text, in a CoNLL file 1 for the first column",
     )
     label: str | None = Field(
         "label",
         description="column of the class, number or answers; embedding: of a pair's score, if the pairs have one; "
-        "multi_label: of a list of classes, or of their names in a text; reranking: of the relevance",
+        "multi_label: of a list of classes, or of their names in a text; reranking: of the relevance; token "
+        "classification: of tags or entities, by default `tags`, in a CoNLL file the last column",
+    )
+    scheme: tokens.Scheme | None = Field(
+        None, description="token classification: scheme of the tags; default: as each file's tags show"
     )
     label_columns: tuple[str, ...] = Field(
         (), description="multi_label: one column (0 or 1) per class, in place of `label`; its name is that of the class"
@@ -179,7 +209,11 @@ class Task(Section):
     normalize: bool | None = Field(
         None, description="embedding: whether embeddings have length 1; default: as the model's folder says, else true"
     )
-    labels: tuple[str, ...] = Field((), description="class names in label order; empty: as found in the training file")
+    labels: tuple[str, ...] = Field(
+        (),
+        description="class names in label order; empty: as found in the training file; token classification: types of "
+        "entities, or tags in the order of their numbers, e.g. [O, B-PER, I-PER]",
+    )
     metrics: tuple[Metric, ...] = Field(
         ("accuracy",), min_length=1, description="metrics measured on dev; the first one is used for tuning"
     )
@@ -204,6 +238,8 @@ class Task(Section):
         """Number of tokens that `max_seq_length` must exceed for windows to advance; 0 if texts are not split."""
         if not KINDS[self.kind].cuts_windows:
             return 0
+        if KINDS[self.kind].tagged:
+            return self.windows.stride + 2  # [CLS], [SEP]
         return self.windows.max_question_length + self.windows.stride + 3  # [CLS], two [SEP]
 
     @model_validator(mode="before")
@@ -228,6 +264,8 @@ class Task(Section):
             multi_label.fill_in(filled)
         if kind == "reranking":
             reranking.fill_in(filled)
+        if kind == "token_classification":
+            filled = tokens.with_defaults(filled)
         files, more = filled.get("train"), filled.get("more_train", [])
         if isinstance(files, list | tuple) and files and isinstance(more, list | tuple):
             filled |= {"train": files[0], "more_train": [*files[1:], *more]}
@@ -241,7 +279,8 @@ class Task(Section):
             raise wrong("needs exactly one of `dev` and `hold_out`", instead="dev: <file>")
         if self.label in self.columns:
             raise wrong(f"{self.label!r} is the label column and cannot be a text column", "columns")
-        if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):
+        least = 1 if KINDS[self.kind].tagged else 2  # a single type of entity has three tags
+        if 0 < len(self.labels) < least or len(set(self.labels)) < len(self.labels):
             raise wrong("must be two or more distinct names", "labels", instead="e.g. [negative, positive]")
         return self
 
@@ -262,6 +301,7 @@ class Task(Section):
         require_fitting_keys(self)
         multi_label.require_fitting_keys(self)
         reranking.require_fitting_keys(self)
+        tokens.require_fitting_keys(self)
         if rules.columns and len(self.columns) != len(rules.columns):
             what = f"needs {len(rules.columns)} columns, in this order"
             raise wrong(what, "columns", instead=f"[{', '.join(rules.columns)}]")
@@ -270,7 +310,7 @@ class Task(Section):
             raise wrong(what, "windows", *sorted(self.windows.model_fields_set)[:1], instead="remove the key")
         if not rules.cuts_windows and self.drop_unanswerable:
             raise wrong(f"has no effect on {_a(kind)} task", "drop_unanswerable", instead="remove the key")
-        if rules.cuts_windows and self.max_seq_length <= self.least_length:
+        if rules.columns and self.max_seq_length <= self.least_length:
             raise wrong(
                 f"too short for a question of {self.windows.max_question_length} tokens and an overlap of "
                 f"{self.windows.stride}: windows would not advance",
@@ -285,6 +325,11 @@ class Task(Section):
         if not self.dev_columns and self.dev_label is None:
             return self
         return self.model_copy(update={"columns": self.dev_columns or self.columns, "label": self.dev_label})
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the model's classes as far as the recipe has them: its labels, or tags of IOB2 made of them."""
+        return tokens.tags_of(tokens.types_of(self.labels)) if self.labels and KINDS[self.kind].tagged else self.labels
 
     @property
     def has_targets(self) -> bool:
@@ -320,6 +365,7 @@ _ADDED: dict[str, Any] = {
     "separator": "|",
     "threshold": 0.5,
     "ranking": reranking.Ranking().model_dump(mode="json"),
+    "scheme": None,
 }
 
 

@@ -64,6 +64,21 @@ class VariantRow:
 
 
 @dataclass(frozen=True)
+class TypeRow:
+    """F1 of one type of entity.
+
+    Attributes:
+        name: The type.
+        entities: How many there are in the dev split.
+        f1: Name of a variant -> F1.
+    """
+
+    name: str
+    entities: int
+    f1: dict[str, float]
+
+
+@dataclass(frozen=True)
 class ClaimsTable:
     """The claims table of one task, with the batch sizes of its latency and throughput columns."""
 
@@ -72,6 +87,7 @@ class ClaimsTable:
     variants: tuple[VariantRow, ...]
     latency_batch: int
     throughput_batch: int
+    types: tuple[TypeRow, ...] = ()
 
     def variant(self, name: str) -> VariantRow | None:
         """Returns the row of a variant, or None if it was not measured."""
@@ -102,7 +118,17 @@ def claims_table(benchmark: Manifest) -> ClaimsTable:
         )
         for name, v in found.items()
     )
-    return ClaimsTable(benchmark.task or "", metrics.get("note", ""), variants, small, large)
+    types = _types(metrics.get("by_type", {}))
+    return ClaimsTable(benchmark.task or "", metrics.get("note", ""), variants, small, large, types)
+
+
+def _types(found: dict[str, dict[str, dict[str, float]]]) -> tuple[TypeRow, ...]:
+    """Returns the types of entities, the most frequent one first."""
+    counted = {kind: int(scores["entities"]) for of_variant in found.values() for kind, scores in of_variant.items()}
+    rows = (
+        TypeRow(kind, n, {v: of[kind]["f1"] for v, of in found.items() if kind in of}) for kind, n in counted.items()
+    )
+    return tuple(sorted(rows, key=lambda row: (-row.entities, row.name)))
 
 
 def candidates(benchmark: Manifest) -> dict[int, list[Candidate]]:

@@ -5,12 +5,10 @@ from typing import Any
 
 from toolkit.core.artifacts import Manifest
 from toolkit.models.checkpoint import MIN_SPARSITY
-from toolkit.recipe import DENSE, KINDS, SHIPPED, VARIANTS, Kind, engine_variant
+from toolkit.recipe import DENSE, SHIPPED, VARIANTS, engine_variant
 from toolkit.reporting.budgets import PAPER_BATCH, PAPER_STEPS, Budget
 from toolkit.reporting.claims_table import ClaimsTable, Quantity, VariantRow, claims_table
 from toolkit.reporting.formatting import milliseconds, number, percent, points, score, storage, times
-
-_WITHOUT_ACCURACY: tuple[Kind, ...] = ("embedding", "multi_label", "reranking")
 
 
 def summary(head: ClaimsTable, sparse: Manifest | None) -> str:
@@ -103,9 +101,8 @@ def criterion(benchmark: Manifest) -> str:
 
 
 def criterion_name(metric: str) -> str:
-    """Returns what the recipe's `accuracy_criterion` is called beside a metric: some tasks have no accuracy."""
-    own = {name for kind in _WITHOUT_ACCURACY for name in KINDS[kind].metrics}
-    return "criterion" if metric.partition(" ")[0] in own else "accuracy criterion"
+    """Returns what the recipe's `accuracy_criterion` is called beside a metric, which need not be an accuracy."""
+    return "accuracy criterion" if metric.startswith("accuracy") else "criterion"
 
 
 def left_out(export: Manifest | None) -> list[str]:

@@ -18,6 +18,7 @@ from toolkit.data.batches import (
     pad_masked,
 )
 from toolkit.data.corpus.sequences import AnySequences, MixedSequences, epoch_items
+from toolkit.data.kinds.token_classification import Tokens
 from toolkit.data.masking import mask_tokens, masked_count, sample_positions, sampled_count
 from toolkit.data.sampler import LengthGroupedDataset, MixedDataset
 from toolkit.data.tasks import Split
@@ -87,8 +88,8 @@ def task_data(
 ) -> TrainingData:
     """Returns labelled examples; the losses are averaged over the examples of an optimizer step.
 
-    Examples that belong together (the texts of a pair, candidates of a query) count as one, and follow each other in a
-    batch.
+    Those of token classification are averaged over its tokens with a tag, as a long sentence has many. Examples that
+    belong together (the texts of a pair, candidates of a query) count as one, and follow each other in a batch.
 
     Args:
         examples: The train split.
@@ -102,12 +103,16 @@ def task_data(
     steps = steps_of(section, len(groups))
     lengths = examples.lengths[groups].max(axis=1)
     stream = _stream(lengths, lambda i, _: {_NUMBER: i}, section, steps, seed)
-    items = float(section.batch_size * section.gradient_accumulation_steps)
+    rows = float(section.batch_size * section.gradient_accumulation_steps)
+    tagged = examples.tagged if isinstance(examples, Tokens) else None
 
     def collate(features: list[dict[str, Any]]) -> Batch:
+        items = rows
+        if tagged is not None:
+            items = float(max(1, tagged[stream.step_indices(features[0]["step"])].sum()))
         numbers = [int(number) for f in features for number in groups[f[_NUMBER]]]
         batch: Batch = pad([examples[number] for number in numbers], pad_id)
-        batch |= {"items": items, "examples": items * together}
+        batch |= {"items": items, "examples": rows * together}
         if together > 1:
             batch[TOGETHER] = together
         if logits_of is not None:

@@ -230,8 +230,9 @@ class TaskLoss:
     """Loss of a task per example, with or without a teacher.
 
     The distance from the teacher is averaged over the distributions of an example: one in classification, start and end
-    in question answering, one for each class (yes or no) in multi-label classification. Regression has no distribution;
-    there the distance is always the squared difference. Embeddings and rerankers have distances of their own.
+    in question answering, one for each class (yes or no) in multi-label classification. In token classification it is,
+    as the label loss, a mean over the tagged tokens of a step. Regression has no distribution; there the distance is
+    always the squared difference. Embeddings and rerankers have distances of their own.
 
     Args:
         kind: The task's kind.
@@ -259,7 +260,7 @@ class TaskLoss:
             kd = head.teacher_loss(logits, teacher_logits, batch) / batch["examples"]
             return combine(task, kd, self._settings.loss_weights)
         kind, distributions = head.distance or self._settings.loss_types[1], head.distributions
-        student, target = (x.reshape(-1, x.shape[-1]) for x in (logits, teacher_logits))
+        student, target = head.compared(logits, batch), head.compared(teacher_logits, batch)
         if head.decisions and kind != "MSE":  # softmax of (0, z) is (1 - sigmoid(z), sigmoid(z))
             distributions = student.shape[-1]
             student, target = (F.pad(x.reshape(-1, 1), (1, 0)) for x in (student, target))

@@ -8,8 +8,7 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import dump_flow
-from toolkit.data.metrics import shuffled_scores
-from toolkit.data.task_kinds import Split, score
+from toolkit.data.task_kinds import Split
 from toolkit.data.tasks import TaskData
 from toolkit.models.classes import output_order
 from toolkit.models.load import load_task_model, load_tokenizer
@@ -95,27 +94,24 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
     if KINDS[task.kind].dense_teaches:  # embeddings of any model compare texts
         return None
     truth, predicted, metric = split.truth, split.predicted(logits), task.measures[0].metric
-    ranks = KINDS[task.kind].per_query  # a query's answer is an order of its own candidates: their scores are shuffled
-
-    def of(order: np.ndarray) -> float:
-        answers = split.predicted([logits[i] for i in order]) if ranks else predicted
-        compared = truth if ranks else [truth[i] for i in order]
-        return score(task.kind, [metric], compared, answers, len(task.labels))[metric]
-
-    count = len(split if ranks else truth)
-    own, chance = of(np.arange(count)), shuffled_scores(of, count)
-    better = _better_order(np.asarray(truth), np.asarray(predicted), task.labels) if task.labels else None
+    own, chance = task.shuffled(split, logits)
+    better = _better_order(_flat(truth), _flat(predicted), task.labels) if task.labels else None
     if own > np.mean(chance) + 2 * np.std(chance) and better is None:
         return None
     which = "tuning" if split is task.tune else "dev" if split is task.dev else "training"
-    what = f"this model's {metric} is {own:.1%} on {count:,} {which} examples; chance is {np.mean(chance):.1%}"
+    what = f"this model's {metric} is {own:.1%} on {len(truth):,} {which} examples; chance is {np.mean(chance):.1%}"
     if better is None:
         return UserError(what, where=str(folder), instead="a model that was trained for this task")
-    if output_order(folder, task.labels) is None:
+    if output_order(folder, task.labels) is None and not KINDS[task.kind].tagged:
         instead = f"labels: {dump_flow(better)}, the order of its outputs as it seems; or another model"
     else:
         instead = f"the right class names as `id2label` in its config.json, it seems {dump_flow(better)}"
     return UserError(f"{what}: its classes seem to be in another order", where=str(folder), instead=instead)
+
+
+def _flat(values: Any) -> np.ndarray:
+    """Returns class numbers of examples, or of all words of all sentences, as one array."""
+    return np.concatenate([np.atleast_1d(value) for value in values])
 
 
 def _better_order(truth: np.ndarray, predicted: np.ndarray, labels: tuple[str, ...]) -> list[str] | None:

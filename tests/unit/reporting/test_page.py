@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.helpers.manifests import run_manifests
+from tests.helpers.manifests import KINDS, LAYERS, MATRICES, curve, run_manifests
 from tests.helpers.page import Page
 from toolkit import reporting
 from toolkit.recipe import VARIANTS
@@ -191,3 +191,17 @@ def test_long_curves_are_thinned_out_and_keep_their_end():
     plot = figures.training_curve(history, "teacher", "x")
     assert len(plot) < 12_000
     assert "loss from 1 to 2e-4" in plot
+
+
+def test_sparsity_table_has_a_row_for_each_kind_of_matrix_and_a_column_for_each_layer():
+    heat = figures.sparsity({name: 0.9 for name, _ in MATRICES})
+    assert heat.layers == tuple(str(i) for i in range(LAYERS))
+    assert list(heat.rows) == list(KINDS)
+    assert set().union(*heat.rows.values()) == {0.9}
+
+
+def test_training_curve_shows_sparsity_only_where_it_changes():
+    locked = [row | {"sparsity": 0.9} for row in curve(100)]
+    assert list(figures.panels(curve(100, pruned=True))) == ["loss", "learning rate", "sparsity, %"]
+    assert list(figures.panels(locked)) == ["loss", "learning rate"]
+    assert "sparsity from 0" in figures.training_curve(curve(100, pruned=True), "student", "run-curve-0")

@@ -9,12 +9,12 @@ import sys
 import pytest
 from rich.console import Console
 
-from tests.helpers.manifests import COMMAND, KINDS, LAYERS, MATRICES, curve, run_manifests
+from tests.helpers.manifests import COMMAND, run_manifests
 from tests.helpers.page import Page
 from toolkit import reporting
 from toolkit.core.artifacts import Check
 from toolkit.measure import size
-from toolkit.reporting import figures, formatting, sentences
+from toolkit.reporting import formatting, sentences
 from toolkit.reporting.budgets import budget_gains, budgets
 from toolkit.reporting.claims_table import claims_table
 from toolkit.reporting.manifests import stage_scores
@@ -256,20 +256,6 @@ def test_budgets_count_sequences_per_optimizer_step():
     run = run_manifests()
     of_answers = [m.model_copy(update={"config": m.config | {"task": {"kind": "question_answering"}}}) for m in run]
     assert [b.paper_epochs for b in budgets(of_answers) if b.stage in ("transfer", "quantize")] == [8.0, 2.0]
-
-
-def test_sparsity_table_has_a_row_for_each_kind_of_matrix_and_a_column_for_each_layer():
-    heat = figures.sparsity({name: 0.9 for name, _ in MATRICES})
-    assert heat.layers == tuple(str(i) for i in range(LAYERS))
-    assert list(heat.rows) == list(KINDS)
-    assert set().union(*heat.rows.values()) == {0.9}
-
-
-def test_training_curve_shows_sparsity_only_where_it_changes():
-    locked = [row | {"sparsity": 0.9} for row in curve(100)]
-    assert list(figures.panels(curve(100, pruned=True))) == ["loss", "learning rate", "sparsity, %"]
-    assert list(figures.panels(locked)) == ["loss", "learning rate"]
-    assert "sparsity from 0" in figures.training_curve(curve(100, pruned=True), "student", "run-curve-0")
 
 
 @pytest.mark.parametrize(

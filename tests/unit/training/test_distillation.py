@@ -1,12 +1,14 @@
 """The losses against their formulas, and gradients that do not depend on how a step is cut into forward passes."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from tests.helpers.models import load_classifier
+from tests.helpers.tags import tagged_task
 from toolkit.core.artifacts import Context
 from toolkit.core.errors import UserError
 from toolkit.data.batches import pad
@@ -108,12 +110,16 @@ def test_accumulated_gradients_equal_those_of_one_large_batch_for_mlm(tiny):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
 
 
-@pytest.fixture(params=["classification", "question answering"])
-def fitted_to(request, tiny):
+@pytest.fixture(params=["classification", "question answering", "token classification"])
+def fitted_to(request, tiny, tmp_path):
     """How to load a model for a kind of task, and 16 examples of it with the tokenizer's padding."""
     folder, tokenizer, _, task = tiny
     if request.param == "classification":
         return lambda: load_classifier(folder, task.labels), task.train, tokenizer.pad_token_id
+    if request.param == "token classification":
+        found = tagged_task(tmp_path, tokenizer)
+        load = partial(load_task_model, folder, found.kind, found.labels, fitted=False)
+        return load, found.train, tokenizer.pad_token_id
     texts = [f"a {word} baker , witty and warm" for word in ("lovely", "bright", "dull", "grim")] * 4
     asked = [Question(f"row {i}", "the baker ?", t, (t.split()[1],), (2,)) for i, t in enumerate(texts)]
     windows = windows_of(asked, tokenizer, 32, AnswerWindows(stride=8))

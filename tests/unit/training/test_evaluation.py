@@ -18,7 +18,7 @@ from toolkit.training import evaluation
 from toolkit.training.distillation import MlmLoss
 from toolkit.training.evaluation import mlm_metrics, predict, task_metrics
 
-KINDS = ("classification", "question_answering")
+KINDS = ("classification", "question_answering", "token_classification")
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,14 @@ def asked(tiny_bert, tmp_path_factory):
         asked = {"id": str(number), "question": "who ?", "answers": [{"text": words[0], "answer_start": 0}]}
         paragraphs.append({"context": " ".join(words), "qas": [asked]})
     (folder / "dev.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    tags = ["".join(f"{word} B-X\n" for word in text.split()) for text in texts]
+    (folder / "dev.conll").write_text("\n".join(tags))
     table, squad = str(folder / "dev.tsv"), str(folder / "dev.json")
+    words = {"kind": "token_classification", "max_seq_length": 20, "windows": {"stride": 4}}
     windows = {"stride": 4, "max_question_length": 8}
     sections = {
         "classification": Task(train=table, dev=table),
+        "token_classification": Task.model_validate(words | dict.fromkeys(("train", "dev"), str(folder / "dev.conll"))),
         "question_answering": Task(preset="squad", train=squad, dev=squad, max_seq_length=30, windows=windows),
     }
     tokenizer = load_tokenizer(tiny_bert)
@@ -56,10 +60,10 @@ def asked(tiny_bert, tmp_path_factory):
 @torch.inference_mode()
 def alone(model, example) -> np.ndarray:
     """Logits of one example without padding, read off the model's own output."""
-    inputs = {name: torch.tensor([ids]) for name, ids in example.items() if isinstance(ids, list)}
+    inputs = {name: torch.tensor([ids]) for name, ids in example.items() if isinstance(ids, list) and name != "tags"}
     output = model(**inputs)
     if "logits" in output:
-        return output.logits[0].numpy()
+        return output.logits[0].numpy().T  # of tokens: [tags, length]
     return torch.stack([output.start_logits[0], output.end_logits[0]]).numpy()
 
 

@@ -14,15 +14,13 @@ from toolkit.data.batches import model_inputs, pad
 from toolkit.data.tasks import load_task
 from toolkit.models.load import load_task_model, load_tokenizer, save_checkpoint
 from toolkit.models.task_heads import pad_logits, task_logits
-from toolkit.recipe import Distillation, Task
+from toolkit.recipe import KINDS, Distillation, Task
 from toolkit.training import teacher_logits
 from toolkit.training.datasets import task_data
 from toolkit.training.distillation import Teacher, task_loss
 from toolkit.training.evaluation import iter_logits
 from toolkit.training.loop import fit, seed_everything
 from toolkit.training.teacher_logits import task_distillation
-
-KINDS = ("classification", "regression", "question_answering", "embedding", "multi_label", "reranking")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +49,11 @@ def sections(tiny_task_files, tmp_path_factory):
         paragraphs.append({"context": " ".join(words), "qas": [question]})
     (folder / "squad.json").write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]}))
     squad, scores = str(folder / "squad.json"), str(folder / "scores.tsv")
+    tags = [
+        "".join(f"{w} {rng.choice(['O', 'B-X'])}\n" for w in rng.sample(NOUNS, rng.randint(3, 30))) for _ in range(70)
+    ]
+    (folder / "tags.conll").write_text("\n".join(tags))
+    words = {"kind": "token_classification", "max_seq_length": 20, "windows": {"stride": 4}}
     toy = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
     questions = {"preset": "squad", "train": squad, "dev": squad, "max_seq_length": 30}
     return {
@@ -60,6 +63,9 @@ def sections(tiny_task_files, tmp_path_factory):
         "multi_label": Task.model_validate({"kind": "multi_label", "train": sets, "dev": sets, "max_seq_length": 24}),
         "reranking": Task.model_validate(
             {"kind": "reranking", "train": candidates, "dev": candidates, "max_seq_length": 24, "ranking": {"group": 2}}
+        ),
+        "token_classification": Task.model_validate(
+            words | dict.fromkeys(("train", "dev"), str(folder / "tags.conll"))
         ),
         "question_answering": Task.model_validate(questions | {"windows": {"stride": 4, "max_question_length": 8}}),
     }

@@ -92,20 +92,20 @@ def stored_classes(row: Mapping[str, Any], section: Task, where: str) -> tuple[A
     return found
 
 
-def require_class_rows(name: str, split: str, rows: Sequence[Collection[int]], labels: Sequence[str]) -> None:
+def require_class_rows(name: str, split: str, rows: Sequence[Collection[str]], labels: Sequence[str]) -> None:
     """Rejects a split in which no class occurs, and a class that no training row has.
 
     Args:
         name: Name of the task.
         split: Name of the split.
-        rows: The class numbers of each of its rows.
-        labels: Class names in the order of the class numbers.
+        rows: The class names of each of its rows.
+        labels: All class names.
 
     Raises:
         UserError: The task has a single class, the split has none, or training rows lack one.
     """
-    found = {number for row in rows for number in row}
-    missing = [label for number, label in enumerate(labels) if number not in found]
+    found = {label for row in rows for label in row}
+    missing = [label for label in labels if label not in found]
     if len(labels) < 2:
         what, instead = f"{len(labels)} class in all rows", "rows with two classes or more"
     elif not found:

@@ -78,11 +78,12 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         context.progress.update(done)
 
     context.progress.start(len(folders) + latency.runs(len(folders), section))
-    scores, chance, answered = {}, {}, []
+    scores, chance, by_type, answered = {}, {}, {}, []
     for variant, folder in folders.items():
         own = tasks[variant]
         logits = accuracy.cached_predictions(folder, own.dev, pad_ids[variant], context.cache)
         scores[variant], chance[variant] = own.scores(logits), own.chance(logits)
+        by_type[variant] = own.scores_by_type(logits)
         answered.append((len(logits), len(own.dev)))
         advance()
 
@@ -133,6 +134,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
             "note": inputs.task.note,
             "rows_left_out": list(task.left_out),
             "variants": variants,
+            "by_type": {variant: found for variant, found in by_type.items() if found},
             "sizes_reference": (dense_footprint or footprint).reference() if footprint else {},
             "accuracy_criterion": criterion(quantize.tuning.accuracy_criterion, metric, scores, before, after)
             if quantize
