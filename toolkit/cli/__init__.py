@@ -9,13 +9,12 @@ from typing import Annotated
 import typer
 
 from toolkit import __version__
-from toolkit.cli import bench, deploy, doctor, failures, inspect, models, report, run, scoreboard
+from toolkit.cli import bench, deploy, doctor, failures, inspect, models, report, run, scoreboard, terminal
 from toolkit.cli.inc import inc_app
 
 app = typer.Typer(
     help="Prune a BERT-like model once, transfer it to many tasks, and deploy it as sparse INT8 OpenVINO IR.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -44,6 +43,9 @@ def main() -> None:
     _quiet_libraries()
     failures.stop_on_signals()
     try:
+        if "--json" in sys.argv:
+            terminal.reserve_stdout()  # before the options are parsed: an error in them is a document, too
+            sys.exit(app(standalone_mode=False))
         app()
     except (Exception, failures.Interrupted, KeyboardInterrupt) as error:
         sys.exit(failures.exit_code(error))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from toolkit.cli.terminal import Outcome, with_output
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.table import Table
 
     from toolkit.measure.latency import LatencyStats
@@ -37,8 +37,8 @@ _IR = "<run>/tasks/<task>/export/<variant>"
 _AMX = {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": "0"}
 
 
-def bench_table(folders: list[Path], section: "Performance", texts: Path | None) -> "RenderableType":
-    """Times IR folders, interleaved, and returns a table with speed-ups over the first one.
+def comparison(folders: Sequence[Path], section: "Performance", texts: Path | None) -> Outcome:
+    """Times IR folders, interleaved, and returns their figures with speed-ups over the first one.
 
     The inputs are kept in a temporary folder, so that the printed commands can be repeated.
 
@@ -58,7 +58,24 @@ def bench_table(folders: list[Path], section: "Performance", texts: Path | None)
     timed = _timed(named, section, texts, scratch)
     lines = [f"To repeat a measurement: cd {shlex.quote(str(scratch))}"]
     lines += [f"{t.model}, batch {t.batch}: {t.command}" for t in timed]
-    return Group(_table(timed, section, {}), *map(Text, lines))
+    shown = Group(_table(timed, section, {}), *map(Text, lines))
+    return Outcome({"directory": scratch, "measured": timing_rows(timed, named)}, shown, wrap=False)
+
+
+def timing_rows(timed: "Sequence[LatencyStats]", folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Returns one row per model and batch size: latency in milliseconds, examples per second, speed-up over the first.
+
+    Args:
+        timed: The measurements.
+        folders: IR folder of each model.
+    """
+    first = {t.batch: _median(t) for t in reversed(timed)}
+    return [
+        {"model": t.model, "folder": folders[t.model]}
+        | {key: value for key, value in t.as_metrics().items() if key != "rounds"}
+        | {"speed_up": first[t.batch] / _median(t)}
+        for t in timed
+    ]
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -102,7 +119,7 @@ class _Candidate:
 
 def recommendation(
     run: Path, section: "Performance", texts: Path | None, within: float, task: str | None = None
-) -> "RenderableType":
+) -> Outcome:
     """Times a run's variants and recommends, per batch size, the fastest one that meets the accuracy limit.
 
     Args:
@@ -135,10 +152,24 @@ def recommendation(
         f"{manifest.task}: required {metric} is at least {floor:.4f}, {within:.2%} below {reference} on "
         f"{manifest.metrics['variants'][candidates[reference].variant.name]['dev_n']:,} dev examples."
     ]
+    recommended = []
     for batch in section.batch_sizes:
-        ranked = sorted((t for t in timed if t.batch == batch), key=lambda t: t.as_metrics()["latency_ms_median"])  # type: ignore[arg-type,return-value]
+        ranked = sorted((t for t in timed if t.batch == batch), key=_median)
+        chosen = next((t.model for t in ranked if candidates[t.model].score >= floor), None)
         lines.append(_sentence(ranked, candidates, floor, section.sequence_length))
-    return Group(table, *lines)
+        deployed = {"folder": candidates[chosen].folder, "properties": candidates[chosen].properties} if chosen else {}
+        recommended.append({"batch": batch, "deploy": chosen, "text": lines[-1]} | deployed)
+    document = {
+        "task": manifest.task,
+        "metric": metric,
+        "required": floor,
+        "recommended": recommended,
+        "measured": [
+            row | {"score": candidates[row["model"]].score}
+            for row in timing_rows(timed, {name: c.folder for name, c in candidates.items()})
+        ],
+    }
+    return Outcome(document, Group(table, *lines))
 
 
 def _candidates(run: Path, task: str | None) -> tuple[Any, str, dict[str, _Candidate]]:
@@ -251,6 +282,7 @@ def _median(timed: "LatencyStats") -> float:
     return float(timed.as_metrics()["latency_ms_median"])  # type: ignore[arg-type]
 
 
+@with_output
 def bench(
     models: Annotated[
         list[Path],
@@ -270,9 +302,8 @@ def bench(
         float, typer.Option(help="with --recommend: maximum loss, as a fraction of dense-fp32's score")
     ] = 0.01,
     task: Annotated[str | None, typer.Option(help="with --recommend: task of the run")] = None,
-) -> None:
+) -> Outcome:
     """Compare the latency of IR folders with benchmark_app on tokenised text; or recommend the variant to deploy."""
-    from toolkit.cli.terminal import Console
     from toolkit.recipe import Performance, PerformanceConfigs
 
     section = Performance(
@@ -285,7 +316,5 @@ def bench(
     if recommend and len(models) != 1:
         raise UserError("--recommend takes one run folder", instead="pruneofa bench --recommend runs/<name>")
     if recommend:
-        Console().print(recommendation(models[0], section, texts, within, task), highlight=False)
-    else:
-        # Commands must stay on one line, so that they can be copied.
-        Console().print(bench_table(models, section, texts), soft_wrap=True)
+        return recommendation(models[0], section, texts, within, task)
+    return comparison(models, section, texts)
