@@ -62,6 +62,21 @@ def comparison(folders: Sequence[Path], section: "Performance", texts: Path | No
     return Outcome({"directory": scratch, "measured": timing_rows(timed, named)}, shown, wrap=False)
 
 
+def performance(
+    rounds: int, seconds: int, batch: Sequence[int], length: int, threads: int | None, streams: int = 1
+) -> "Performance":
+    """Returns the benchmark settings of a command's options."""
+    from toolkit.recipe import Performance, PerformanceConfigs
+
+    return Performance(
+        iteration=rounds,
+        seconds=seconds,
+        batch_sizes=tuple(batch),
+        sequence_length=length,
+        configs=PerformanceConfigs(cores_per_instance=threads, num_of_instance=streams),
+    )
+
+
 def timing_rows(timed: "Sequence[LatencyStats]", folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Returns one row per model and batch size: latency in milliseconds, examples per second, speed-up over the first.
 
@@ -304,15 +319,7 @@ def bench(
     task: Annotated[str | None, typer.Option(help="with --recommend: task of the run")] = None,
 ) -> Outcome:
     """Compare the latency of IR folders with benchmark_app on tokenised text; or recommend the variant to deploy."""
-    from toolkit.recipe import Performance, PerformanceConfigs
-
-    section = Performance(
-        iteration=rounds,
-        seconds=seconds,
-        batch_sizes=tuple(batch or (1, 8)),
-        sequence_length=length,
-        configs=PerformanceConfigs(cores_per_instance=threads, num_of_instance=streams),
-    )
+    section = performance(rounds, seconds, batch or (1, 8), length, threads, streams)
     if recommend and len(models) != 1:
         raise UserError("--recommend takes one run folder", instead="pruneofa bench --recommend runs/<name>")
     if recommend:
