@@ -74,7 +74,10 @@ def find_columns(kind: Kind, spec: str, texts: Sequence[str] = (), label: str | 
     path = fetch_file(matching_files(spec)[0])
     _, row = next(read_rows(path, [*texts, *([label] if label else [])]))
     found = label or _label(kind, row, path, required=not (KINDS[kind].dense_teaches or len(texts) > 2))
-    return Columns(tuple(texts) or _texts(kind, row, found, path), found)
+    chosen = tuple(texts) or _texts(kind, row, found, path)
+    if KINDS[kind].dense_teaches and label is None and len(chosen) != 2:
+        found = None  # a class of single texts, say, which is no score of a pair
+    return Columns(chosen, found)
 
 
 def _label(kind: Kind, row: Mapping[str, Any], path: Path, *, required: bool) -> str | None:
