@@ -47,7 +47,7 @@ class Result:
         folder: Run folder: checkpoints, IRs, manifests and the report.
         best: The variant that serves the target best among those that are accurate enough; None if none is. It may be a
             dense one: then compression did not pay on this machine.
-        missed: The accuracy criteria that are not met, as text; empty if all are.
+        failure: The accuracy criteria that are not met, as text; empty if all are.
     """
 
     def __init__(self, found: "Compressed") -> None:
@@ -56,7 +56,7 @@ class Result:
         self.best: Best | None = None
         if found.best is not None and found.best_folder is not None:
             self.best = Best(found.best, found.best_folder, found.scores)
-        self.missed = str(found.outcome.error or "")
+        self.failure = str(found.outcome.error or "")
 
     def table(self) -> list[dict[str, Any]]:
         """Returns one row per exported variant: scores, sizes and speed, for `pandas.DataFrame(result.table())`."""
