@@ -129,7 +129,7 @@ class Compression:
                     values |= {"dev_columns": list(other.texts)} | ({"dev_label": other.label} if other.label else {})
         elif self.columns or self.label:
             values |= _of_rows(Columns(tuple(self.columns), self.label))
-        return values | (_ANSWERS if KINDS[kind].cuts_windows else {})
+        return values | (_ANSWERS if KINDS[kind].columns else {})
 
     def _student(self, kind: Kind, task: Mapping[str, Any], pattern: str) -> dict[str, Any]:
         """Returns the sections that make the sparse student: reconstructed and distilled on the task's own texts."""

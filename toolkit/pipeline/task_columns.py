@@ -38,6 +38,7 @@ _LABELS: Mapping[str, tuple[str, ...]] = {
     "token_classification": ("labels", "tags", "ner_tags", "label"),
     "multi_label": ("labels", "label", "classes", "tags", "categories"),
 }
+_WITHOUT_LABEL = ("embedding", "multi_label", "reranking")  # kinds whose rows may have no label column
 _NUMBERS = ("id", "_id", "idx", "index", "guid", "uid", "qid", "unnamed: 0", "")
 
 
@@ -73,7 +74,7 @@ def find_columns(kind: Kind, spec: str, texts: Sequence[str] = (), label: str | 
         return None  # lines of text, tokens with their tags, BEIR's layout
     path = fetch_file(matching_files(spec)[0])
     _, row = next(read_rows(path, [*texts, *([label] if label else [])]))
-    found = label or _label(kind, row, path, required=not (KINDS[kind].dense_teaches or len(texts) > 2))
+    found = label or _label(kind, row, path, required=kind not in _WITHOUT_LABEL)
     chosen = tuple(texts) or _texts(kind, row, found, path)
     if KINDS[kind].dense_teaches and label is None and len(chosen) != 2:
         found = None  # a class of single texts, say, which is no score of a pair
@@ -87,7 +88,7 @@ def _label(kind: Kind, row: Mapping[str, Any], path: Path, *, required: bool) ->
     if len(found) > 1 and found[0].lower() != usual[0]:
         what = f"{' and '.join(map(repr, found))} may both be the label"
         raise UserError(what, where=str(path), instead=f"label={found[0]!r}, or another column")
-    if found or not required or any(set(names) <= by_name.keys() for names in _SEVERAL if len(names) > 2):
+    if found or not required:
         return found[0] if found else None
     what = f"no column has a usual name of a label ({', '.join(usual)})"
     raise UserError(what, where=str(path), instead=f"label=<one of {', '.join(row)}>")
