@@ -12,7 +12,7 @@ _WITHIN = 0.01  # largest loss, as a fraction of the reference's score
 # Target -> key by which the best of the accurate variants comes first.
 _ORDER: dict[str, Callable[[VariantRow], tuple[float, ...]]] = {
     "latency": lambda row: (row.latency.value if row.latency else 0.0,),
-    "size": lambda row: (row.file.value,),
+    "size": lambda row: (row.file.value, row.gzip.value),
     "accuracy": lambda row: (not VARIANTS[row.name].sparse, -row.scores[0].value),
 }
 
@@ -23,7 +23,7 @@ def best_variant(manifests: Sequence[Manifest], task: str, target: str) -> Varia
     Args:
         manifests: Manifests of a run.
         task: Name of the task.
-        target: `latency`: the fastest; `size`: the smallest .bin; `accuracy`: the sparse one with the highest score.
+        target: `latency`: the fastest; `size`: the smallest .bin, then gzip; `accuracy`: the sparse one with the highest score.
     """
     benchmark = stage_of(manifests, "benchmark", task)
     if benchmark is None:
