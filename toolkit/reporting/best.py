@@ -23,7 +23,7 @@ def best_variant(manifests: Sequence[Manifest], task: str, target: str) -> Varia
     Args:
         manifests: Manifests of a run.
         task: Name of the task.
-        target: `latency`: the fastest; `size`: the smallest .bin, then gzip; `accuracy`: the sparse one with the highest score.
+        target: `latency`: the fastest; `size`: the smallest .bin, then gzip; `accuracy`: the most accurate sparse one.
     """
     benchmark = stage_of(manifests, "benchmark", task)
     if benchmark is None:
