@@ -55,11 +55,12 @@ def compressed(order: "Compression") -> Compressed:
     from toolkit.reporting.best import best_variant
 
     recipe = order.recipe()
-    manifests = execute(recipe, order.folder)
+    folder = order.runs / recipe.name
+    manifests = execute(recipe, folder)
     best = best_variant(manifests, TASK, order.target)
     scores = {score.metric: score.value for score in best.scores} if best else {}
-    outcome = reported(manifests, order.folder)
-    return Compressed(recipe, order.folder, manifests, outcome, best.name if best else None, scores)
+    outcome = reported(manifests, folder)
+    return Compressed(recipe, folder, manifests, outcome, best.name if best else None, scores)
 
 
 @with_output

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
 from toolkit.core import machine
 from toolkit.core.errors import UserError
 from toolkit.core.yaml_document import dump_yaml
 from toolkit.models.included_models import included_student
 from toolkit.pipeline.task_columns import Columns, find_columns
 from toolkit.recipe import KINDS, Kind, Recipe
+from toolkit.recipe.fields import NAME_RULE, Name
 from toolkit.recipe.load import parse_recipe
 from toolkit.recipe.references import is_hub
 
@@ -78,12 +81,15 @@ class Compression:
 
     @property
     def folder(self) -> Path:
-        """Run folder."""
-        if self.name:
-            return self.runs / self.name
+        """Run folder, which receives the files that are made of rows."""
+        return self.runs / self.run_name
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run: the given one, or the last part of the model's."""
         local = Path(self.model)
         last = local.resolve().name if local.is_dir() else re.sub("^package:|@.*", "", self.model).rpartition("/")[2]
-        return self.runs / re.sub(r"[^\w.-]+", "-", last)
+        return self.name or re.sub(r"[^\w.-]+", "-", last)
 
     def recipe(self) -> Recipe:
         """Returns the recipe; rows are written to JSON-lines files in the run folder.
@@ -94,6 +100,11 @@ class Compression:
         for what, value, allowed in (("task", self.task, KINDS), ("target", self.target, get_args(Target))):
             if value not in allowed:
                 raise UserError(f"{value!r} is not a {what}", where=what, instead=f"one of {', '.join(allowed)}")
+        try:
+            TypeAdapter(Name).validate_python(self.run_name)  # before rows are written to the folder
+        except ValidationError:
+            what = f"{self.run_name!r} is not a valid folder name"
+            raise UserError(what, where="name", instead=f"name=<{NAME_RULE}>") from None
         kind: Kind = self.task  # type: ignore[assignment]
         pattern = self.pattern
         if pattern == "auto":
@@ -101,7 +112,7 @@ class Compression:
         source = os.path.abspath(self.model) if Path(self.model).is_dir() else self.model  # noqa: PTH100 (no links)
         train, dev = (self._file(split, data) for split, data in (("train", self.train), ("dev", self.dev)))
         task = self._task(kind, train, dev)
-        values: dict[str, Any] = {"name": self.folder.name, "model": {"source": source}, "tasks": {TASK: task}}
+        values: dict[str, Any] = {"name": self.run_name, "model": {"source": source}, "tasks": {TASK: task}}
         ready = included_student(source, self.sparsity, pattern)
         values |= {"ready": {"student": ready}} if ready else self._student(kind, task, pattern)
         values |= _task_stages(kind, transfer_rate=5e-4 if ready else 1e-4)

@@ -171,15 +171,17 @@ def test_rows_of_another_form_are_refused(rows, what, data):
     ("more", "what"),
     [
         ({"task": "poetry"}, "'poetry' is not a task"),
+        ({"name": "../other"}, "'../other' is not a valid folder name"),
         ({"target": "beauty"}, "'beauty' is not a target"),
         ({"sparsity": 1.5}, "target_sparsity must be"),
         ({"pattern": "round"}, "pattern"),
         ({"overrides": ["no_such_key=1"]}, "no key `no_such_key`"),
     ],
 )
-def test_an_argument_that_makes_no_recipe_is_refused(more, what, data):
+def test_an_argument_that_makes_no_recipe_is_refused(more, what, data, tmp_path):
     with pytest.raises(UserError, match=what):
         Compression(MINILM, **data, **more).recipe()
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
