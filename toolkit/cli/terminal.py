@@ -105,14 +105,14 @@ def with_output(command: Callable[..., Outcome]) -> Callable[..., None]:
     """Decorator that adds --json, --quiet and --verbose to a command and prints its outcome as they say."""
 
     @functools.wraps(command)
-    def printing(as_json: bool = False, quiet: bool = False, verbose: bool = False, **values: Any) -> None:
+    def printing(*given: Any, as_json: bool = False, quiet: bool = False, verbose: bool = False, **named: Any) -> None:
         if quiet and verbose:
             raise UserError("--quiet and --verbose cannot be used together", instead="one of them")
         SETTINGS.quiet, SETTINGS.verbose = quiet, verbose
         if verbose:
             os.environ["TRANSFORMERS_VERBOSITY"] = "info"
             logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-        outcome = command(**values)
+        outcome = command(*given, **named)
         if not as_json and outcome.shown is not None:
             Console().print(outcome.shown, highlight=False, soft_wrap=not outcome.wrap)
         if outcome.error is not None:
