@@ -29,6 +29,8 @@ _ANSWERS = {"max_seq_length": 384}  # question answering: windows must be longer
 # Layers' outputs relative to the teacher's: no head is needed, so that any encoder can be a teacher.
 _LAYERS = {"IntermediateLayersKnowledgeDistillationLoss": {"loss_types": ["SquareHead"]}}
 _DENSE_ALONE = {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}  # no labels
+# Peak learning rates of the dense and of the sparse model: those of the quickstart, and of the recipes for BERT-Base.
+_MINILM_RATES, _RATES = (1e-4, 5e-4), (3e-5, 1e-4)
 _VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
@@ -115,7 +117,7 @@ class Compression:
         values: dict[str, Any] = {"name": self.run_name, "model": {"source": source}, "tasks": {TASK: task}}
         ready = included_student(source, self.sparsity, pattern)
         values |= {"ready": {"student": ready}} if ready else self._student(kind, task, pattern)
-        values |= _task_stages(kind, transfer_rate=5e-4 if ready else 1e-4)
+        values |= _task_stages(kind, *(_MINILM_RATES if ready else _RATES))
         timed = {"sequence_length": task["max_seq_length"]} if "max_seq_length" in task else {}
         values |= {"export": {}, "benchmark": {"evaluation": {"performance": timed}} if timed else {}}
         return parse_recipe(dump_yaml(values), _NAME, self.overrides)
@@ -160,9 +162,10 @@ def _of_rows(columns: Columns) -> dict[str, Any]:
     return ({"columns": list(columns.texts)} if columns.texts else {}) | label
 
 
-def _task_stages(kind: Kind, transfer_rate: float) -> dict[str, Any]:
+def _task_stages(kind: Kind, dense_rate: float, sparse_rate: float) -> dict[str, Any]:
     """Returns the sections that train a task; its dense model is fine-tuned first, unless it teaches as it is."""
-    transfer: dict[str, Any] = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": transfer_rate}}}
+    dense = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": dense_rate}}}
+    transfer: dict[str, Any] = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": sparse_rate}}}
     quantize: dict[str, Any] = {"epoch": 1}
     if KINDS[kind].dense_teaches:
         transfer["criterion"] = quantize["criterion"] = _DENSE_ALONE
@@ -172,7 +175,7 @@ def _task_stages(kind: Kind, transfer_rate: float) -> dict[str, Any]:
     }
     if not KINDS[kind].dense_teaches:
         stages["transfer"]["reconstruction"] = {}
-        stages = {"task_teacher": {"train": {"epoch": 3}}} | stages
+        stages = {"task_teacher": {"train": dense}} | stages
     return stages
 
 
