@@ -106,7 +106,7 @@ def test_the_command_is_the_same_code_and_finds_every_stage_finished(made, tiny_
     command = [sys.executable, "-m", "toolkit", *words, "--runs", runs, "--name", "tiny", "--json"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=os.environ.copy())
     found = json.loads(done.stdout)
-    assert done.returncode == (1 if result.failure else 0), done.stderr
+    assert (done.returncode == 0) == (not result.failure), done.stderr
     assert found["best"]["name"] == result.best.name
     assert found["variants"] == result.table()
     assert "task_teacher ..." not in done.stderr
