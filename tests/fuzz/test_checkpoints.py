@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.damage import damaged, damaged_bytes, refused_or
 from tests.fuzz.folders import CONFIG
-from toolkit.cli.inspect import inspection_tables
+from toolkit.cli.inspect import inspection
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.load import load_task_model, load_tokenizer
 from toolkit.pipeline.graph import plan
@@ -30,7 +30,7 @@ def use(folder: Path, changes: dict[str, bytes | None]) -> None:
         if content is not None:
             (copy / name).write_bytes(content)
     refused_or(lambda: checked(folder))
-    refused_or(lambda: inspection_tables(copy))
+    refused_or(lambda: inspection(copy))
     refused_or(lambda: load_tokenizer(copy))
     refused_or(lambda: load_task_model(copy, "classification", ("bad", "good"), fitted=True))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.fuzz.damage import damaged, damaged_bytes, refused_or
 from tests.helpers.manifests import run_manifests
 from toolkit import reporting
-from toolkit.cli.inspect import inspection_tables
+from toolkit.cli.inspect import inspection
 from toolkit.core.artifacts import Manifest
 from toolkit.pipeline.graph import finished_manifests
 
@@ -32,7 +32,7 @@ def use(folder: Path, number: int, content: bytes, page: bool) -> None:
         path = place(folder, manifest)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if other == number else manifest.model_dump_json().encode())
-    refused_or(lambda: inspection_tables(folder))
+    refused_or(lambda: inspection(folder))
     refused_or(lambda: reported(folder, page))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+import pruneofa
 from tests.conftest import BAD, GOOD, sentence
 from tests.helpers.page import Page
 from toolkit import reporting
@@ -133,6 +134,15 @@ def test_an_ir_is_the_same_embedding_in_sentence_transformers(variant, unlabelle
     expected = predict_ir(folder, examples, tokenizer.pad_token_id, per_token=False)
     assert np.abs(found - np.asarray(expected)).max() < 1e-5
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_an_ir_on_the_sparse_engine_opens_as_the_same_embedding(unlabelled, tables):
+    texts = first_column(tables["scored"])
+    folder = unlabelled[1] / "export" / "sparse-engine-fp32"
+    plain = pruneofa.load(folder.with_name("sparse-fp32"))
+    opened = pruneofa.load(folder)
+    assert isinstance(opened, SentenceTransformer)
+    assert np.abs(opened.encode(texts) - plain.encode(texts)).max() < 1e-4
 
 
 def test_a_checkpoint_is_the_same_embedding_in_sentence_transformers(unlabelled, tables):

@@ -76,7 +76,8 @@ def test_the_wheel_has_every_recipe_pin_and_kernel_source(built):
         assert files
         assert {f"{inside}/{file.as_posix()}" for file in files} <= names
     assert {"toolkit/shipped/scoreboard.yaml", "toolkit/shipped/constraints.txt"} <= names
-    assert not [name for name in names if not name.startswith(("toolkit/", "pruneofa-"))]
+    assert "pruneofa.py" in names
+    assert not [name for name in names if not name.startswith(("toolkit/", "pruneofa-", "pruneofa.py"))]
 
 
 def test_the_sdist_has_all_files_of_the_repository(built):
@@ -124,5 +125,6 @@ def test_an_installed_wheel_knows_its_pins_models_and_kernel_sources(installed, 
     assert pin.removeprefix("torch==") in shown.stdout
     assert "shipped/constraints.txt 'pruneofa[deploy]'" in shown.stdout
     assert "minilm-80-1x1" in installed("models", cwd=tmp_path).stdout
+    assert installed(cwd=tmp_path, code="import pruneofa; print(pruneofa.compress)").stdout.startswith("<function")
     path = installed(cwd=tmp_path, code="from toolkit.ir.kernels.library import folder; print(folder())").stdout.strip()
     assert path == str(folder())  # its name is the hash of all sources, of which `kernels build` makes it

@@ -351,25 +351,27 @@ def rendered(table) -> str:
 
 
 def test_plan_inspect_and_bench_show_what_is_there(finished, tmp_path, monkeypatch):
-    from toolkit.cli.bench import bench_table, recommendation
-    from toolkit.cli.inspect import inspection_tables
+    from toolkit.cli.bench import comparison, recommendation
+    from toolkit.cli.inspect import inspection
     from toolkit.cli.plan_table import plan_table
     from toolkit.recipe import Performance
 
     recipe, folder, _ = finished
     assert rendered(plan_table(recipe, folder)).count("yes") == len(graph.STAGES)
     assert "no" in rendered(plan_table(recipe.model_copy(update={"seed": 1}), folder))
-    assert "toy" in rendered(inspection_tables(folder))
-    assert "79.98%" in rendered(inspection_tables(folder / "student"))
+    assert "toy" in rendered(inspection(folder).shown)
+    assert "79.98%" in rendered(inspection(folder / "student").shown)
     ir = folder / "tasks/toy/export"
-    assert "i8" in rendered(inspection_tables(ir / "sparse-int8"))
+    assert "i8" in rendered(inspection(ir / "sparse-int8").shown)
     section = Performance(warmup=0, iteration=1, seconds=1, batch_sizes=(2,), sequence_length=8)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    shown = rendered(bench_table([ir / "dense-fp32", ir / "sparse-int8"], section, None))
+    shown = rendered(comparison([ir / "dense-fp32", ir / "sparse-int8"], section, None).shown)
     assert "1.00x" in shown
     assert shown.count("benchmark_app -m") == 2
-    assert "batch 2, 8 tokens: deploy" in rendered(recommendation(folder, section, None, within=1.0))
-    assert "no variant is accurate enough. Closest: " in rendered(recommendation(folder, section, None, within=-10.0))
+    assert "batch 2, 8 tokens: deploy" in rendered(recommendation(folder, section, None, within=1.0).shown)
+    assert "no variant is accurate enough. Closest: " in rendered(
+        recommendation(folder, section, None, within=-10.0).shown
+    )
 
 
 def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp_path):

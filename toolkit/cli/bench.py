@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from toolkit.cli.terminal import Outcome, with_output
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.table import Table
 
     from toolkit.measure.decision import Candidate, Decision, Limits, SameForAll
@@ -38,8 +38,8 @@ _IR = "<run>/tasks/<task>/export/<variant>"
 _AMX = {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": "0"}
 
 
-def bench_table(folders: list[Path], section: "Performance", texts: Path | None) -> "RenderableType":
-    """Times IR folders, interleaved, and returns a table with speed-ups over the first one.
+def comparison(folders: Sequence[Path], section: "Performance", texts: Path | None) -> Outcome:
+    """Times IR folders, interleaved, and returns their figures with speed-ups over the first one.
 
     The inputs are kept in a temporary folder, so that the printed commands can be repeated.
 
@@ -59,7 +59,39 @@ def bench_table(folders: list[Path], section: "Performance", texts: Path | None)
     timed = _timed(named, section, texts, scratch)
     lines = [f"To repeat a measurement: cd {shlex.quote(str(scratch))}"]
     lines += [f"{t.model}, batch {t.batch}: {t.command}" for t in timed]
-    return Group(_table(timed, section, {}), *map(Text, lines))
+    shown = Group(_table(timed, section, {}), *map(Text, lines))
+    return Outcome({"directory": scratch, "measured": timing_rows(timed, named)}, shown, wrap=False)
+
+
+def performance(
+    rounds: int, seconds: int, batch: Sequence[int], length: int, threads: int | None, streams: int = 1
+) -> "Performance":
+    """Returns the benchmark settings of a command's options."""
+    from toolkit.recipe import Performance, PerformanceConfigs
+
+    return Performance(
+        iteration=rounds,
+        seconds=seconds,
+        batch_sizes=tuple(batch),
+        sequence_length=length,
+        configs=PerformanceConfigs(cores_per_instance=threads, num_of_instance=streams),
+    )
+
+
+def timing_rows(timed: "Sequence[LatencyStats]", folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Returns one row per model and batch size: latency in milliseconds, examples per second, speed-up over the first.
+
+    Args:
+        timed: The measurements.
+        folders: IR folder of each model.
+    """
+    first = {t.batch: _median(t) for t in reversed(timed)}
+    return [
+        {"model": t.model, "folder": folders[t.model]}
+        | {key: value for key, value in t.as_metrics().items() if key != "rounds"}
+        | {"speed_up": first[t.batch] / _median(t)}
+        for t in timed
+    ]
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -110,7 +142,7 @@ class _Exported:
 
 def recommendation(
     run: Path, section: "Performance", texts: Path | None, within: float | None, task: str | None = None
-) -> "RenderableType":
+) -> Outcome:
     """Times a run's variants and recommends, per batch size, the fastest one that meets the accuracy limit.
 
     Args:
@@ -141,13 +173,26 @@ def recommendation(
         )
     table = _table(timed, section, {n: f"{c.score:.4f}" for n, c in exported.items()}, metric)
     lines: list[str] = []
+    recommended = []
     for batch in section.batch_sizes:
         ranked = [exported[t.model].timed(t) for t in timed if t.batch == batch]
         decision = decide(ranked, limit)
         if not lines:
             lines.append(_required(manifest, metric, decision.reference, limit))
         lines.append(_sentence(ranked, decision, metric, batch, section.sequence_length, exported))
-    return Group(table, *lines)
+        found: dict[str, Any] = {"batch": batch, "deploy": None, "failure": decision.failure, "text": lines[-1]}
+        if chosen := decision.chosen:
+            deployed = exported[chosen.name]
+            found |= {"deploy": chosen.name, "folder": deployed.folder, "properties": deployed.properties}
+        recommended.append(found)
+    rows = timing_rows(timed, {name: c.folder for name, c in exported.items()})
+    document = {
+        "task": manifest.task,
+        "metric": metric,
+        "recommended": recommended,
+        "measured": [row | {"score": exported[row["model"]].score} for row in rows],
+    }
+    return Outcome(document, Group(table, *lines))
 
 
 def _required(manifest: Any, metric: str, reference: "Candidate", limit: "Limits | SameForAll") -> str:
@@ -291,6 +336,7 @@ def _median(timed: "LatencyStats") -> float:
     return float(timed.as_metrics()["latency_ms_median"])  # type: ignore[arg-type]
 
 
+@with_output
 def bench(
     models: Annotated[
         list[Path],
@@ -314,22 +360,11 @@ def bench(
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="with --recommend: task of the run")] = None,
-) -> None:
+) -> Outcome:
     """Compare the latency of IR folders with benchmark_app on tokenised text; or recommend the variant to deploy."""
-    from toolkit.cli.terminal import Console
-    from toolkit.recipe import Performance, PerformanceConfigs
-
-    section = Performance(
-        iteration=rounds,
-        seconds=seconds,
-        batch_sizes=tuple(batch or (1, 8)),
-        sequence_length=length,
-        configs=PerformanceConfigs(cores_per_instance=threads, num_of_instance=streams),
-    )
+    section = performance(rounds, seconds, batch or (1, 8), length, threads, streams)
     if recommend and len(models) != 1:
         raise UserError("--recommend takes one run folder", instead="pruneofa bench --recommend runs/<name>")
     if recommend:
-        Console().print(recommendation(models[0], section, texts, within, task), highlight=False)
-    else:
-        # Commands must stay on one line, so that they can be copied.
-        Console().print(bench_table(models, section, texts), soft_wrap=True)
+        return recommendation(models[0], section, texts, within, task)
+    return comparison(models, section, texts)

@@ -3,9 +3,12 @@
 import os
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.cli.terminal import Outcome, with_output
 from toolkit.core import paths
 from toolkit.core.errors import CheckFailed
 
@@ -13,49 +16,55 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def doctor_table() -> "tuple[Table, bool]":
-    """Builds the table of versions, machine, disk, compiler and native extensions.
+@dataclass(frozen=True)
+class Fact:
+    """A fact about the machine or installation.
 
-    Returns:
-        The table, and whether all installed versions are the pinned ones.
+    Attributes:
+        item: What it is about.
+        found: What was found.
+        required: What is required, or the command that installs it; empty if nothing is.
+        ok: Whether an installed version is the pinned one; true for everything else.
     """
-    from importlib import metadata
 
-    from rich.table import Table
-    from rich.text import Text
+    item: str
+    found: str
+    required: str = ""
+    ok: bool = True
+
+
+def facts() -> list[Fact]:
+    """Returns versions, machine, disk, compiler and native extensions."""
+    from importlib import metadata
 
     from toolkit.core import machine
     from toolkit.ir import kernels
     from toolkit.pipeline.requirements import EXTRAS, extra_of, install_command, missing_module
 
-    table = Table(title="doctor", show_header=True)
-    for column in ("item", "found", "required"):
-        table.add_column(column)
-    all_pinned = True
+    listed: list[Fact] = []
     for name, wanted in pinned_versions().items():
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             found = "not installed"
             if extra := extra_of(name):  # extras are optional, e.g. on a machine that only trains
-                table.add_row(name, found, f"{wanted}, for the extra `{extra}`")
+                listed.append(Fact(name, found, f"{wanted}, for the extra `{extra}`"))
                 continue
-        same = found.split("+")[0] == wanted
-        all_pinned &= same
-        table.add_row(name, found if same else Text(found, "red"), wanted)
+        listed.append(Fact(name, found, wanted, ok=found.split("+")[0] == wanted))
     for extra in EXTRAS:
         absent = missing_module(extra)
-        table.add_row(f"extra {extra}", f"{absent} is missing" if absent else "complete", install_command(extra))
+        listed.append(Fact(f"extra {extra}", f"{absent} is missing" if absent else "complete", install_command(extra)))
     for what, value in machine.describe().items():
-        table.add_row(what, ", ".join(map(str, value)) if isinstance(value, list) else str(value), "")
-    table.add_row("python", sys.version.split()[0], ">= 3.10")
-    table.add_row("free disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GB", ">= 5 GB for the quickstart")
-    table.add_row(
-        "C++ compiler", shutil.which("g++") or shutil.which("clang++") or "none: 8-bit training is slower", ""
-    )
+        listed.append(Fact(what, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    free = f"{shutil.disk_usage('.').free / 2**30:.0f} GB"
+    compiler = shutil.which("g++") or shutil.which("clang++") or "none: 8-bit training is slower"
+    listed.append(Fact("python", sys.version.split()[0], ">= 3.10"))
+    listed.append(Fact("free disk", free, ">= 5 GB for the quickstart"))
+    listed.append(Fact("C++ compiler", compiler))
     extension = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_ext")
     built = any(extension.rglob("*.so")) if extension.is_dir() else False
-    table.add_row("NNCF extension", "built" if built else "not built: the first quantization builds it", "built")
+    found = "built" if built else "not built: the first quantization builds it"
+    listed.append(Fact("NNCF extension", found, "built"))
     if kernels.extension():
         found = f"built, uses {kernels.isa()}"
     else:
@@ -63,8 +72,21 @@ def doctor_table() -> "tuple[Table, bool]":
         found = f"not built: {kernels.BUILD}"
         if missing:
             found = f"cannot be built: {missing} is missing; only IRs without the sparse engine are exported"
-    table.add_row("sparse kernel", found, "built")
-    return table, all_pinned
+    listed.append(Fact("sparse kernel", found, "built"))
+    return listed
+
+
+def facts_table(listed: Sequence[Fact]) -> "Table":
+    """Returns a table of facts."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="doctor", show_header=True)
+    for column in ("item", "found", "required"):
+        table.add_column(column)
+    for fact in listed:
+        table.add_row(fact.item, fact.found if fact.ok else Text(fact.found, "red"), fact.required)
+    return table
 
 
 def pinned_versions() -> dict[str, str]:
@@ -74,12 +96,12 @@ def pinned_versions() -> dict[str, str]:
     return {name: version for name, equals, version in pins if equals}
 
 
-def doctor() -> None:
+@with_output
+def doctor() -> Outcome:
     """Check this machine against the toolkit's requirements: versions, ISA, cores, memory, disk, NNCF extension."""
-    from toolkit.cli.terminal import Console
     from toolkit.pipeline.requirements import install_command
 
-    table, all_pinned = doctor_table()
-    Console().print(table)
-    if not all_pinned:
-        raise CheckFailed(f"some versions differ from the pinned ones: {install_command('all')}")
+    listed = facts()
+    pinned = all(fact.ok for fact in listed)
+    error = None if pinned else CheckFailed(f"some versions differ from the pinned ones: {install_command('all')}")
+    return Outcome({"ok": pinned, "facts": listed}, facts_table(listed), error=error)

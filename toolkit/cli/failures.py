@@ -13,7 +13,11 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
+from click import ClickException
+
+from toolkit.cli import terminal
 from toolkit.core.errors import CheckFailed, CompressionFailed, TimeLimitReached, UserError
 
 _LARGEST_INPUT = 100_000  # bytes of a YAML file that a crash file includes
@@ -41,47 +45,58 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    """Prints the message of an exception to stderr, and returns the command's exit code."""
-    code, message = _described(error)
-    print(f"pruneofa: {message}", file=sys.stderr)
+    """Prints the message of an exception to stderr, or as the JSON document, and returns the command's exit code."""
+    code, described = _described(error)
+    if terminal.SETTINGS.verbose:
+        print("".join(traceback.format_exception(error)), file=sys.stderr)
+    if terminal.SETTINGS.document is not None:
+        terminal.print_document(terminal.SETTINGS.found | {"error": _fields(described)})
+    else:
+        print(f"pruneofa: {described}", file=sys.stderr)
     return code
 
 
-def _described(error: BaseException) -> tuple[int, str]:
+def _fields(error: UserError) -> dict[str, Any]:
+    fields: dict[str, Any] = {"what": error.what, "where": error.where, "instead": error.instead}
+    return fields | ({"errors": [_fields(part) for part in error.parts]} if error.parts else {})
+
+
+def _described(error: BaseException) -> tuple[int, UserError]:
     if isinstance(error, Interrupted | KeyboardInterrupt):
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         what = "interrupted" if number == signal.SIGINT else "terminated"
-        return 128 + number, f"{what}; run the same command again to resume"
+        return 128 + number, UserError(f"{what}; run the same command again to resume")
     if isinstance(error, CompressionFailed):
-        return 4, str(error)
+        return 4, UserError(str(error))
     if isinstance(error, CheckFailed):
-        return 1, str(error)
+        return 1, UserError(str(error))
     if isinstance(error, TimeLimitReached):
-        return 75, f"time limit reached {error}; the same command resumes from there"
+        return 75, UserError(f"time limit reached {error}; the same command resumes from there")
     if isinstance(error, UserError):
-        return 2, str(error)
+        return 2, error
+    if isinstance(error, ClickException):
+        return error.exit_code, UserError(error.format_message(), instead="the command with --help lists its options")
     if isinstance(error, ModuleNotFoundError):
         from toolkit.pipeline.requirements import extra_of, install_command
 
         library = (error.name or "").split(".")[0]
         if extra := extra_of(library):
-            return 2, f"{library} is not installed\n  Instead: {install_command(extra)}"
+            return 2, UserError(f"{library} is not installed", instead=install_command(extra))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         what = "the disk is full; free some space and run the same command again to resume (finished stages are kept)"
-        return 2, what
+        return 2, UserError(what)
     if _is_out_of_memory(error):
-        return 2, (
-            "out of memory; finished stages are kept\n"
-            "  Instead: a smaller batch_size with more gradient_accumulation_steps, recompute: true, or a shorter "
-            "max_seq_length; then run the same command again to resume"
+        return 2, UserError(
+            "out of memory; finished stages are kept",
+            instead="a smaller batch_size with more gradient_accumulation_steps, recompute: true, or a shorter "
+            "max_seq_length; then run the same command again to resume",
         )
     if isinstance(error, OSError) and error.filename is not None:  # a path that cannot be read or written
-        return 2, f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}"
+        return 2, UserError((error.strerror or "").lower(), where=str(error.filename2 or error.filename))
     what = (traceback.format_exception_only(error)[-1].strip().splitlines() or [""])[0]
-    return 70, (
-        f"a fault of this program, not yours: {what[:500]}\n"
-        f"  Details: {_crash_file(error)}\n"
-        "  Instead: report it with that file; finished stages are kept"
+    return 70, UserError(
+        f"a fault of this program, not yours: {what[:500]}\n  Details: {_crash_file(error)}",
+        instead="report it with that file; finished stages are kept",
     )
 
 

@@ -96,11 +96,11 @@ def _whole(epochs: float) -> int:
     return int(epochs)
 
 
-def with_inc_flags(command: Callable[..., None]) -> Callable[..., None]:
+def with_inc_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator that appends the options above to a command and passes them as its last argument, `flags: IncFlags`."""
 
     @functools.wraps(command)
-    def with_flags(**values: Any) -> None:
+    def with_flags(**values: Any) -> Any:
         from toolkit.recipe.inc import IncFlags
 
         given: dict[str, Any] = {name: value for name in OPTIONS if (value := values.pop(name, None)) not in (None, [])}
@@ -112,7 +112,7 @@ def with_inc_flags(command: Callable[..., None]) -> Callable[..., None]:
             raise UserError(f"--{name} is not supported", instead=_INSTEAD[name].format(others[name]))
         if others:
             given["ignored"] = tuple((f"--{name}", _IGNORED[name][1]) for name in others)
-        command(**values, flags=IncFlags(**given))
+        return command(**values, flags=IncFlags(**given))
 
     own = list(inspect.signature(command).parameters.values())[:-1]
     added = [

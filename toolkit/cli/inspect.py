@@ -1,17 +1,16 @@
-"""`pruneofa inspect`: tables of sparsity, types and sizes for a run, checkpoint or IR folder."""
+"""`pruneofa inspect`: sparsity, types and sizes of a run, checkpoint or IR folder."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.terminal import Outcome, with_output
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
     from toolkit.models.checkpoint import StoredTensor
 
 _CHECKPOINT = "model*.safetensors"
@@ -19,8 +18,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FP8_ZEROS = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7F, "F8_E4M3FNUZ": 0xFF, "F8_E5M2FNUZ": 0xFF}  # bits that are 0 in a zero
 
 
-def inspection_tables(path: Path) -> "RenderableType":
-    """Returns tables for a run, checkpoint or IR folder, a safetensors file, or the .xml or .bin file of an IR.
+def inspection(path: Path) -> Outcome:
+    """Returns what a run, checkpoint or IR folder, a safetensors file, or the .xml or .bin file of an IR contains.
 
     Raises:
         UserError: The path is none of these, is pickled, or cannot be read.
@@ -30,16 +29,18 @@ def inspection_tables(path: Path) -> "RenderableType":
     if path.suffix.lower() == ".bin" and path.with_suffix(".xml").is_file():
         path = path.with_suffix(".xml")
     if path.is_file() and path.suffix.lower() == ".xml":
-        return _ir_table(path)
+        return _ir(path)
     if path.is_file() and path.suffix.lower() == ".safetensors":
-        return _checkpoint_table(path, [path])
+        return _checkpoint(path, [path])
     if (path / "openvino_model.xml").is_file():
-        return _ir_table(path)
+        return _ir(path)
     if files := sorted(path.glob(_CHECKPOINT)) or sorted(path.glob("*.safetensors")):
-        return _checkpoint_table(path, files)
+        return _checkpoint(path, files)
     irs = sorted(p.parent for p in path.glob("*/openvino_model.xml")) or sorted(path.glob("*.xml"))
     if irs:
-        return Group(*(_ir_table(p) for p in irs))
+        found = [_ir(p) for p in irs]
+        tables = Group(*(one.shown for one in found if one.shown is not None))
+        return Outcome({"kind": "irs", "path": path, "irs": [one.document for one in found]}, tables)
     for file in [path] if path.is_file() else sorted(path.glob("*")):
         if file.suffix in _PICKLES and file.is_file() and _is_pickle(file):
             raise UserError(
@@ -48,7 +49,7 @@ def inspection_tables(path: Path) -> "RenderableType":
                 instead="if you trust it, convert it with transformers' save_pretrained, which writes safetensors",
             )
     if path.is_dir():
-        return _run_table(path)
+        return _run(path)
     what = "no such file or folder" if not path.exists() else "not a run, checkpoint or IR"
     instead = "a run folder, a checkpoint folder, an IR folder, or a .safetensors or .xml file"
     raise UserError(what, where=str(path), instead=instead)
@@ -60,15 +61,17 @@ def _is_pickle(path: Path) -> bool:
         return stream.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
-def _run_table(path: Path) -> "Table":
+def _run(path: Path) -> Outcome:
     from rich.table import Table
 
     from toolkit.pipeline.graph import finished_manifests
+    from toolkit.reporting.rows import stage_rows
 
+    manifests = finished_manifests(path, complete=False)
     table = Table(title=str(path))
     for column in ("task", "stage", "seconds", "dev", "sparsity", "checks", "made from"):
         table.add_column(column)
-    for m in finished_manifests(path, complete=False):
+    for m in manifests:
         table.add_row(
             m.task or "",
             m.stage,
@@ -78,10 +81,10 @@ def _run_table(path: Path) -> "Table":
             f"{sum(c.ok for c in m.checks)}/{len(m.checks)}",
             ", ".join(f"{n} {h[:8]}" for n, h in m.inputs.items()),
         )
-    return table
+    return Outcome({"kind": "run", "path": path, "stages": stage_rows(manifests, path)}, table)
 
 
-def _checkpoint_table(path: Path, files: list[Path]) -> "Table":
+def _checkpoint(path: Path, files: list[Path]) -> Outcome:
     from rich.table import Table
 
     from toolkit.models.checkpoint import tensors_of_file
@@ -90,6 +93,7 @@ def _checkpoint_table(path: Path, files: list[Path]) -> "Table":
     for column in ("tensor", "shape", "type", "sparsity"):
         table.add_column(column, justify="left" if column == "tensor" else "right")
     zeros = weights = 0
+    tensors = []
     for file in files:
         for name, tensor in sorted(tensors_of_file(file).items()):
             if len(tensor.shape) != 2:
@@ -97,12 +101,15 @@ def _checkpoint_table(path: Path, files: list[Path]) -> "Table":
             size, count = math.prod(tensor.shape), _zeros(tensor)
             sparsity = "not counted" if count is None else f"{count / size:.2%}" if size else "empty"
             table.add_row(name, "x".join(map(str, tensor.shape)), _type_name(tensor.dtype), sparsity)
+            known = {"name": name, "shape": tensor.shape, "type": _type_name(tensor.dtype)}
+            tensors.append(known | {"sparsity": None if count is None or not size else count / size})
             if count and count > 0.01 * size:
                 zeros, weights = zeros + count, weights + size
     if weights:
         table.add_section()
         table.add_row("all pruned matrices", f"{weights:,}", "", f"{zeros / weights:.2%}")
-    return table
+    pruned = {"pruned_weights": weights, "sparsity": zeros / weights if weights else None}
+    return Outcome({"kind": "checkpoint", "path": path, "matrices": tensors} | pruned, table)
 
 
 def _type_name(dtype: str) -> str:
@@ -127,7 +134,7 @@ def _zeros(tensor: "StoredTensor") -> int | None:
     return int((codes & _FP8_ZEROS[tensor.dtype] == 0).sum())
 
 
-def _ir_table(path: Path) -> "Table":
+def _ir(path: Path) -> Outcome:
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -135,13 +142,14 @@ def _ir_table(path: Path) -> "Table":
     from toolkit.ir.runtime import ir_file
 
     weights = ir_file(path).with_suffix(".bin")
-    size = f"{weights.stat().st_size / 1e6:.1f} MB .bin" if weights.is_file() else "without .bin"
+    stored = weights.stat().st_size if weights.is_file() else None
+    size = "without .bin" if stored is None else f"{stored / 1e6:.1f} MB .bin"
     table = Table(title=f"{path} ({size})", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("operation", overflow="fold")
     for column in ("shape", "stored", "scales", "zeros", "input"):
         table.add_column(column, justify="right", no_wrap=True)
-    inspection = inspect_ir(path)
-    for m in inspection.matmuls:
+    found = inspect_ir(path)
+    for m in found.matmuls:
         table.add_row(
             m.module or m.name,
             "x".join(map(str, m.shape)),
@@ -150,7 +158,7 @@ def _ir_table(path: Path) -> "Table":
             "not counted" if math.isnan(m.zero_fraction) else f"{m.zero_fraction:.1%}",
             f"i8 {m.activation_scheme}" if m.activation_scheme else "f32",
         )
-    for e in inspection.embeddings:
+    for e in found.embeddings:
         table.add_row(
             e.module or e.name,
             "x".join(map(str, e.shape)),
@@ -159,15 +167,14 @@ def _ir_table(path: Path) -> "Table":
             "",
             "",
         )
-    for a in inspection.attentions:
+    for a in found.attentions:
         table.add_row(f"{a.module}: Q x K", "", "", "", "", "i8 sym" if a.activation_scheme else "f32")
-    return table
+    return Outcome({"kind": "ir", "path": path, "bin_bytes": stored} | asdict(found), table)
 
 
+@with_output
 def inspect(
     path: Annotated[Path, typer.Argument(help="checkpoint, IR or run folder; or a .safetensors or .xml file")],
-) -> None:
+) -> Outcome:
     """Show per-matrix sparsity, element types and sizes of a checkpoint, an IR or a run."""
-    from toolkit.cli.terminal import Console
-
-    Console().print(inspection_tables(path))
+    return inspection(path)

@@ -1,10 +1,10 @@
-"""Cost table of `pruneofa plan`: steps, memory, time and disk per stage."""
+"""Costs of `pruneofa plan`: steps, memory, time and disk per stage, as a table or as JSON values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from toolkit.pipeline.estimate.costs import Measure, estimate, gigabytes
+from toolkit.pipeline.estimate.costs import Estimate, Measure, estimate, gigabytes
 from toolkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -19,10 +19,38 @@ def plan_table(
     log: Callable[[str], None] = lambda text: None,
 ) -> "Table":
     """Returns a table with one row per step; arguments and errors are those of `estimate`."""
+    return table_of(recipe, run_folder, estimate(recipe, run_folder, measure, available, log))
+
+
+def plan_document(recipe: Recipe, run_folder: Path, rows: Sequence[Estimate]) -> dict[str, Any]:
+    """Returns the estimated costs as JSON values: seconds and bytes; null where a figure is unknown."""
+    steps = [
+        {
+            "step": row.step.label,
+            "stage": row.step.stage.name,
+            "task": row.step.task,
+            "cached": row.step.manifest is not None,
+            "steps": row.steps,
+            "steps_exact": row.exact,
+            "seconds": row.seconds,
+            "seconds_source": _SOURCES.get(row.source),
+            "memory_bytes": row.memory,
+            "disk_bytes": row.disk,
+            "remark": row.remark,
+        }
+        for row in rows
+    ]
+    return {"name": recipe.name, "folder": run_folder, "steps": steps}
+
+
+_SOURCES = {"=": "measured in this folder", "~": "estimated", "≤": "upper limit"}
+
+
+def table_of(recipe: Recipe, run_folder: Path, rows: Sequence[Estimate]) -> "Table":
+    """Returns the estimated costs as a table with one row per step."""
     from rich.table import Table
     from rich.text import Text
 
-    rows = estimate(recipe, run_folder, measure, available, log)
     legend = (
         "~ estimated from a few steps on the first layers; ≤ the same, with all examples at maximum length; "
         "= measured in this folder"

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.core.errors import CompressionFailed
+from toolkit.cli.terminal import Outcome
+from toolkit.core.errors import CheckFailed, CompressionFailed
 
 if TYPE_CHECKING:
     from toolkit.core.artifacts import Manifest
@@ -24,6 +25,33 @@ def report(
     page = reporting.build(found, out or runs[0] / "report")
     Console().print(reporting.console(found))
     typer.echo(f"Report: {page}")
+
+
+def reported(manifests: "list[Manifest]", folder: Path, *, with_report: bool = True) -> Outcome:
+    """Writes and prints the report of a run, and returns the run's outcome.
+
+    Args:
+        manifests: Manifests of the finished stages.
+        folder: Run folder.
+        with_report: Whether the report is written and printed; otherwise only the outcome is returned.
+    """
+    from toolkit.reporting.report import PAGE
+    from toolkit.reporting.rows import stage_rows, variant_rows
+
+    error = None
+    try:
+        if with_report:
+            show_report(manifests, folder)
+    except CheckFailed as missed:  # everything is finished: the document says what was made
+        error = missed
+    page = folder / "report" / PAGE
+    document = {
+        "folder": folder,
+        "report": page if with_report and page.is_file() else None,
+        "stages": stage_rows(manifests, folder),
+        "variants": variant_rows(manifests, folder),
+    }
+    return Outcome(document, error=error)
 
 
 def show_report(manifests: "list[Manifest]", folder: Path) -> None:

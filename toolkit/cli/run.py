@@ -5,13 +5,14 @@ import re
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toolkit.cli.inc import recipe_of_inc
 from toolkit.cli.inc_options import IncFiles, with_inc_flags
-from toolkit.cli.report import show_report, write_report
+from toolkit.cli.report import reported, write_report
+from toolkit.cli.terminal import Outcome, with_output
 from toolkit.core import paths
 from toolkit.core.errors import CheckFailed, UserError
 
@@ -69,40 +70,48 @@ def init(
     typer.echo(f"Wrote {target}. Edit it, then: pruneofa check {target}")
 
 
-def check(recipe: RecipeFile = None, overrides: Overrides = None) -> None:  # type: ignore[assignment]
+@with_output
+def check(recipe: RecipeFile = None, overrides: Overrides = None) -> Outcome:  # type: ignore[assignment]
     """Validate a recipe: keys, lengths, rows of the data, checkpoints, sparsity, names of layers and operations."""
     from rich.text import Text
 
-    from toolkit.cli.terminal import Console
     from toolkit.pipeline.preflight import check_recipe
     from toolkit.pipeline.requirements import missing_requirements
 
-    loaded, console = _load(recipe, overrides), Console()
-    for what, found in check_recipe(loaded):
+    loaded = _load(recipe, overrides)
+    lines, missing = check_recipe(loaded), missing_requirements(loaded)
+    shown, found = [], list[dict[str, Any]]()
+    for what, text in lines:
         mark = ("✓", "green") if what else "   "  # a line without a name continues the previous one
-        console.print(Text.assemble(mark, f" {what}: {found}" if what else f" {found}"), soft_wrap=True)
-    for line in missing_requirements(loaded):
-        console.print(Text.assemble(("!", "yellow"), f" {line}"), soft_wrap=True)
+        shown.append(Text.assemble(mark, f" {what}: {text}" if what else f" {text}"))
+        if what:
+            found.append({"what": what, "found": []})
+        found[-1]["found"].append(text)
+    shown += [Text.assemble(("!", "yellow"), f" {line}") for line in missing]
+    return Outcome({"name": loaded.name, "checked": found, "missing": missing}, Text("\n").join(shown), wrap=False)
 
 
+@with_output
 def plan(
     recipe: RecipeFile = None,  # type: ignore[assignment]
     overrides: Overrides = None,
     runs: RunsFolder = Path("runs"),
-) -> None:
+) -> Outcome:
     """Show stages, cache state and steps; estimate memory, time and disk with a short measurement on this machine."""
     from rich.text import Text
 
-    from toolkit.cli.plan_table import plan_table
+    from toolkit.cli.plan_table import plan_document, table_of
     from toolkit.cli.terminal import Console
+    from toolkit.pipeline.estimate.costs import estimate
 
     loaded = _load(recipe, overrides)
-    terminal = Console()
-    with terminal.status("reading the data") as status:
-        table = plan_table(loaded, runs / loaded.name, log=lambda text: status.update(Text(text)))
-    terminal.print(table)
+    folder = runs / loaded.name
+    with Console().status("reading the data") as status:
+        rows = estimate(loaded, folder, log=lambda text: status.update(Text(text)))
+    return Outcome(plan_document(loaded, folder, rows), table_of(loaded, folder, rows))
 
 
+@with_output
 @with_inc_flags
 def run(
     recipe: RecipeFile = None,  # type: ignore[assignment]
@@ -120,7 +129,7 @@ def run(
     inc: IncFiles = None,
     *,
     flags: "IncFlags",
-) -> None:
+) -> Outcome:
     """Run a recipe or INC files: finished stages are reused, interrupted stages are resumed.
 
     Exit codes: 0 done; 1 a check failed; 2 a mistake in the input; 4 done, but compression failed (accuracy at chance
@@ -147,9 +156,7 @@ def run(
     else:
         loaded, workspace = _load(recipe, overrides), None
     folder = (runs or workspace or Path("runs")) / loaded.name
-    manifests = execute(loaded, folder, start, only, track, end)
-    if only is None:
-        show_report(manifests, folder)
+    return reported(execute(loaded, folder, start, only, track, end), folder, with_report=only is None)
 
 
 def execute(

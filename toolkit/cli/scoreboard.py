@@ -2,15 +2,16 @@
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from toolkit.cli.terminal import Outcome, with_output
 from toolkit.core import paths
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from toolkit.reporting.scoreboard.board import PublishedResult
+    from toolkit.reporting.scoreboard.board import PublishedResult, Standing
 
 File = Annotated[
     Path,
@@ -96,13 +97,13 @@ def _recipe_file(name: str, row: "PublishedResult", published: bool, folder: Pat
     return beside if beside.is_file() else shipped(recipe)
 
 
+@with_output
 def scoreboard(
     markdown: Annotated[Path | None, typer.Option(help="also write it as Markdown to this file")] = None,
     html: Annotated[Path | None, typer.Option(help="also write it as HTML to this file")] = None,
     file: File = paths.SCOREBOARD,
-) -> None:
+) -> Outcome:
     """Print all published results: claimed value, measured value, and whether it was reproduced."""
-    from toolkit.cli.terminal import Console
     from toolkit.reporting.scoreboard.board import assess, load_measurements, load_scoreboard
     from toolkit.reporting.scoreboard.render import scoreboard_markdown, scoreboard_table, write_scoreboard_page
 
@@ -113,4 +114,10 @@ def scoreboard(
         markdown.write_text(scoreboard_markdown(board, standings))
     if html:
         write_scoreboard_page(board, standings, html)
-    Console().print(scoreboard_table(standings))
+    rows = [{"row": s.row.model_dump(mode="json")} | _figures(s) for s in standings]
+    return Outcome({"tolerance": board.tolerance, "results": rows}, scoreboard_table(standings))
+
+
+def _figures(standing: "Standing") -> dict[str, Any]:
+    keys = ("name", "status", "measured", "spread", "n", "seeds", "note")
+    return {key: getattr(standing, key) for key in keys}

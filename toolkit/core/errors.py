@@ -1,5 +1,7 @@
 """Exceptions for user errors, failed checks and the time limit; `cli` turns them into messages and exit codes."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """An error that the user can fix: in a recipe, a file or a path. Exit code 2, no traceback.
@@ -8,11 +10,12 @@ class UserError(Exception):
         what: Description of the error, in one sentence.
         where: File and line (`recipe.yaml:12`), key or path; empty if unknown.
         instead: What to write or do instead; empty if it is obvious.
+        parts: The errors that this one combines; `what` has them all.
     """
 
-    def __init__(self, what: str, *, where: str = "", instead: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", instead: str = "", parts: "Sequence[UserError]" = ()) -> None:
         super().__init__(what)
-        self.what, self.where, self.instead = what, where, instead
+        self.what, self.where, self.instead, self.parts = what, where, instead, tuple(parts)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what

@@ -44,6 +44,24 @@ MODELS = {
 }
 
 
+_ALSO = {"sentence-transformers/all-MiniLM-L6-v2": _MINILM[0]}  # the same weights on the hub
+
+
+def included_student(source: str, sparsity: float, pattern: str) -> str | None:
+    """Returns the source of the included model with these zeros, made from this dense model; None if there is none.
+
+    Args:
+        source: Source of the dense model.
+        sparsity: Fraction of zeros.
+        pattern: Blocks of zeros, e.g. `4x1`.
+    """
+    for name, model in MODELS.items():
+        found = card(name) if model.dense == _ALSO.get(source, source) else None
+        if found and abs(found["sparsity"] - sparsity) < 1e-9 and f"{found['rows']}x1" == pattern:
+            return PREFIX + name
+    return None
+
+
 def card(name: str) -> dict[str, Any]:
     """Returns the facts about an included model: how it was made, and what it scores."""
     return read_card(_file(name))

@@ -68,10 +68,15 @@ def is_stale(lock: Path) -> bool:
 
 def _is_open(file: Path) -> bool:
     """Returns whether a process of this user has a file open."""
-    for opened in Path("/proc").glob("[0-9]*/fd/*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if opened.samefile(file):
-                return True
+            files = list((process / "fd").iterdir())
         except OSError:  # the process has ended, or is another user's
             continue
+        for opened in files:
+            try:
+                if opened.samefile(file):
+                    return True
+            except OSError:  # closed in the meantime
+                continue
     return False

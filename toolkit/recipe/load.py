@@ -44,6 +44,9 @@ _PATTERN_KEYS = (
     ("tasks", "*", "train"),
     ("tasks", "*", "train", "*"),
 )
+# Keys of a JSON schema: the dialect that pydantic writes, and a name that is not an address.
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_ID = "urn:pruneofa:recipe:1"
 _AFTER_ALL_LINES = 10**9  # errors of overrides are reported after those of the file
 
 
@@ -130,7 +133,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def schema_json() -> str:
     """Returns the JSON schema of recipes, for editors that complete and check YAML."""
-    return json.dumps(RECIPE.root, indent=2)
+    return json.dumps({"$schema": _DIALECT, "$id": _ID} | RECIPE.root, indent=2)
 
 
 # --- before validation ---------------------------------------------------------------------------------------------

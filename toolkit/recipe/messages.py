@@ -129,4 +129,4 @@ def together(mistakes: list[Mistake], name: str) -> UserError:
     ordered = [m.error for m in sorted(mistakes, key=lambda m: m.order)]
     if len(ordered) == 1:
         return ordered[0]
-    return UserError(f"{len(ordered)} errors in {name}\n" + "\n".join(map(str, ordered)))
+    return UserError(f"{len(ordered)} errors in {name}\n" + "\n".join(map(str, ordered)), parts=ordered)

@@ -50,7 +50,7 @@ def shown(tmp_path, monkeypatch, measured, within, isa=(), task=None):
     monkeypatch.setattr(bench, "_timed", timed)
     console = Console(record=True, width=300, file=None, quiet=False)
     with console.capture() as captured:
-        console.print(bench.recommendation(tmp_path, SECTION, None, within, task))
+        console.print(bench.recommendation(tmp_path, SECTION, None, within, task).shown)
     return captured.get()
 
 

@@ -9,15 +9,15 @@ from openvino import opset13 as ops
 from rich.console import Console
 from safetensors.torch import save_file
 
-from toolkit.cli.doctor import doctor_table
-from toolkit.cli.inspect import inspection_tables
+from toolkit.cli.doctor import facts
+from toolkit.cli.inspect import inspection
 from toolkit.core.errors import UserError
 from toolkit.ir.inspect import inspect_ir
 
 
 def lines(path) -> list[str]:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(inspection_tables(path))
+    console.print(inspection(path).shown)
     return [" ".join(line.replace("│", " ").split()) for line in console.export_text().splitlines()]
 
 
@@ -59,7 +59,7 @@ def test_a_pickled_checkpoint_is_named_for_what_it_is_and_not_opened(tmp_path, n
     torch.save({"a": weight()}, tmp_path / name, _use_new_zipfile_serialization=not old)
     for path in (tmp_path, tmp_path / name):
         with pytest.raises(UserError, match="a pickle file, which can run arbitrary code") as error:
-            inspection_tables(path)
+            inspection(path)
         assert error.value.where == str(tmp_path / name)
 
 
@@ -67,7 +67,7 @@ def test_a_pickled_checkpoint_is_named_for_what_it_is_and_not_opened(tmp_path, n
 def test_anything_else_is_refused(tmp_path, name):
     (tmp_path / "text.txt").write_text("text")
     with pytest.raises(UserError, match=r"no such file or folder|not a run, checkpoint or IR"):
-        inspection_tables(tmp_path / name)
+        inspection(tmp_path / name)
 
 
 def grouped_ir(folder, kind: Type, codes: np.ndarray, offset: int | None) -> None:
@@ -114,6 +114,5 @@ def test_doctor_looks_where_torch_builds_extensions(tmp_path, monkeypatch, built
     if built:
         (tmp_path / "nncf").mkdir()
         (tmp_path / "nncf" / "quantized_functions.so").touch()
-    table, _ = doctor_table()
-    row = list(table.columns[0].cells).index("NNCF extension")
-    assert list(table.columns[1].cells)[row].startswith("built" if built else "not built")
+    found = {fact.item: fact.found for fact in facts()}["NNCF extension"]
+    assert found.startswith("built" if built else "not built")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.manifests import run_manifests
 from toolkit.cli.bench import _exported
-from toolkit.cli.inspect import inspection_tables
+from toolkit.cli.inspect import inspection
 from toolkit.core.artifacts import write_manifest
 from toolkit.core.errors import UserError
 from toolkit.measure.manifest_schema import require_recorded
@@ -126,7 +126,7 @@ def test_a_damaged_manifest_is_named(run, content):
 def test_figures_that_an_older_version_did_not_record_are_needed_for_reports_only(run):
     change(run, "student", "metrics/sparsity", ...)
     change(run, QUANTIZE, "metrics/dev_n", ...)
-    inspection_tables(run)
+    inspection(run)
     for manifest in finished_manifests(run, complete=False):
         require_recorded(manifest, run, manifest.stage, manifest.task, complete=False)
     with pytest.raises(UserError, match=r"metrics\.sparsity: Field required"):
@@ -151,7 +151,7 @@ def test_a_dense_model_of_fewer_layers_records_these_in_place_of_its_sparsity(ru
     page = (run / "report/report.md").read_text()
     assert "sparse-int8 (dense, 3 of 6 layers) reaches" in page
     assert not any(words in page for words in ("weights are zero", "was pruned", "pruning steps"))
-    inspection_tables(run)
+    inspection(run)
     for stage in stages:
         change(run, stage, "metrics/layers_before", ...)
         with pytest.raises(UserError, match=r"metrics\.layers_before: Field required"):

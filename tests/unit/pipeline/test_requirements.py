@@ -6,7 +6,7 @@ from importlib import metadata
 
 import pytest
 
-from toolkit.cli.doctor import doctor_table, pinned_versions
+from toolkit.cli.doctor import facts, pinned_versions
 from toolkit.core import paths
 from toolkit.core.errors import UserError
 from toolkit.pipeline.requirements import EXTRAS, extra_for, require
@@ -86,7 +86,6 @@ def test_doctor_wants_what_training_needs_and_leaves_the_extras_to_the_user(monk
         return pinned_versions().get(name) or there(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    table, found = doctor_table()
-    assert found == sound
-    rows = dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
-    assert "not installed" in rows[absent]
+    listed = facts()
+    assert all(fact.ok for fact in listed) == sound
+    assert "not installed" in {fact.item: fact.found for fact in listed}[absent]

@@ -1,5 +1,7 @@
 """Native extensions: a lock without an owner is reported at once, one with an owner after the time limit."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -50,3 +52,15 @@ def test_a_lock_is_stale_only_while_it_exists_and_nobody_holds_it(lock):
         assert not is_stale(lock)
     lock.unlink()
     assert not is_stale(lock)
+
+
+def test_a_process_that_ends_while_locks_are_looked_for_is_passed_over(lock, monkeypatch):
+    listed = Path.iterdir
+
+    def iterdir(folder):
+        if folder.name == "fd":
+            raise FileNotFoundError(2, "No such file or directory", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert is_stale(lock)

@@ -351,6 +351,7 @@ def test_schema_is_json_and_every_key_is_described():
         if len(node.get("description") or target(node).get("description", "")) < 8
     ]
     assert silent == []
+    assert schema["$id"] == "urn:pruneofa:recipe:1"
 
 
 def test_recipe_is_frozen(write):
