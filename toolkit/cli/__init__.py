@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from toolkit import __version__
-from toolkit.cli import bench, deploy, doctor, failures, inspect, models, report, run, scoreboard
+from toolkit.cli import bench, deploy, doctor, failures, inspect, models, report, run, scoreboard, search
 from toolkit.cli.inc import inc_app
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app.add_typer(deploy.kernels_app, name="kernels")
 # The order of the commands in `--help`.
 for command in (
     *(run.init, run.check, run.plan, run.run, inspect.inspect, models.models, report.report, doctor.doctor, run.schema),
-    *(bench.bench, deploy.pack, deploy.unpack, scoreboard.reproduce, scoreboard.scoreboard),
+    *(search.search, bench.bench, deploy.pack, deploy.unpack, scoreboard.reproduce, scoreboard.scoreboard),
 ):
     app.command()(command)
 
