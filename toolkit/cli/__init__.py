@@ -23,8 +23,8 @@ app.add_typer(inc_app, name="inc")
 app.add_typer(deploy.kernels_app, name="kernels")
 # The order of the commands in `--help`.
 for command in (
-    *(run.init, run.check, run.plan, run.run, inspect.inspect, models.models, report.report, doctor.doctor, run.schema),
-    *(search.search, bench.bench, deploy.pack, deploy.unpack, scoreboard.reproduce, scoreboard.scoreboard),
+    *(run.init, run.check, run.plan, search.search, run.run, inspect.inspect, models.models, report.report),
+    *(doctor.doctor, run.schema, bench.bench, deploy.pack, deploy.unpack, scoreboard.reproduce, scoreboard.scoreboard),
 ):
     app.command()(command)
 

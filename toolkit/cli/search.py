@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _PROXY = (
     "Scores are of models in FP32 that were pruned in one shot, without training: they rank sizes, and do not tell "
     "what training reaches. Fewer layers recover from little training, zeros gain more from much of it: of MiniLM, "
-    "three dense layers beat 80 % zeros after 0.2 M tokens of distillation, and fall behind after some 5 to 10 M. "
+    "three dense layers beat 80 % zeros after 0.2 M tokens of distillation; by extrapolation, zeros win from some 5 to "
+    "10 M on. "
     "Sizes without a score cannot win."
 )
 
@@ -70,14 +71,11 @@ def search(
     if loaded.threads:
         os.environ["OMP_NUM_THREADS"] = str(loaded.threads)
     with terminal.status("checking the recipe of every size") as status:
-        found = search(
-            load,
-            runs / loaded.name,
-            goal,
-            Sizes(length, batch, threads),
-            task,
-            lambda text: status.update(Text(text)),
-        )
+
+        def log(text: str) -> None:
+            status.update(Text(text)) if terminal.is_terminal else terminal.print(text, highlight=False)
+
+        found = search(load, runs / loaded.name, goal, Sizes(length, batch, threads), task, log)
     terminal.print(search_table(found))
     if found.best is None:
         raise found.missed()

@@ -92,7 +92,13 @@ def test_what_cannot_be_compared_keeps_no_more(pair):
 
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
-    [("latency", "4ms", 4), ("latency", "0.5 ms", 0.5), ("speedup", "3", 3), ("speedup", "1.5x", 1.5), ("loss", "1%", 0.01)],
+    [
+        ("latency", "4ms", 4),
+        ("latency", "0.5 ms", 0.5),
+        ("speedup", "3", 3),
+        ("speedup", "1.5x", 1.5),
+        ("loss", "1%", 0.01),
+    ],
 )
 def test_a_goal_has_the_form_of_its_example(kind, text, value):
     assert parse_goal({"latency": None, "speedup": None, "loss": None} | {kind: text}) == Goal(kind, value)
@@ -118,7 +124,9 @@ def test_exactly_one_goal_is_needed(given, what):
         parse_goal(given)
 
 
-@pytest.mark.parametrize(("total", "depths"), [(6, {6, 4, 3}), (12, {12, 8, 6}), (24, {24, 16, 12}), (2, {2, 1}), (1, {1})])
+@pytest.mark.parametrize(
+    ("total", "depths"), [(6, {6, 4, 3}), (12, {12, 8, 6}), (24, {24, 16, 12}), (2, {2, 1}), (1, {1})]
+)
 def test_the_grid_has_all_two_thirds_and_half_of_the_layers(total, depths):
     points = grid(total)
     assert points[0] == Point(total)

@@ -132,7 +132,7 @@ def _of_task(recipe: Recipe, name: str, folder: Path, inputs: ResolvedInputs) ->
         section.max_seq_length,
         lambda own: task.tuning_score(predict(own, task.tune, tokenizer.pad_token_id)),
         f"{task.tuning_metric} of {name} on {len(task.tune.truth):,} training rows held out",
-        _key(recipe, folder, ("task",), name, inputs),
+        _key(recipe, folder, ("task",), name, inputs, len(texts)),
         name,
         remark,
     )
@@ -166,7 +166,7 @@ def _of_text(recipe: Recipe, folder: Path, run_folder: Path, inputs: ResolvedInp
         partial(_cosine if embeds else _similarity, batches, wanted),
         ("cosine of embeddings to the dense ones" if embeds else "1 - relative error of the last hidden states")
         + f", on {len(held_out):,} held-out sequences",
-        _key(recipe, folder, ("corpus", "corpus_tasks"), None, inputs),
+        _key(recipe, folder, ("corpus", "corpus_tasks"), None, inputs, len(texts)),
         None,
     )
 
@@ -192,11 +192,14 @@ def _calibration(recipe: Recipe, folder: Path, texts: Sequence[Any], pad_id: int
     return on_device(unmasked_batches(texts, pad_id))
 
 
-def _key(recipe: Recipe, folder: Path, names: tuple[str, ...], task: str | None, inputs: ResolvedInputs) -> str:
+def _key(
+    recipe: Recipe, folder: Path, names: tuple[str, ...], task: str | None, inputs: ResolvedInputs, texts: int
+) -> str:
+    """Returns a hash of what all scores depend on; `texts` is the number of texts that calibrate."""
     sections = sections_of(recipe, ("model", *names), task)
     settings = settings_of(recipe).model_dump(mode="json")
     values = {name: section_values(name, section) for name, section in sections.items()}
-    return json_hash([content_hash(folder), values, data_hashes(sections, inputs)[1], settings, recipe.seed])
+    return json_hash([content_hash(folder), values, data_hashes(sections, inputs)[1], settings, recipe.seed, texts])
 
 
 @torch.no_grad()

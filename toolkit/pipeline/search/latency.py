@@ -1,13 +1,16 @@
 """Latency of every point on this machine, in 8 bits; it depends on shapes and zeros, not on which weights are zero."""
 
+import contextlib
 import copy
 import itertools
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.core import machine
+from toolkit.core.files import json_hash
 from toolkit.data.batches import model_inputs
 from toolkit.ir import kernels
 from toolkit.ir.convert import export_ir
@@ -16,6 +19,7 @@ from toolkit.ir.thinned import thin
 from toolkit.measure import latency
 from toolkit.models.depth import keep_layers
 from toolkit.models.load import prunable_matrices
+from toolkit.pipeline.run_folder import resume_or_reset
 from toolkit.pipeline.search.dense import Dense, quantization_of
 from toolkit.pipeline.search.points import Point
 from toolkit.pipeline.search.records import recorded
@@ -60,18 +64,19 @@ def latencies(
 
     def compute() -> dict[str, list[float]]:
         kernels.build()
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            irs = _exported(points, recipe, dense, Path(scratch).resolve(), exact, log)
-            left = itertools.count(latency.runs(len(irs), section), -1)
-            timed = latency.measure(
-                irs,
-                [_text(dense, section.sequence_length)],
-                dense.tokenizer.pad_token_id,
-                section,
-                Path(scratch).resolve(),
-                lambda name, _: log(f"measuring the latency of {name}, {next(left)} runs left"),
-            )
-            return {stats.model: [one.median_ms for one in stats.rounds] for stats in timed}
+        partial = folder / "irs.partial"  # after a kill, the IRs that are complete are measured, not made again
+        work = resume_or_reset(partial, json_hash(depends_on)).resolve()
+        irs = _exported(points, recipe, dense, work, exact, log)
+        left = itertools.count(latency.runs(len(irs), section), -1)
+
+        def each(*_: object) -> None:
+            if not (number := next(left)) % len(irs):  # once a round
+                log(f"measuring the latency of {len(irs)} sizes: {number // len(irs)} rounds left")
+
+        text, pad_id = [_text(dense, section.sequence_length)], dense.tokenizer.pad_token_id
+        timed = latency.measure(irs, text, pad_id, section, work, each)
+        shutil.rmtree(partial)
+        return {stats.model: [one.median_ms for one in stats.rounds] for stats in timed}
 
     found = recorded(folder / "latency.json", depends_on, compute)
     return {point: found[point.file_name] for point in points}
@@ -87,23 +92,32 @@ def _exported(
     make = nncf.dynamic if quantization.approach == "post_training_dynamic_quant" else nncf.quantize
     samples = [model_inputs({name: tensor[:1].cpu() for name, tensor in batch.items()}) for batch in dense.texts]
     for layers, group in itertools.groupby(points, key=lambda point: point.layers):
-        log(f"quantizing the dense model of {layers} layers")
         model: Any = copy.deepcopy(dense.model).cpu()
         keep_layers(model, range(layers))
         modules = {name.removesuffix(".weight") for name in prunable_matrices(model, recipe.model.prunable)}
         plain = folder / f"{layers}-plain"
         batch = {name: tensor[:2].cpu() for name, tensor in dense.texts[0].items()}
-        export_ir(make(model, samples[:_CALIBRATION], quantization), dense.tokenizer, plain, batch)
+        if not plain.is_dir():
+            log(f"quantizing the dense model of {layers} layers")
+            with _complete(plain) as target:
+                export_ir(make(model, samples[:_CALIBRATION], quantization), dense.tokenizer, target, batch)
         for point in group:
-            if not point.zeros:
-                found[point.file_name] = plain
-                continue
-            log(f"exporting {point.label}")
-            found[point.file_name] = folder / point.file_name
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                thin(plain, Path(scratch), modules, point.zeros, point.block)
-                to_sparse_engine(Path(scratch), folder / point.file_name, exact_activations=exact)
+            found[point.file_name] = engine = folder / point.file_name if point.zeros else plain
+            if not engine.is_dir():
+                log(f"exporting {point.label}")
+                with _complete(engine) as target, tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    thin(plain, Path(scratch), modules, point.zeros, point.block)
+                    to_sparse_engine(Path(scratch), target, exact_activations=exact)
     return found
+
+
+@contextlib.contextmanager
+def _complete(folder: Path) -> Iterator[Path]:
+    """Yields another folder to write to, which gets the name when it is complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    partial.rename(folder)
 
 
 def _text(dense: Dense, length: int) -> dict[str, list[int]]:

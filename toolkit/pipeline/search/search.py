@@ -146,7 +146,7 @@ def search(
         best = chosen(goal, ms, scores)
         changes: tuple[str, ...] = ()
         if best is not None and best != full:
-            changes = (f"name={recipe.name}-found", *overrides(recipe, best, job.kept(best)))
+            changes = _changes(recipe, best, job.kept(best))
             check_recipe(load(changes), inputs, read_rows=False)
         needs = "" if in_8_bits(recipe) else "a model in 8 bits needs a `quantize` section, which the recipe lacks"
         remarks = tuple(filter(None, (dense.remark, needs)))
@@ -195,7 +195,7 @@ def _recipes(
     for point in points:
         kept = None if point.layers == dense.layers else range(point.layers)
         try:
-            made = load(overrides(recipe, point, kept))
+            made = load(_changes(recipe, point, kept))
             check_recipe(made, inputs, read_rows=False)
         except UserError as error:
             left_out[point.label] = f"{error.where}: {error.what}" if error.where else error.what
@@ -205,6 +205,11 @@ def _recipes(
         reasons = "\n".join(dict.fromkeys(left_out.values()))
         raise UserError(f"the recipe can train no other size:\n{reasons}", where=recipe.name)
     return dense, found, left_out
+
+
+def _changes(recipe: Recipe, point: Point, kept: Sequence[int] | None) -> tuple[str, ...]:
+    """Returns the overrides that make the recipe train a size, in a run folder of its own."""
+    return (f"name={recipe.name}-found", *overrides(recipe, point, kept))
 
 
 def _performance(recipe: Recipe, sizes: Sizes, task: str | None, longest: int) -> Performance:
