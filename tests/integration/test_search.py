@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -61,7 +62,7 @@ def unavailable(*_, **__):
 
 def test_a_search_measures_chooses_and_writes_a_recipe_and_a_second_one_reads_its_results(file, monkeypatch, capsys):
     search(file, loss="99.9%", length=16)
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "2 layers, dense" in printed
     assert "without training" in printed
     assert "Next: pruneofa run tiny-found.yaml" in printed
@@ -106,9 +107,9 @@ def test_a_trained_task_teacher_scores_on_training_rows_that_are_held_out(recipe
 def test_the_score_of_a_ready_teacher_and_the_layers_kept_are_in_the_recipe(recipe, file, made_up_latency, tmp_path):
     folder = tmp_path / "teacher"
     task = recipe.tasks["toy"]
-    model = load_task_model(load_recipe(file).model.source, task.kind, ("0", "1"), fitted=False)
+    model = load_task_model(Path(recipe.model.source), task.kind, ("0", "1"), fitted=False)
     model.save_pretrained(folder)
-    load_tokenizer(recipe.model.source).save_pretrained(folder)
+    load_tokenizer(Path(recipe.model.source)).save_pretrained(folder)
     search(file, [f"tasks.toy.ready={{task_teacher: {folder}}}", "tasks.toy.tuning_examples=0"], latency="1.2ms")
     found = load_recipe(tmp_path / "tiny-found.yaml")
     assert len(found.student.layers) == 1
@@ -138,7 +139,7 @@ def test_a_goal_that_no_size_meets_is_refused_with_the_nearest(file, made_up_lat
 def test_a_student_without_distillation_cannot_be_dense(file, made_up_latency, capsys):
     pruning = "student={pruning: {reconstruction: {}}}"
     search(file, [pruning], latency="2.5ms")
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "Left out: 1 layer, dense" in printed
     assert load_recipe(file.parent / "tiny-found.yaml").student.distillation is None
 
@@ -158,3 +159,23 @@ def test_a_recipe_without_a_size_to_search_for_is_refused_before_anything_is_mea
     monkeypatch.setattr(latency, "measure", unavailable)
     with pytest.raises(UserError, match=what):
         search(file, changes, latency="4ms", task=task)
+
+
+def test_an_embedding_model_is_scored_by_the_cosine_to_its_dense_embeddings(
+    tiny_bert, tiny_text, tmp_path, monkeypatch, made_up_latency
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.tsv").write_text("text\n" + "".join(f"{line}\n" for line in ("it is very warm .", "a dull")))
+    (tmp_path / "r.yaml").write_text(
+        f"name: tiny\nmodel: {{source: {tiny_bert}}}\ncorpus: {{files: [{tiny_text}], max_seq_length: 24}}\n"
+        "tasks: {toy: {kind: embedding, train: texts.tsv, dev: texts.tsv, columns: [text], pooling: cls}}\n"
+        "student: {distillation: {train: {steps: 5}}}\n"
+    )
+    search(tmp_path / "r.yaml", speedup="1.8")
+    found = json.loads((tmp_path / "runs/tiny/search" / FRONTIER).read_text())
+    assert found["score"].startswith("cosine of embeddings to the dense ones, on ")
+    known = {point["label"]: point["score"] for point in found["points"]}
+    assert known["2 layers, dense"] == pytest.approx(1.0, abs=1e-6)
+    assert 0 < known["2 layers, 80 % 4x1"] < 1
+    assert "needs a `quantize` section" in found["remarks"][0]
+    assert "export" not in (tmp_path / "tiny-found.yaml").read_text()

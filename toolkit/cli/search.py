@@ -12,7 +12,7 @@ from toolkit.cli.run import Overrides, RecipeFile, RunsFolder, recipe_arguments
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from toolkit.pipeline.search.points import Point
     from toolkit.pipeline.search.search import Found
@@ -91,8 +91,9 @@ def search(
     terminal.print(f"Wrote {target}. Next: pruneofa run {shlex.quote(str(target))}", highlight=False, soft_wrap=True)
 
 
-def search_table(found: "Found") -> "Table":
-    """Returns a table with one row per size, the slowest first."""
+def search_table(found: "Found") -> "RenderableType":
+    """Returns a table with one row per size, the slowest first, and notes below it."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -101,7 +102,7 @@ def search_table(found: "Found") -> "Table":
     title = f"batch {section.batch_sizes[0]}, {section.sequence_length} tokens, {threads or 'all'} thread(s), 8 bits"
     notes = [f"Speed-up: over dense INT8 in stock OpenVINO. Score: {found.score_name}.", *found.remarks, _PROXY]
     notes += [f"Left out: {label} ({reason})" for label, reason in found.left_out.items()]
-    table = Table(title=f"goal: {found.goal}; {title}", caption="\n".join(notes), caption_justify="left")
+    table = Table(title=f"goal: {found.goal}; {title}")
     table.add_column("size", no_wrap=True)
     for column in ("ms", "speed-up", "score", "of dense", "frontier"):
         table.add_column(column, justify="right")
@@ -115,7 +116,7 @@ def search_table(found: "Found") -> "Table":
             "yes" if point in found.frontier else "",
         ]
         table.add_row(Text(point.label), *row, style="bold green" if point == found.best else None)
-    return table
+    return Group(table, *map(Text, notes))
 
 
 def _summary(found: "Found") -> str:

@@ -121,7 +121,7 @@ def _of_task(recipe: Recipe, name: str, folder: Path, inputs: ResolvedInputs) ->
     remark = (
         ""
         if held_out
-        else f"the teacher may have been trained on the rows that score (tasks.{name}.tuning_examples: 0)"
+        else f"The teacher may have been trained on the rows that score (tasks.{name}.tuning_examples: 0)."
     )
     return Dense(
         folder,

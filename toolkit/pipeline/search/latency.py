@@ -34,7 +34,7 @@ def latencies(
     recipe: Recipe,
     dense: Dense,
     section: Performance,
-    folder: Path,
+    file: Path,
     log: Callable[[str], None],
 ) -> dict[Point, list[float]]:
     """Returns the milliseconds per inference of every point, one for each round of an interleaved measurement.
@@ -47,7 +47,7 @@ def latencies(
         recipe: The recipe.
         dense: The dense model.
         section: Settings of the measurement, with one batch size.
-        folder: The search folder.
+        file: JSON file of the result.
         log: Receives progress messages.
 
     Raises:
@@ -64,7 +64,7 @@ def latencies(
 
     def compute() -> dict[str, list[float]]:
         kernels.build()
-        partial = folder / "irs.partial"  # after a kill, the IRs that are complete are measured, not made again
+        partial = file.with_name("irs.partial")  # after a kill, the IRs that are complete are measured, not made again
         work = resume_or_reset(partial, json_hash(depends_on)).resolve()
         irs = _exported(points, recipe, dense, work, exact, log)
         left = itertools.count(latency.runs(len(irs), section), -1)
@@ -78,7 +78,7 @@ def latencies(
         shutil.rmtree(partial)
         return {stats.model: [one.median_ms for one in stats.rounds] for stats in timed}
 
-    found = recorded(folder / "latency.json", depends_on, compute)
+    found = recorded(file, depends_on, compute)
     return {point: found[point.file_name] for point in points}
 
 

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from toolkit.pipeline.search.goals import Goal, chosen, dense_of, frontier, near
 from toolkit.pipeline.search.points import Point, grid, in_8_bits, overrides
 from toolkit.recipe import Performance, PerformanceConfigs, Recipe
 
-FRONTIER = "frontier.json"
+FRONTIER, LATENCY = "frontier.json", "latency.json"
+_CALM = 1.5  # latency of the slowest round by that of the fastest one
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,6 @@ def search(
     """
     recipe, inputs = load(()), ResolvedInputs(fetch=True)
     _require_searchable(recipe, task)
-    check_recipe(recipe, inputs)
     full, recipes, left_out = _recipes(load, recipe, inputs)
 
     from toolkit.models.checkpoint import require_length
@@ -137,7 +137,7 @@ def search(
         section = _performance(recipe, sizes, dense.task, dense.longest)
         require_length(section.sequence_length, dense.tokenizer.model_max_length, "--length")
         points = [full, *recipes]
-        samples = latencies(points, recipe, dense, section, folder, log)
+        samples = latencies(points, recipe, dense, section, folder / LATENCY, log)
         ms = {point: statistics.median(found) for point, found in samples.items()}
         job = Scores(dense, recipes, min(point.layers for point in recipes), folder, log)
         scores = {full: dense.measure(dense.model)}
@@ -148,8 +148,8 @@ def search(
         if best is not None and best != full:
             changes = _changes(recipe, best, job.kept(best))
             check_recipe(load(changes), inputs, read_rows=False)
-        needs = "" if in_8_bits(recipe) else "a model in 8 bits needs a `quantize` section, which the recipe lacks"
-        remarks = tuple(filter(None, (dense.remark, needs)))
+        needs = "" if in_8_bits(recipe) else "A model in 8 bits needs a `quantize` section, which the recipe lacks."
+        remarks = tuple(filter(None, (dense.remark, needs, _unrest(samples, folder))))
         found = Found(goal, samples, scores, dense.score_name, remarks, section, left_out, best, changes)
         write_atomic(folder / FRONTIER, json.dumps(_as_json(found), indent=1))
     return found
@@ -183,28 +183,45 @@ def _recipes(
 ) -> tuple[Point, dict[Point, Recipe], dict[str, str]]:
     """Returns the dense model's point, the recipe of every other one, and the reasons why some are left out.
 
+    The recipe itself need not say how it prunes, so it is not checked.
+
     Raises:
-        UserError: No point is left, or the model's layers cannot be removed.
+        UserError: No point is left, or the model's layers cannot be removed, or rows of the data are invalid.
     """
     config = inputs.model(recipe.ready.get("teacher", recipe.model.source)).config
     assert config is not None, "models are fetched"
     total = layer_count(config)
     require_layers_of(config, total)
     dense, *points = grid(total)
-    found, left_out = {}, {}
+    found, errors = dict[Point, Recipe](), dict[Point, UserError]()
     for point in points:
         kept = None if point.layers == dense.layers else range(point.layers)
         try:
             made = load(_changes(recipe, point, kept))
             check_recipe(made, inputs, read_rows=False)
         except UserError as error:
-            left_out[point.label] = f"{error.where}: {error.what}" if error.where else error.what
+            errors[point] = error
         else:
             found[point] = made
+    left_out = {point.label: f"{error.where}: {error.what}".removeprefix(": ") for point, error in errors.items()}
+    if not found and len(set(left_out.values())) == 1:
+        raise next(iter(errors.values()))
     if not found:
-        reasons = "\n".join(dict.fromkeys(left_out.values()))
-        raise UserError(f"the recipe can train no other size:\n{reasons}", where=recipe.name)
+        reasons = "\n".join(f"  {label}: {reason}" for label, reason in left_out.items())
+        raise UserError(f"the recipe can train no size:\n{reasons}", where=recipe.name)
+    check_recipe(next(iter(found.values())), inputs)  # with the rows, which all have in common
     return dense, found, left_out
+
+
+def _unrest(samples: Mapping[Point, Sequence[float]], folder: Path) -> str:
+    """Returns a remark if the rounds of a point differ too much for a comparison; empty if they do not."""
+    widest = max(max(found) / min(found) for found in samples.values())
+    if widest < _CALM:
+        return ""
+    return (
+        f"The rounds of one size differ by up to {widest:.1f} times: the machine was not idle. Delete "
+        f"{folder / LATENCY} to measure again."
+    )
 
 
 def _changes(recipe: Recipe, point: Point, kept: Sequence[int] | None) -> tuple[str, ...]:
