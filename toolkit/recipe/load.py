@@ -71,8 +71,8 @@ def changed_text(path: Path, overrides: Sequence[str]) -> str:
         UserError: The recipe or an override is invalid.
     """
     document = _document(path)
-    validated(document, str(path), overrides)
-    return dump_yaml(document.data)
+    recipe = validated(document, str(path), overrides)
+    return dump_yaml({"name": recipe.name} | document.data)  # an override moves a key to the end
 
 
 def _document(path: Path) -> Document:
