@@ -119,21 +119,18 @@ def test_the_score_of_a_ready_teacher_and_the_layers_kept_are_in_the_recipe(reci
     assert "may have been trained on the rows" in stored["remarks"][0]
 
 
-@pytest.mark.parametrize(
-    ("goal", "what", "nearest"),
-    [
+def test_a_goal_that_no_size_meets_is_refused_with_the_nearest(file, made_up_latency):
+    for goal, what, nearest in (
         ({"latency": "1ms"}, "no size that was tried", "1 layer, 80 % 4x1: 1.10 ms, 3.64 times as fast"),
         ({"speedup": "9"}, "no size that was tried", "1 layer, 80 % 4x1: 1.10 ms"),
         ({"loss": "0.000001%"}, "no size that was tried", "score"),
         ({"latency": "5ms"}, "nothing to prune", "dense-int8"),
-    ],
-)
-def test_a_goal_that_no_size_meets_is_refused_with_the_nearest(file, made_up_latency, goal, what, nearest):
-    with pytest.raises(UserError, match=what) as caught:
-        search(file, **goal)
-    assert nearest in caught.value.instead
-    assert caught.value.where == f"--{next(iter(goal))}"
-    assert not (file.parent / "tiny-found.yaml").exists()
+    ):
+        with pytest.raises(UserError, match=what) as caught:
+            search(file, **goal)
+        assert nearest in caught.value.instead
+        assert caught.value.where == f"--{next(iter(goal))}"
+        assert not (file.parent / "tiny-found.yaml").exists()
 
 
 def test_a_student_without_distillation_cannot_be_dense(file, made_up_latency, capsys):
