@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from toolkit import __version__
-from toolkit.cli import bench, compress, deploy, doctor, failures, inspect, models, report, run, scoreboard, terminal
+from toolkit.cli import (
+    bench,
+    compress,
+    deploy,
+    doctor,
+    failures,
+    inspect,
+    models,
+    report,
+    run,
+    scoreboard,
+    search,
+    terminal,
+)
 from toolkit.cli.inc import inc_app
 from toolkit.core.libraries import quiet_libraries
 
@@ -21,7 +34,8 @@ app.add_typer(inc_app, name="inc")
 app.add_typer(deploy.kernels_app, name="kernels")
 # The order of the commands in `--help`.
 for command in (
-    *(compress.compress, run.init, run.check, run.plan, run.run, inspect.inspect, models.models, report.report),
+    *(compress.compress, run.init, run.check, run.plan, search.search, run.run, inspect.inspect, models.models),
+    report.report,
     *(doctor.doctor, run.schema, bench.bench, deploy.pack, deploy.unpack, scoreboard.reproduce, scoreboard.scoreboard),
 ):
     app.command()(command)

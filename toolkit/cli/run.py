@@ -46,14 +46,19 @@ def shipped(name: str) -> Path:
     return path
 
 
-def _load(recipe: Path | None, overrides: list[str] | None) -> "Recipe":
-    from toolkit.recipe.load import load_recipe
-
+def recipe_arguments(recipe: Path | None, overrides: list[str] | None) -> tuple[Path, list[str]]:
+    """Returns the file of a recipe and its overrides, as the arguments of a command give them."""
     changes = list(overrides or [])
     if recipe is not None and "=" in str(recipe) and not recipe.exists():  # `pruneofa run seed=1`: no recipe given
         changes.insert(0, str(recipe))
         recipe = None
-    return load_recipe(recipe or shipped(QUICKSTART), changes)
+    return recipe or shipped(QUICKSTART), changes
+
+
+def _load(recipe: Path | None, overrides: list[str] | None) -> "Recipe":
+    from toolkit.recipe.load import load_recipe
+
+    return load_recipe(*recipe_arguments(recipe, overrides))
 
 
 def init(

@@ -131,7 +131,7 @@ def _packed(constant: Any, rounds: bool) -> MatMul:
         stored_type="i8" if int8 else "f32" if values.dtype == np.float32 else "f16",
         zero_fraction=float((values == 0).mean()),
         input_fake_quantized=rounds,
-        module=_module(constant),
+        module=module_of(constant),
         weight_granularity="per_channel" if int8 else "",
         weight_scheme="sym" if int8 else "",
         largest_code=int(np.abs(values.astype(np.int64)).max()) if int8 else 0,
@@ -152,7 +152,7 @@ def _matmul(op: Any) -> MatMul | None:
         stored_type=constant.get_element_type().get_type_name(),
         zero_fraction=_zero_fraction(op),
         input_fake_quantized=scheme != "",
-        module=_module(op),
+        module=module_of(op),
         weight_granularity=_granularity(op, 1),
         weight_scheme=_weight_scheme(op, 1),
         activation_scheme=scheme,
@@ -189,7 +189,7 @@ def _embedding(op: Any) -> Embedding | None:
         return None
     return Embedding(
         name=op.get_friendly_name(),
-        module=_module(op),
+        module=module_of(op),
         shape=shape,
         stored_type=kind,
         weight_granularity="per_channel" if codes else _granularity(op, 0),
@@ -202,7 +202,7 @@ def _attention(op: Any) -> AttentionProduct | None:
         return None
     schemes = {_activation_scheme(op, 0), _activation_scheme(op, 1)}
     scheme: Scheme = "" if "" in schemes else "asym" if "asym" in schemes else "sym"
-    return AttentionProduct(op.get_friendly_name(), _module(op), scheme)
+    return AttentionProduct(op.get_friendly_name(), module_of(op), scheme)
 
 
 def _granularity(op: Any, port: int) -> Granularity:
@@ -248,7 +248,7 @@ def _activation_scheme(op: Any, port: int) -> Scheme:
     return "sym" if bool((signed | (low == 0)).all()) else "asym"
 
 
-def _module(node: Any) -> str:
+def module_of(node: Any) -> str:
     """Returns the torch module: `__module.bert.pooler.dense/aten::linear/MatMul` -> `bert.pooler.dense`."""
     name: str = node.get_friendly_name()
     return name.removeprefix("__module.").partition("/")[0] if name.startswith("__module.") else ""

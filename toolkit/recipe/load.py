@@ -64,13 +64,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: The recipe or an override is invalid; the message lists every error with its line.
     """
+    return validated(_document(path), str(path), overrides)
+
+
+def changed_text(path: Path, overrides: Sequence[str]) -> str:
+    """Returns YAML of a recipe with overrides applied, without its comments; file names are those of `load_recipe`.
+
+    Raises:
+        UserError: The recipe or an override is invalid.
+    """
+    document = _document(path)
+    recipe = validated(document, str(path), overrides)
+    return dump_yaml({"name": recipe.name} | document.data)  # an override moves a key to the end
+
+
+def _document(path: Path) -> Document:
+    """Reads a recipe's file, with its file names resolved against its folder."""
     document = read_yaml(Path(path))
     if not isinstance(document.data, dict):
         what = "the file is empty" if document.data is None else "a recipe must be a mapping of `key: value` lines"
         raise UserError(what, where=str(path), instead="start from a copy: pruneofa init")
     for keys in _FILE_KEYS:
         document.data = _rewrite(document.data, keys, lambda name: _beside(Path(path).parent, name))
-    return validated(document, str(path), overrides)
+    return document
 
 
 def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -88,6 +88,7 @@ def reconstruct_layers(
     batches: Sequence[Inputs],
     settings: Reconstruction,
     log: Callable[[str], None] = lambda _: None,
+    kept: Sequence[int] | None = None,
 ) -> tuple[dict[str, Tensor], Errors]:
     """Prunes matrices of a model in place, and returns the mask of each (True where a weight is kept).
 
@@ -99,26 +100,35 @@ def reconstruct_layers(
         batches: Text that calibrates.
         settings: Method of the choice of zeros, and whether the errors of earlier layers are corrected.
         log: Receives progress messages.
+        kept: Numbers of the dense model's layers that those of `model` come from, increasing, if it has fewer: error
+            correction then makes up for the layers that are left out, too. None: it has the same layers.
 
     Raises:
         UserError: The layers do not form a chain.
     """
     layers = layer_names(linears)
+    kept = range(len(layers)) if kept is None else kept
+    before_number = split_layer(next(iter(linears)))[0]
+    dense_layers = [f"{before_number}{number}" for number in range(kept[-1] + 1)]
     names: dict[nn.Module, str] = {module: name for name, module in linears.items()}
-    now, before = _Chain(model, layers, batches), _Chain(dense, layers, batches)
+    now, before = _Chain(model, layers, batches), _Chain(dense, dense_layers, batches)
     masks: dict[str, Tensor] = {}
     errors = Errors()
-    for layer in range(len(layers)):
+    passed = 0  # dense layers
+    for layer, origin in enumerate(kept):
         log(f"reconstructing layer {layer + 1} of {len(layers)}")
+        for number in range(passed, origin):
+            before.advance(number)
         for group in now.groups(layer, [n for n in names if names[n] in jobs]):
             own = [names[module] for module in group]
-            found = _Group(own, linears, dense)
+            found = _Group(own, linears, [_dense_module(dense, name, origin) for name in own])
             for batch in range(len(batches)):
-                wanted = before.captured(layer, batch, found.dense)
+                wanted = before.captured(origin, batch, found.dense)
                 found.add(*wanted, now.captured(layer, batch, group[:1])[0], now.real[batch])
             for name in own:
                 masks[name], errors.matrices[name] = found.solve(name, jobs[name], settings)
-        before.advance(layer)
+        before.advance(origin)
+        passed = origin + 1
         now.advance(layer)
     assert masks.keys() == jobs.keys(), "a matrix is not part of its layer's forward pass"
     return masks, errors
@@ -197,9 +207,8 @@ class _Chain:
 class _Group:
     """Matrices that get the same input: moments of the input, and the power of the dense outputs."""
 
-    def __init__(self, names: Sequence[str], linears: Linears, dense: Any) -> None:
-        self.names, self._linears = list(names), linears
-        self.dense: list[nn.Linear] = [dense.get_submodule(name.removesuffix(".weight")) for name in names]
+    def __init__(self, names: Sequence[str], linears: Linears, dense: Sequence[nn.Linear]) -> None:
+        self.names, self._linears, self.dense = list(names), linears, list(dense)
         weight = self.dense[0].weight
         self._moments = Moments(weight.shape[1], weight.device)
         self._sums = [torch.zeros(2, len(m.weight), device=weight.device, dtype=torch.float64) for m in self.dense]
@@ -243,6 +252,13 @@ class _Group:
             return max(0.0, float(away + spread)) / power if power > 0 else 0.0
 
         return mask, (error(reference, start_bias), error(pruned, bias))
+
+
+def _dense_module(dense: Any, name: str, number: int) -> nn.Linear:
+    """Returns the matrix of a layer of the dense model that has the place of a matrix of another layer."""
+    before, _, after = split_layer(name)
+    module: nn.Linear = dense.get_submodule(f"{before}{number}{after}".removesuffix(".weight"))
+    return module
 
 
 def _bias(module: nn.Linear) -> Tensor:

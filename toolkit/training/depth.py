@@ -1,6 +1,6 @@
 """Choice of the encoder layers that a student keeps: those are removed first that the last hidden state needs least."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from toolkit.training.hardware import device
 _TOKENS = 16_384  # calibration text: 128 sequences of 128 tokens, or more shorter ones
 
 
-@torch.no_grad()
 def choose_layers(
     model: Any,
     count: int,
@@ -24,10 +23,7 @@ def choose_layers(
     pad_id: int,
     log: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, ...]:
-    """Returns the numbers of the layers to keep, from 0: a greedy search that removes one layer at a time.
-
-    In each round that layer is removed without which the last hidden state is closest to the complete model's
-    (SquareHead's distance, mean over the calibration sequences); of equal ones the first. No weight is changed.
+    """Returns the numbers of the layers to keep, from 0: all but the first ones of `removal_order`.
 
     Args:
         model: A model with a head; it is set to eval mode and moved to the GPU if there is one.
@@ -36,14 +32,34 @@ def choose_layers(
         pad_id: The tokenizer's padding id.
         log: Receives a message for each layer that is removed.
     """
+    texts = draw(sequences, max(1, _TOKENS // int(sequences.lengths.max())), seed=0)
+    removed = removal_order(model, count, unmasked_batches(texts, pad_id), log)
+    parent, name = layer_stack(model)
+    return tuple(number for number in range(len(getattr(parent, name))) if number not in removed)
+
+
+@torch.no_grad()
+def removal_order(
+    model: Any, count: int, texts: Sequence[Batch], log: Callable[[str], None] = lambda _: None
+) -> list[int]:
+    """Returns the numbers of all layers but `count`, from 0, in the order of a greedy search.
+
+    In each round that layer is removed without which the last hidden state is closest to the complete model's
+    (SquareHead's distance, mean over the calibration sequences); of equal ones the first. No weight is changed.
+
+    Args:
+        model: A model with a head; it is set to eval mode and moved to the GPU if there is one.
+        count: Number of layers to keep, at least 1.
+        texts: The calibration text: model inputs, each with its `attention_mask`.
+        log: Receives a message for each layer that is removed.
+    """
     model.eval().to(device())
     parent, name = layer_stack(model)
     stack = getattr(parent, name)
-    texts = draw(sequences, max(1, _TOKENS // int(sequences.lengths.max())), seed=0)
-    batches = on_device(unmasked_batches(texts, pad_id))
+    batches = on_device(texts)
     examples = sum(len(batch["input_ids"]) for batch in batches)
     complete = [_last_states(model, batch) for batch in batches]
-    kept = list(range(len(stack)))
+    kept, removed = list(range(len(stack))), list[int]()
     try:
         while len(kept) > count:
             distances = {}
@@ -56,10 +72,11 @@ def choose_layers(
                 distances[number] = float(sum(found)) / examples
             least = min(kept, key=lambda number: distances[number])
             kept.remove(least)
+            removed.append(least)
             log(f"layer {least} removed: the last hidden state changes by {distances[least]:.3f} of its square")
     finally:
         setattr(parent, name, stack)
-    return tuple(kept)
+    return removed
 
 
 def _last_states(model: Any, batch: Batch) -> Tensor:

@@ -74,7 +74,7 @@ class ReconstructingPruner(PrunerGroup):
         self.sequences, self.tokens = len(chosen), sum(len(example["input_ids"]) for example in chosen)
         widest = max(self._linears[name].in_features for name in self._names())
         wanted, key = settings.calibration.sequences, "student.pruning.reconstruction.calibration.sequences"
-        _require_tokens(self.tokens, widest, self.sequences, wanted, key)
+        require_tokens(self.tokens, widest, self.sequences, wanted, key)
         self.errors, self.seconds = Errors(), 0.0
 
     def before_step(self, step: int) -> bool:
@@ -192,7 +192,7 @@ class ReconstructedLock(PrunerGroup):
         self._texts = unmasked_batches(rows, pad_id)
         self.examples, self.tokens = len(rows), sum(len(row["input_ids"]) for row in rows)
         widest = max(self._linears[name].in_features for name in lock.mask.tensors)
-        _require_tokens(self.tokens, widest, self.examples, count, "transfer.reconstruction.examples")
+        require_tokens(self.tokens, widest, self.examples, count, "transfer.reconstruction.examples")
         self.errors, self.seconds = Errors(), 0.0
 
     def before_step(self, step: int) -> bool:
@@ -276,7 +276,7 @@ def _summary(settings: Reconstruction, sparsity: float, errors: Errors, seconds:
     )
 
 
-def _require_tokens(tokens: int, widest: int, sequences: int, wanted: int, key: str) -> None:
+def require_tokens(tokens: int, widest: int, sequences: int, wanted: int, key: str) -> None:
     """Checks that the covariance of the inputs can have full rank; below, weights would be fitted to single tokens.
 
     Raises:

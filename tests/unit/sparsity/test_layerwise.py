@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 
+from toolkit.models.depth import keep_layers
 from toolkit.models.load import prunable_matrices
 from toolkit.recipe import Reconstruction, Tile
 from toolkit.sparsity.layerwise import Job, layer_errors, prune_by_magnitude, reconstruct_layers
@@ -124,3 +125,25 @@ def test_the_errors_of_the_layers_are_those_of_the_complete_model(dense, batches
         power = (states[0] - states[0].mean(0)).square().sum()
         assert found[name] == pytest.approx(float((states[1] - states[0]).square().sum() / power), rel=1e-4)
     assert list(found) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+
+
+@torch.no_grad()
+def test_error_correction_makes_up_for_layers_that_are_left_out(dense, batches):
+    """The outputs of every matrix come nearer to those of the matrix in the complete model that it comes from."""
+    complete = BertForMaskedLM(
+        BertConfig(vocab_size=50, max_position_embeddings=32, **SIZES | {"num_hidden_layers": 3})
+    )
+    complete.eval().load_state_dict(dense.state_dict(), strict=False)
+    model = copy.deepcopy(complete)
+    keep_layers(model, [0, 2])
+    linears = prunable_matrices(model)
+    jobs = {name: Job(0, Tile.of("tile_pattern_1x1")) for name in linears}
+    masks, errors = reconstruct_layers(model, complete, jobs, linears, batches, Reconstruction(), kept=[0, 2])
+    assert all(mask.all() for mask in masks.values())
+    for name, (before, after) in errors.matrices.items():
+        assert after < before if "layer.1." in name else before == pytest.approx(after, abs=1e-4)
+    for name, module in linears.items():
+        origin = name.replace("layer.1.", "layer.2.")
+        wanted = complete.get_submodule(origin.removesuffix(".weight"))(inputs_of(complete, origin, batches))
+        now = module(inputs_of(model, name, batches))
+        torch.testing.assert_close(now.mean(0), wanted.mean(0), atol=1e-4, rtol=1e-4)
