@@ -51,7 +51,7 @@ def run(section: Recipe, folder):
     return manifest, load_file(folder / "student" / "model.safetensors")
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "mpnet", "modernbert"])
 def test_a_student_is_made_without_training(architecture, folders, tiny_text, tmp_path):
     manifest, weights = run(recipe(folders[architecture], tiny_text), tmp_path)
     before = load_file(folders[architecture] / "model.safetensors")
@@ -59,7 +59,8 @@ def test_a_student_is_made_without_training(architecture, folders, tiny_text, tm
     assert found["steps"] == 0
     assert found["sparsity"] == 0.75
     assert found["reconstruction"]["tokens"] > 64 * 20
-    assert len(found["per_matrix"]) == len(found["reconstruction"]["matrices"]) == 12
+    assert len(found["per_matrix"]) == len(found["reconstruction"]["matrices"])
+    assert len(found["per_matrix"]) == (8 if architecture == "modernbert" else 12)
     for name, sparsity in found["per_matrix"].items():
         assert sparsity == 0.75
         assert float((weights[name] == 0).float().mean()) == 0.75
@@ -70,7 +71,8 @@ def test_a_student_is_made_without_training(architecture, folders, tiny_text, tm
     assert [split_layer(f"{name}.x")[1] for name in layers] == [0, 1]
     assert all(0 < errors["after"] < errors["before"] for errors in layers.values())
     changed = {name for name in weights if name in before and not torch.equal(weights[name], before[name])}
-    assert changed == {n.removesuffix("weight") + end for n in found["per_matrix"] for end in ("weight", "bias")}
+    biases = {n.removesuffix("weight") + "bias" for n in found["per_matrix"]}
+    assert changed == found["per_matrix"].keys() | (biases & before.keys())  # ModernBERT has none
 
 
 @pytest.mark.parametrize("method", ["admm", "obs"])

@@ -38,15 +38,32 @@ def export_ir(model: Any, tokenizer: Any, folder: Path, sample: dict[str, Tensor
 
 @contextlib.contextmanager
 def traceable_masks() -> Iterator[None]:
-    """Replaces transformers' mask construction, which tracing cannot follow, by an encoder's plain padding mask."""
+    """Replaces transformers' mask construction, which tracing cannot follow, by `attention_mask_of`."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
 
-    def padding_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
-        return None if attention_mask is None else attention_mask[:, None, None, :].to(torch.bool)
+    def mask(*_: Any, attention_mask: Tensor | None = None, local_size: int | None = None, **__: Any) -> Tensor | None:
+        return None if attention_mask is None else attention_mask_of(attention_mask, local_size)
 
     before = masks["sdpa"]
-    masks.register("sdpa", padding_mask)
+    masks.register("sdpa", mask)
     try:
         yield
     finally:
         masks.register("sdpa", before)
+
+
+def attention_mask_of(padding: Tensor, reach: int | None) -> Tensor:
+    """Returns which keys a query attends to: bool [n, 1, 1, length], or [n, 1, length, length] with a limited reach.
+
+    A padding token attends to itself too if no token is near: the softmax of nothing is NaN, which would reach tokens.
+
+    Args:
+        padding: 1 for tokens, 0 for padding, [n, length].
+        reach: Largest distance of a key from its query; None: the queries of a text attend to all of its tokens.
+    """
+    tokens = padding[:, None, None, :].to(torch.bool)
+    if reach is None:
+        return tokens
+    positions = torch.arange(padding.shape[1], device=padding.device)
+    distances = (positions[:, None] - positions[None, :]).abs()[None, None]
+    return (tokens & (distances <= reach)) | (distances == 0)

@@ -150,12 +150,12 @@ def _pattern(zeros: Any) -> kernels.Pattern:
     return "4x1" if 4 * blocks.sum() <= 1.25 * (~zeros).sum() else "1x1"
 
 
-def to_fp32(op: Any) -> None:
+def to_fp32(op: Any, port: int = 1) -> None:
     """Stores a dense matrix as FP32, since the plugin may quantize the activations of 8-bit weights dynamically."""
     from openvino import opset13
 
-    if constant_of(op).get_element_type().get_type_name() != "f32":  # type: ignore[union-attr]
-        op.input(1).replace_source_output(opset13.constant(dequantized(op, 1)).output(0))
+    if constant_of(op, port).get_element_type().get_type_name() != "f32":  # type: ignore[union-attr]
+        op.input(port).replace_source_output(opset13.constant(dequantized(op, port)).output(0))
 
 
 def only_consumer(op: Any) -> Any | None:

@@ -16,7 +16,7 @@ from toolkit.models.config import read_config, stated
 # distilbert.transformer.layer.3…, encoder.albert_layer_groups.0.albert_layers.0….
 _LAYER = re.compile(r"(?:^|[._])layers?\.(\d+)\.(?!.*embedding)")
 # How parameter names of an encoder begin that was saved without a head.
-BARE_ENCODER = ("encoder.", "transformer.", "embeddings.", "pooler.")
+BARE_ENCODER = ("encoder.", "transformer.", "embeddings.", "pooler.", "layers.", "final_norm.")
 _BERT_MATRICES = {
     "attention.self.query": "hh",
     "attention.self.key": "hh",
@@ -36,12 +36,14 @@ class Architecture:
         mlm_head: Attribute that holds the head of a masked language model; a key of `mlm_heads.MLM_HEADS`.
         layer: Name of an encoder layer; `{}` stands for its number.
         matrices: Name of each prunable matrix of a layer -> its shape [rows, columns] as two letters: h is the hidden
-            size, f the feed-forward size.
+            size, f the feed-forward size; q is 3 h (queries, keys and values in one matrix), g is 2 f (value and gate).
         layers: Key of the number of layers in `config.json`.
         hidden: Key of the hidden size.
         feed_forward: Key of the feed-forward size.
         positions_after_padding: Whether position ids start at the padding id + 1, as in fairseq, so that the first
             position embeddings are unused.
+        each_matrix_runs_once: Whether a forward pass runs each matrix once, so that its inputs can be measured.
+        answer_head: Name of the layer that gives the start and end of an answer in a model for question answering.
     """
 
     prefix: str
@@ -52,6 +54,8 @@ class Architecture:
     hidden: str = "hidden_size"
     feed_forward: str = "intermediate_size"
     positions_after_padding: bool = False
+    answer_head: str = "qa_outputs"
+    each_matrix_runs_once: bool = True
 
 
 _ROBERTA = Architecture("roberta", "lm_head", positions_after_padding=True)
@@ -86,15 +90,30 @@ ARCHITECTURES: dict[str, Architecture] = {
         matrices={f"attention.{name}": "hh" for name in ("query", "key", "value", "dense")}
         | {"ffn": "fh", "ffn_output": "hf"},
         layers="num_hidden_groups",
+        each_matrix_runs_once=False,
+    ),
+    "deberta-v2": Architecture(  # queries and keys of relative positions come from the same matrices
+        "deberta",
+        "cls",
+        matrices={f"attention.self.{name}_proj": "hh" for name in ("query", "key", "value")}
+        | {name: _BERT_MATRICES[name] for name in ("attention.output.dense", "intermediate.dense", "output.dense")},
+        each_matrix_runs_once=False,
+    ),
+    "modernbert": Architecture(
+        "model",
+        "decoder",
+        layer="layers.{}",
+        matrices={"attn.Wqkv": "qh", "attn.Wo": "hh", "mlp.Wi": "gh", "mlp.Wo": "hf"},
+        answer_head="classifier",
     ),
 }
 
 # Types without an entry above -> attribute of their masked-LM head; their models are otherwise taken as transformers
-# makes them.
+# makes them. `check` refuses ibert and squeezebert, which have no linear layers, longformer and tapas, whose IRs fail.
 _OTHER_HEADS = {
-    **dict.fromkeys(("big_bird", "deberta", "deberta-v2", "ernie", "fnet", "layoutlm", "megatron-bert", "mra"), "cls"),
-    **dict.fromkeys(("nomic_bert", "nystromformer", "roc_bert", "roformer", "squeezebert", "tapas", "yoso"), "cls"),
-    **dict.fromkeys(("data2vec-text", "ibert", "jina_embeddings_v3", "longformer", "luke", "xmod"), "lm_head"),
+    **dict.fromkeys(("big_bird", "deberta", "ernie", "fnet", "layoutlm", "megatron-bert", "mra"), "cls"),
+    **dict.fromkeys(("nomic_bert", "nystromformer", "roc_bert", "roformer", "yoso"), "cls"),
+    **dict.fromkeys(("data2vec-text", "jina_embeddings_v3", "luke", "xmod"), "lm_head"),
     "convbert": "generator_lm_head",
 }
 # model_type -> attribute of the masked-LM head, a key of `mlm_heads.MLM_HEADS`. Other types may have an attribute of
@@ -133,6 +152,22 @@ def require_next_sentence_head(model_type: object) -> None:
         )
 
 
+def require_reconstructable(config: Mapping[str, Any] | None, where: str) -> None:
+    """Checks that an encoder runs each matrix once: matrices are reconstructed one after the other, on their inputs.
+
+    Args:
+        config: Its `config.json`; None if that is not known.
+        where: The recipe's key.
+
+    Raises:
+        UserError: It runs one several times.
+    """
+    if config is not None and not architecture_of(config).each_matrix_runs_once:
+        kinds = ", ".join(kind for kind, entry in ARCHITECTURES.items() if entry.each_matrix_runs_once)
+        what = f"a model of type {config.get('model_type')} runs a matrix several times in a forward pass"
+        raise UserError(what, where=where, instead=f"remove the key, or a model of type {kinds}")
+
+
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """Returns the entry for a `config.json`. An unknown type gets BERT's layout under its own prefix."""
     kind = str(config.get("model_type", ""))
@@ -154,7 +189,8 @@ def split_layer(name: str) -> tuple[str, int, str]:
 def matrix_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Returns parameter name -> (rows, columns) of the encoder's matrices, from the sizes in a `config.json`."""
     kind = architecture_of(config)
-    sizes = {"h": config[kind.hidden], "f": config[kind.feed_forward]}
+    hidden, inner = config[kind.hidden], config[kind.feed_forward]
+    sizes = {"h": hidden, "f": inner, "q": 3 * hidden, "g": 2 * inner}
     return {
         f"{kind.prefix}.{kind.layer.format(number)}.{name}.weight": (sizes[shape[0]], sizes[shape[1]])
         for number in range(config[kind.layers])
@@ -172,6 +208,16 @@ def layer_names(config: Mapping[str, Any]) -> list[str]:
     """Returns the names of the encoder's layers in a model with a head; layers that share weights are one."""
     kind = architecture_of(config)
     return [f"{kind.prefix}.{kind.layer.format(number)}" for number in range(stated(config, kind.layers))]
+
+
+def attention_types(config: Mapping[str, Any]) -> list[str]:
+    """Returns what each layer attends to, the entire text or a window of it; empty if all layers are alike."""
+    if config.get("model_type") != "modernbert":
+        return []
+    stated_types, count = config.get("layer_types") or [], layer_count(config)
+    every = config.get("global_attn_every_n_layers") or 3
+    alternating = ["sliding_attention" if number % every else "full_attention" for number in range(count)]
+    return list(stated_types) if len(stated_types) == count else alternating
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:

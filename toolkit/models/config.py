@@ -31,6 +31,8 @@ class _Config(BaseModel):
     num_hidden_layers: Layers | None = None
     n_layers: Layers | None = None
     num_hidden_groups: Layers | None = None
+    global_attn_every_n_layers: Layers | None = None
+    layer_types: Annotated[list[str], Field(max_length=1000)] | None = None
     kept_layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1000)] | None = None  # this toolkit's
     layers_before: Layers | None = None  # this toolkit's
     hidden_size: Size | None = None

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
-from toolkit.models.architectures import ARCHITECTURES, architecture_of, layer_names
+from toolkit.models.architectures import ARCHITECTURES, architecture_of, attention_types, layer_names
 from toolkit.models.checkpoint import MIN_SPARSITY, encoder_matrices, sparsity_by_tensor
 from toolkit.models.config import read_config, stated
 
 # Keys of a student's `config.json`: the teacher's layers that were kept, numbered from 0, and how many the teacher has.
 _KEPT, _BEFORE = "kept_layers", "layers_before"
+_TYPES = "layer_types"  # ModernBERT's: what each layer attends to
 _WHERE = "student.layers"
 
 
@@ -41,6 +42,31 @@ def require_layers_of(config: Mapping[str, Any], layers: int | Sequence[int]) ->
     elif max(layers) >= total:
         what = f"there is no layer {max(layers)}: the model's {total} layers are numbered from 0 to {total - 1}"
         raise UserError(what, where=_WHERE, instead=f"numbers below {total}")
+    types = attention_types(config)
+    complete = (
+        layers >= len(set(types))
+        if isinstance(layers, int)
+        else not types or (0 in layers and {types[number] for number in layers} == set(types))
+    )
+    if not complete:
+        what = f"a student of a model of type {kind} keeps its first layer and a layer of each kind of attention"
+        raise UserError(what, where=_WHERE, instead=f"at least the layers {sorted(map(types.index, set(types)))}")
+
+
+def removable_layers(config: Mapping[str, Any], kept: Sequence[int]) -> list[int]:
+    """Returns those of the kept layers of an encoder without which it is still complete.
+
+    ModernBERT keeps its first layer, which has no LayerNorm before the attention, and a layer of each kind of
+    attention, without which transformers cannot load it.
+
+    Args:
+        config: The encoder's `config.json`.
+        kept: Numbers of the layers that are left, from 0.
+    """
+    types = attention_types(config)
+    if not types:
+        return list(kept)
+    return [number for number in kept if number and sum(types[other] == types[number] for other in kept) > 1]
 
 
 def shallower(config: Mapping[str, Any], layers: int | Sequence[int]) -> dict[str, Any]:
@@ -50,10 +76,12 @@ def shallower(config: Mapping[str, Any], layers: int | Sequence[int]) -> dict[st
         config: The teacher's `config.json`.
         layers: How many layers are kept (which ones is not recorded), or which ones, numbered from 0.
     """
-    key = architecture_of(config).layers
+    key, types = architecture_of(config).layers, attention_types(config)
+    numbers = range(layers) if isinstance(layers, int) else layers
+    changed = dict(config) | ({_TYPES: [types[number] for number in numbers]} if types else {}) | {key: len(numbers)}
     if isinstance(layers, int):
-        return {name: value for name, value in config.items() if name != _KEPT} | {key: layers}
-    return dict(config) | {key: len(layers), _KEPT: list(layers), _BEFORE: config[key]}
+        return {name: value for name, value in changed.items() if name != _KEPT}
+    return changed | {_KEPT: list(layers), _BEFORE: config[key]}
 
 
 def layer_stack(model: Any) -> tuple[Any, str]:
@@ -74,8 +102,9 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
     parent, name = layer_stack(model)
     stack = getattr(parent, name)
     setattr(parent, name, type(stack)([stack[number] for number in layers]))
-    for key in (entry.layers, _KEPT, _BEFORE):
-        setattr(model.config, key, changed[key])
+    for key in (entry.layers, _KEPT, _BEFORE, _TYPES):
+        if key in changed:
+            setattr(model.config, key, changed[key])
 
 
 def depth_metrics(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ MLM_HEADS: dict[str, Callable[[Any], VocabularyHead]] = {
     "vocab_projector": lambda model: VocabularyHead(
         lambda hidden: model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))), model.vocab_projector
     ),  # DistilBERT
+    "decoder": lambda model: VocabularyHead(model.head, model.decoder),  # ModernBERT
 }
 
 

@@ -28,19 +28,14 @@ _MLM_WEIGHTS = {
     "predictions": "predictions.dense.weight",
     "generator_lm_head": "generator_predictions.dense.weight",
     "vocab_projector": "vocab_transform.weight",
-}
-# Kind of a task -> the last layer of its head, under the names that the known architectures have for it.
-_LAST_LAYERS: dict[Kind, tuple[str, ...]] = {
-    "classification": ("classifier.weight", "classifier.out_proj.weight"),
-    "regression": ("classifier.weight", "classifier.out_proj.weight"),
-    "question_answering": ("qa_outputs.weight",),
-    "embedding": (),  # the encoder alone
-    "multi_label": ("classifier.weight", "classifier.out_proj.weight"),
-    "reranking": ("classifier.weight", "classifier.out_proj.weight"),
-    "token_classification": ("classifier.weight",),
+    "decoder": "decoder.bias",  # classifiers have its `head` too, and its matrix is the embeddings
 }
 _WIDTHS: dict[Kind, int] = {"regression": 1, "question_answering": 2, "embedding": 0, "reranking": 1}  # of the logits
-_EMBEDDINGS = {"word_embeddings": "vocab_size", "position_embeddings": "max_position_embeddings"}
+_EMBEDDINGS = {
+    "word_embeddings": "vocab_size",
+    "tok_embeddings": "vocab_size",
+    "position_embeddings": "max_position_embeddings",
+}
 
 
 def check_contents(recipe: Recipe, inputs: ResolvedInputs) -> None:
@@ -110,17 +105,23 @@ def _check_pretraining(recipe: Recipe, inputs: ResolvedInputs) -> None:
 
 
 def _require_known_type(config: Mapping[str, Any], folder: Path) -> None:
-    """Checks that transformers has code for a model; code that comes with a checkpoint is never run."""
+    """Checks that the type of a model is supported; code that comes with a checkpoint is never run."""
     kind, where = config.get("model_type"), str(folder / "config.json")
     if not isinstance(kind, str) or not kind:
         raise UserError("`model_type` is missing", where=where, instead='"model_type": "bert"')
-    if kind in MLM_HEAD_OF or not (found := importlib.util.find_spec("transformers")) or not found.origin:
+    if kind == "deberta-v2" and config.get("relative_attention") and not config.get("share_att_key"):
+        what = "matrices of their own for relative positions (share_att_key: false) are not supported"
+        raise UserError(what, where=where, instead="a DeBERTa with share_att_key: true, as DeBERTa-v3 has")
+    if kind in MLM_HEAD_OF:
         return
     module = kind.replace("-", "_")
-    folders = Path(found.origin).parent / "models"
-    if not any((folders / name).is_dir() for name in (module, module.partition("_")[0])):
+    found = importlib.util.find_spec("transformers")
+    folders = Path(found.origin).parent / "models" if found and found.origin else None
+    if folders and not any((folders / name).is_dir() for name in (module, module.partition("_")[0])):
         code = ": it brings code of its own, which is not run" if config.get("auto_map") else ""
         raise UserError(f"model_type {kind!r} is unknown to transformers{code}", where=where, instead="e.g. bert")
+    supported = f"a model of type {', '.join(ARCHITECTURES)}"
+    raise UserError(f"models of type {kind} are not supported", where=where, instead=supported)
 
 
 def _require_encoder(config: Mapping[str, Any], folder: Path) -> None:
@@ -157,13 +158,16 @@ def _require_shape(tensor: StoredTensor, name: str, shape: tuple[int, ...], fold
 
 def _require_task_head(kind: Kind, width: int, config: Mapping[str, Any], folder: Path, task: str) -> None:
     """Checks that a ready task model was trained for this kind of task; `width` is 0 if the classes are not known."""
-    if config.get("model_type") not in MLM_HEAD_OF or not _LAST_LAYERS[kind]:
+    if config.get("model_type") not in MLM_HEAD_OF or kind == "embedding":  # the encoder alone
         return
     found = stored_tensors(folder)
-    last = next((name for name in _LAST_LAYERS[kind] if name in found), None)
+    heads = ["classifier", "classifier.out_proj"]  # the known architectures' names of the last layer
+    heads = [architecture_of(config).answer_head] if kind == "question_answering" else heads
+    names = [f"{head}.weight" for head in heads]
+    last = next((name for name in names if name in found), None)
     if last is None:
         raise UserError(
-            f"this checkpoint was not trained for the task: it lacks {_LAST_LAYERS[kind][0]}",
+            f"this checkpoint was not trained for the task: it lacks {names[0]}",
             where=str(folder),
             instead=f"a checkpoint for {kind.replace('_', ' ')}, as tasks.{task} is",
         )

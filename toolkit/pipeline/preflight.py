@@ -12,7 +12,13 @@ from toolkit.core.errors import UserError
 from toolkit.data import task_rows
 from toolkit.data.corpus.parts import parts_of
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
-from toolkit.models.architectures import architecture_of, layer_count, matrix_shapes, split_layer, usable_positions
+from toolkit.models.architectures import (
+    layer_count,
+    matrix_shapes,
+    require_reconstructable,
+    split_layer,
+    usable_positions,
+)
 from toolkit.models.checkpoint import (
     MIN_SPARSITY,
     encoder_matrices,
@@ -232,20 +238,13 @@ def _check_reconstructed_transfer(recipe: Recipe, task: str, inputs: ResolvedInp
     """Checks that a ready student has the encoder of its task teacher, whose outputs its matrices are to give."""
     where = "transfer.reconstruction"
     teacher = inputs.model(recipe.tasks[task].ready.get("task_teacher", recipe.model.source))
-    _require_separate_layers(teacher, where)
+    require_reconstructable(teacher.config, where)
     student = inputs.model(recipe.ready["student"]) if "student" in recipe.ready else None
     if student is None or student.folder is None or teacher.folder is None:
         return
     if encoder_matrices(student.folder) != encoder_matrices(teacher.folder):
         what = f"the encoders of {student.source} and of the task teacher, {teacher.source}, have different matrices"
         raise UserError(what, where=where, instead="remove the key, or a student with the layers of its teacher")
-
-
-def _require_separate_layers(model: ResolvedModel, where: str) -> None:
-    """Checks that each layer of an encoder has weights of its own: layers are reconstructed one after the other."""
-    if model.config is not None and architecture_of(model.config).layers == "num_hidden_groups":
-        what = f"the layers of a model of type {model.config.get('model_type')} share their weights"
-        raise UserError(what, where=where, instead="another architecture, or remove the key")
 
 
 def _depth(recipe: Recipe, inputs: ResolvedInputs) -> list[tuple[str, str]]:
@@ -294,7 +293,7 @@ def _pruning(
             continue
         reconstruction = pruning.reconstruction if isinstance(pruning, StudentPruning) else None
         if reconstruction:
-            _require_separate_layers(model, "student.pruning.reconstruction")
+            require_reconstructable(model.config, "student.pruning.reconstruction")
             _check_calibration(reconstruction, recipe.corpus, {name: shapes[name] for name in names})
         elif problem := unsupported(pruning.backend, pruner):
             raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")

@@ -54,14 +54,15 @@ def quantizable_ops(model: nn.Module, sample: dict[str, Tensor]) -> dict[str, Op
 def possible_ops(model: nn.Module) -> dict[str, OpType]:
     """Returns the type of every module that may be an operation to quantize, by name, without tracing the model.
 
-    The attention's `MatMul` is named after the module that has the linear layers of queries and keys.
+    The attention's `MatMul` is named after the module that has the linear layers of queries and keys, or one layer of
+    queries, keys and values together.
     """
     found: dict[str, OpType] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             found[name] = "Linear" if isinstance(module, nn.Linear) else "Embedding"
         shapes = [tuple(child.weight.shape) for child in module.children() if isinstance(child, nn.Linear)]
-        if len(shapes) > len(set(shapes)):
+        if len(shapes) > len(set(shapes)) or any(rows == 3 * columns for rows, columns in shapes):
             found[name] = "MatMul"
     return found
 
@@ -176,6 +177,10 @@ def _op(graph: Any, node: Any) -> QuantizedOp | None:
         return QuantizedOp(weight.node_name.rpartition(".")[0], kinds[node.metatype], _hooks(hook), inputs)
     if node.metatype in (om.PTMatMulMetatype, om.PTScaledDotProductAttentionMetatype):
         (queries, first), (keys, second) = _producer(graph, node, 0), _producer(graph, node, 1)
+        if node.metatype is om.PTScaledDotProductAttentionMetatype:  # it can follow other operations (rotary positions)
+            queries, keys = (_linear_before(graph, found) for found in (queries, keys))
+            if queries is not None and queries is keys and (joint := _op(graph, queries)) is not None:
+                return QuantizedOp(joint.name.rpartition(".")[0], "MatMul", (), _hooks(first, second))
         names = [_op(graph, n) for n in (queries, keys) if n is not None and n.metatype is om.PTLinearMetatype]
         if len(names) == 2 and queries is not keys:
             return QuantizedOp(_common_module(*(op.name for op in names if op)), "MatMul", (), _hooks(first, second))
@@ -193,6 +198,18 @@ def _producer(graph: Any, node: Any, port: int) -> tuple[Any | None, str]:
         found = found or hook
         source = _source(graph, source, 0)
     return source, found
+
+
+def _linear_before(graph: Any, node: Any | None) -> Any | None:
+    """Returns the linear layer that a value was computed from: this node, or the nearest one before it."""
+    from nncf.torch.graph.operator_metatypes import PTLinearMetatype
+
+    row = {node.node_id: node} if node is not None else {}
+    while row:
+        if found := next((n for n in row.values() if n.metatype is PTLinearMetatype), None):
+            return found
+        row = {source.node_id: source for n in row.values() for source in graph.get_previous_nodes(n)}
+    return None
 
 
 def _source(graph: Any, node: Any, port: int) -> Any | None:

@@ -19,6 +19,7 @@ from toolkit.sparsity.reconstruction import Moments, corrected_target, solve, so
 from toolkit.sparsity.units import keep_largest_globally, keep_units, unit_scores, units_to_prune
 
 Inputs = Mapping[str, Tensor]  # of a forward pass, with `attention_mask`
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer gets beside the hidden states
 Linears = Mapping[str, nn.Linear]  # parameter name -> module
 
 
@@ -145,17 +146,17 @@ class _Chain:
         modules = dict(model.named_modules())
         self._layers = [modules[name] for name in names]
         self.real = [batch["attention_mask"].bool() for batch in batches]
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._calls: list[dict[str, Call]] = []
         self.hidden: list[Tensor] = []
         _require_chain(model, self._layers, batches[0])
         for batch in batches:
-            hidden, args, kwargs = _first_call(model, self._layers[0], batch)
+            hidden, calls = _first_calls(model, self._layers, batch)
             self.hidden.append(hidden)
-            self._calls.append((args, kwargs))
+            self._calls.append(calls)
 
     def output(self, layer: int, batch: int) -> Tensor:
         """Returns the output of a layer whose turn it is."""
-        args, kwargs = self._calls[batch]
+        args, kwargs = self._calls[batch][_kind(self._layers[layer])]
         return _first(self._layers[layer](self.hidden[batch], *args, **kwargs))
 
     def advance(self, layer: int) -> None:
@@ -279,24 +280,33 @@ def _first(output: Any) -> Tensor:
     return found
 
 
-def _first_call(model: Any, layer: nn.Module, batch: Inputs) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Returns what a forward pass of the model gives its first layer: hidden states, and the other arguments."""
-    found: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
+def _kind(layer: nn.Module) -> str:
+    """Returns the kind of a layer where layers differ in what they attend to, as in ModernBERT; else an empty text."""
+    return str(getattr(layer, "attention_type", ""))
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+
+def _first_calls(model: Any, layers: Sequence[nn.Module], batch: Inputs) -> tuple[Tensor, dict[str, Call]]:
+    """Returns the hidden states that the first layer gets, and what the first layer of each kind gets beside them."""
+    hidden: list[Tensor] = []
+    calls: dict[str, Call] = {}
+    kinds = {_kind(layer) for layer in layers}
+
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rest = dict(kwargs)
-        hidden = args[0] if args else rest.pop("hidden_states")
-        found.append((hidden, args[1:], rest))
-        raise _Stop
+        hidden.append(args[0] if args else rest.pop("hidden_states"))
+        calls.setdefault(_kind(layer), (args[1:], rest))
+        if calls.keys() == kinds:
+            raise _Stop
 
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
         model.base_model.forward(**batch)  # not the compiled call
     except _Stop:
         pass
     finally:
-        handle.remove()
-    return found[0]
+        for handle in handles:
+            handle.remove()
+    return hidden[0], calls
 
 
 def _require_chain(model: Any, layers: Sequence[nn.Module], batch: Inputs) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from toolkit.data.batches import Batch
 from toolkit.data.corpus.sequences import AnySequences, draw
-from toolkit.models.depth import layer_stack
+from toolkit.models.depth import layer_stack, removable_layers
 from toolkit.training.datasets import on_device, unmasked_batches
 from toolkit.training.distillation import feature_distance
 from toolkit.training.hardware import device
@@ -59,18 +59,18 @@ def removal_order(
     batches = on_device(texts)
     examples = sum(len(batch["input_ids"]) for batch in batches)
     complete = [_last_states(model, batch) for batch in batches]
-    kept, removed = list(range(len(stack))), list[int]()
+    kept, removed, config = list(range(len(stack))), list[int](), model.config.to_dict()
     try:
         while len(kept) > count:
             distances = {}
-            for number in kept:
+            for number in removable_layers(config, kept):
                 setattr(parent, name, type(stack)([stack[other] for other in kept if other != number]))
                 found = (
                     feature_distance("SquareHead", _last_states(model, batch), states, batch).sum()
                     for batch, states in zip(batches, complete, strict=True)
                 )
                 distances[number] = float(sum(found)) / examples
-            least = min(kept, key=lambda number: distances[number])
+            least = min(distances, key=lambda number: distances[number])
             kept.remove(least)
             removed.append(least)
             log(f"layer {least} removed: the last hidden state changes by {distances[least]:.3f} of its square")

@@ -89,21 +89,23 @@ def test_the_types_with_a_next_sentence_head_have_it(kind):
     assert isinstance(model.cls.seq_relationship, torch.nn.Linear)
 
 
-def test_check_the_tokenizer_and_the_model_agree_on_the_number_of_positions(folder):
+def test_check_the_tokenizer_and_the_model_agree_on_the_number_of_positions(kind, folder):
     """CamemBERT and MPNet number their positions from the padding id + 1, as RoBERTa does."""
     positions = usable_positions(json.loads((folder / "config.json").read_text()))
     assert load_tokenizer(folder).model_max_length == positions
     model = load_masked_lm(folder).eval()
     with torch.no_grad():
         model(input_ids=torch.full((1, positions), 5))
-        with pytest.raises((IndexError, RuntimeError)):
-            model(input_ids=torch.full((1, positions + 1), 5))
+        if kind != "modernbert":  # rotary positions have no table that ends
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, positions + 1), 5))
 
 
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
         ("bert.encoder.layer.11.output.dense.weight", ("bert.encoder.layer.", 11, ".output.dense.weight")),
+        ("model.layers.21.attn.Wqkv.weight", ("model.layers.", 21, ".attn.Wqkv.weight")),
         (
             "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight",
             ("albert.encoder.albert_layer_groups.0.albert_layers.", 0, ".ffn.weight"),

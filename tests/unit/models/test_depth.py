@@ -40,7 +40,7 @@ def test_a_student_with_more_layers_than_its_teacher_needs_layer_mappings():
     assert "layer_mappings" in caught.value.instead
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra", "mpnet", "deberta-v2"])
 def test_the_kept_layers_are_the_teachers_and_the_model_runs_and_loads_again(kind, tmp_path):
     sizes = {
         "hidden_size": 16,
@@ -65,11 +65,42 @@ def test_the_kept_layers_are_the_teachers_and_the_model_runs_and_loads_again(kin
     assert len(default_layer_pairs(again.config.to_dict(), again.config.to_dict())) == 2
 
 
+MODERNBERT = {"model_type": "modernbert", "num_hidden_layers": 5}
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+def test_kept_layers_of_modernbert_attend_to_what_they_did(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 30, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("modernbert", **sizes, num_hidden_layers=5, local_attention=4)
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    layers = list(model.base_model.layers)
+    keep_layers(model, [0, 2, 3])
+    assert list(model.base_model.layers) == [layers[0], layers[2], layers[3]]
+    assert model.config.layer_types == [GLOBAL, LOCAL, GLOBAL]
+    model.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_the_config_of_a_shallower_modernbert_names_the_attention_of_its_layers():
+    assert shallower(MODERNBERT, [0, 2, 3])["layer_types"] == [GLOBAL, LOCAL, GLOBAL]
+    assert shallower(MODERNBERT | {"global_attn_every_n_layers": 2}, 4)["layer_types"] == [GLOBAL, LOCAL] * 2
+    given = MODERNBERT | {"layer_types": [GLOBAL] * 5}
+    assert shallower(given, [0, 4])["layer_types"] == [GLOBAL, GLOBAL]
+    assert "layer_types" not in shallower(BERT, 2)
+
+
 @pytest.mark.parametrize(
     ("config", "layers", "words"),
     [
         (BERT, 7, "7 layers of a model that has 6"),
         (BERT, (1, 6), "there is no layer 6"),
+        (MODERNBERT, (1, 3), "keeps its first layer and a layer of each kind of attention"),
+        (MODERNBERT, (0, 3), "keeps its first layer and a layer of each kind of attention"),
+        (MODERNBERT, 1, "keeps its first layer and a layer of each kind of attention"),
         ({"model_type": "albert", "num_hidden_groups": 1, "num_hidden_layers": 6}, 1, "cannot be removed one by one"),
         ({"model_type": "some-other", "num_hidden_layers": 6}, 1, "cannot be removed one by one"),
     ],
@@ -78,4 +109,6 @@ def test_layers_that_a_teacher_does_not_have_are_refused(config, layers, words):
     with pytest.raises(UserError, match=words):
         require_layers_of(config, layers)
     require_layers_of(BERT, 6)
+    require_layers_of(MODERNBERT, (0, 1))
+    require_layers_of(MODERNBERT, 2)
     require_layers_of(BERT, (0, 5))

@@ -98,13 +98,17 @@ def test_a_folder_without_a_tokenizer_or_with_a_larger_one_is_refused(check, cop
         check(folder)
 
 
-@pytest.mark.parametrize("kind", ["mobilebert", "rembert", "funnel"])
-@pytest.mark.parametrize("stage", [TEACHER, STUDENT])
-def test_a_masked_lm_head_that_is_not_known_is_told_by_type(check, copy, kind, stage):
+@pytest.mark.parametrize("kind", ["mobilebert", "t5", "squeezebert"])
+def test_a_type_that_is_not_supported_is_refused_by_name_with_those_that_are(check, copy, kind):
     folder = copy({"model_type": kind})
-    with pytest.raises(UserError, match=f"the masked-LM head of {kind} is not supported"):
-        check(folder, **stage)
-    check(folder)  # no stage needs the head
+    with pytest.raises(UserError, match=f"models of type {kind} are not supported") as caught:
+        check(folder)
+    assert "modernbert" in caught.value.instead
+
+
+def test_positions_with_matrices_of_their_own_are_refused(check, copy):
+    with pytest.raises(UserError, match="matrices of their own for relative positions"):
+        check(copy({"model_type": "deberta-v2", "relative_attention": True}))
 
 
 def test_a_student_without_a_teacher_stage_needs_a_trained_head(check, copy):

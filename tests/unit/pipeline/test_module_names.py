@@ -96,15 +96,17 @@ def test_an_expression_that_matches_no_operation_is_found(check):
         check(**recipe("clasifier"))
 
 
-def test_the_operations_of_a_model_without_weights_are_those_that_are_traced():
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_the_operations_of_a_model_without_weights_are_those_that_are_traced(kind):
     import torch
 
-    config = AutoConfig.for_model("bert", **SIZES)
+    config = AutoConfig.for_model(kind, **SIZES | {"num_hidden_layers": 2}, pad_token_id=0)
     model = model_of_shapes(config.to_dict(), "classification")
-    real = type(model)(BertConfig(**SIZES)).eval()
+    real = type(model)(config).eval()
     sample = {"input_ids": torch.ones((1, 8), dtype=torch.long), "attention_mask": torch.ones((1, 8), dtype=torch.long)}
     traced, possible = quantizable_ops(real, sample), possible_ops(model)
     assert traced.items() <= possible.items()
+    assert "MatMul" in traced.values()
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}

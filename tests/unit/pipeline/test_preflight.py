@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AlbertConfig, AlbertForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from toolkit.core.errors import UserError
 from toolkit.data.resolved_inputs import ResolvedInputs
@@ -229,28 +229,31 @@ def test_check_counts_the_tokens_of_the_longest_source(one_shot, tiny_text):
     check_recipe(Recipe.model_validate(recipe.model_dump(exclude={"corpus"}) | {"corpus": mixed}), read_rows=False)
 
 
+@pytest.mark.parametrize("kind", ["albert", "deberta-v2"])
 @pytest.mark.parametrize("where", ["student.pruning.reconstruction", "transfer.reconstruction"])
-def test_check_refuses_to_reconstruct_layers_that_share_their_weights(where, one_shot, tiny_bert, tmp_path):
-    albert = tmp_path / "albert"
+def test_check_refuses_to_reconstruct_matrices_that_run_several_times(where, kind, one_shot, tiny_bert, tmp_path):
+    folder = tmp_path / kind
     torch.manual_seed(0)
-    sizes = {"vocab_size": 400, "hidden_size": 32, "embedding_size": 32, "num_attention_heads": 2}
-    AlbertForMaskedLM(AlbertConfig(**sizes, num_hidden_layers=2, intermediate_size=64)).save_pretrained(albert)
-    load_tokenizer(tiny_bert).save_pretrained(albert)
-    values = one_shot(start_step=0).model_dump() | {"model": {"source": str(albert)}}
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    sizes |= {"num_hidden_layers": 2} | ({"embedding_size": 32} if kind == "albert" else {})
+    AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(folder)
+    load_tokenizer(tiny_bert).save_pretrained(folder)
+    values = one_shot(start_step=0).model_dump() | {"model": {"source": str(folder)}}
     if where.startswith("transfer"):
         file = str(tmp_path / "rows.tsv")
         Path(file).write_text("sentence\tlabel\n" + "".join(f"a film {n}\t{n % 2}\n" for n in range(4)))
         values |= {
             "student": None,
             "corpus": None,
-            "ready": {"student": str(albert)},
+            "ready": {"student": str(folder)},
             "tasks": {"t": {"train": file, "dev": file, "max_seq_length": 16}},
             "transfer": {"reconstruction": {}, "distillation": {"train": {"steps": 1}}},
             "task_teacher": {"train": {"steps": 1}},
         }
-    with pytest.raises(UserError, match="layers of a model of type albert share their weights") as raised:
+    with pytest.raises(UserError, match=f"a model of type {kind} runs a matrix several times") as raised:
         check_recipe(Recipe.model_validate(values))
     assert raised.value.where == where
+    assert "modernbert" in raised.value.instead
 
 
 def test_check_compares_a_ready_student_with_the_teacher_of_its_transfer(tiny_bert, tmp_path):

@@ -96,6 +96,22 @@ FAMILIES = {
         "encoder.layer.1.attention.self",
         "query",
     ),
+    "MPNet": (
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "encoder.layer.1.attention.attn",
+        "q",
+    ),
+    "ModernBert": (  # queries and keys are parts of one output, rotated by their positions
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "pad_token_id": 0,
+        },
+        "layers.1.attn",
+        "Wqkv",
+    ),
 }
 
 
@@ -117,7 +133,7 @@ def test_other_families_have_their_operations_found_by_the_graph(family, tmp_pat
     attention = f"{plain.base_model_prefix}.{attention}"
     assert {n for n, op in ops.items() if op.kind == "Linear"} == linears
     assert {n for n, op in ops.items() if op.kind == "Embedding"} == tables
-    assert {n for n, op in ops.items() if op.kind == "MatMul"} == {attention, attention.replace("layer.1", "layer.0")}
+    assert {n for n, op in ops.items() if op.kind == "MatMul"} == {attention, attention.replace(".1.", ".0.")}
     assert set(quantizers(model)) == set().union(*(op.hooks for op in ops.values()))
 
     return_to_fp32(model, [attention, f"{attention}.{query}"], ops)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from toolkit.models.depth import keep_layers
 from toolkit.models.load import prunable_matrices
@@ -25,6 +25,18 @@ def dense():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter)
     return model
+
+
+@pytest.fixture(params=["bert", "modernbert"])
+def either(request, dense):
+    """BERT, or a model without biases whose layers attend to a window or to the complete text in turn."""
+    if request.param == "bert":
+        return dense
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kinds = ["full_attention", "sliding_attention", "full_attention"]
+        sizes = SIZES | {"num_hidden_layers": 3, "vocab_size": 50, "pad_token_id": 0, "initializer_range": 0.2}
+        return ModernBertForMaskedLM(ModernBertConfig(local_attention=4, layer_types=kinds, **sizes)).eval()
 
 
 @pytest.fixture
@@ -55,8 +67,8 @@ def inputs_of(model, name, batches):
 
 @pytest.mark.parametrize("corrected", [True, False])
 @torch.no_grad()
-def test_the_errors_of_a_matrix_are_those_of_its_outputs(dense, batches, corrected):
-    model = copy.deepcopy(dense)
+def test_the_errors_of_a_matrix_are_those_of_its_outputs(either, batches, corrected):
+    dense, model = either, copy.deepcopy(either)
     linears = prunable_matrices(model)
     settings = Reconstruction(error_correction=corrected)
     _, errors = reconstruct_layers(model, dense, jobs_for(linears), linears, batches, settings)

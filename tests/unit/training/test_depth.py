@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from toolkit.data.corpus.sequences import MixedSequences, Sequences
 from toolkit.models.load import load_masked_lm
@@ -40,6 +41,17 @@ def last_state(model, layers, ids):
         found = model.bert.encoder.layer[number](states)
         states = found if isinstance(found, torch.Tensor) else found[0]
     return states
+
+
+def test_modernbert_keeps_its_first_layer_and_both_kinds_of_attention(text):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    made = ModernBertForMaskedLM(ModernBertConfig(vocab_size=320, pad_token_id=0, initializer_range=0.2, **sizes))
+    with torch.no_grad():
+        for number in (0, 1, 2):  # the least needed layers; 1 and 2 are those that attend to a window
+            for name in ("attn.Wo", "mlp.Wo"):
+                made.model.layers[number].get_submodule(name).weight *= 0.01
+    assert choose_layers(made, 2, text, 0) in ((0, 1), (0, 2))
 
 
 @torch.no_grad()
