@@ -5,8 +5,12 @@ import random
 from contextlib import nullcontext
 from pathlib import Path
 
+import mteb
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
+from mteb.abstasks.sts import AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
 from sentence_transformers import SentenceTransformer
 
 import pruneofa
@@ -143,6 +147,34 @@ def test_an_ir_on_the_sparse_engine_opens_as_the_same_embedding(unlabelled, tabl
     opened = pruneofa.load(folder)
     assert isinstance(opened, SentenceTransformer)
     assert np.abs(opened.encode(texts) - plain.encode(texts)).max() < 1e-4
+
+
+def test_mteb_evaluates_an_exported_folder_with_the_score_that_was_measured(unlabelled, tables):
+    rows = [line.split("\t") for line in Path(tables["scored"]).read_text().splitlines()[1:]]
+    columns = dict(zip(("sentence1", "sentence2", "score"), zip(*rows, strict=True), strict=True))
+
+    class Local(AbsTaskSTS):
+        metadata = TaskMetadata(
+            name="Local",
+            description="the dev rows of this file's recipe",
+            dataset={"path": "local", "revision": "1"},
+            type="STS",
+            category="t2t",
+            eval_splits=["dev"],
+            eval_langs=["eng-Latn"],
+            main_score="cosine_spearman",
+            bibtex_citation="",
+        )
+        min_score, max_score = 0, 6
+
+        def load_data(self, **_):
+            data = columns | {"score": [float(score) for score in columns["score"]]}
+            self.dataset, self.data_loaded = DatasetDict({"dev": Dataset.from_dict(data)}), True
+
+    variant = "sparse-engine-int8"
+    found = mteb.evaluate(pruneofa.load(unlabelled[1] / "export" / variant), [Local()], cache=None)
+    measured = unlabelled[0]["export"].metrics["variants"][variant]["ir"]["spearman_cosine"]
+    assert found.task_results[0].scores["dev"][0]["cosine_spearman"] == pytest.approx(measured, abs=1e-3)
 
 
 def test_a_checkpoint_is_the_same_embedding_in_sentence_transformers(unlabelled, tables):

@@ -22,7 +22,7 @@ from toolkit.recipe.load import dump_recipe, load_recipe
 
 @pytest.fixture(autouse=True)
 def small_grid(monkeypatch):
-    monkeypatch.setattr(points, "_ZEROS", (0.8,))
+    monkeypatch.setattr(points, "_ZEROS", {1: (0.8,), 4: (0.8,)})
 
 
 @pytest.fixture

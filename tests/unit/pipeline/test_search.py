@@ -3,6 +3,7 @@
 import pytest
 
 from toolkit.core.errors import UserError
+from toolkit.ir.products import BREAK_EVEN
 from toolkit.pipeline.search.goals import Goal, chosen, frontier, nearest, next_point, parse_goal
 from toolkit.pipeline.search.points import Point, grid, overrides
 from toolkit.pipeline.search.records import recorded
@@ -131,8 +132,12 @@ def test_the_grid_has_all_two_thirds_and_half_of_the_layers(total, depths):
     points = grid(total)
     assert points[0] == Point(total)
     assert {point.layers for point in points} == depths
-    assert len(set(points)) == len(points) == 7 * len(depths)
+    assert len(set(points)) == len(points) == 9 * len(depths)
     assert len({point.file_name for point in points}) == len(points)
+
+
+def test_the_sparse_engine_computes_every_sparse_size_of_the_grid():
+    assert all(point.zeros >= BREAK_EVEN[f"{point.block}x1"] for point in grid(6) if point.zeros)
 
 
 RECIPE = """\

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from toolkit.recipe import Recipe, StudentPruning
 
 _DEPTHS = (1.0, 2 / 3, 1 / 2)  # of the dense model's layers
-_ZEROS = (0.7, 0.8, 0.9)  # with fewer zeros the sparse kernels are not used (`ir/products.BREAK_EVEN`)
-_BLOCKS = (1, 4)  # rows of a block
+# Rows of a block -> fractions of zeros; with fewer the sparse kernels are not used (`ir/products.BREAK_EVEN`).
+_ZEROS = {1: (0.7, 0.8, 0.9), 4: (0.5, 0.6, 0.7, 0.8, 0.9)}
 _WEIGHTS = "student.pruning.approach.weight_compression"
 
 
@@ -51,7 +51,7 @@ def grid(total: int) -> list[Point]:
         total: Number of encoder layers of the dense model.
     """
     depths = sorted({math.ceil(total * share - 1e-9) for share in _DEPTHS}, reverse=True)
-    kinds = [(0.0, 1), *((zeros, block) for zeros in _ZEROS for block in _BLOCKS)]
+    kinds = [(0.0, 1), *((zeros, block) for block, each in _ZEROS.items() for zeros in each)]
     return [Point(layers, zeros, block) for layers in depths for zeros, block in kinds]
 
 
