@@ -192,7 +192,7 @@ def _set_aside(train: list[TaskRow], section: Task) -> tuple[list[TaskRow], list
         units.setdefault(row.texts[0] if KINDS[section.kind].per_query else number, []).append(number)
     numbered, chosen = list(units.values()), set[int]()
     for unit in np.random.default_rng(0).permutation(len(units)).tolist():
-        if len(chosen) + len(numbered[unit]) > count:
+        if not count or (chosen and len(chosen) + len(numbered[unit]) > count):
             break
         chosen.update(numbered[unit])
     return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]
