@@ -110,8 +110,8 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
 
 
 def _flat(values: Any) -> np.ndarray:
-    """Returns class numbers of examples, or of all words of all sentences, as one array."""
-    return np.concatenate([np.atleast_1d(value) for value in values])
+    """Returns class numbers or margins of examples, or class numbers of all words of all sentences, as one array."""
+    return np.concatenate(values) if isinstance(values, list) else np.asarray(values)
 
 
 def _better_order(truth: np.ndarray, predicted: np.ndarray, labels: tuple[str, ...]) -> list[str] | None:
