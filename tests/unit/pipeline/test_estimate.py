@@ -10,12 +10,14 @@ from toolkit.cli.plan_table import plan_table
 from toolkit.core import machine, paths
 from toolkit.core.artifacts import Artifact, Manifest, write_manifest
 from toolkit.core.errors import UserError
+from toolkit.data.corpus import load_corpus
 from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.load import load_tokenizer
 from toolkit.pipeline import cache_keys as sections
 from toolkit.pipeline import graph
 from toolkit.pipeline.estimate import costs, data_volume
 from toolkit.pipeline.estimate.step_cost import StepCost
-from toolkit.recipe import Recipe, Task
+from toolkit.recipe import Corpus, Recipe, Task
 from toolkit.recipe.load import load_recipe
 
 GIGA = 1e9
@@ -360,10 +362,6 @@ def test_long_contexts_are_counted_as_the_windows_that_they_become(tmp_path, tin
 
 
 def test_sequences_of_a_corpus_are_told_from_a_sample(tmp_path, tiny_bert, tiny_text):
-    from toolkit.data.corpus import load_corpus
-    from toolkit.models.load import load_tokenizer
-    from toolkit.recipe import Corpus
-
     section = Corpus(files=(str(tiny_text),), max_seq_length=32)
     tokenizer = load_tokenizer(tiny_bert)
     truth = load_corpus(section, {}, tokenizer, tmp_path)
@@ -376,10 +374,6 @@ def test_sequences_of_a_corpus_are_told_from_a_sample(tmp_path, tiny_bert, tiny_
 
 @pytest.mark.parametrize("length", [32, 64])
 def test_segment_pairs_are_counted_as_pairs_and_not_as_packed_sequences(tmp_path, tiny_bert, tiny_text, length):
-    from toolkit.data.corpus import load_corpus
-    from toolkit.models.load import load_tokenizer
-    from toolkit.recipe import Corpus
-
     section = Corpus(files=(str(tiny_text),), max_seq_length=length, pairs={})
     tokenizer = load_tokenizer(tiny_bert)
     truth = len(load_corpus(section, {}, tokenizer, tmp_path).train)
@@ -396,8 +390,8 @@ def test_a_batch_of_groups_costs_its_pairs_and_is_advised_in_groups(values, tmp_
     values["tasks"] = {"toy": task | {"ranking": {"group": 4}}}
     values["task_teacher"] = {"train": {"steps": 6, "batch_size": 8}}
     rows, measured = planned(values, tmp_path)
+    teacher = rows["toy/task_teacher"]
     assert 32 in {shape.train.batch_size for shape in measured.shapes if shape.kind}
-    assert rows["toy/task_teacher"].memory == pytest.approx((2 + 0.25 + 32 * 0.25 + 1) * GIGA)
-    assert rows["toy/task_teacher"].steps == 6
+    assert (teacher.memory, teacher.steps) == (pytest.approx((2 + 0.25 + 32 * 0.25 + 1) * GIGA), 6)
     fewer = planned(values, tmp_path, available=8 * GIGA)[0]["toy/task_teacher"].remark
     assert "write batch_size: 4 and gradient_accumulation_steps: 2" in fewer

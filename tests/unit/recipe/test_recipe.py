@@ -176,7 +176,7 @@ def test_misspelt_required_key_is_told_once(write):
             "tasks.sst2.metrics[0]",
             "one of accuracy, f1, matthews_correlation, pearson, spearman, exact_match, spearman_cosine, "
             "pearson_cosine, cosine_accuracy, dense_cosine, dense_cosine_p1, f1_micro, f1_macro, average_precision, "
-            "ndcg@10, mrr@10, not 'bleu'",
+            "ndcg@10, mrr@10, precision, recall, not 'bleu'",
             "",
         ),
         ("name: small", "name: a/b", "name", "a name (letters", ""),

@@ -37,13 +37,13 @@ class Inputs:
     """Recipe sections and artifacts that the stage reads; the encoder's sizes need the sparse model's checkpoint."""
 
     task: Task
+    transfer_tuning: TransferTuning | None
     quantize: Quantize | None
     benchmark: Benchmark
     export_artifact: Artifact
     task_teacher_artifact: Artifact | None = None
     transfer_artifact: Artifact | None = None
     quantize_artifact: Artifact | None = None
-    transfer_tuning: TransferTuning | None = None
 
 
 def run(inputs: Inputs, context: Context) -> StageResult:
