@@ -242,6 +242,7 @@ def test_a_teacher_of_another_size_gets_no_encoder_figures_of_the_sparse_model(f
         "transfer_artifact": folder / "tasks/toy/transfer",
     }
     inputs = benchmark.Inputs(
+        transfer_tuning=None,
         **sections_of(recipe, ("task", "quantize", "benchmark"), "toy"),
         **{name: Artifact(kind="task", path=path, sha256=name) for name, path in paths.items()},
     )

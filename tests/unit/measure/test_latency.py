@@ -190,6 +190,7 @@ def test_stage_measures_every_exported_variant_on_the_whole_dev_split(exported, 
     inputs = benchmark.Inputs(
         task=Task(train=str(tmp_path / "train.tsv"), dev=str(tmp_path / "dev.tsv"), labels=("0", "1", "2")),
         benchmark=Benchmark(evaluation=Evaluation(performance=performance)),
+        transfer_tuning=None,
         quantize=None,
         export_artifact=Artifact(kind="ir", path=exported, sha256="0"),
     )
@@ -215,7 +216,7 @@ def test_stage_measures_every_exported_variant_on_the_whole_dev_split(exported, 
 
 
 def test_stage_without_an_exported_variant_says_so(tmp_path):
-    inputs = benchmark.Inputs(None, None, None, Artifact(kind="ir", path=tmp_path, sha256="0"))
+    inputs = benchmark.Inputs(None, None, None, None, Artifact(kind="ir", path=tmp_path, sha256="0"))
     with pytest.raises(UserError, match="no IR folder here"):
         benchmark.run(inputs, Context(tmp_path, tmp_path, 0))
 
