@@ -73,7 +73,7 @@ def test_each_variant_has_the_tokenizer_of_its_own_model_and_is_measured_with_it
     (tmp_path / "timed").mkdir()
     context = Context(tmp_path / "timed", tmp_path / "work", 0, "toy", cache=tmp_path / "cache")
     export_artifact = Artifact(kind="ir", path=tmp_path / "export", sha256="e")
-    measured = benchmark.run(benchmark.Inputs(made.section, None, section, export_artifact), context)
+    measured = benchmark.run(benchmark.Inputs(made.section, None, None, section, export_artifact), context)
     scores = {name: found["accuracy"] for name, found in measured.metrics["variants"].items()}
     assert scores == {"dense-fp32": dense["ir"], "sparse-fp32": sparse["ir"]}
     assert all(check.ok for check in measured.checks)
@@ -150,7 +150,9 @@ def test_a_dense_model_that_is_only_quantized_has_dense_variants(run, made, tiny
     (tmp_path / "timed").mkdir()
     context = Context(tmp_path / "timed", tmp_path / "work", 0, "toy", cache=tmp_path / "cache")
     export_artifact = Artifact(kind="ir", path=tmp_path / "export", sha256="e")
-    inputs = benchmark.Inputs(made.section, Quantize(distillation=None, quantization=STATIC), section, export_artifact)
+    inputs = benchmark.Inputs(
+        made.section, None, Quantize(distillation=None, quantization=STATIC), section, export_artifact
+    )
     found = benchmark.run(replace(inputs, transfer_artifact=dense), context).metrics
     assert found["accuracy_criterion"]["reference"] == found["variants"]["dense-fp32"]["accuracy"]["accuracy"]
     assert found["zeros_criterion"] is None
