@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from toolkit.core.errors import UserError
+from toolkit.data.kinds.examples import Tokenised
 from toolkit.data.metrics import answer_matches, answer_overlap, mean_over_examples
-from toolkit.recipe import KINDS, AnswerWindows, Kind, Task
+from toolkit.recipe import AnswerWindows, Kind, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,7 +43,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Tokenised):
     """Questions, each with one or several windows over its context. Item i is window i, as model input.
 
     Attributes:
@@ -71,27 +72,9 @@ class Windows:
         "exact_match": mean_over_examples(answer_matches),
     }
 
-    def __len__(self) -> int:
-        return len(self.starts)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         positions = {"start_positions": int(self.starts[index]), "end_positions": int(self.ends[index])}
         return {**{name: ids[index] for name, ids in self.inputs.items()}, **positions}
-
-    @property
-    def per_token(self) -> bool:
-        """Whether the logits of one example are [C, length], not [C]."""
-        return KINDS[self.kind].per_token
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each window, [windows] int64."""
-        return np.fromiter(map(len, self.inputs["input_ids"]), dtype=np.int64, count=len(self))
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Numbers of the windows that a batch of the training does not separate: each alone, [windows, 1]."""
-        return np.arange(len(self))[:, None]
 
     @property
     def truth(self) -> list[tuple[str, ...]]:

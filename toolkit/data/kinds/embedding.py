@@ -11,6 +11,7 @@ import numpy as np
 from typing_extensions import Self
 
 from toolkit.data import metrics
+from toolkit.data.kinds.examples import Tokenised
 from toolkit.data.kinds.retrieval import Retrieval, ranked
 from toolkit.data.labels import number_of
 from toolkit.recipe import Kind, Task
@@ -33,7 +34,7 @@ def _mean_of(column: int) -> Callable[[Any, Any], float]:
 
 
 @dataclass(frozen=True)
-class Texts:
+class Texts(Tokenised):
     """Texts of rows, one after the other. Item i: {input_ids, attention_mask, (token_type_ids)}, labels if scored.
 
     Attributes:
@@ -52,9 +53,6 @@ class Texts:
     dense: np.ndarray | None = None
     retrieval: tuple[Retrieval, ...] = ()
     kind: ClassVar[Kind] = "embedding"
-    texts_repeat: ClassVar[bool] = False
-    examples_per_row: ClassVar[float] = 1.0
-    per_token: ClassVar[bool] = False
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]] = {
         "spearman_cosine": _of_row(metrics.spearman),
         "pearson_cosine": _of_row(metrics.pearson),
@@ -63,20 +61,12 @@ class Texts:
         "dense_cosine_p1": lambda _, predicted: float(np.nanpercentile(predicted[:, _DENSE:], 1)),
     } | {name: _mean_of(number) for number, name in enumerate(RANK_METRICS)}
 
-    def __len__(self) -> int:
-        return len(self.inputs["input_ids"])
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = {name: ids[index] for name, ids in self.inputs.items()}
         if self.scores is None:
             return item
         row = index // self.together
         return item | {"labels": float(self.scores[row]) if row < len(self.scores) else 0.0}
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each text, [texts] int64."""
-        return np.fromiter(map(len, self.inputs["input_ids"]), dtype=np.int64, count=len(self))
 
     @property
     def groups(self) -> np.ndarray:

@@ -15,33 +15,25 @@ if TYPE_CHECKING:
     from toolkit.data.task_rows import TaskRow
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Examples with one label each. Item i: {input_ids, attention_mask, (token_type_ids): list[int], labels: number}.
+class Tokenised:
+    """Model inputs of a split, of whatever kind of task: texts, windows of long texts, or pairs.
 
     Attributes:
-        texts: The text of each example, or the two texts of a pair.
         inputs: Name of a model input -> one list of ids per example.
-        labels: Label of each example, [n].
         kind: The task's kind.
         texts_repeat: Several rows may have the same text.
         examples_per_row: Average number of examples per row, for estimates without reading the data.
         metrics: Name of a metric -> (truth [n], predictions [n]) -> score.
     """
 
-    texts: list[tuple[str, ...]]
     inputs: dict[str, list[list[int]]]
-    labels: np.ndarray
     kind: ClassVar[Kind]
     texts_repeat: ClassVar[bool] = False
     examples_per_row: ClassVar[float] = 1.0
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]]
 
     def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**{name: ids[index] for name, ids in self.inputs.items()}, "labels": self.labels[index].item()}
+        return len(self.inputs["input_ids"])
 
     @property
     def per_token(self) -> bool:
@@ -57,6 +49,24 @@ class Examples:
     def groups(self) -> np.ndarray:
         """Numbers of the examples that a batch of the training does not separate, [groups, together]."""
         return np.arange(len(self))[:, None]
+
+
+@dataclass(frozen=True)
+class Examples(Tokenised):
+    """Examples with one label each. Item i: {input_ids, attention_mask, (token_type_ids): list[int], labels: number}.
+
+    Attributes:
+        texts: The text of each example, or the two texts of a pair.
+        inputs: Name of a model input -> one list of ids per example.
+        labels: Label of each example, [n].
+    """
+
+    texts: list[tuple[str, ...]]
+    inputs: dict[str, list[list[int]]]
+    labels: np.ndarray
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**{name: ids[index] for name, ids in self.inputs.items()}, "labels": self.labels[index].item()}
 
     @property
     def truth(self) -> Any:

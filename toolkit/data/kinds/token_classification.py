@@ -13,9 +13,10 @@ import numpy as np
 
 from toolkit.core.errors import UserError
 from toolkit.data.kinds import entities
+from toolkit.data.kinds.examples import Tokenised
 from toolkit.data.kinds.tagged_rows import Tagged
 from toolkit.data.question_answering import extend_to_words
-from toolkit.recipe import KINDS, Kind, Task
+from toolkit.recipe import Kind, Task
 from toolkit.recipe.kinds.token_classification import split_tag, types_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Tokenised):
     """Sentences of tagged words, each in one or several windows. Item i is window i, as model input.
 
     Tags are numbers in the order of the task's labels: O, then B and I of each type.
@@ -53,7 +54,6 @@ class Tokens:
     places: np.ndarray
     stride: int
     kind: ClassVar[Kind] = "token_classification"
-    texts_repeat: ClassVar[bool] = False
     examples_per_row: ClassVar[float] = 1.02
     metrics: ClassVar[dict[str, Callable[[Any, Any], float]]] = {
         "f1": entities.f1,
@@ -61,26 +61,8 @@ class Tokens:
         "recall": entities.recall,
     }
 
-    def __len__(self) -> int:
-        return len(self.tags)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**{name: ids[index] for name, ids in self.inputs.items()}, "tags": self.tags[index]}
-
-    @property
-    def per_token(self) -> bool:
-        """Whether the logits of one example are [C, length], not [C]."""
-        return KINDS[self.kind].per_token
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Numbers of the windows that a batch of the training does not separate: each alone, [windows, 1]."""
-        return np.arange(len(self))[:, None]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each window, [windows] int64."""
-        return np.fromiter(map(len, self.inputs["input_ids"]), dtype=np.int64, count=len(self))
 
     @property
     def tagged(self) -> np.ndarray:
