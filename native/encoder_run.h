@@ -50,8 +50,8 @@ struct Work {
 };
 
 // One pofa_encoder_run. The layers consist of the same steps in both forms: each panel on one thread; or, if there are at
-// least two threads for each panel, the rows and the heads of each step divided among them, so that short texts use all threads
-// and no thread decodes weights for a narrow panel.
+// least two threads for each panel, the rows of the products and the heads of the attention divided among them, so that short
+// texts use all threads and no thread decodes weights for a narrow panel.
 class Run {
  public:
   Run(const pofa_encoder& encoder, const uint8_t* mask, size_t batch, size_t length, uint32_t threads)
@@ -162,10 +162,12 @@ class Run {
         const uint32_t group = task - uint32_t(i == kQuery ? 0 : i == kKey ? to_keys : to_values);
         multiply(layer.projections[i], group, work.inputs[i], width_of(panel), projected(i, panel, index));
       });
-      run_parallel(parallel, encoder_.heads, [&](size_t head) {
-        for (size_t panel = 0; panel < panels_; ++panel) quantize_attention(index, panel, head, head + 1);
-        for (size_t panel = 0; panel < panels_; ++panel) attend(index, panel, head, head + 1);
-      });
+      // All heads before the attention, which also reads a few keys past a head's last, where the next head's begin.
+      if (layer.quantized_attention)
+        each_group(encoder_.heads, [&](uint32_t head, size_t panel, Work&) {
+          quantize_attention(index, panel, head, head + 1);
+        });
+      each_group(encoder_.heads, [&](uint32_t head, size_t panel, Work&) { attend(index, panel, head, head + 1); });
       each_panel([&](size_t panel, Work& work) {
         mark_attention(index, panel, work);
         output_operand(layer, panel, work);
@@ -184,7 +186,7 @@ class Run {
       });
       each_panel([&](size_t panel, Work& work) {
         for (size_t group = 0; group < groups_of(kInner); ++group)
-          for (uint32_t t = 0; t < width_; ++t) work.hidden_marks[t] += group_marks(work, group)[t];
+          for (uint32_t t = 0; t < width_of(panel); ++t) work.hidden_marks[t] += group_marks(work, group)[t];
         normalize(layer.norms[1], panel, work.branch, work.hidden_marks);
       });
     }
@@ -302,14 +304,18 @@ class Run {
     float* scratch = t_attention.get(attention_scratch(head_size_));
     std::vector<KeyBlock> blocks;
     for_sequences_of(panel, [&](const Sequence& sequence, uint32_t first, uint32_t last) {
+      blocks.clear();
+      for_panels_of(sequence, [&](size_t p, size_t from, size_t to) {
+        const size_t at = first_head * head_size_ * width_of(p) + from;
+        blocks.push_back({keys(p, index) + at, values(p, index) + at, width_of(p), uint32_t(to - from)});
+      });
       for (size_t head = first_head; head < last_head; ++head) {
-        blocks.clear();
-        for_panels_of(sequence, [&](size_t p, size_t from, size_t to) {
-          const size_t at = head * head_size_ * width_of(p) + from;
-          blocks.push_back({keys(p, index) + at, values(p, index) + at, width_of(p), uint32_t(to - from)});
-        });
         float* at = queries(panel) + head * head_size_ * width_of(panel);
         attend_head(at, width_of(panel), first, last, head_size_, scale, blocks.data(), blocks.size(), scratch, at);
+        for (KeyBlock& block : blocks) {
+          block.keys += size_t(head_size_) * block.stride;
+          block.values += size_t(head_size_) * block.stride;
+        }
       }
     });
   }

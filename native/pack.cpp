@@ -12,7 +12,8 @@ namespace {
 
 // Tuned by measurement. A block's tile of float activations takes 48 KB with 64 tokens and 24 KB with 32, which fits in the
 // L1 cache. 4x1 blocks of codes multiply activations in codes, which take a half or a quarter of that. Sums of a group take
-// 8 or 12 KB; threads that share a panel divide its groups among them.
+// 6 or 12 KB. Threads that share a panel divide its groups among them, so groups are small: with AVX2, products of codes are up
+// to 3 % slower than with 128 rows, with VNNI as fast.
 constexpr uint32_t kBlockColumns = 192, kBlockColumnsOf4x1Codes = kMaxBlock;
 constexpr uint32_t kGroupRows = 48;
 
