@@ -75,7 +75,7 @@ def train(data: Path, out: Path, points: list[str], overrides: list[str]) -> Non
     cores = sorted(os.sched_getaffinity(0))[:2]
     free = list(cores)
 
-    def one(point: str) -> None:
+    def one(point: str) -> int:
         core = free.pop()
         folder = folder_of(out, point)
         command = [sys.executable, "-m", "toolkit", "run", str(_RECIPE), *text, f"name={folder.name}"]
@@ -85,10 +85,13 @@ def train(data: Path, out: Path, points: list[str], overrides: list[str]) -> Non
                 command, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, {core})
             ).returncode
         free.append(core)
-        print(f"{point}: {'done' if not code else f'exit code {code}, see {folder.name}.log'}", flush=True)
+        finished = code in (0, 4)  # 4: finished, but an accuracy criterion is not met
+        print(f"{point}: {'done' if finished else f'exit code {code}, see {folder.name}.log'}", flush=True)
+        return 0 if finished else code
 
     first, *others = points
-    one(first)
+    if code := one(first):  # it makes what the others share
+        raise SystemExit(code)
     for point in others:
         if not folder_of(out, point).exists():
             for shared in (".cache", f"tasks/{_TASK}/task_teacher"):
