@@ -47,7 +47,7 @@ class Result:
         folder: Run folder: checkpoints, IRs, manifests and the report.
         best: The variant that serves the target best among those that are accurate enough; None if none is. It may be a
             dense one: then compression did not pay on this machine.
-        failure: The accuracy criteria that are not met, as text; empty if all are.
+        failure: Why compression failed, and which accuracy criteria are not met, as text; empty if it worked.
     """
 
     def __init__(self, found: "Compressed") -> None:
@@ -144,7 +144,7 @@ def compress(
         target=target,
         sparsity=sparsity,
         pattern=pattern,
-        columns=tuple(columns),
+        columns=(columns,) if isinstance(columns, str) else tuple(columns),
         label=label,
         name=name,
         runs=Path(runs),
@@ -199,9 +199,10 @@ def benchmark(
     quiet_libraries()
     from toolkit.cli.bench import comparison, performance
 
-    for name, value in {"rounds": rounds, "seconds": seconds, "length": length}.items():
-        if value < 1:
-            raise UserError(f"must be at least 1, not {value}", where=name)
+    given = {"rounds": [rounds], "seconds": [seconds], "length": [length], "batch": batch, "threads": [threads or 1]}
+    for name, values in given.items():
+        if least := [value for value in values if value < 1]:
+            raise UserError(f"must be at least 1, not {least[0]}", where=name)
     section = performance(rounds, seconds, batch, length, threads)
     found = comparison([Path(f) for f in folders], section, None if texts is None else Path(texts))
     return [row | {"folder": str(row["folder"])} for row in found.document["measured"]]

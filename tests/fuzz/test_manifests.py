@@ -41,7 +41,7 @@ def reported(folder: Path, page: bool) -> None:
     reporting.console(found)
     if page:
         reporting.build(found, folder / "report")
-    reporting.missed_criteria(found[0])
+    reporting.failures(found[0])
 
 
 def test_the_run_that_is_damaged_is_valid(folder):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
+import pruneofa
 from tests.conftest import BAD, GOOD, NOUNS, sentence
 from tests.helpers.page import Page
 from toolkit import reporting
@@ -124,6 +125,11 @@ def test_an_ir_gives_the_same_scores_in_sentence_transformers(variant, reranker,
     assert max(len(e["input_ids"]) for e in examples) == LONGEST  # it must truncate as the task does
     logits = np.asarray(predict_ir(folder, examples, tokenizer.pad_token_id, per_token=False))[:, 0]
     assert np.abs(found - 1 / (1 + np.exp(-logits))).max() < 0.1 * found.std()  # they differ from pair to pair
+
+
+def test_a_reranker_is_loaded_as_a_classifier_and_not_as_an_embedding_model(reranker):
+    opened = pruneofa.load(reranker[1] / "export" / "sparse-int8")
+    assert type(opened).__name__ == "OVModelForSequenceClassification"
 
 
 def test_a_checkpoint_gives_the_same_scores_as_its_ir(reranker, beir):

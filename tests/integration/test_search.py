@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,15 @@ from toolkit.cli.search import search
 from toolkit.core.artifacts import NullProgress
 from toolkit.core.errors import UserError
 from toolkit.measure import latency
+from toolkit.models import architectures
 from toolkit.models.load import load_task_model, load_tokenizer
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.search import points, scores
 from toolkit.pipeline.search.search import FRONTIER
 from toolkit.recipe.load import dump_recipe, load_recipe
+
+TYPES = architectures.ARCHITECTURES.items()
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +82,10 @@ def test_a_search_measures_chooses_and_writes_a_recipe_and_a_second_one_reads_it
 
     monkeypatch.setattr(latency, "measure", unavailable)
     monkeypatch.setattr(scores, "reconstruct_layers", unavailable)
-    search(file, loss="99.9%", length=16, output=file.parent / "new" / "again.yaml")
+    capsys.readouterr()
+    search(file, loss="99.9%", length=16, output=file.parent / "new" / "again.yaml", as_json=True)
+    printed = "\n" + capsys.readouterr().out
+    assert json.loads(printed[printed.rindex("\n{\n") :])["chosen"] == first["chosen"]
     assert load_recipe(file.parent / "new" / "again.yaml") == found
     assert json.loads((file.parent / "runs/tiny/search" / FRONTIER).read_text()) == first
     text = (file.parent / "tiny-found.yaml").read_text()
@@ -156,6 +163,13 @@ def test_a_recipe_without_a_size_to_search_for_is_refused_before_anything_is_mea
     monkeypatch.setattr(latency, "measure", unavailable)
     with pytest.raises(UserError, match=what):
         search(file, changes, latency="4ms", task=task)
+
+
+def test_encoders_that_cannot_be_reconstructed_are_refused(file, monkeypatch):
+    monkeypatch.setattr(architectures, "ARCHITECTURES", {k: replace(v, each_matrix_runs_once=False) for k, v in TYPES})
+    monkeypatch.setattr(latency, "measure", unavailable)
+    with pytest.raises(UserError, match="runs a matrix several times"):
+        search(file, latency="4ms")
 
 
 def test_an_embedding_model_is_scored_by_the_cosine_to_its_dense_embeddings(

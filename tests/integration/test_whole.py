@@ -354,12 +354,14 @@ def rendered(table) -> str:
 def test_plan_inspect_and_bench_show_what_is_there(finished, tmp_path, monkeypatch):
     from toolkit.cli.bench import comparison, recommendation
     from toolkit.cli.inspect import inspection
-    from toolkit.cli.plan_table import plan_table
+    from toolkit.cli.plan_table import table_of
+    from toolkit.pipeline.estimate.costs import estimate
     from toolkit.recipe import Performance
 
     recipe, folder, _ = finished
-    assert rendered(plan_table(recipe, folder)).count("yes") == len(graph.STAGES)
-    assert "no" in rendered(plan_table(recipe.model_copy(update={"seed": 1}), folder))
+    changed = recipe.model_copy(update={"seed": 1})
+    assert rendered(table_of(recipe, folder, estimate(recipe, folder))).count("yes") == len(graph.STAGES)
+    assert "no" in rendered(table_of(changed, folder, estimate(changed, folder)))
     assert "toy" in rendered(inspection(folder).shown)
     assert "79.98%" in rendered(inspection(folder / "student").shown)
     ir = folder / "tasks/toy/export"

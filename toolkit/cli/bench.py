@@ -272,7 +272,8 @@ def _sentence(
         text += f" Within measurement noise: {', '.join(c.name for c in decision.ties)}."
     ranked = sorted(measured, key=lambda c: c.latency_ms)
     engine = next((c for c in ranked if c.variant.engine), None)
-    if engine is not None and chosen.variant.int8 and not chosen.variant.engine:
+    slower = engine is not None and engine.latency_ms > chosen.latency_ms
+    if engine is not None and slower and chosen.variant.int8 and not chosen.variant.engine:
         text += (
             " Dense INT8 MatMuls are faster than the sparse kernels on this CPU "
             f"({engine.name}: {engine.latency_ms:.2f} ms)."

@@ -11,7 +11,6 @@ from toolkit.cli.run import execute
 from toolkit.cli.terminal import Outcome, with_output
 
 if TYPE_CHECKING:
-    from toolkit.core.artifacts import Manifest
     from toolkit.pipeline.short_recipe import Compression
     from toolkit.recipe import Recipe
 
@@ -23,15 +22,13 @@ class Compressed:
     Attributes:
         recipe: The recipe that was run.
         folder: Run folder.
-        manifests: Manifests of the run's stages.
-        outcome: What the command prints; its error is an accuracy criterion that is not met.
+        outcome: What the command prints; its error says why compression failed, or what criterion is not met.
         best: Name of the variant that serves the target best; None if none is accurate enough.
         scores: Scores of that variant on the dev split.
     """
 
     recipe: "Recipe"
     folder: Path
-    manifests: "list[Manifest]"
     outcome: Outcome
     best: str | None
     scores: dict[str, float]
@@ -59,8 +56,8 @@ def compressed(order: "Compression") -> Compressed:
     manifests = execute(recipe, folder)
     best = best_variant(manifests, TASK, order.target)
     scores = {score.metric: score.value for score in best.scores} if best else {}
-    outcome = reported(manifests, folder)
-    return Compressed(recipe, folder, manifests, outcome, best.name if best else None, scores)
+    outcome = reported(manifests, folder, latency_counts=order.target == "latency")
+    return Compressed(recipe, folder, outcome, best.name if best else None, scores)
 
 
 @with_output
@@ -91,7 +88,7 @@ def compress(
     order = Compression(model, train, dev, task, target, sparsity, pattern, columns, label, name, runs, changes)
     found = compressed(order)
     best: dict[str, Any] | None = None
-    line = "No variant is accurate enough."
+    line = "No variant is accurate enough." if found.outcome.document["variants"] else "No variant was measured."
     if found.best:
         best = {"name": found.best, "folder": found.best_folder, "scores": found.scores}
         line = f"Best for {target}: {found.best}: {found.best_folder}"

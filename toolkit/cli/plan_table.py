@@ -1,25 +1,14 @@
 """Costs of `pruneofa plan`: steps, memory, time and disk per stage, as a table or as JSON values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.pipeline.estimate.costs import Estimate, Measure, estimate, gigabytes
+from toolkit.pipeline.estimate.costs import Estimate, gigabytes
 from toolkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-def plan_table(
-    recipe: Recipe,
-    run_folder: Path,
-    measure: Measure | None = None,
-    available: float | None = None,
-    log: Callable[[str], None] = lambda text: None,
-) -> "Table":
-    """Returns a table with one row per step; arguments and errors are those of `estimate`."""
-    return table_of(recipe, run_folder, estimate(recipe, run_folder, measure, available, log))
 
 
 def plan_document(recipe: Recipe, run_folder: Path, rows: Sequence[Estimate]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli.terminal import Outcome
-from toolkit.core.errors import CheckFailed, CompressionFailed
+from toolkit.core.errors import CompressionFailed
 
 if TYPE_CHECKING:
     from toolkit.core.artifacts import Manifest
@@ -27,13 +27,16 @@ def report(
     typer.echo(f"Report: {page}")
 
 
-def reported(manifests: "list[Manifest]", folder: Path, *, with_report: bool = True) -> Outcome:
+def reported(
+    manifests: "list[Manifest]", folder: Path, *, with_report: bool = True, latency_counts: bool = True
+) -> Outcome:
     """Writes and prints the report of a run, and returns the run's outcome.
 
     Args:
         manifests: Manifests of the finished stages.
         folder: Run folder.
         with_report: Whether the report is written and printed; otherwise only the outcome is returned.
+        latency_counts: Whether compression has failed where a dense variant is faster.
     """
     from toolkit.reporting.report import PAGE
     from toolkit.reporting.rows import stage_rows, variant_rows
@@ -41,8 +44,8 @@ def reported(manifests: "list[Manifest]", folder: Path, *, with_report: bool = T
     error = None
     try:
         if with_report:
-            show_report(manifests, folder)
-    except CheckFailed as missed:  # everything is finished: the document says what was made
+            show_report(manifests, folder, latency_counts=latency_counts)
+    except CompressionFailed as missed:  # everything is finished: the document says what was made
         error = missed
     page = folder / "report" / PAGE
     document = {
@@ -54,16 +57,17 @@ def reported(manifests: "list[Manifest]", folder: Path, *, with_report: bool = T
     return Outcome(document, error=error)
 
 
-def show_report(manifests: "list[Manifest]", folder: Path) -> None:
+def show_report(manifests: "list[Manifest]", folder: Path, *, latency_counts: bool = True) -> None:
     """Writes and prints the report.
 
     Raises:
-        CompressionFailed: Accuracy is at chance, an accuracy criterion is not met, or a dense variant is faster.
+        CompressionFailed: Accuracy is at chance, an accuracy criterion is not met, or, if latency counts, a dense
+            variant is faster.
     """
     from toolkit import reporting
 
     write_report(manifests, folder)
-    if failed := reporting.failures(manifests):
+    if failed := reporting.failures(manifests, latency_counts=latency_counts):
         raise CompressionFailed("\n".join(failed))
 
 
@@ -71,6 +75,7 @@ def write_report(manifests: "list[Manifest]", folder: Path) -> None:
     """Writes and prints the report, of a run that is complete or not."""
     from toolkit import reporting
     from toolkit.cli.terminal import Console
+    from toolkit.core.artifacts import failed_checks
     from toolkit.measure.manifest_schema import require_recorded
     from toolkit.pipeline.requirements import install_command, missing_module
 
@@ -83,6 +88,6 @@ def write_report(manifests: "list[Manifest]", folder: Path) -> None:
     else:
         page = reporting.build([manifests], folder / "report")
         found = f"Report: {page}"
-    if any(m.stage == "export" for m in manifests):
+    if any(m.stage == "export" and not failed_checks(m.checks) for m in manifests):
         found += f"\nIR folders: {folder}/tasks/<task>/export/<variant>"
     terminal.print(found, highlight=False, soft_wrap=True)

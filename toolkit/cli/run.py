@@ -1,5 +1,6 @@
 """`pruneofa init`, `check`, `plan`, `run` and `schema`: commands that work on a recipe."""
 
+import contextlib
 import os
 import re
 import time
@@ -208,7 +209,8 @@ def execute(
         manifests = job(only=only, start=start)
     except CheckFailed:
         if job.failed is not None:
-            write_report([*job.manifests, job.failed], folder)
+            with contextlib.suppress(UserError):  # figures that are not finite cannot be shown: the checks say so
+                write_report([*job.manifests, job.failed], folder)
         raise
     (folder / "recipe.yaml").write_text(dump_recipe(loaded))
     return manifests

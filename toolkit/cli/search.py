@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli.run import Overrides, RecipeFile, RunsFolder, recipe_arguments
+from toolkit.cli.terminal import Console, Outcome, with_output
 from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
 
 _PROXY = (
     "Scores are of models in FP32 that were pruned in one shot, without training: they rank sizes, and do not tell "
-    "what training reaches. Fewer layers recover from little training, zeros gain more from much of it: of MiniLM, "
-    "three dense layers beat 80 % zeros after 0.2 M tokens of distillation; by extrapolation, zeros win from some 5 to "
-    "10 M on. "
-    "Sizes without a score cannot win."
+    "what training reaches: MiniLM with fewer dense layers came out better than with zeros of about the same one-shot "
+    "score (docs/results.md). Sizes without a score are taken to be unable to win."
 )
 
 
+@with_output
 def search(
     recipe: RecipeFile = None,  # type: ignore[assignment]
     overrides: Overrides = None,
@@ -48,13 +48,12 @@ def search(
     threads: Annotated[int | None, typer.Option(min=1, help="threads; default: the recipe's, or all cores")] = None,
     output: Annotated[Path | None, typer.Option(help="recipe to write; default: <name>-found.yaml")] = None,
     runs: RunsFolder = Path("runs"),
-) -> None:
+) -> Outcome:
     """Find the depth, zeros and pattern that meet a goal on this machine, without training; write their recipe."""
     from rich.text import Text
 
-    from toolkit.cli.terminal import Console
     from toolkit.pipeline.search.goals import parse_goal
-    from toolkit.pipeline.search.search import Sizes, search
+    from toolkit.pipeline.search.search import Inference, document, search
     from toolkit.recipe.load import changed_text, load_recipe
 
     goal = parse_goal({"latency": latency, "speedup": speedup, "loss": loss})
@@ -75,20 +74,28 @@ def search(
         def log(text: str) -> None:
             status.update(Text(text)) if terminal.is_terminal else terminal.print(text, highlight=False)
 
-        found = search(load, runs / loaded.name, goal, Sizes(length, batch, threads), task, log)
-    terminal.print(search_table(found))
-    if found.best is None:
-        raise found.missed()
-    if found.best == found.dense:
-        raise UserError(
-            f"the dense model in 8 bits meets the goal of {goal}, so there is nothing to prune",
-            where=f"--{goal.kind}",
-            instead="export: {variants: [dense-int8]}, or a harder goal",
-        )
+        found = search(load, runs / loaded.name, goal, Inference(length, batch, threads), task, log)
+    error = _missed(found)
+    if error is not None:
+        return Outcome(document(found), search_table(found), error=error)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(_header(found) + changed_text(path, [*changes, *found.changes]))
-    terminal.print(_summary(found), highlight=False, soft_wrap=True)
-    terminal.print(f"Wrote {target}. Next: pruneofa run {shlex.quote(str(target))}", highlight=False, soft_wrap=True)
+    terminal.print(search_table(found))
+    lines = f"{_summary(found)}\nWrote {target}. Next: pruneofa run {shlex.quote(str(target))}"
+    return Outcome(document(found) | {"recipe": target}, Text(lines), wrap=False)
+
+
+def _missed(found: "Found") -> UserError | None:
+    """Returns the error of a search that found no size to train; None if it found one."""
+    if found.best is None:
+        return found.missed()
+    if found.best != found.dense:
+        return None
+    return UserError(
+        f"the dense model in 8 bits meets the goal of {found.goal}, so there is nothing to prune",
+        where=f"--{found.goal.kind}",
+        instead="export: {variants: [dense-int8]}, or a harder goal",
+    )
 
 
 def search_table(found: "Found") -> "RenderableType":
@@ -126,7 +133,7 @@ def _summary(found: "Found") -> str:
     text = f"Found for {found.goal}: {_figures(found, best)}."
     shallow = found.shallow
     if shallow is not None and best.zeros:
-        text += f"\nFewer layers alone meet it too, and recover faster: {_figures(found, shallow)}."
+        text += f"\nFewer layers alone meet it, too: {_figures(found, shallow)}."
     return text
 
 

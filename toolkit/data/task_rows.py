@@ -85,7 +85,9 @@ def read_task(name: str, section: Task) -> TaskRows:
     labels = class_labels(all_train, section)
     tune, train = _set_aside(all_train, section)
     if KINDS[section.kind].has_classes:
-        for split, rows in (("train", train), ("dev", dev), *more.items()):
+        # A rare class of several may be among the rows that are set aside for tuning alone.
+        trained = all_train if KINDS[section.kind].several_classes else train
+        for split, rows in (("train", trained), ("dev", dev), *more.items()):
             require_classes(name, split, rows, labels, section)
         if not section.labels:
             require_evaluated(all_train, itertools.chain(dev, *more.values()), labels, section)
@@ -100,7 +102,7 @@ def read_task(name: str, section: Task) -> TaskRows:
         for split, rows in splits.items():
             splits[split] = by_query(rows, first)
             require_rankable(splits[split])
-            first += measured_items(rows)
+            first += measured_items(splits[split])
     return TaskRows(labels, train, tune, splits, tuple(left_out))
 
 
@@ -192,7 +194,8 @@ def _set_aside(train: list[TaskRow], section: Task) -> tuple[list[TaskRow], list
         units.setdefault(row.texts[0] if KINDS[section.kind].per_query else number, []).append(number)
     numbered, chosen = list(units.values()), set[int]()
     for unit in np.random.default_rng(0).permutation(len(units)).tolist():
-        if not count or (chosen and len(chosen) + len(numbered[unit]) > count):
+        together = len(chosen) + len(numbered[unit])
+        if not count or (chosen and together > count) or together == len(train):
             break
         chosen.update(numbered[unit])
     return [row for i, row in enumerate(train) if i in chosen], [row for i, row in enumerate(train) if i not in chosen]

@@ -35,7 +35,7 @@ class Measure:
     Attributes:
         name: `accuracy`; for an additional split `accuracy (mismatched)`.
         metric: Name of the metric without the split.
-        part: Slice of `dev` that is the split, in examples or questions.
+        part: Slice of the split's answers in `dev.truth`: of examples, questions, sentences, or queries.
     """
 
     name: str

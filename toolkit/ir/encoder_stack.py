@@ -1,8 +1,8 @@
 """Replacement of whole encoder layers of an IR by SparseEncoder operations.
 
-A layer is what BERT, RoBERTa, ELECTRA and DistilBERT have: attention with a padding mask, a feed-forward, and a
-LayerNorm after each residual sum. All six matrices must be pruned. Consecutive layers become one operation. Any
-deviation, such as another reader of an intermediate value, leaves a layer as it is.
+A layer is what BERT, ALBERT, RoBERTa and its relatives, ELECTRA and DistilBERT have: attention with a padding mask, a
+feed-forward, and a LayerNorm after each residual sum. All six matrices must be pruned. Consecutive layers become one
+operation. Any deviation, such as another reader of an intermediate value, leaves a layer as it is.
 """
 
 from collections.abc import Iterator, Sequence

@@ -14,7 +14,8 @@ _CLASSES = {
     "ForQuestionAnswering": "OVModelForQuestionAnswering",
     "ForTokenClassification": "OVModelForTokenClassification",
 }
-_SENTENCES = "modules.json"  # file of a sentence-transformers folder, which an embedding model's IR is
+# Files of a sentence-transformers folder, which the IRs of embedding models and rerankers are.
+_MODULES, _LIBRARY = "modules.json", "config_sentence_transformers.json"
 _LIKE_MEASURED = {"INFERENCE_PRECISION_HINT": "f32"}  # CPUs with AMX would compute in bf16, and score otherwise
 
 
@@ -33,7 +34,7 @@ def load_ir(folder: Path) -> Any:
         raise UserError(what, where=str(folder), instead="<run>/tasks/<task>/export/<variant>")
     if extension := needed_extension(folder):
         _add_to_optimum(extension)
-    if (folder / _SENTENCES).is_file():
+    if _is_embedding_model(folder):
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
@@ -50,6 +51,14 @@ def load_ir(folder: Path) -> Any:
     import optimum.intel
 
     return getattr(optimum.intel, name).from_pretrained(folder, ov_config=_LIKE_MEASURED)
+
+
+def _is_embedding_model(folder: Path) -> bool:
+    """Returns whether a folder is a `SentenceTransformer`; a reranker's is a `CrossEncoder`, and a classifier, too."""
+    if not (folder / _MODULES).is_file():
+        return False
+    config = read_json(folder / _LIBRARY) if (folder / _LIBRARY).is_file() else {}
+    return not isinstance(config, dict) or config.get("model_type", "SentenceTransformer") == "SentenceTransformer"
 
 
 @functools.cache

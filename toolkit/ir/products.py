@@ -9,8 +9,9 @@ from toolkit.ir.constants import chain, constant_of, dequantized, zeros_of
 
 Range = tuple[float, float]
 
-# Fraction of zeros from which the kernels beat OpenVINO's dense MatMuls, FP32 and INT8, with AVX2 and with VNNI:
-# benchmarks/results/2026-11-28_xeon-vnni_sparse_encoder.md. Just below 70 and 50 %, because shares are rounded.
+# Fraction of zeros from which the kernels are used. In single values, 60 % are as fast as dense INT8 with VNNI; in
+# blocks, 50 % are faster than dense, FP32 and INT8: benchmarks/results/2026-11-28_xeon-vnni_sparse_encoder.md.
+# Just below 70 and 50 %, because fractions are rounded.
 BREAK_EVEN: dict[kernels.Pattern, float] = {"1x1": 0.695, "4x1": 0.495}
 
 

@@ -128,16 +128,19 @@ def decide(candidates: Sequence[Candidate], limits: "Limits | SameForAll") -> De
         # 0.90 - 0.89 is not exactly 0.01
         if not c.at_chance and c.score >= limits.floor(c.variant, reference.variant, reference.score) - 1e-12
     ]
+    compressed = [c for c in candidates if c.variant.sparse] or [c for c in candidates if c.variant.int8]
+    incomparable = reference.at_chance and reference not in compressed
+    if incomparable:
+        accepted = []
     if timed:
         accepted.sort(key=lambda c: c.latency_ms)
     chosen = accepted[0] if accepted and timed else None
     ties = tuple(c for c in accepted[1:] if chosen and not c.slower_than(chosen))
-    compressed = [c for c in candidates if c.variant.sparse] or [c for c in candidates if c.variant.int8]
     good = [c for c in accepted if c in compressed]
     best = good[0] if good else max(compressed, key=lambda c: c.score, default=None)
     rival = next((c for c in accepted if c not in compressed), None)
     failure: Failure | None = None
-    if reference.at_chance and reference not in compressed:
+    if incomparable:
         failure = "reference at chance"
     elif compressed and all(c.at_chance for c in compressed):
         failure = "at chance"

@@ -165,7 +165,7 @@ def require_reconstructable(config: Mapping[str, Any] | None, where: str) -> Non
     if config is not None and not architecture_of(config).each_matrix_runs_once:
         kinds = ", ".join(kind for kind, entry in ARCHITECTURES.items() if entry.each_matrix_runs_once)
         what = f"a model of type {config.get('model_type')} runs a matrix several times in a forward pass"
-        raise UserError(what, where=where, instead=f"remove the key, or a model of type {kinds}")
+        raise UserError(what, where=where, instead=f"no reconstruction, or a model of type {kinds}")
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

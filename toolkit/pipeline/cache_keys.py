@@ -6,12 +6,12 @@ from typing import Any
 from toolkit.core.files import file_hash, json_hash
 from toolkit.data.documents import as_read
 from toolkit.data.hub import hub_split
-from toolkit.data.kinds.retrieval import files_of, is_judged
+from toolkit.data.kinds.retrieval import files_of, judged_files
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
 from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe, Task, TransferTuning
 from toolkit.recipe.corpus import corpus_settings
-from toolkit.recipe.references import corpus_files, is_hub, table_format, task_files
+from toolkit.recipe.references import corpus_files, is_hub, table_format
 from toolkit.recipe.task import settings_for_keys
 
 # Left out of cache keys: paths, since moving a file does not change its content, whose hash is in the key instead; and
@@ -73,8 +73,7 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
 
     def judged(tasks: Iterable[Task]) -> list[list[str]]:
         """Returns the hashes of the documents and queries beside each file of judgements."""
-        specs = [spec for task in tasks if KINDS[task.kind].per_query for spec in task_files(task) if is_judged(spec)]
-        return [[hashed(file) for file in files_of(spec)] for spec in specs]
+        return [[hashed(file) for file in files] for task in tasks for files in judged_files(task)]
 
     roles: dict[str, Any] = {}
     if corpus is not None:

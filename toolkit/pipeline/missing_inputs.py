@@ -1,10 +1,11 @@
 """Check that all models and data files that a recipe names exist; all missing ones are reported at once."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from toolkit.core.errors import UserError
-from toolkit.data.kinds.retrieval import files_of
+from toolkit.data.kinds.retrieval import files_of, judged_files
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.recipe import Recipe
 from toolkit.recipe.references import corpus_files, task_files
@@ -23,7 +24,8 @@ def require_inputs(recipe: Recipe, models: Iterable[str], inputs: ResolvedInputs
     """
     files = corpus_files(recipe.corpus, recipe.tasks) if recipe.corpus else []
     for task in recipe.tasks.values():
-        files += [*task_files(task), *(file for spec in task.retrieval.values() for file in files_of(spec))]
+        sets = [*map(files_of, task.retrieval.values()), *judged_files(task)]
+        files += [*task_files(task), *itertools.chain.from_iterable(sets)]
     looked_up: list[tuple[Callable[[str], Any], str]] = [(inputs.model, source) for source in dict.fromkeys(models)]
     looked_up += [(inputs.file, spec) for spec in dict.fromkeys(files)]
     missing: list[UserError] = []

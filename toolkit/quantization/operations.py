@@ -62,7 +62,9 @@ def possible_ops(model: nn.Module) -> dict[str, OpType]:
         if isinstance(module, nn.Linear | nn.Embedding):
             found[name] = "Linear" if isinstance(module, nn.Linear) else "Embedding"
         shapes = [tuple(child.weight.shape) for child in module.children() if isinstance(child, nn.Linear)]
-        if len(shapes) > len(set(shapes)) or any(rows == 3 * columns for rows, columns in shapes):
+        # The attention's output layer is beside one of three; a feed-forward may also be three times as wide.
+        of_three = any(rows == 3 * columns and (columns, columns) in shapes for rows, columns in shapes)
+        if len(shapes) > len(set(shapes)) or of_three:
             found[name] = "MatMul"
     return found
 

@@ -53,7 +53,7 @@ class KindRules:
         has_classes: Whether the label is the name or number of a class.
         several_classes: Whether a row has any number of classes, none included.
         scalar_label: Whether the label is a string or a number, not a list or an object.
-        columns: Names of the text columns if the kind needs a fixed number of them; empty: one or two columns.
+        columns: Names of the text columns if the kind needs a fixed number of them; empty: one to `most_columns`.
         cuts_windows: Whether long texts are split into windows, as set in `windows`.
         per_token: Whether logits are per token ([C, length]): their number varies with the text, so that they cannot be
             compared one by one.
@@ -137,7 +137,7 @@ class AnswerWindows(Section):
 
 
 class Task(Section):
-    """A task over one or two text columns, question answering, or tags of words."""
+    """A task: its kind, its data files and their columns, and the stages that differ from the recipe's."""
 
     preset: Preset | None = Field(
         None, description="public task; sets files (from the hub), columns, labels and metrics that are not given here"
@@ -378,4 +378,6 @@ def settings_for_keys(task: Task, *, texts_only: bool = False, exclude: set[str]
         exclude: Keys to leave out.
     """
     values = task.model_dump(mode="json", include=_TEXT_FIELDS if texts_only else None, exclude=exclude)
+    if texts_only:  # of the ranking, only the number of candidates chooses texts
+        values["ranking"] = _ADDED["ranking"] | {"bm25": task.ranking.bm25}
     return {key: value for key, value in values.items() if key not in _ADDED or value != _ADDED[key]}

@@ -1,8 +1,7 @@
 """Tables, plots and pages of a run: pure functions of its manifests."""
 
 from toolkit.reporting.report import build
-from toolkit.reporting.sentences import missed_criteria
 from toolkit.reporting.terminal import console
 from toolkit.reporting.verdicts import failures
 
-__all__ = ["build", "console", "failures", "missed_criteria"]
+__all__ = ["build", "console", "failures"]

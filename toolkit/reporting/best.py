@@ -10,14 +10,15 @@ from toolkit.reporting.manifests import stage_of
 
 # Target -> key by which the best of the accurate variants comes first.
 _ORDER: dict[str, Callable[[VariantRow], tuple[float, ...]]] = {
-    "latency": lambda row: (row.latency.value if row.latency else 0.0,),
     "size": lambda row: (row.file.value, row.gzip.value),
     "accuracy": lambda row: (not VARIANTS[row.name].sparse, -row.scores[0].value),
 }
 
 
 def best_variant(manifests: Sequence[Manifest], task: str, target: str) -> VariantRow | None:
-    """Returns the benchmarked variant of a task that serves a target best; None if none is accurate enough.
+    """Returns the benchmarked variant of a task that serves a target best.
+
+    None if none is accurate enough, or if latency is the target and was not measured.
 
     Args:
         manifests: Manifests of a run.
@@ -28,6 +29,8 @@ def best_variant(manifests: Sequence[Manifest], task: str, target: str) -> Varia
     if benchmark is None:
         return None
     head, limits = claims_table(benchmark), Limits.of(benchmark, stage_of(manifests, "export", task))
-    accepted = decide(next(iter(candidates(benchmark).values())), limits).accepted
-    rows = [row for row in head.variants if row.name in {candidate.name for candidate in accepted}]
+    decision = decide(next(iter(candidates(benchmark).values())), limits)
+    if target == "latency":
+        return head.variant(decision.chosen.name) if decision.chosen else None
+    rows = [row for row in head.variants if row.name in {candidate.name for candidate in decision.accepted}]
     return min(rows, key=_ORDER[target], default=None)

@@ -180,10 +180,11 @@ def _task_view(run: Sequence[Manifest], task: str, mark: str, found: Sequence[Ve
     exported = export.metrics if export else {}
     exported_variants: dict[str, dict[str, Any]] = exported.get("variants", {})
     stored = SHIPPED if SHIPPED in exported_variants else DENSE_INT8
+    verdict = next(v for v in found if v.task == task and v.of_benchmark)
     view = TaskView(
         head=head,
-        verdict=next(v for v in found if v.task == task and v.of_benchmark),
-        summary=sentences.summary(head, stage_of(run, "transfer", task) or quantized),
+        verdict=verdict,
+        summary=sentences.summary(head, stage_of(run, "transfer", task) or quantized, verdict.chosen),
         criterion=sentences.criterion(benchmark),
         sizes=_sizes(benchmark),
         parity=[{"variant": v, **m} for v, m in exported_variants.items() if "torch" in m],

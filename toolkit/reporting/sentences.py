@@ -11,14 +11,15 @@ from toolkit.reporting.claims_table import ClaimsTable, Quantity, VariantRow, cl
 from toolkit.reporting.formatting import milliseconds, number, percent, points, score, storage, times
 
 
-def summary(head: ClaimsTable, sparse: Manifest | None) -> str:
-    """Summarizes the measurements of the shipped variant, or of the last variant if that one was not exported.
+def summary(head: ClaimsTable, sparse: Manifest | None, chosen: str | None = None) -> str:
+    """Summarizes the measurements of the variant to deploy, else of sparse-int8, else of the last variant.
 
     Args:
         head: The claims table.
         sparse: Manifest with the sparsity of the task's model; None without a sparse model.
+        chosen: Name of the variant to deploy; None: none.
     """
-    variant = head.variant(SHIPPED) or head.variants[-1]
+    variant = head.variant(chosen or SHIPPED) or head.variants[-1]
     first = variant.scores[0]
     zeros = f" ({model_kind(sparse)})" if VARIANTS[variant.name].sparse and sparse is not None else ""
     text = f"{variant.name}{zeros} reaches {score(first)} {first.metric} on {first.n:,} dev examples"

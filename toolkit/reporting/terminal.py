@@ -34,7 +34,7 @@ def console(runs: Sequence[Sequence[Manifest]]) -> "RenderableType":
             parts.append(_table(head, title, chosen_of(found, head.task)))
             quantized = stage_of(run, "quantize", head.task)
             sparse = stage_of(run, "transfer", head.task) or quantized
-            lines = [sentences.summary(head, sparse), sentences.criterion(benchmark)]
+            lines = [sentences.summary(head, sparse, chosen_of(found, head.task)), sentences.criterion(benchmark)]
             lines += sentences.left_out(stage_of(run, "export", head.task))
             parts += [Text(line) for line in lines if line]
             if quantized and quantized.metrics.get("tuning"):

@@ -23,6 +23,7 @@ class Verdict:
         reason: Why, in sentences.
         chosen: Name of the variant to deploy; None: none, or none can be named.
         of_benchmark: Whether it is the decision of a benchmarked task, not a stage whose checks failed.
+        only_slower: Whether all that failed is the latency: a dense variant is faster.
     """
 
     task: str
@@ -31,6 +32,7 @@ class Verdict:
     reason: str
     chosen: str | None = None
     of_benchmark: bool = True
+    only_slower: bool = False
 
     @property
     def text(self) -> str:
@@ -51,17 +53,29 @@ def headline(found: Sequence[Verdict]) -> str:
         return "Nothing to deploy yet: no variant was measured"
     if len(found) == 1:
         return f"{found[0].task + ': ' if found[0].task else ''}{found[0].headline}"
-    failed = sum(v.failed for v in found)
-    good = len(found) - failed
-    parts = [f"failed for {failed}"] * bool(failed) + [f"worked for {good}"] * bool(good)
-    return f"{len(found)} tasks: compression {', '.join(parts)}"
+    tasks = [v for v in found if v.of_benchmark]
+    counts = {
+        "failed for": sum(v.failed for v in tasks),
+        "worked for": sum(not v.failed and v.chosen is not None for v in tasks),
+        "undecided for": sum(not v.failed and v.chosen is None for v in tasks),
+    }
+    broken = len(found) - len(tasks)
+    parts = [f"compression {', '.join(f'{what} {n}' for what, n in counts.items() if n)}"] if tasks else []
+    parts += [f"{broken} stage{'s' * (broken > 1)} failed a check"] if broken else []
+    return f"{len(tasks)} task{'s' * (len(tasks) != 1)}: {'; '.join(parts)}"
 
 
-def failures(run: Sequence[Manifest]) -> list[str]:
-    """Returns a line for each failed verdict, and for each task that was not benchmarked and misses its criterion."""
+def failures(run: Sequence[Manifest], *, latency_counts: bool = True) -> list[str]:
+    """Returns a line for each failed verdict, and for each task that was not benchmarked and misses its criterion.
+
+    Args:
+        run: Manifests of a run.
+        latency_counts: Whether a dense variant that is faster is a failure.
+    """
     measured_tasks = {m.task for m in run if m.stage == "benchmark"}
     missed = [m for m in run if m.stage != "benchmark" and m.task not in measured_tasks]
-    return [v.text for v in verdicts(run) if v.failed] + sentences.missed_criteria(missed)
+    found = [v for v in verdicts(run) if v.failed and (latency_counts or not v.only_slower)]
+    return [v.text for v in found] + sentences.missed_criteria(missed)
 
 
 def _failed_stage(manifest: Manifest) -> Verdict:
@@ -99,8 +113,14 @@ def _of_task(run: Sequence[Manifest], benchmark: Manifest) -> Verdict:
         parts += [
             f"At batch {batch}: {other.name} ({milliseconds(other.latency_ms)})." for batch, other in others.items()
         ]
-    failed = bool(decision.failure or missed)
-    return Verdict(head.task, failed, first, " ".join(filter(None, parts)), chosen.name if chosen else None)
+    return Verdict(
+        head.task,
+        bool(decision.failure or missed),
+        first,
+        " ".join(filter(None, parts)),
+        chosen.name if chosen else None,
+        only_slower=decision.failure == "slower" and not missed,
+    )
 
 
 def failed_headline(decision: Decision) -> str:

@@ -54,7 +54,7 @@ def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> S
     """Computes the logits of every example, in the order of the examples, whatever the batch size.
 
     Returns:
-        [n, C] for classification and regression; a list of [2, length], one per window, for question answering.
+        [n, C]; for kinds whose logits are per token, a list of [C, length], one per window.
     """
     order: list[int] = []
     logits: list[np.ndarray] = []

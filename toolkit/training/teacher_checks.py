@@ -95,7 +95,7 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
         return None
     truth, predicted, metric = split.truth, split.predicted(logits), task.measures[0].metric
     own, chance = task.shuffled(split, logits)
-    better = _better_order(_flat(truth), _flat(predicted), task.labels) if task.labels else None
+    better = _better_order(*_comparable(task, truth, predicted), task.labels) if task.labels else None
     if own > np.mean(chance) + 2 * np.std(chance) and better is None:
         return None
     which = "tuning" if split is task.tune else "dev" if split is task.dev else "training"
@@ -109,9 +109,16 @@ def doubt(task: TaskData, split: Split, logits: Sequence[np.ndarray], folder: Pa
     return UserError(f"{what}: its classes seem to be in another order", where=str(folder), instead=instead)
 
 
-def _flat(values: Any) -> np.ndarray:
-    """Returns class numbers or margins of examples, or class numbers of all words of all sentences, as one array."""
-    return np.concatenate(values) if isinstance(values, list) else np.asarray(values)
+def _comparable(task: TaskData, truth: Any, predicted: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns truth and predictions as arrays: class numbers or margins of examples; or class numbers of words.
+
+    Words outside of entities, as most are, tell nothing of the order of the tags, so they are left out.
+    """
+    if not KINDS[task.kind].tagged:
+        return np.asarray(truth), np.asarray(predicted)
+    right, found = np.concatenate(truth), np.concatenate(predicted)
+    inside = (right != 0) | (found != 0)
+    return right[inside], found[inside]
 
 
 def _better_order(truth: np.ndarray, predicted: np.ndarray, labels: tuple[str, ...]) -> list[str] | None:

@@ -7,7 +7,7 @@ import pytest
 
 from toolkit.core.errors import UserError
 from toolkit.data.kinds.multi_label import LabelSets
-from toolkit.data.task_rows import check_rows
+from toolkit.data.task_rows import check_rows, read_task
 from toolkit.data.tasks import load_task
 from toolkit.models.load import load_tokenizer
 from toolkit.recipe import Task
@@ -106,6 +106,15 @@ def test_a_bad_row_is_refused_with_its_line(row, suffix, keys, expected, task):
     rows = [{"label": "|".join(r["label"])} for r in others] if suffix == "tsv" else others
     with pytest.raises(UserError, match=expected):
         check_rows("toy", task([*rows, row], suffix, **keys))
+
+
+def test_a_rare_class_may_be_among_the_rows_that_are_set_aside_for_tuning(task):
+    rows = [{"label": [f"rare {n}"] if n < 20 else ["a", "b"][: n % 3]} for n in range(200)]
+    section = task(rows, tuning_examples=1000)
+    found = read_task("toy", section)
+    tuned, trained = ({label for row in rows for label in row.label} for rows in (found.tune, found.train))
+    assert tuned - trained
+    assert "200 training rows" in check_rows("toy", section)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +185,21 @@ def test_candidates_in_beirs_layout_are_the_relevant_documents_and_the_best_by_b
     assert pairs_of(section)[3:] == [("air", "else", 0.5), ("air", a, 0), ("air", b, 0)]
     fewer = section.model_copy(update={"ranking": section.ranking.model_copy(update={"bm25": 1})})
     assert [pair[:2] for pair in pairs_of(fewer)[2:]] == [("wing", b), ("air", "else"), ("air", a)]
+
+
+def test_queries_of_the_same_text_are_one_query_with_the_higher_grades(beir, task):
+    file = beir(judged="a\t0\t4\nb\t0\t2\nb\t3\t2\n")
+    rows = [{"_id": name, "text": "wing"} for name in "ab"]
+    (Path(file).parent.parent / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = pairs_of(task().model_copy(update={"train": file, "dev": file}))
+    assert found[:2] == [("wing", "wing of air", 1), ("wing", "else", 0.5)]
+    assert len({pair[:2] for pair in found}) == len(found) == 4
+
+
+def test_a_single_query_is_not_set_aside_for_tuning(task):
+    rows = "".join(f"q\tp{n}\t{int(n == 0)}\n" for n in range(20))
+    found = read_task("toy", task(HEAD + rows, tuning_examples=1000))
+    assert (len(found.tune), len(found.train)) == (0, 20)
 
 
 def test_bad_files_in_beirs_layout_are_refused_by_row_or_left_out(beir, task):

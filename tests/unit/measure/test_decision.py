@@ -55,6 +55,12 @@ def test_compression_at_chance_has_failed_even_within_its_limit():
     assert (wide.failure, wide.chosen, wide.accepted) == ("reference at chance", None, ())
 
 
+def test_nothing_is_chosen_where_the_reference_is_at_chance_whatever_the_others_reach():
+    of_reference = of({"dense-fp32": (0.5, 20.0)}, 0.5)
+    found = decide([*of_reference, *of({"sparse-int8": (0.6, 10.0)}, 0.5)], Limits())
+    assert (found.failure, found.chosen, found.accepted) == ("reference at chance", None, ())
+
+
 def test_sparse_variants_alone_at_chance_are_no_reference_that_failed():
     assert decide(of({n: (0.5, ms) for n, (_, ms) in GOOD.items() if "sparse" in n}, 0.5), Limits()).failure == (
         "at chance"

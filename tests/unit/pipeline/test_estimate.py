@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.cli.plan_table import plan_table
+from toolkit.cli.plan_table import table_of
 from toolkit.core import machine, paths
 from toolkit.core.artifacts import Artifact, Manifest, write_manifest
 from toolkit.core.errors import UserError
@@ -70,12 +70,12 @@ def planned(values: dict[str, Any], folder: Path, available: float = 1e15) -> tu
     return {row.step.label: row for row in rows}, measured
 
 
-def shown(table: Any) -> str:
+def planned_table(values: dict[str, Any], folder: Path, available: float) -> str:
     from rich.console import Console
 
-    console = Console(width=200)
+    recipe, console = Recipe.model_validate(values), Console(width=200)
     with console.capture() as capture:
-        console.print(table)
+        console.print(table_of(recipe, folder, costs.estimate(recipe, folder, Measured(), available)))
     return capture.get()
 
 
@@ -208,8 +208,8 @@ def test_what_does_not_fit_says_which_batch_does(values, tmp_path):
     rows, _ = planned(values, tmp_path, available=6e9)
     # 2 state + 0.5 teacher + 0.25 fixed + 1 libraries leave 2.25 GB: 9 examples, and 8 divides 32.
     assert "batch_size: 8 and gradient_accumulation_steps: 8" in rows["student"].remark
-    table = plan_table(Recipe.model_validate(values), tmp_path, Measured(), 6e9)
-    assert "student needs about 11.8 GB, but only 6.0 GB are available" in " ".join(shown(table).split())
+    table = planned_table(values, tmp_path, 6e9)
+    assert "student needs about 11.8 GB, but only 6.0 GB are available" in " ".join(table.split())
 
 
 def test_what_fits_with_no_batch_says_so(values, tmp_path):
@@ -290,7 +290,7 @@ def test_models_and_data_on_the_hub_are_planned_by_what_is_published(values, tmp
     assert rows["mnli/task_teacher"].source == "≤"
     assert json.loads(measured.shapes[0].config)["num_hidden_layers"] == 24
     assert measured.shapes[2].length == 128
-    assert "?" in shown(plan_table(Recipe.model_validate(values), tmp_path, Measured(), 1e15))
+    assert "?" in planned_table(values, tmp_path, 1e15)
 
 
 def test_of_a_model_that_nobody_knows_only_the_steps_are_said(values, tmp_path):

@@ -33,3 +33,12 @@ def test_one_missing_file_is_reported_as_before(tiny_bert, tiny_task_files):
     with pytest.raises(UserError, match="no such file") as caught:
         check_recipe(recipe(tiny_bert, tiny_task_files.train, tiny_task_files.dev))
     assert caught.value.where == "nowhere/other.tsv"
+
+
+def test_documents_and_queries_beside_judgements_are_looked_for_too(tiny_bert, tmp_path):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    task = {"kind": "reranking", "train": str(tmp_path / "qrels" / "test.tsv"), "dev": str(tmp_path / "qrels/test.tsv")}
+    with pytest.raises(UserError) as caught:
+        check_recipe(recipe(tiny_bert, "x", "x", tasks={"one": task}))
+    assert all(f"{tmp_path / name}: no such file" in str(caught.value) for name in ("corpus.jsonl", "queries.jsonl"))

@@ -93,7 +93,11 @@ def test_a_text_file_has_no_columns(tmp_path):
     ],
 )
 def test_the_pattern_is_the_one_that_serves_target_and_cpu(target, isa, pattern):
-    assert best_pattern(target, isa) == pattern
+    assert best_pattern(target, isa, 0.8) == pattern
+
+
+def test_with_few_zeros_only_blocks_are_faster_than_dense_matrices():
+    assert best_pattern("latency", {"avx2"}, 0.6) == "4x1"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from tests.helpers.quantization import LAYER, PER_TENSOR, STATIC, same, state_of
 from toolkit.ir.conformance import mismatches
@@ -14,6 +15,7 @@ from toolkit.quantization import nncf
 from toolkit.quantization.operations import (
     QuantizedOp,
     bypassed,
+    possible_ops,
     quantizable_ops,
     quantized_ops,
     quantizers,
@@ -113,6 +115,12 @@ FAMILIES = {
         "Wqkv",
     ),
 }
+
+
+def test_a_feed_forward_three_times_as_wide_is_no_attention():
+    config = BertConfig(hidden_size=32, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    found = possible_ops(BertModel(config))
+    assert [name for name, kind in found.items() if kind == "MatMul"] == ["encoder.layer.0.attention.self"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -72,4 +72,7 @@ def test_the_new_keys_are_part_of_a_cache_key_only_if_they_are_set():
     assert new.isdisjoint(settings_for_keys(recipe("kind: multi_label").tasks["toy"]))
     assert settings_for_keys(recipe("kind: multi_label, threshold: 0.3").tasks["toy"])["threshold"] == 0.3
     task = recipe(f"{PAIR}, ranking: {{group: 2}}").tasks["toy"]
-    assert settings_for_keys(task, texts_only=True)["ranking"]["group"] == 2
+    assert settings_for_keys(task)["ranking"]["group"] == 2
+    assert "ranking" not in settings_for_keys(task, texts_only=True)  # the texts of a corpus are the same
+    fewer = recipe(f"{PAIR}, ranking: {{group: 2, bm25: 9}}").tasks["toy"]
+    assert settings_for_keys(fewer, texts_only=True)["ranking"] == {"loss": "bce", "group": 1, "bm25": 9}

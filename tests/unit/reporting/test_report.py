@@ -192,8 +192,8 @@ def test_failed_checks_and_unmet_accuracy_criteria_are_reported(tmp_path):
     changed = [manifests[0], broken, *manifests[2:-1], missed]
     html = reporting.build([changed], tmp_path).read_text()
     assert "1 failed." in html
-    assert reporting.missed_criteria(manifests) == []
-    (line,) = reporting.missed_criteria(changed)
+    assert sentences.missed_criteria(manifests) == []
+    (line,) = sentences.missed_criteria(changed)
     assert line.startswith("films: ")
     assert "3.10\u202f%" in line
     assert "criterion not met" in line
@@ -334,9 +334,9 @@ def test_trials_of_the_tuning_are_in_the_page_the_markdown_and_the_terminal(tmp_
 
 def test_a_failed_tuning_is_an_unmet_criterion_where_nothing_was_benchmarked():
     stages = [m for m in tuned(met=False) if m.stage != "benchmark"]
-    (line,) = reporting.missed_criteria(stages)
+    (line,) = sentences.missed_criteria(stages)
     assert line.startswith("films: None of the 2 trials meets the accuracy criterion")
-    assert reporting.missed_criteria([m for m in tuned(met=True) if m.stage != "benchmark"]) == []
+    assert sentences.missed_criteria([m for m in tuned(met=True) if m.stage != "benchmark"]) == []
 
 
 def test_a_tuning_that_was_done_at_the_first_trial_is_not_talked_about():

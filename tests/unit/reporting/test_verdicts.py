@@ -155,6 +155,19 @@ def test_several_tasks_have_a_line_each_failures_first(tmp_path):
     assert len(reporting.failures(run)) == 1
 
 
+def test_tasks_without_a_decision_are_not_counted_as_worked():
+    untimed = {name: (score, None) for name, (score, _) in GOOD.items()}
+    assert headline(verdicts(measured(untimed, ("one", "two")))) == "2 tasks: compression undecided for 2"
+
+
+def test_a_faster_dense_variant_is_no_failure_where_latency_does_not_count():
+    run = measured(
+        GOOD | {"sparse-engine-int8": (0.81, 40.0), "sparse-int8": (0.811, 40.0), "sparse-fp32": (0.815, 40.0)}
+    )
+    assert "dense-int8 is faster" in reporting.failures(run)[0]
+    assert reporting.failures(run, latency_counts=False) == []
+
+
 def test_a_criterion_that_zeros_or_8_bits_do_not_meet_is_said_first_and_fails(tmp_path):
     for key, said in (("zeros_criterion", "the sparse model lost 3.00 %"), ("accuracy_criterion", "INT8 lost 3.00 %")):
         run = measured(GOOD)
@@ -184,5 +197,5 @@ def test_a_dense_model_of_an_older_run_is_not_called_sparse(tmp_path):
     zeros = {"sparsity": 0.0, "per_matrix": {"bert.encoder.layer.0.output.dense.weight": 0.0}}
     run = [m.model_copy(update={"metrics": m.metrics | zeros}) if "sparsity" in m.metrics else m for m in run]
     for text in shown(run, tmp_path):
-        assert "sparse-int8 (dense) reaches 79.0 %" in text
+        assert "sparse-fp32 (dense) reaches 80.0 %" in text
         assert "0.0 % of" not in text

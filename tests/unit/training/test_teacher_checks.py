@@ -162,6 +162,19 @@ def test_a_multi_label_teacher_must_score_above_chance_with_its_classes_in_order
     assert "f1_micro" in teacher_checks.doubt(task, task.dev, random, tiny_bert).what
 
 
+def test_exchanged_types_of_entities_are_told_from_the_words_inside_of_them(tiny_bert, tmp_path):
+    path = tmp_path / "train.conll"
+    words = [("it", "O")] * 8 + [("ann", "B-PER"), ("rome", "B-LOC")]
+    path.write_text("\n".join("".join(f"{word}\t{tag}\n" for word, tag in words) for _ in range(40)))
+    section = {"kind": "token_classification", "train": str(path), "dev": str(path), "tuning_examples": 0}
+    task = load_task("toy", Task.model_validate(section), load_tokenizer(tiny_bert))
+    assert task.labels == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    exchanged = [np.array([0, 3, 4, 1, 2])[tags] for tags in task.dev.truth]
+    right, found = teacher_checks._comparable(task, task.dev.truth, exchanged)
+    better = teacher_checks._better_order(right, found, task.labels)
+    assert (better[1], better[3]) == ("B-PER", "B-LOC")
+
+
 def test_a_reranking_teacher_must_rank_better_than_its_own_scores_in_another_order(other, tiny_bert):
     task = other("reranking")
     random = np.random.default_rng(0).normal(size=(120, 1))

@@ -58,7 +58,7 @@ class Examples(Tokenised):
     Attributes:
         texts: The text of each example, or the two texts of a pair.
         inputs: Name of a model input -> one list of ids per example.
-        labels: Label of each example, [n].
+        labels: Label of each example, [n]; with several classes [n, C].
     """
 
     texts: list[tuple[str, ...]]

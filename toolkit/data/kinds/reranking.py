@@ -153,9 +153,15 @@ def _judged_pairs(path: Path, section: Task) -> Iterator[tuple[str, str, str, fl
     A label is the grade as a fraction of the highest one; nDCG is the same for both.
     """
     found = read_retrieval(path.stem, str(path), drop_empty=section.drop_empty)
-    highest = max(grade for grades in found.relevant for grade in grades.values())
+    judged: dict[str, dict[int, float]] = {}  # several ids may have the same text: then the higher grade is kept
+    for query, grades in zip(found.queries, found.relevant, strict=True):
+        known = judged.setdefault(query, {})
+        known |= {place: max(grade, known.get(place, grade)) for place, grade in grades.items()}
+    if not judged:
+        raise UserError("no query with a text is judged", where=str(path), instead="judgements of queries with texts")
+    highest = max(grade for grades in judged.values() for grade in grades.values())
     index = BM25(found.documents)
-    for number, (query, grades) in enumerate(zip(found.queries, found.relevant, strict=True), start=1):
+    for number, (query, grades) in enumerate(judged.items(), start=1):
         count = section.ranking.bm25
         others = [place for place in index.best(query, count + len(grades)) if place not in grades]
         for place in (*grades, *others[:count]):

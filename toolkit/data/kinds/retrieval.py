@@ -9,6 +9,8 @@ from toolkit.core.errors import UserError
 from toolkit.data.files import fetch_file
 from toolkit.data.labels import number_of
 from toolkit.data.tables import read_rows, text
+from toolkit.recipe import KINDS, Task
+from toolkit.recipe.references import task_files
 
 CUT = 10  # ranks of nDCG and MRR
 RECALL_CUT = 100  # ranks of recall, as in BEIR
@@ -41,6 +43,12 @@ def files_of(qrels: str) -> tuple[str, str, str]:
 def is_judged(file: Path | str) -> bool:
     """Returns whether a file is one of judgements, by its folder."""
     return Path(file).parent.name == "qrels"
+
+
+def judged_files(task: Task) -> list[tuple[str, str, str]]:
+    """Returns the three files of each file of judgements that a reranking task names as a split."""
+    specs = task_files(task) if KINDS[task.kind].per_query else []
+    return [files_of(spec) for spec in specs if is_judged(spec)]
 
 
 def read_retrieval(name: str, qrels: str, *, drop_empty: bool = False) -> Retrieval:

@@ -18,7 +18,7 @@ from toolkit.data.published import published_rows
 from toolkit.data.tables import text
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.data.task_rows import file_rows
-from toolkit.recipe import Corpus, Source, Task
+from toolkit.recipe import KINDS, Corpus, Source, Task
 from toolkit.recipe.references import corpus_files, train_files
 
 _SAMPLE = 512  # tokenised texts
@@ -93,7 +93,8 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
         windows = len(lengths) / max(1, len(sample))
     return DataVolume(
         examples=None if rows is None else round((rows - tune) * windows),
-        exact=texts is not None and not held and kind.examples_per_row == 1 and section.ranking.group == 1,
+        # Reranking: queries are set aside whole, and groups depend on the labels.
+        exact=texts is not None and not held and kind.examples_per_row == 1 and not KINDS[section.kind].per_query,
         lengths=lengths,
         longest=section.max_seq_length,
         dev=round(dev_rows * windows),

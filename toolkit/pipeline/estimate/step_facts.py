@@ -112,6 +112,7 @@ def steps_alike(before: Manifest, step: Step, train: Train, inputs: ResolvedInpu
     name = step.stage.name
     same = _time_settings(before.config.get(name)) == _time_settings(section_values(name, step.sections[name]))
     section = step.sections[reads]
+    same = same and (read.get("ranking") or {}).get("group", 1) == group_of(step)
     return same and lengths == [part.max_seq_length for part in getattr(section, "sources", ()) or (section,)]
 
 

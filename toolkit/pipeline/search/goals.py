@@ -111,11 +111,14 @@ def chosen(goal: Goal, ms: Ms, scores: Scores) -> Point | None:
 
 
 def nearest(goal: Goal, ms: Ms, scores: Scores) -> Point | None:
-    """Returns the point that misses a goal least: the fastest one, or that of the best score; None if there is none."""
+    """Returns the point that misses a goal least: that of the best score for a goal of loss, else the fastest one.
+
+    None if there is no point but the dense model.
+    """
     others = ms.keys() - {dense_of(ms)}
-    if goal.kind != "loss":
-        return min(others, key=lambda point: ms[point], default=None)
-    return max(others & scores.keys(), key=lambda point: scores[point], default=None)
+    if goal.kind == "loss" and (scored := others & scores.keys()):
+        return max(scored, key=lambda point: scores[point])
+    return min(others, key=lambda point: ms[point], default=None)
 
 
 def frontier(ms: Ms, scores: Scores) -> set[Point]:

@@ -10,7 +10,7 @@ from toolkit.core import machine
 from toolkit.core.errors import UserError
 from toolkit.core.files import write_atomic
 from toolkit.data.resolved_inputs import ResolvedInputs
-from toolkit.models.architectures import layer_count
+from toolkit.models.architectures import layer_count, require_reconstructable
 from toolkit.models.depth import require_layers_of
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.pipeline.run_folder import exclusive
@@ -23,7 +23,7 @@ _CALM = 1.5  # latency of the slowest round by that of the fastest one
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Inference:
     """What the latency is measured on; None: as the recipe's benchmark has it, or its texts.
 
     Attributes:
@@ -102,7 +102,7 @@ def search(
     load: Callable[[Sequence[str]], Recipe],
     run_folder: Path,
     goal: Goal,
-    sizes: Sizes,
+    inference: Inference,
     task: str | None,
     log: Callable[[str], None],
 ) -> Found:
@@ -114,7 +114,7 @@ def search(
         load: Returns the recipe with some overrides.
         run_folder: Folder of the run.
         goal: The goal.
-        sizes: What the latency is measured on.
+        inference: What the latency is measured on.
         task: Name of the task that scores; None: the first one with a task teacher, or none.
         log: Receives progress messages.
 
@@ -134,7 +134,7 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
         dense = dense_model(recipe, run_folder, inputs, task, log)
-        section = _performance(recipe, sizes, dense.task, dense.longest)
+        section = _performance(recipe, inference, dense.task, dense.longest)
         require_length(section.sequence_length, dense.tokenizer.model_max_length, "--length")
         points = [full, *recipes]
         samples = latencies(points, recipe, dense, section, folder / LATENCY, log)
@@ -151,7 +151,7 @@ def search(
         needs = "" if in_8_bits(recipe) else "A model in 8 bits needs a `quantize` section, which the recipe lacks."
         remarks = tuple(filter(None, (dense.remark, needs, _unrest(samples, folder))))
         found = Found(goal, samples, scores, dense.score_name, remarks, section, left_out, best, changes)
-        write_atomic(folder / FRONTIER, json.dumps(_as_json(found), indent=1))
+        write_atomic(folder / FRONTIER, json.dumps(document(found), indent=1))
     return found
 
 
@@ -192,6 +192,7 @@ def _recipes(
     assert config is not None, "models are fetched"
     total = layer_count(config)
     require_layers_of(config, total)
+    require_reconstructable(config, recipe.model.source)  # every size is scored by it, dense ones too
     dense, *points = grid(total)
     found, errors = dict[Point, Recipe](), dict[Point, UserError]()
     checked = set[tuple[int, bool, int]]()  # the fraction of zeros is part of the recipe's own validation
@@ -232,7 +233,7 @@ def _changes(recipe: Recipe, point: Point, kept: Sequence[int] | None) -> tuple[
     return (f"name={recipe.name}-found", *overrides(recipe, point, kept))
 
 
-def _performance(recipe: Recipe, sizes: Sizes, task: str | None, longest: int) -> Performance:
+def _performance(recipe: Recipe, inference: Inference, task: str | None, longest: int) -> Performance:
     """Returns the settings of a short measurement."""
     names = [task] if task else list(recipe.tasks)
     sections = [found for name in names if (found := recipe.section("benchmark", name)) is not None]
@@ -242,13 +243,13 @@ def _performance(recipe: Recipe, sizes: Sizes, task: str | None, longest: int) -
         warmup=0,
         iteration=3,
         seconds=1,
-        batch_sizes=(sizes.batch or (given.batch_sizes[0] if given else 1),),
-        sequence_length=sizes.length or (given.sequence_length if given else longest),
-        configs=configs.model_copy(update={"cores_per_instance": sizes.threads}) if sizes.threads else configs,
+        batch_sizes=(inference.batch or (given.batch_sizes[0] if given else 1),),
+        sequence_length=inference.length or (given.sequence_length if given else longest),
+        configs=configs.model_copy(update={"cores_per_instance": inference.threads}) if inference.threads else configs,
     )
 
 
-def _as_json(found: Found) -> dict[str, object]:
+def document(found: Found) -> dict[str, object]:
     """Returns the result as JSON values."""
     points = [
         {
