@@ -53,6 +53,8 @@ POINTS = {
     "4 layers": shallow(4),
     "2 layers": shallow(2),
     "4 layers, 70 % 4x1": sparse(0.7, "4x1", "4"),
+    "4 layers, 50 % 4x1": sparse(0.5, "4x1", "4"),
+    "3 layers, 50 % 4x1": sparse(0.5, "4x1", "3"),
     "90 % 1x1": sparse(0.9, "1x1"),
 }
 
