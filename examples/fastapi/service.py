@@ -1,0 +1,59 @@
+"""HTTP service over an exported IR folder, with dynamic batching.
+
+IR_FOLDER=runs/mine/tasks/mine/export/sparse-engine-int8 uvicorn --app-dir examples/fastapi service:app
+curl localhost:8000/predict -H 'content-type: application/json' -d '{"texts": ["a warm and clever film"]}'
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from batching import Batcher, OverloadedError
+from fastapi import FastAPI, HTTPException
+from predictor import predictor
+from pydantic import BaseModel, Field
+
+
+class Texts(BaseModel):
+    """Body of a request."""
+
+    texts: list[Annotated[str, Field(max_length=10_000)]] = Field(min_length=1, max_length=64)
+
+
+class Values(BaseModel):
+    """Body of a response: for each text a class -> probability, or its embedding."""
+
+    values: list[dict[str, float] | list[float]]
+
+
+@asynccontextmanager
+async def _model(app: FastAPI) -> AsyncIterator[None]:
+    run = predictor(Path(os.environ["IR_FOLDER"]), max_tokens=int(os.environ.get("MAX_TOKENS", "128")))
+    run(["the first inference compiles"])
+    wait = float(os.environ.get("MAX_WAIT_MS", "5")) / 1000
+    async with Batcher(run, max_batch=int(os.environ.get("MAX_BATCH", "32")), max_wait=wait) as app.state.batcher:
+        yield
+
+
+app = FastAPI(title="PruneOFA service", lifespan=_model)
+
+
+@app.get("/health")
+async def health() -> dict[str, str]:
+    """Answers when the model is loaded."""
+    return {"status": "ready"}
+
+
+@app.post("/predict")
+async def predict(body: Texts) -> Values:
+    """Returns one value per text; texts of several requests are computed in one batch."""
+    answers: list[Any] = await asyncio.gather(*map(app.state.batcher, body.texts), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, OverloadedError):
+            raise HTTPException(503, str(answer), headers={"Retry-After": "1"})
+        if isinstance(answer, BaseException):
+            raise answer
+    return Values(values=answers)
