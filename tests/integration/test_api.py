@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import pruneofa
+from tests.helpers.examples import EXAMPLES
 from toolkit.cli import terminal
 from toolkit.core import paths
 from toolkit.data.resolved_inputs import ResolvedInputs
@@ -137,3 +138,23 @@ def test_the_examples_of_the_document_run(made, tiny_bert, tiny_task_files, tmp_
         exec(compile(block, "docs/api.md", "exec"), names)
     assert names["logits"].shape == (1, 2)
     assert parse_recipe((tmp_path / "mine.yaml").read_text(), "mine.yaml").tasks
+
+
+def test_the_notebook_compresses_and_opens_a_classifier(made, tiny_bert, tiny_task_files):
+    """Its code cells in order, all but the parameters as they are; every stage is finished already."""
+    cells = json.loads((EXAMPLES / "compress_your_classifier.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
+    (parameters,) = [cell for cell in code if "parameters" in cell["metadata"].get("tags", ())]
+    names: dict = {}
+    exec("".join(parameters["source"]), names)
+    given = {"MODEL": tiny_bert, "TRAIN": tiny_task_files.train, "DEV": tiny_task_files.dev}
+    given |= {"NAME": "tiny", "RUNS": made[1], "CHANGES": FAST}
+    assert given.keys() == names.keys() - {"__builtins__"}
+    names |= given
+    for cell in code:
+        if cell is not parameters:
+            exec(compile("".join(cell["source"]), "the notebook", "exec"), names)
+    assert names["result"].best == made[0].best
+    assert list(names["table"]["variant"]) == VARIANTS
+    assert names["logits"].shape == (2, 2)

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 import pruneofa
 from tests.conftest import BAD, GOOD, sentence
+from tests.helpers.examples import service_modules
 from tests.helpers.page import Page
 from toolkit import reporting
 from toolkit.core.artifacts import NullProgress
@@ -147,6 +148,13 @@ def test_an_ir_on_the_sparse_engine_opens_as_the_same_embedding(unlabelled, tabl
     opened = pruneofa.load(folder)
     assert isinstance(opened, SentenceTransformer)
     assert np.abs(opened.encode(texts) - plain.encode(texts)).max() < 1e-4
+
+
+def test_the_service_of_the_examples_answers_with_the_embedding(unlabelled, tables):
+    folder, texts = unlabelled[1] / "export" / "sparse-engine-fp32", first_column(tables["scored"])
+    with service_modules() as modules:
+        found = modules["predictor"].predictor(folder)(texts)
+    assert np.abs(np.array(found) - pruneofa.load(folder).encode(texts)).max() < 1e-5
 
 
 def test_mteb_evaluates_an_exported_folder_with_the_score_that_was_measured(unlabelled, tables):

@@ -96,7 +96,7 @@ def test_there_are_twelve_packages_at_most_and_each_file_is_short():
     assert len(packages) <= MOST_PACKAGES
     for folder in {path.parent for path in MODULES}:
         assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder
-    others = [path for folder in ("tests", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")]
+    others = [path for folder in ("tests", "benchmarks", "examples") for path in (REPOSITORY / folder).rglob("*.py")]
     for path in (*MODULES, *others):
         assert len(path.read_text().splitlines()) <= MOST_LINES, path
 

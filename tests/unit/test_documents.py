@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs/: commands parse, recipes validate, imports resolve, paths and links exist."""
+"""Documents: commands parse, recipes validate, imports resolve, paths and links exist."""
 
 import ast
 import importlib
@@ -20,7 +20,8 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.load import load_recipe, parse_recipe
 
 ROOT = paths.REPOSITORY
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "examples/README.md")
+DOCUMENTS = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = sorted((ROOT / "benchmarks").rglob("*.md"))
 SHELL = ("", "sh", "bash", "console")
 README_LINES = 150
