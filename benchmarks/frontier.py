@@ -2,11 +2,13 @@
 
     python benchmarks/frontier.py train DATA OUT [--set student.steps=600 ...] [--points "3 layers" "80 % 4x1" ...]
     python benchmarks/frontier.py measure OUT [--tokens 32 128]
+    python benchmarks/frontier.py chart OUT FILE.svg [--column STS-B] [--tokens 32]
 
 `train` makes one run of `frontier.yaml` for each point, one on each core, up to the IRs: a classifier, and an embedding
 model made without labels. DATA has the files `wikipedia/train_50mb.txt.xz` and `stsb`. All points share the dense task
 teacher and the tokenised text, and spend the same steps. `measure` times the classifiers in one interleaved run on one
 thread, and prints a table; the machine should be idle. Dense models of all layers, in 8 bits, are the reference.
+`chart` draws what `measure` found.
 """
 
 import argparse
@@ -165,6 +167,42 @@ def measure(out: Path, tokens: list[int], rounds: int) -> None:
     (out / "frontier.json").write_text(json.dumps(rows, indent=1))
 
 
+# Kind of a point -> colour, shape and name in the chart.
+_KINDS = {
+    "dense": ("#1d4ed8", "circle", "dense INT8"),
+    "blocks": ("#c2610c", "diamond", "4x1, sparse engine"),
+    "single": ("#0f766e", "square", "1x1, sparse engine"),
+}
+_STYLE = """text { fill: #1f2937; } .grid { stroke: #e5e7eb; } .mark { fill: var(--c); stroke: var(--c); }
+.curve { fill: none; stroke: var(--c); stroke-dasharray: 4 3; } """
+
+
+def chart(out: Path, target: Path, column: str, tokens: int) -> None:
+    """Draws a score against latency; a dashed line joins the dense models."""
+    from toolkit.reporting.svg import Plot, axis, columns
+
+    found = json.loads((out / "frontier.json").read_text())
+    places = {name: (row[f"ms {tokens}"], row[column]) for name, row in found.items()}
+    text = "; ".join(f"{name}: {score:.1f} at {ms:.2f} ms" for name, (ms, score) in places.items())
+    plot = Plot("frontier", f"{column} against latency", text, 330)
+    x = axis([ms for ms, _ in places.values()], *columns(), zero=True)
+    y = axis([score for _, score in places.values()], 280, 30)
+    plot.axes(x, y, f"ms per inference of {tokens} tokens, batch 1, one thread", column)
+    for number, (kind, (_, shape, meaning)) in enumerate(_KINDS.items()):
+        plot.point(kind, shape, 12 + 128 * number, 12)
+        plot.label(22 + 128 * number, 16, meaning, small=True)
+    plot.line("dense", [(x(ms), y(score)) for name, (ms, score) in sorted(places.items()) if "%" not in name])
+    for name, (ms, score) in places.items():
+        kind = "dense" if "%" not in name else "blocks" if "4x1" in name else "single"
+        plot.point(kind, _KINDS[kind][1], x(ms), y(score))
+        right = x(ms) > 0.75 * x.end
+        plot.label(x(ms) - 9 if right else x(ms) + 9, y(score) + 4, name, "end" if right else "start", small=True)
+    style = _STYLE + " ".join(f".c-{kind} {{ --c: {colour}; }}" for kind, (colour, _, _) in _KINDS.items())
+    drawn = plot.svg().replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+    background = f'<style>{style}</style><rect width="100%" height="100%" fill="white"/>'
+    target.write_text(drawn.replace("<title", f"{background}<title", 1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -179,6 +217,12 @@ def main() -> None:
     measuring.add_argument("--tokens", nargs="+", type=int, default=[32, 128])
     measuring.add_argument("--rounds", type=int, default=5)
     measuring.set_defaults(function=lambda o: measure(o.out, o.tokens, o.rounds))
+    drawing = commands.add_parser("chart")
+    drawing.add_argument("out", type=Path)
+    drawing.add_argument("target", type=Path, metavar="FILE.svg")
+    drawing.add_argument("--column", choices=list(SCORES), default="STS-B")
+    drawing.add_argument("--tokens", type=int, default=32)
+    drawing.set_defaults(function=lambda o: chart(o.out, o.target, o.column, o.tokens))
     options = parser.parse_args()
     options.function(options)
 
