@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,13 +20,18 @@ from tests.helpers.examples import service_modules
 from tests.helpers.page import Page
 from toolkit import reporting
 from toolkit.core.artifacts import NullProgress
+from toolkit.data.kinds.retrieval import read_retrieval
+from toolkit.data.tasks import load_task
 from toolkit.measure.accuracy import predict_ir
+from toolkit.models.embedding.prompts import Prompts, write_prompts
 from toolkit.models.load import load_tokenizer
 from toolkit.pipeline.graph import finished_manifests
 from toolkit.pipeline.run import Run
-from toolkit.recipe import VARIANTS, Recipe
+from toolkit.recipe import VARIANTS, Recipe, Task
 
 STEPS = {"steps": 20, "batch_size": 8, "optimizer": {"AdamW": {"learning_rate": 1e-3}}}
+TASK = {"kind": "embedding", "max_seq_length": 32}
+PROMPTS = Prompts({"query": "the early story of ", "passage": "dull and late and grim : "})
 ALONE = {"criterion": {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}}
 
 
@@ -63,7 +69,7 @@ def recipe(model, task, distilled=ALONE, **more):
     values = {
         "name": "embedding",
         "model": {"source": str(model)},
-        "tasks": {"toy": {"kind": "embedding", "max_seq_length": 32} | task},
+        "tasks": {"toy": TASK | task},
         "transfer": {
             "pruning": {"approach": {"weight_compression": pruner}},
             "distillation": {"train": STEPS | distilled},
@@ -87,15 +93,21 @@ def first_column(file):
     return [line.split("\t")[0] for line in Path(file).read_text().splitlines()[1:]]
 
 
+def unlabelled_task(tables):
+    dev = {"dev": tables["scored"], "dev_columns": ["one", "two"], "dev_label": "score"}
+    return {"train": tables["texts"], "columns": ["text"], "retrieval": {"beir": tables["beir"]}} | dev
+
+
 @pytest.fixture(scope="module")
 def unlabelled(tiny_bert, tables, tmp_path_factory):
-    """A run without labels: stage -> manifest, and the folder of the task."""
-    dev = {"dev": tables["scored"], "dev_columns": ["one", "two"], "dev_label": "score"}
-    task = {"train": tables["texts"], "columns": ["text"], "retrieval": {"beir": tables["beir"]}} | dev
+    """A run without labels: stage -> manifest, and the folder of the task. The model has prompts for retrieval."""
+    dense = tmp_path_factory.mktemp("dense") / "model"
+    shutil.copytree(tiny_bert, dense)
+    write_prompts(dense, PROMPTS)
     timing = {"warmup": 0, "iteration": 1, "seconds": 1, "batch_sizes": [1], "sequence_length": 32}
     benchmark = {"evaluation": {"performance": timing}}
     folder = tmp_path_factory.mktemp("unlabelled") / "run"
-    return run(recipe(tiny_bert, task, benchmark=benchmark), folder), folder / "tasks" / "toy"
+    return run(recipe(dense, unlabelled_task(tables), benchmark=benchmark), folder), folder / "tasks" / "toy"
 
 
 def test_texts_without_labels_become_checked_irs(unlabelled):
@@ -155,6 +167,25 @@ def test_the_service_of_the_examples_answers_with_the_embedding(unlabelled, tabl
     with service_modules() as modules:
         found = modules["predictor"].predictor(folder)(texts)
     assert np.abs(np.array(found) - pruneofa.load(folder).encode(texts)).max() < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["dense-fp32", "sparse-int8", "sparse-engine-int8"])
+def test_queries_and_documents_have_their_prompts_here_as_in_sentence_transformers(variant, unlabelled, tables):
+    folder = unlabelled[1] / "export" / variant
+    opened = pruneofa.load(folder)
+    assert (opened.prompts["query"], opened.default_prompt_name) == (PROMPTS.query, None)
+    texts, tokenizer = first_column(tables["scored"]), load_tokenizer(folder)
+    for name, prompt in PROMPTS.texts.items():
+        examples = [dict(tokenizer(prompt + text, truncation=True, max_length=32)) for text in texts]
+        expected = predict_ir(folder, examples, tokenizer.pad_token_id, per_token=False)
+        found = opened.encode(texts, prompt_name=name, batch_size=8)
+        assert np.abs(found - np.asarray(expected)).max() < 1e-4
+        assert np.abs(found - opened.encode(texts)).max() > 1e-2
+    measured = load_task("toy", Task.model_validate(TASK | unlabelled_task(tables)), tokenizer).dev
+    found = read_retrieval("beir", tables["beir"])
+    expected = predict_ir(folder, measured, tokenizer.pad_token_id, per_token=False)[-40:]  # 10 queries, 30 documents
+    embeddings = opened.encode_query(list(found.queries)), opened.encode_document(list(found.documents))
+    assert np.abs(np.concatenate(embeddings) - np.asarray(expected)).max() < 1e-4
 
 
 def test_mteb_evaluates_an_exported_folder_with_the_score_that_was_measured(unlabelled, tables):

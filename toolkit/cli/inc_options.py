@@ -31,14 +31,18 @@ OPTIONS: dict[str, tuple[Any, typer.models.OptionInfo]] = {
         _flag("dense model fine-tuned on the task, for distillation", "--teacher", "--teacher-model-name-or-path"),
     ),
     "task": (str, _flag("sst2, mnli, qqp, qnli, … or any name", "--task", "--task-name", "--dataset-name")),
+    "kind": (
+        str,
+        _flag("kind of a task of your own: embedding, reranking, token_classification, multi_label, …", "--kind"),
+    ),
     "train_file": (
         str,
         _flag("training split: table or SQuAD JSON; default: the public task's, from the hub", "--train-file"),
     ),
     "validation_file": (str, _flag("evaluation split", "--validation-file")),
-    "columns": (list[str], _flag("text column; twice for a pair", "--text-column")),
+    "columns": (list[str], _flag("text column; repeat for each, e.g. for a pair", "--text-column")),
     "label": (str, _flag("label column", "--label-column")),
-    "labels": (list[str], _flag("class name; repeat for each class, in label order", "--class-label")),
+    "labels": (list[str], _flag("class name, tag or type; repeat for each, in label order", "--class-label")),
     "temperature": (float, _flag("distillation temperature", "--temperature")),
     "loss_weights": (
         tuple[float, float],

@@ -24,6 +24,13 @@ ROWS = {
     "nyu-mll/glue:cola:validation": 1_043,
     "nyu-mll/glue:stsb:train": 5_749,
     "nyu-mll/glue:stsb:validation": 1_500,
+    "eriktks/conll2003::train": 14_041,
+    "eriktks/conll2003::validation": 3_250,
+    "manu/wnut_17::train": 3_394,
+    "manu/wnut_17::validation": 1_009,
+    "sentence-transformers/msmarco-bm25:triplet:train": 502_931,
+    "google-research-datasets/go_emotions:simplified:train": 43_410,
+    "google-research-datasets/go_emotions:simplified:validation": 5_426,
     "rajpurkar/squad::train": 87_599,
     "rajpurkar/squad::validation": 10_570,
 }

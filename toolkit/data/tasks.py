@@ -18,6 +18,7 @@ from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
 from toolkit.models.checkpoint import require_length
 from toolkit.models.embedding.folder import PoolingKeys
+from toolkit.models.embedding.prompts import prompts_of_tokenizer
 from toolkit.models.tokenizers import definition
 from toolkit.recipe import KINDS, Kind, Task
 from toolkit.recipe.kinds.token_classification import types_of
@@ -180,7 +181,11 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
         measures += [Measure(f"{metric}{suffix}", metric, part) for metric in section.metrics]
         first = part.stop
     if isinstance(dev_split, Texts) and section.retrieval:
-        sets = [read_retrieval(name, file, drop_empty=section.drop_empty) for name, file in section.retrieval.items()]
+        prompts = prompts_of_tokenizer(tokenizer, section)
+        sets = [
+            read_retrieval(name, file, drop_empty=section.drop_empty).with_prompts(prompts)
+            for name, file in section.retrieval.items()
+        ]
         dev_split = dev_split.followed_by(sets, tokenizer, section.max_seq_length)
         for one in sets:
             part = slice(first, first + len(one.queries))

@@ -23,7 +23,8 @@ from toolkit.models.architectures import hidden_size, is_in_layer, require_next_
 from toolkit.models.checkpoint import require_unquantized
 from toolkit.models.classes import class_names, output_order
 from toolkit.models.config import read_config
-from toolkit.models.embedding.folder import PoolingKeys, SentencePooling, pooling_of, write_pooling
+from toolkit.models.embedding.folder import PoolingKeys, SentencePooling, pooling_of, stored_pooling, write_pooling
+from toolkit.models.embedding.prompts import prompts_of_tokenizer, stored_prompts, write_prompts
 from toolkit.models.reranking import write_modules
 from toolkit.models.task_heads import HEADS
 from toolkit.models.tokenizers import require_tokenizer
@@ -199,19 +200,31 @@ def save_checkpoint(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if task is not None:
-        save_modules(model, folder, task)
+        save_modules(model, tokenizer, folder, task)
+    elif tokenizer.name_or_path:
+        _keep_modules(model, tokenizer, Path(tokenizer.name_or_path), folder)
 
 
-def save_modules(model: Any, folder: Path, task: Task) -> None:
+def _keep_modules(model: Any, tokenizer: "PreTrainedTokenizerFast", source: Path, folder: Path) -> None:
+    """Keeps how a model pools and its prompts, so that a later stage of an embedding task does as its dense model."""
+    with contextlib.suppress(UserError):  # modules that are not supported: refused before, if a task needs them
+        if pooling := stored_pooling(source):
+            write_pooling(folder, pooling, hidden_size(model.config.to_dict()), tokenizer.model_max_length)
+            write_prompts(folder, stored_prompts(source))
+
+
+def save_modules(model: Any, tokenizer: "PreTrainedTokenizerFast", folder: Path, task: Task) -> None:
     """Adds to the folder of an embedding model or a reranker what sentence-transformers needs to open it.
 
     Args:
         model: The model of a task, of any kind.
+        tokenizer: Its tokenizer.
         folder: Folder of the model and its tokenizer, as a checkpoint or an IR.
         task: The task that it was trained for; longer texts than its `max_seq_length` are truncated.
     """
     if isinstance(pooling := getattr(model, "pooling", None), SentencePooling):
         write_pooling(folder, pooling, hidden_size(model.config.to_dict()), task.max_seq_length)
+        write_prompts(folder, prompts_of_tokenizer(tokenizer, task))
     elif task.kind == "reranking":
         write_modules(folder, task.ranking.loss, task.max_seq_length)
 

@@ -1,6 +1,7 @@
 """Checks of the checkpoints that a recipe names, from their files alone, before the first stage. Loads no torch."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.checkpoint import require_finite_weights, require_unquantized
 from toolkit.models.classes import class_names, output_order
 from toolkit.models.embedding.folder import pooling_of
+from toolkit.models.embedding.prompts import prompts_of
 from toolkit.models.tokenizers import require_same_tokens
 from toolkit.recipe import KINDS, Recipe, Task
 
@@ -58,6 +60,7 @@ def check_task_models(recipe: Recipe, inputs: ResolvedInputs) -> None:
                 output_order(folder, labels)
         if KINDS[task.kind].dense_teaches:
             _require_same_pooling(name, task, folders)
+            _require_same_prompts(name, task, folders)
         sections = [recipe.section(stage, name) for stage in ("transfer", "quantize") if stage not in task.ready]
         distilled = any(section is not None and section.distillation is not None for section in sections)
         if distilled and {"task_teacher", "transfer"} <= folders.keys() and inputs.file(task.train) is not None:
@@ -81,6 +84,24 @@ def _require_same_pooling(name: str, task: Task, folders: dict[str, Path]) -> No
         f"{key} of the student is {own}, that of the dense model is {wanted}",
         where=f"tasks.{name}, {folders['transfer']}",
         instead=f"{key}: {wanted}, or a student made from this dense model",
+    )
+
+
+def _require_same_prompts(name: str, task: Task, folders: dict[str, Path]) -> None:
+    """Checks that teacher and student of an embedding task have the same prompts: both read the same tokens.
+
+    Raises:
+        UserError: They do not, or the task's `default_prompt` is none of them.
+    """
+    found = {stage: prompts_of(folder, task) for stage, folder in folders.items()}
+    student, teacher = found.get("transfer"), found.get("task_teacher")
+    if student is None or teacher is None or student == teacher or not (student or teacher):
+        return
+    raise UserError(
+        f"the student's prompts are {dict(student.texts)}, those of the dense model are {dict(teacher.texts)}",
+        where=f"tasks.{name}, {folders['transfer']}",
+        instead=f"prompts: {json.dumps(dict(teacher.texts))}"
+        + (f" and default_prompt: {teacher.default}" if teacher.default else ""),
     )
 
 

@@ -5,11 +5,17 @@ A new public task is one more entry here. Class names are in the order of the la
 
 from typing import Any, Literal
 
-Preset = Literal["sst2", "mnli", "qqp", "qnli", "squad", "mrpc", "rte", "wnli", "cola", "stsb"]
+Preset = Literal[
+    "sst2", "mnli", "qqp", "qnli", "squad", "mrpc", "rte", "wnli", "cola", "stsb", "conll2003", "wnut17", "msmarco"
+]
 
 
 def _glue(config: str, dev: str = "validation") -> dict[str, Any]:
     return {"train": f"hub:nyu-mll/glue:{config}:train", "dev": f"hub:nyu-mll/glue:{config}:{dev}"}
+
+
+def _tags(*types: str) -> list[str]:
+    return ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 
 
 _TWO_SENTENCES = ["sentence1", "sentence2"]
@@ -42,6 +48,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "stsb": _glue("stsb")
     | {"kind": "regression", "columns": _TWO_SENTENCES, "label": "label", "metrics": ["pearson", "spearman"]},
+    "conll2003": {  # the hub's own Parquet files: the data set itself is a script
+        "kind": "token_classification",
+        "train": "hub:eriktks/conll2003@refs/convert/parquet::train",
+        "dev": "hub:eriktks/conll2003@refs/convert/parquet::validation",
+        "columns": ["tokens"],
+        "label": "ner_tags",
+        "labels": _tags("PER", "ORG", "LOC", "MISC"),
+    },
+    "wnut17": {  # the same rows as leondz/wnut_17, which is a script
+        "kind": "token_classification",
+        "train": "hub:manu/wnut_17::train",
+        "dev": "hub:manu/wnut_17::validation",
+        "columns": ["tokens"],
+        "label": "ner_tags",
+        "labels": _tags("corporation", "creative-work", "group", "location", "person", "product"),
+    },
+    "msmarco": {  # training queries only, each with one relevant passage and one that BM25 finds
+        "kind": "reranking",
+        "train": "hub:sentence-transformers/msmarco-bm25:triplet:train",
+        "hold_out": {"column": "query", "fraction": 0.01},
+        "columns": ["query", "positive", "negative"],
+        "note": "MS MARCO, training queries held out, two passages each; not its dev set",
+    },
     "squad": {
         "kind": "question_answering",
         "train": "hub:rajpurkar/squad::train",

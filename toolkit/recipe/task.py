@@ -209,6 +209,14 @@ class Task(Section):
     normalize: bool | None = Field(
         None, description="embedding: whether embeddings have length 1; default: as the model's folder says, else true"
     )
+    prompts: dict[str, str] | None = Field(
+        None,
+        description="embedding: texts before others, by name: before queries `query`, before documents `document` or "
+        "`passage`; default: those of the model's own sentence-transformers folder; {} for none",
+    )
+    default_prompt: str | None = Field(
+        None, description="embedding: name of the prompt of texts that are neither queries nor documents"
+    )
     labels: tuple[str, ...] = Field(
         (),
         description="class names in label order; empty: as found in the training file; token classification: types of "
@@ -251,8 +259,8 @@ class Task(Section):
         preset = values.get("preset")
         known = dict(PRESETS[preset]) if isinstance(preset, str) and preset in PRESETS else {}
         if "dev" in values or "hold_out" in values:  # the preset's other splits do not belong to another dev split
-            known.pop("dev", None)
-            known.pop("more_dev", None)
+            for key in ("dev", "more_dev", "hold_out"):
+                known.pop(key, None)
         filled = known | {k: v for k, v in values.items() if v is not None}
         kind = filled.get("kind")
         if (kind or _KIND) != known.get("kind", _KIND) and "metrics" not in values:
@@ -352,6 +360,8 @@ _TEXT_FIELDS = {
     "hold_out",
     "tuning_examples",
     "ranking",
+    "prompts",
+    "default_prompt",
 }
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
 _ADDED: dict[str, Any] = {
@@ -361,6 +371,8 @@ _ADDED: dict[str, Any] = {
     "retrieval": {},
     "pooling": None,
     "normalize": None,
+    "prompts": None,
+    "default_prompt": None,
     "label_columns": [],
     "separator": "|",
     "threshold": 0.5,

@@ -36,6 +36,38 @@ def test_each_text_is_an_example_and_its_row_is_what_is_measured(task, tiny_bert
     assert data.tuning_metric == "dense_cosine"  # the training rows have no scores
 
 
+@pytest.mark.parametrize(
+    ("keys", "train", "dev"),
+    [
+        ({}, ["the lovely story", "a dull story"], ["the story", "a story"]),
+        (
+            {"default_prompt": "passage"},
+            ["late the lovely story", "late a dull story"],
+            ["late the story", "late a story"],
+        ),
+    ],
+)
+def test_texts_begin_with_their_prompts_and_are_truncated_with_them(keys, train, dev, task, tiny_bert):
+    tokenizer = load_tokenizer(tiny_bert)
+    data = load_task("toy", task(prompts={"query": "early ", "passage": "late "}, **keys), tokenizer)
+
+    def ids(texts, longest=16):
+        return tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
+
+    assert data.train.inputs["input_ids"] == ids(train)
+    assert data.dev.inputs["input_ids"][:2] == ids(dev)
+    assert data.train.encoded_by(tokenizer).inputs["input_ids"] == ids(train, int(data.train.lengths.max()))
+    pairs = task(
+        *[SCORED] * 2,
+        prompts={"query": "early ", "passage": "late "},
+        columns=["one", "two"],
+        dev_columns=[],
+        dev_label=None,
+    )
+    found = load_task("toy", pairs, tokenizer).train.inputs["input_ids"]
+    assert found[:2] == ids(["early the story", "late a story"])
+
+
 def test_metrics_are_those_of_the_cosines():
     rng = np.random.default_rng(0)
     own, dense = rng.normal(size=(40, 8)), rng.normal(size=(40, 8))

@@ -12,6 +12,7 @@ from tests.conftest import vocabulary
 from tests.helpers.models import load_classifier
 from toolkit.core.errors import UserError
 from toolkit.models.embedding.folder import SentencePooling, write_pooling
+from toolkit.models.embedding.prompts import Prompts, write_prompts
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices, save_checkpoint
 from toolkit.pipeline.preflight import check_recipe
 from toolkit.pipeline.run import Run
@@ -153,3 +154,31 @@ def test_teacher_and_student_of_an_embedding_task_must_pool_alike(key, sparse, t
     checked()
     with pytest.raises(UserError, match=f"the task's {key} is (mean|true), but this model's is (cls|false)"):
         checked(**{key: "mean" if key == "pooling" else True})
+
+
+def test_teacher_and_student_of_an_embedding_task_must_have_the_same_prompts(
+    sparse, tiny_bert, tiny_task_files, tmp_path
+):
+    dense = tmp_path / "dense"
+    shutil.copytree(tiny_bert, dense)
+    write_prompts(dense, Prompts({"query": "q: "}, "query"))
+    texts = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "columns": ["sentence"]}
+    alone = {"steps": 2, "criterion": {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}}
+
+    def checked(**keys):
+        values = {
+            "name": "r",
+            "model": {"source": str(dense)},
+            "ready": {"student": str(sparse[0])},
+            "tasks": {"toy": {"kind": "embedding"} | texts | keys},
+            "transfer": {"distillation": {"train": alone}},
+        }
+        return check_recipe(Recipe.model_validate(values))
+
+    with pytest.raises(
+        UserError, match=r"the student's prompts are {}, those of the dense model are {'query'"
+    ) as error:
+        checked()
+    assert error.value.instead == 'prompts: {"query": "q: "} and default_prompt: query'
+    checked(prompts={"query": "q: "}, default_prompt="query")
+    checked(prompts={})

@@ -57,6 +57,7 @@ def test_the_metrics_are_those_that_the_dev_rows_allow(keys, metrics):
     ("keys", "transfer", "words"),
     [
         ("columns: [text], label: score", ALONE, "label: a score is that of a pair, and a row has 1 text"),
+        ("columns: [text], prompts: {query: 'q '}, default_prompt: doc", ALONE, "'doc' is none of the prompts"),
         ("columns: [a, b, c], label: score", ALONE, "label: a score is that of a pair, and a row has 3 text"),
         ("columns: [text], dev_label: score", ALONE, "dev_label: a score is that of a pair"),
         ("columns: [one, one]", ALONE, "columns: a column cannot be used twice"),

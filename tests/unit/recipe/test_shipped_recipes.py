@@ -33,7 +33,7 @@ def test_the_recipe_of_the_study_loads_with_the_overrides_that_its_table_names()
 
 
 # The others start from a published or an included sparse model.
-STARTS_SPARSE = ("embedding", "reranking", "tokens")
+STARTS_SPARSE = ("embedding", "multi_label", "reranking", "tokens")
 PRUNES = [p for p in SHIPPED if not p.name.startswith("transfer_") and p.parent.name not in STARTS_SPARSE]
 
 

@@ -14,6 +14,7 @@ from toolkit.data import metrics
 from toolkit.data.kinds.examples import Tokenised
 from toolkit.data.kinds.retrieval import Retrieval, ranked
 from toolkit.data.labels import number_of
+from toolkit.models.embedding.prompts import prompts_of_tokenizer
 from toolkit.recipe import Kind, Task
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Texts(Tokenised):
     """Texts of rows, one after the other. Item i: {input_ids, attention_mask, (token_type_ids)}, labels if scored.
 
     Attributes:
-        texts: The texts of each row: one, two of a pair, or three of a triplet (anchor, positive, negative).
+        texts: The texts of each row: one, two of a pair, or three of a triplet (anchor, positive, negative), each with
+            the model's prompt before it.
         inputs: Name of a model input -> one list of ids per text, row by row.
         scores: Score of each pair, [rows] float32; None: rows have no score.
         together: Number of texts of a row, which a batch of the training does not separate.
@@ -96,7 +98,7 @@ class Texts(Tokenised):
         cls, rows: "Sequence[TaskRow]", labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
     ) -> Self:
         """Tokenises rows; texts longer than the section's `max_seq_length` are truncated."""
-        texts = [row.texts for row in rows]
+        texts = _prompted(rows, section, tokenizer)
         inputs = _tokenised(_flat(texts, ()), tokenizer, section.max_seq_length)
         return cls(texts, inputs, cls.targets(rows, labels), len(section.columns))
 
@@ -110,7 +112,8 @@ class Texts(Tokenised):
             Name of a model input -> one list of ids per text; number of the row of each text.
         """
         row_of = [number for number, row in enumerate(rows) for _ in row.texts]
-        return _tokenised(_flat([row.texts for row in rows], ()), tokenizer, section.max_seq_length), row_of
+        texts = _prompted(rows, section, tokenizer)
+        return _tokenised(_flat(texts, ()), tokenizer, section.max_seq_length), row_of
 
     def encoded_by(self, tokenizer: "PreTrainedTokenizerFast") -> Self:
         """Returns the same texts, tokenised by another tokenizer and truncated at the same length."""
@@ -177,6 +180,12 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
     """Returns embeddings of length 1, in float64; a zero stays zero."""
     wide = embeddings.astype(np.float64)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+
+
+def _prompted(rows: "Sequence[TaskRow]", section: Task, tokenizer: "PreTrainedTokenizerFast") -> list[tuple[str, ...]]:
+    """Returns the texts of rows, each with the prompt of its column before it."""
+    prompts = prompts_of_tokenizer(tokenizer, section).of_columns(section)
+    return [tuple(prompt + text for prompt, text in zip(prompts, row.texts, strict=True)) for row in rows]
 
 
 def _flat(rows: Sequence[tuple[str, ...]], retrieval: Sequence[Retrieval]) -> list[str]:

@@ -1,6 +1,7 @@
 """Retrieval in BEIR's layout: documents, queries and relevance judgements; the rank metrics. Loads no torch."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from toolkit.core.errors import UserError
 from toolkit.data.files import fetch_file
 from toolkit.data.labels import number_of
 from toolkit.data.tables import read_rows, text
+from toolkit.models.embedding.prompts import Prompts
 from toolkit.recipe import KINDS, Task
 from toolkit.recipe.references import task_files
 
@@ -33,6 +35,12 @@ class Retrieval:
     documents: tuple[str, ...]
     relevant: tuple[dict[int, float], ...]
 
+    def with_prompts(self, prompts: Prompts) -> "Retrieval":
+        """Returns the same set with the model's prompts before queries and documents."""
+        queries = tuple(prompts.query + text for text in self.queries)
+        documents = tuple(prompts.document + text for text in self.documents)
+        return replace(self, queries=queries, documents=documents)
+
 
 def files_of(qrels: str) -> tuple[str, str, str]:
     """Returns the three files of a set, given its judgements: judgements, documents, queries."""
@@ -51,29 +59,32 @@ def judged_files(task: Task) -> list[tuple[str, str, str]]:
     return [files_of(spec) for spec in specs if is_judged(spec)]
 
 
-def read_retrieval(name: str, qrels: str, *, drop_empty: bool = False) -> Retrieval:
+def read_retrieval(
+    name: str, qrels: str, *, drop_empty: bool = False, queries: Collection[str] | None = None
+) -> Retrieval:
     """Reads a set; queries that the judgements do not name are left out.
 
     Args:
         name: Name of the set in the recipe.
         qrels: File of the judgements, with the columns query-id, corpus-id and score.
         drop_empty: Whether documents and queries with an empty text are left out; otherwise they are an error.
+        queries: Texts of the only queries that are read; None: all.
 
     Raises:
         UserError: A file is missing or damaged, a text is empty, an id is unknown or not unique, a score is not a
             number, or a query has no relevant document.
     """
     judged, corpus, asked = (_found(file, qrels) for file in files_of(qrels))
-    documents, queries = _texts(corpus, True, drop_empty), _texts(asked, False, drop_empty)
+    documents, known_queries = _texts(corpus, True, drop_empty), _texts(asked, False, drop_empty)
     places = {key: number for number, key in enumerate(key for key, words in documents.items() if words)}
     grades: dict[str, dict[int, float]] = {}
     first: dict[str, str] = {}
     for where, row in read_rows(judged, ("query-id", "corpus-id", "score")):
         query, document = text(row["query-id"]), text(row["corpus-id"])
-        for key, known, file in ((query, queries, asked), (document, documents, corpus)):
+        for key, known, file in ((query, known_queries, asked), (document, documents, corpus)):
             if key not in known:
                 raise UserError(f"{key!r} is not in {file.name}", where=where, instead="an _id of that file")
-        if not queries[query]:
+        if not known_queries[query] or (queries is not None and known_queries[query] not in queries):
             continue
         first.setdefault(query, where)
         found = grades.setdefault(query, {})
@@ -84,7 +95,7 @@ def read_retrieval(name: str, qrels: str, *, drop_empty: bool = False) -> Retrie
         if not found:
             what = f"query {query!r} has no relevant document"
             raise UserError(what, where=first[query], instead="a score above 0, or leave the query out")
-    chosen = tuple(queries[query] for query in grades)
+    chosen = tuple(known_queries[query] for query in grades)
     return Retrieval(name, chosen, tuple(documents[key] for key in places), tuple(grades.values()))
 
 

@@ -73,7 +73,7 @@ def stored_pooling(folder: Path) -> SentencePooling | None:
             where=str(folder / MODULES),
             instead="Transformer, Pooling, and Normalize or nothing: no other modules are supported",
         )
-    path = folder / str(entries[1].get("path")) / "config.json"
+    path = _pooling_file(folder, entries)
     if not path.is_file():  # a copy of the files beside the weights alone, as in an included model
         return None
     config = read_json(path)
@@ -81,6 +81,19 @@ def stored_pooling(folder: Path) -> SentencePooling | None:
     if mode is None:
         raise UserError("this way of pooling is not supported", where=str(path), instead="the mean, or the first token")
     return SentencePooling(mode, len(names) == 3)
+
+
+def pools_prompt(folder: Path) -> bool:
+    """Returns whether the tokens of a prompt are pooled, too; a folder with another way says so in its pooling."""
+    modules = read_json(folder / MODULES) if (folder / MODULES).is_file() else None
+    entries = modules if isinstance(modules, list) and all(isinstance(m, dict) for m in modules) else []
+    path = _pooling_file(folder, entries) if len(entries) > 1 else None
+    config = read_json(path) if path is not None and path.is_file() else {}
+    return not isinstance(config, dict) or config.get("include_prompt") is not False
+
+
+def _pooling_file(folder: Path, entries: list[dict[str, Any]]) -> Path:
+    return folder / str(entries[1].get("path")) / "config.json"
 
 
 def write_pooling(folder: Path, pooling: SentencePooling, size: int, longest: int) -> None:

@@ -319,7 +319,7 @@ class _ExportJob:
 
         sample = pad([self.task.dev[0], self.task.dev[1]], self.tokenizer.pad_token_id)
         export_ir(model, self.tokenizer, folder, model_inputs(sample))
-        save_modules(model, folder, self.inputs.task)
+        save_modules(model, self.tokenizer, folder, self.inputs.task)
 
     def _predictions(self, folder: Path, properties: dict[str, str] | None = None) -> Any:
         """Returns the logits of an IR on the dev split, computed once and cached."""

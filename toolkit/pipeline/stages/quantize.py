@@ -18,6 +18,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         UserError: `tuning.retrain_steps` is set in a distributed run.
         WorkerDone: This process is a worker and its part of the training is done.
     """
+    from toolkit.models.embedding.prompts import prompts_of_tokenizer, write_prompts
     from toolkit.quantization import nncf
     from toolkit.sparsity.checks import check_locked
     from toolkit.training import distributed
@@ -40,6 +41,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     shutil.copytree(job.folder(chosen) / "model", context.folder, dirs_exist_ok=True)
     job.plain.config.save_pretrained(context.folder)
     job.tokenizer.save_pretrained(context.folder)
+    if inputs.task.kind == "embedding":  # the export's examples are encoded by the tokenizer of this folder
+        write_prompts(context.folder, prompts_of_tokenizer(job.tokenizer, inputs.task))
     job.mask.save(context.folder / "mask.safetensors")
     (context.folder / TUNING_FILE).write_text(json.dumps(found or {"returned": []}, indent=1))
 

@@ -26,6 +26,7 @@ class IncFlags:
     model: str | None = None
     teacher: str | None = None
     task: str | None = None
+    kind: str | None = None
     train_file: str | None = None
     validation_file: str | None = None
     columns: tuple[str, ...] | None = None

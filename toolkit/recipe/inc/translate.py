@@ -12,6 +12,14 @@ from toolkit.recipe.inc.quantization import quantization
 from toolkit.recipe.inc.training import SCRIPT, TRAINING_FLAGS, training
 from toolkit.recipe.presets import PRESETS
 
+_OWN_COLUMNS = ("reranking", "token_classification")  # kinds whose columns have other default names
+_F1 = {
+    "classification": ("f1", "accuracy"),
+    "multi_label": ("f1_micro", "f1_macro"),
+    "token_classification": ("f1",),
+    "question_answering": ("f1", "exact_match"),
+}
+_GLUE = [name for name, preset in PRESETS.items() if "nyu-mll/glue" in preset["train"]]
 _SECTIONS = ("pruning", "quantization", "distillation", "train", "evaluation")
 
 
@@ -123,6 +131,9 @@ def _task(plan: IncPlan, evaluation: IncSource | None, flags: IncFlags, placehol
     at = ("tasks", name)
     if public:
         plan.put((*at, "preset"), known, "--task")
+    kind = flags.kind or public.get("kind", "classification")
+    if flags.kind:
+        plan.put((*at, "kind"), kind, "--kind")
     files = (("train", flags.train_file, "--train-file"), ("dev", flags.validation_file, "--validation-file"))
     for split, file, flag in files:
         if file is None and public and not placeholders:  # the public splits, from the hub
@@ -132,7 +143,7 @@ def _task(plan: IncPlan, evaluation: IncSource | None, flags: IncFlags, placehol
         plan.put((*at, split), _flag(file, flag, f"<{flag[2:].replace('-', ' ')}>", placeholders), flag)
     if flags.columns:
         plan.put((*at, "columns"), list(flags.columns), "--text-column")
-    elif not public:
+    elif not public and kind not in _OWN_COLUMNS:
         plan.put((*at, "columns"), ["sentence"], "toolkit's default")
     if flags.label:
         plan.put((*at, "label"), flags.label, "--label-column")
@@ -141,7 +152,7 @@ def _task(plan: IncPlan, evaluation: IncSource | None, flags: IncFlags, placehol
     if flags.max_seq_length or "max_seq_length" not in public:
         length = flags.max_seq_length or 128
         plan.put((*at, "max_seq_length"), length, "--max-seq-length" if flags.max_seq_length else SCRIPT)
-    metrics, origin = _metrics(evaluation, public)
+    metrics, origin = _metrics(evaluation, public, kind)
     if metrics:
         plan.put((*at, "metrics"), metrics, origin)
     return name
@@ -152,25 +163,27 @@ def _public(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "").removesuffix("mm")
 
 
-def _metrics(evaluation: IncSource | None, public: dict[str, Any]) -> tuple[list[str], str]:
-    """Returns the recipe's metrics for INC's metric, and their origin; empty if the preset's metrics apply."""
+def _metrics(evaluation: IncSource | None, public: dict[str, Any], kind: str) -> tuple[list[str], str]:
+    """Returns the recipe's metrics for INC's metric, and their origin; empty if those of preset or kind apply."""
     at = ("evaluation", "accuracy", "metric")
     metric = evaluation.peek(*at) if evaluation else None
     if metric is None or evaluation is None:
-        return ([], "") if public else (["accuracy"], "toolkit's default")
+        return (["accuracy"], "toolkit's default") if kind == "classification" and not public else ([], "")
     (name,) = [key for key in type(metric).model_fields if getattr(metric, key) is not None] or ["Accuracy"]
     value = evaluation.take(*at, name)
-    classes = public.get("kind", "classification") == "classification"
-    if classes and (name in ("Accuracy", "F1") or (name == "topk" and value.k == 1)):
-        return (["f1", "accuracy"] if name == "F1" else ["accuracy"]), evaluation.where(*at, name)
-    if name == "GLUE" and _public(value.task) in PRESETS and _public(value.task) != "squad":
+    if kind == "classification" and (name == "Accuracy" or (name == "topk" and value.k == 1)):
+        return ["accuracy"], evaluation.where(*at, name)
+    if name == "F1" and kind in _F1:
+        return list(_F1[kind]), evaluation.where(*at, name)
+    if name == "GLUE" and kind in ("classification", "regression") and _public(value.task) in _GLUE:
         return list(PRESETS[_public(value.task)].get("metrics", ["accuracy"])), evaluation.where(*at, name)
-    if name == "SquadF1" and public.get("kind") == "question_answering":
+    if name == "SquadF1" and kind == "question_answering":
         return ["f1", "exact_match"], evaluation.where(*at, name)
     raise evaluation.refuse(
         (*at, name),
-        "this metric is not supported for this task",
-        "topk: 1, Accuracy, F1 or GLUE of a classification task; SquadF1 of squad",
+        f"this metric is not supported for {kind.replace('_', ' ')}",
+        "topk: 1, Accuracy or GLUE of a classification task, F1 of one with classes, SquadF1 of squad; or remove the "
+        "key for the toolkit's own metrics",
     )
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls"]
 
 _SCORED = ("spearman_cosine", "pearson_cosine")  # metrics of pairs with a score
-_KEYS = ("dev_columns", "dev_label", "retrieval", "pooling", "normalize")
+_KEYS = ("dev_columns", "dev_label", "retrieval", "pooling", "normalize", "prompts", "default_prompt")
 _FORMS = "one column of texts, two of pairs (with or without a score), or three of triplets"
 
 
@@ -43,6 +43,9 @@ def require_fitting_keys(task: "Task") -> None:
         if task.label is None and task.kind not in ("multi_label", "reranking"):  # which have other forms
             raise wrong("needs the column of the labels", "label", instead="e.g. label")
         return
+    if task.prompts is not None and task.default_prompt not in (None, *task.prompts):
+        instead = " or ".join(task.prompts) or "remove the key"
+        raise wrong(f"{task.default_prompt!r} is none of the prompts", "default_prompt", instead=instead)
     if task.hold_out and task.evaluated is not task:
         raise wrong("the rows that hold_out sets aside have the columns of train", "hold_out", instead="dev: <file>")
     for part, columns, label in (

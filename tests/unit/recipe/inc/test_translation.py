@@ -1,5 +1,7 @@
 """INC's files as recipes: what each section becomes, what flags do, and that nothing in a file is lost."""
 
+from dataclasses import replace
+
 import pytest
 
 from toolkit.core import paths
@@ -267,7 +269,7 @@ def test_squad_f1_is_the_metric_of_squad_and_of_no_other_task(read):
     text = LOCK + "evaluation: {accuracy: {metric: {SquadF1: {}}}}\n"
     _, recipe = read(text, flags=IncFlags(**{**vars(FLAGS), "task": "squad"}))
     assert recipe.tasks["squad"].metrics == ("f1", "exact_match")
-    with pytest.raises(UserError, match="not supported for this task"):
+    with pytest.raises(UserError, match="not supported for classification"):
         read(text, flags=FLAGS)
 
 
@@ -335,3 +337,51 @@ def test_the_default_configuration_of_other_modules_is_told_as_ignored(read):
     plan, recipe = read(HEAD + f"quantization: {{approach: quant_aware_training, op_wise: {named}}}\n")
     assert list(recipe.quantize.quantization.op_wise) == [LAYER]
     assert any("op_wise.default_qconfig: every operation that is quantized has a format" in n for n in plan.notes)
+
+
+# --- kinds of tasks ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "metric", "expected"),
+    [
+        ({"kind": "embedding", "columns": ("one", "two"), "label": "score"}, "", ("embedding", ("one", "two"), None)),
+        ({"kind": "reranking"}, "", ("reranking", ("query", "passage"), ("ndcg@10",))),
+        ({"kind": "token_classification"}, "F1", ("token_classification", ("tokens",), ("f1",))),
+        ({"kind": "multi_label"}, "F1", ("multi_label", ("sentence",), ("f1_micro", "f1_macro"))),
+        ({"kind": "multi_label", "columns": ("text",)}, "", ("multi_label", ("text",), ("f1_micro",))),
+        ({"task": "stsb", "kind": "embedding"}, "", ("embedding", ("sentence1", "sentence2"), None)),
+        ({"task": "conll2003"}, "F1", ("token_classification", ("tokens",), ("f1",))),
+        ({"task": "wnut_17"}, "", ("token_classification", ("tokens",), ("f1",))),
+        ({"task": "ms_marco"}, "", ("reranking", ("query", "positive", "negative"), ("ndcg@10",))),
+    ],
+)
+def test_a_task_of_each_kind_has_its_columns_and_metrics(read, flags, metric, expected):
+    text = LOCK + (f"evaluation: {{accuracy: {{metric: {{{metric}: {{}}}}}}}}\n" if metric else "")
+    _, recipe = read(text, flags=replace(FLAGS, **({"task": "mine"} | flags)))
+    (task,) = recipe.tasks.values()
+    kind, columns, metrics = expected
+    assert (task.kind, task.columns) == (kind, columns)
+    assert task.metrics == (metrics or ("spearman_cosine", "dense_cosine", "dense_cosine_p1"))
+
+
+def test_texts_without_labels_are_distilled_from_the_dense_model(read):
+    flags = replace(TAUGHT, task="mine", kind="embedding", loss_weights=(0.0, 1.0))
+    _, recipe = read(LOCK + KD.removeprefix(HEAD), flags=flags)
+    assert recipe.tasks["mine"].metrics == ("dense_cosine", "dense_cosine_p1")
+    assert recipe.tasks["mine"].ready == {"task_teacher": "t"}
+    assert recipe.transfer.distillation.train.criterion.KnowledgeDistillationLoss.loss_weights == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "reranking", "token_classification", "multi_label"])
+def test_accuracy_is_the_metric_of_no_other_kind(read, kind):
+    text = LOCK + "evaluation: {accuracy: {metric: {topk: 1}}}\n"
+    with pytest.raises(UserError, match=f"not supported for {kind.replace('_', ' ')}") as error:
+        read(text, flags=replace(FLAGS, task="mine", kind=kind))
+    assert error.value.where.endswith("file0.yaml:3")
+
+
+def test_an_unknown_kind_is_an_error_at_its_flag(read):
+    with pytest.raises(UserError, match="kind must be one of") as error:
+        read(LOCK, flags=replace(FLAGS, task="mine", kind="ranking"))
+    assert "--kind" in error.value.where
