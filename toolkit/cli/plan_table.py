@@ -25,6 +25,7 @@ def plan_document(recipe: Recipe, run_folder: Path, rows: Sequence[Estimate]) ->
             "seconds_source": _SOURCES.get(row.source),
             "memory_bytes": row.memory,
             "disk_bytes": row.disk,
+            "groups": row.groups or None,
             "remark": row.remark,
         }
         for row in rows
@@ -45,6 +46,10 @@ def table_of(recipe: Recipe, run_folder: Path, rows: Sequence[Estimate]) -> "Tab
         "= measured in this folder"
     )
     remarks = [row.remark for row in rows if row.remark]
+    for row in rows:
+        if row.groups:
+            size = recipe.tasks[row.step.task or ""].ranking.group
+            remarks.append(f"{row.step.task}: {row.groups:,} groups of {size} candidates")
     table = Table(title=f"{recipe.name}: {run_folder}", caption="\n".join([legend, *dict.fromkeys(remarks)]))
     table.add_column("stage")
     table.add_column("cached")

@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
 from toolkit.data.files import cached_file, fetch_file
-from toolkit.data.kinds.multi_label import stored_classes
+from toolkit.data.kinds.multi_label import stored_classes, with_classes
 from toolkit.data.kinds.reranking import as_pairs, by_query, candidate_rows, require_label, require_rankable
 from toolkit.data.kinds.retrieval import read_retrieval
 from toolkit.data.kinds.tagged_rows import tagged_rows
@@ -232,6 +232,8 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     columns = [*section.columns, *label_columns, *section.rows, *([group] if group else [])]
     rows, empties, unanswered, seen = [], list[str](), list[str](), False
     stored, section = file_rows(path, columns, section), as_pairs(section)
+    if KINDS[section.kind].several_classes:
+        stored = with_classes(stored, section)
     for where, row in stored:
         seen = True
         if any(text(row[column]) not in values for column, values in section.rows.items()):

@@ -108,6 +108,22 @@ def test_a_bad_row_is_refused_with_its_line(row, suffix, keys, expected, task):
         check_rows("toy", task([*rows, row], suffix, **keys))
 
 
+@pytest.mark.parametrize(
+    ("row", "suffix", "keys", "expected"),
+    [
+        ({"a": 1, "b": 0}, "tsv", {}, r"no column 'label', which `label` names; the file has sentence, a, b"),
+        ({"a": 1}, "jsonl", COLUMNS, r"no column 'b', which `label_columns` names; the file has sentence, a"),
+    ],
+)
+def test_a_missing_column_of_classes_names_the_key_and_what_to_write(row, suffix, keys, expected, task):
+    with pytest.raises(UserError, match=expected) as error:
+        check_rows("toy", task([row], suffix, **keys))
+    assert error.value.instead.startswith("label_columns: [<a column of 0 and 1 for each class>], or label: <")
+    assert f"train.{suffix}" in error.value.where
+    with pytest.raises(UserError, match=r"no column 'body'$|no column 'body'\n"):  # which is no column of classes
+        check_rows("toy", task([row], suffix, **keys, columns=["body"]))
+
+
 def test_a_rare_class_may_be_among_the_rows_that_are_set_aside_for_tuning(task):
     rows = [{"label": [f"rare {n}"] if n < 20 else ["a", "b"][: n % 3]} for n in range(200)]
     section = task(rows, tuning_examples=1000)

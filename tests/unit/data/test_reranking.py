@@ -15,6 +15,7 @@ from toolkit.data.task_rows import check_rows, read_task
 from toolkit.data.tasks import load_task
 from toolkit.models.load import load_tokenizer
 from toolkit.pipeline.cache_keys import data_hashes
+from toolkit.pipeline.estimate.data_volume import task_volume
 from toolkit.recipe import Task
 
 HEAD = "query\tpassage\tlabel\n"
@@ -82,6 +83,21 @@ def test_positives_and_negatives_are_pairs_in_lists_or_in_columns(task):
     columns = "query\tp\tn\tm\none\ta\tc\td\n"
     section = task(columns, dev=columns, columns=["query", "p", "n", "m"])
     assert pairs_of(section) == [("one", "a", 1), ("one", "c", 0), ("one", "d", 0)]
+
+
+def test_rows_that_are_left_out_need_no_passages(task):
+    rows = [
+        {"query": "one", "lang": "en", "positive": "a", "negatives": ["c"]},
+        {"query": "two", "lang": "de", "positive": [], "negatives": ["f"]},
+        {"query": "three", "lang": "de", "positive": "g", "negatives": []},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    dev, columns = "query\tlang\tpositive\tnegatives\none\ten\ta\tb\n", ["query", "positive", "negatives"]
+    section = task(text, "jsonl", dev, rows={"lang": ["en"]}, columns=columns)
+    assert pairs_of(section) == [("one", "a", 1), ("one", "c", 0)]
+    assert task_volume(section).examples == 2
+    with pytest.raises(UserError, match=r"train.jsonl:2: the query has no positive passages"):
+        pairs_of(task(text, "jsonl", dev, columns=columns))
 
 
 def test_a_group_is_a_candidate_with_less_relevant_ones_that_take_turns(task, tiny_bert):

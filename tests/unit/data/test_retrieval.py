@@ -37,6 +37,13 @@ def test_a_set_has_all_documents_and_the_judged_queries(folder):
     assert found.relevant == ({3: 2.0, 5: 1.0}, {0: 1.0})
 
 
+def test_only_the_queries_that_are_asked_for_are_checked(folder):
+    without = folder(judged=JUDGED.replace("q2\td0\t1\n", ""))
+    with pytest.raises(UserError, match="query 'q2' has no relevant document"):
+        read_retrieval("toy", without)
+    assert read_retrieval("toy", without, queries=("a story",)).relevant == ({3: 2.0, 5: 1.0},)
+
+
 def test_rank_metrics_are_those_of_the_ranks():
     documents = np.eye(12)
     order = [4, 3, 7, 5, 0, 1, 2, 6, 8, 9, 10, 11]  # of the first query, best first

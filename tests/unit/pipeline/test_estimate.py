@@ -393,5 +393,8 @@ def test_a_batch_of_groups_costs_its_pairs_and_is_advised_in_groups(values, tmp_
     teacher = rows["toy/task_teacher"]
     assert 32 in {shape.train.batch_size for shape in measured.shapes if shape.kind}
     assert (teacher.memory, teacher.steps) == (pytest.approx((2 + 0.25 + 32 * 0.25 + 1) * GIGA), 6)
+    assert teacher.groups == 100
+    by_epoch = values | {"task_teacher": {"train": {"epoch": 1, "batch_size": 8}}}
+    assert planned(by_epoch, tmp_path)[0]["toy/task_teacher"].steps == 13  # of 100 groups, not of 400 pairs
     fewer = planned(values, tmp_path, available=8 * GIGA)[0]["toy/task_teacher"].remark
     assert "write batch_size: 4 and gradient_accumulation_steps: 2" in fewer

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Number
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from toolkit.core.errors import UserError
 from toolkit.data import metrics
 from toolkit.data.kinds.examples import Examples
 from toolkit.data.labels import class_number
+from toolkit.data.tables.columns import MissingColumnError, Record
 from toolkit.recipe import Task
 
 if TYPE_CHECKING:
@@ -60,6 +61,25 @@ class LabelSets(Examples):
     def predicted(self, logits: Sequence[np.ndarray]) -> np.ndarray:
         """Returns how far each logit is above that of the threshold, [n, C]: classes of at least 0 are predicted."""
         return np.asarray(logits, dtype=np.float64) - math.log(self.threshold / (1 - self.threshold))
+
+
+def with_classes(rows: Iterator[tuple[str, Record]], section: Task) -> Iterator[tuple[str, Record]]:
+    """Yields the rows of a file; an error about a column of classes says which keys name them.
+
+    Raises:
+        UserError: The file is damaged, or lacks a column.
+    """
+    try:
+        yield from rows
+    except MissingColumnError as error:
+        if error.column not in (section.label, *section.label_columns):
+            raise
+        key = "label_columns" if section.label_columns else "label"
+        raise UserError(
+            f"no column {error.column!r}, which `{key}` names; the file has {', '.join(error.names)}",
+            where=error.where,
+            instead="label_columns: [<a column of 0 and 1 for each class>], or label: <the column of a row's classes>",
+        ) from None
 
 
 def stored_classes(row: Mapping[str, Any], section: Task, where: str) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from toolkit.data.kinds.bm25 import BM25
 from toolkit.data.kinds.examples import Examples
 from toolkit.data.kinds.retrieval import is_judged, ndcg, read_retrieval, reciprocal_rank
 from toolkit.data.labels import number_of
-from toolkit.data.tables import Record, read_rows
+from toolkit.data.tables import Record, read_rows, text
 from toolkit.data.tables.columns import require_columns
 from toolkit.recipe import Task
 from toolkit.recipe.kinds.reranking import as_pairs as as_pairs
@@ -124,6 +124,7 @@ def candidate_rows(path: Path, columns: Sequence[str], section: Task) -> Iterato
         UserError: A file is missing or damaged, or a row has no positive or no negative passage.
     """
     pairs = as_pairs(section)
+    filters = {column: values for column, values in section.rows.items() if column not in section.columns[1:]}
     query, passage, label = *pairs.columns, pairs.label or ""
     if is_judged(path):
         for where, *values in _judged_pairs(path, section):
@@ -135,12 +136,14 @@ def candidate_rows(path: Path, columns: Sequence[str], section: Task) -> Iterato
         if section.label is not None:
             yield where, row
             continue
+        if any(text(row[column]) not in values for column, values in filters.items()):
+            continue  # the caller selects rows, too, but a row that is left out need not be complete
         for value, names, what in ((1.0, section.columns[1:2], "positive"), (0.0, section.columns[2:], "negative")):
-            passages = [text for name in names for text in (_as_list(row[name]))]
+            passages = [found for name in names for found in _as_list(row[name])]
             if not passages:
                 raise UserError(f"the query has no {what} passages", where=where, instead="one or more in each row")
-            for text in passages:
-                yield where, row | {passage: text, label: value}
+            for found in passages:
+                yield where, row | {passage: found, label: value}
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -152,7 +155,8 @@ def _judged_pairs(path: Path, section: Task) -> Iterator[tuple[str, str, str, fl
 
     A label is the grade as a fraction of the highest one; nDCG is the same for both.
     """
-    found = read_retrieval(path.stem, str(path), drop_empty=section.drop_empty)
+    wanted = section.rows.get(section.columns[0])
+    found = read_retrieval(path.stem, str(path), drop_empty=section.drop_empty, queries=wanted)
     judged: dict[str, dict[int, float]] = {}  # several ids may have the same text: then the higher grade is kept
     for query, grades in zip(found.queries, found.relevant, strict=True):
         known = judged.setdefault(query, {})

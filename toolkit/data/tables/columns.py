@@ -11,6 +11,21 @@ from toolkit.data.files import raw_lines
 Record = dict[str, Any]
 
 
+class MissingColumnError(UserError):
+    """An error about a column that a table does not have.
+
+    Args:
+        column: Name of the column.
+        names: Names of the columns that the table has.
+        where: The file, with the row if rows have names of their own.
+        instead: The nearest name, or all of them.
+    """
+
+    def __init__(self, column: str, names: Sequence[str], *, where: str, instead: str) -> None:
+        super().__init__(f"no column {column!r}", where=where, instead=instead)
+        self.column, self.names = column, tuple(names)
+
+
 def require_columns(columns: Sequence[str], names: Iterable[str], where: str) -> None:
     """Rejects a table without one of the columns; suggests the nearest name, with its blanks visible."""
     names = list(names)
@@ -19,7 +34,7 @@ def require_columns(columns: Sequence[str], names: Iterable[str], where: str) ->
         return
     near = [n for n in names if n.strip() == missing.strip()] or difflib.get_close_matches(missing, names, n=1)
     instead = _shown(near[0]) if near else f"one of {', '.join(map(_shown, names))}"
-    raise UserError(f"no column {missing!r}", where=where, instead=instead)
+    raise MissingColumnError(missing, names, where=where, instead=instead)
 
 
 def _shown(name: str) -> str:

@@ -76,6 +76,7 @@ class Estimate:
         memory: Peak memory in bytes; None also if the stage is finished or does not train.
         disk: Size of the stage's folder in bytes.
         remark: Why figures are missing or do not fit, and what to write instead; empty if neither applies.
+        groups: Number of groups of candidates that a reranking task is trained on; 0 for others.
     """
 
     step: Step
@@ -86,6 +87,7 @@ class Estimate:
     memory: float | None
     disk: float | None
     remark: str = ""
+    groups: int = 0
 
 
 def estimate(
@@ -169,7 +171,8 @@ class _Costs:
             seconds = count * each + teacher_seconds + self._overhead(step, cost)
             sign = _sign(self._volume(step))
         remark = self._too_much(step, train, cost, need)
-        return Estimate(step, count, exact, seconds, sign, need, self._disk(step, cost), remark)
+        groups = self._volume(step).groups
+        return Estimate(step, count, exact, seconds, sign, need, self._disk(step, cost), remark, groups)
 
     def _shape(self, step: Step) -> "StepShape | None":
         """Returns the shape of a step, or of its evaluation if it does not train; None if a model's size is unknown."""

@@ -17,7 +17,7 @@ from toolkit.data.kinds.reranking import as_pairs
 from toolkit.data.published import published_rows
 from toolkit.data.tables import text
 from toolkit.data.task_kinds import EXAMPLES
-from toolkit.data.task_rows import file_rows
+from toolkit.data.task_rows import file_rows, read_train
 from toolkit.recipe import KINDS, Corpus, Source, Task
 from toolkit.recipe.references import corpus_files, train_files
 
@@ -39,6 +39,8 @@ class DataVolume:
         longest: Maximum number of tokens that the recipe allows.
         dev: Number of examples in all evaluation splits together.
         tune: Number of examples set aside for tuning.
+        groups: Number of training groups of candidates that are trained together, if `examples` counts their pairs; 0
+            for other tasks.
     """
 
     examples: int | None
@@ -47,6 +49,7 @@ class DataVolume:
     longest: int
     dev: int = 0
     tune: int = 0
+    groups: int = 0
 
     def batch_length(self, batch: int) -> int:
         """Returns the mean padded length of batches of this size in tokens, rounded up to a multiple of 8."""
@@ -91,14 +94,19 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
         sample = _sampled(texts)
         lengths = tuple(n for row in sample for n in _row_lengths(row, section, tokenizer))
         windows = len(lengths) / max(1, len(sample))
+    examples, groups = None if rows is None else round((rows - tune) * windows), 0
+    if texts and rows and section.ranking.group > 1:  # as `Candidates.groups` makes them
+        groups = round(_groups(section) * (rows - tune) / len(texts))
+        examples = groups * section.ranking.group
     return DataVolume(
-        examples=None if rows is None else round((rows - tune) * windows),
-        # Reranking: queries are set aside whole, and groups depend on the labels.
+        examples=examples,
+        # Reranking: queries are set aside whole.
         exact=texts is not None and not held and kind.examples_per_row == 1 and not KINDS[section.kind].per_query,
         lengths=lengths,
         longest=section.max_seq_length,
         dev=round(dev_rows * windows),
         tune=round(tune * windows),
+        groups=groups,
     )
 
 
@@ -212,11 +220,19 @@ def _rows(spec: str, section: Task) -> list[tuple[str, ...]] | None:
     if file is None:
         return None
     kept, columns = [], as_pairs(section).columns
-    for _, row in file_rows(file, section.columns, section):
+    for _, row in file_rows(file, [*section.columns, *section.rows], section):
         texts = tuple(text(row.get(column)) for column in columns)
         if all(texts) and not any(text(row.get(c)) not in values for c, values in section.rows.items()):
             kept.append(texts)
     return kept
+
+
+def _groups(section: Task) -> int:
+    """Returns the number of candidates of a reranking task that are more relevant than the least one of their query."""
+    labels: dict[str, list[float]] = {}
+    for row in read_train(section.model_copy(update={"tuning_examples": 0, "hold_out": None, "dev": section.train})):
+        labels.setdefault(row.texts[0], []).append(row.label)
+    return sum(label > min(found) for found in labels.values() for label in found)
 
 
 def _sampled(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
