@@ -83,11 +83,14 @@ def test_prompts_and_pooling_are_kept_from_stage_to_stage(tiny_bert, tmp_path):
     dense, student, transfer = (tmp_path / name for name in ("dense", "student", "transfer"))
     model = load_task_model(tiny_bert, "embedding", (), fitted=True, pooling=("cls", False))
     save_checkpoint(model, load_tokenizer(tiny_bert), dense, task(prompts=E5, default_prompt="query"))
-    assert stored_prompts(dense) == Prompts(E5, "query")
+    kept = Prompts(E5 | {"document": "passage: "}, "query")
+    assert stored_prompts(dense) == kept
+    assert kept.means_same(Prompts(E5, "query"))
+    assert not kept.means_same(Prompts(E5, "passage"))
     save_checkpoint(load_masked_lm(dense), load_tokenizer(dense), student)  # pre-training knows of no task
     made = load_task_model(student, "embedding", (), fitted=True)
     assert made.pooling == SentencePooling("cls", False)
     save_checkpoint(made, load_tokenizer(student), transfer, task())
-    assert stored_prompts(transfer) == Prompts(E5, "query")
+    assert stored_prompts(transfer) == kept
     save_checkpoint(made, load_tokenizer(student), tmp_path / "none", task(prompts={}))
     assert not (tmp_path / "none" / LIBRARY).exists()

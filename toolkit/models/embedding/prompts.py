@@ -1,8 +1,8 @@
 """Prompts of an embedding model: texts that it expects before queries and documents. Imports no torch.
 
-They are those of sentence-transformers (`config_sentence_transformers.json`) with its rules: a query has the prompt
-`query`, a document the first of `document`, `passage` and `corpus`, and any other text, or one whose prompt the model
-does not have, the default prompt.
+They are those of sentence-transformers (`config_sentence_transformers.json`): a query has the prompt `query`, a
+document the first of `document`, `passage` and `corpus`, and any other text, or one whose prompt the model does not
+have, the default prompt.
 """
 
 import json
@@ -47,6 +47,15 @@ class Prompts:
         """The prompt of documents."""
         return self._first(_DOCUMENT)
 
+    @property
+    def other(self) -> str:
+        """The prompt of texts that are neither queries nor documents."""
+        return self._first(())
+
+    def means_same(self, other: "Prompts") -> bool:
+        """Returns whether every text has the same prompt."""
+        return (self.query, self.document, self.other) == (other.query, other.document, other.other)
+
     def of_columns(self, task: "Task") -> tuple[str, ...]:
         """Returns the prompt of each text of a row.
 
@@ -57,7 +66,7 @@ class Prompts:
         """
         together = len(task.columns)
         if together == 1 or task.label is not None:
-            return (self._first(()),) * together
+            return (self.other,) * together
         return (self.query, *[self.document] * (together - 1))
 
     def _first(self, names: tuple[str, ...]) -> str:
@@ -116,11 +125,15 @@ def prompts_of_tokenizer(tokenizer: Any, task: "Task") -> Prompts:
 
 
 def write_prompts(folder: Path, prompts: Prompts) -> None:
-    """Writes the prompts of a checkpoint or an IR folder of sentence-transformers; nothing if there are none."""
+    """Writes the prompts of a checkpoint or an IR folder of sentence-transformers; nothing if there are none.
+
+    The library takes an empty `query` and an empty `document` for missing ones, and then neither `passage` nor the
+    default: both are written, so that `encode_query` and `encode_document` give the embeddings that are measured.
+    """
     if prompts:
         values = {
             "model_type": "SentenceTransformer",
-            "prompts": dict(prompts.texts),
+            "prompts": {**prompts.texts, "query": prompts.query, "document": prompts.document},
             "default_prompt_name": prompts.default,
             "similarity_fn_name": "cosine",
         }
