@@ -49,7 +49,7 @@ def main() -> None:
         columns=("sentence1", "sentence2"),
         dev=str(stsb / "dev.tsv"),
         dev_label="score",
-        drop_empty=True,  # one abstract of Cranfield is empty
+        drop_empty=True,  # two abstracts of Cranfield are empty
         retrieval={name: str(qrels) for name in ("cranfield",) if (qrels := arguments.data / name / JUDGED).is_file()},
     )
     dense = None
