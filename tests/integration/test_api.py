@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 import pruneofa
+from tests.helpers.cards import run_code
 from tests.helpers.examples import EXAMPLES
 from toolkit.cli import terminal
-from toolkit.core import paths
+from toolkit.core import machine, paths
+from toolkit.core.files import file_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.pipeline.graph import plan
 from toolkit.pipeline.short_recipe import TASK, Compression
@@ -73,6 +76,25 @@ def test_an_ir_opens_with_its_kernels_and_scores_as_measured(variant, made, tiny
     right = sum(model.config.id2label[n] == r[1] for n, r in zip(found, rows, strict=True)) / len(rows)
     scores = {row["variant"]: row["accuracy"] for row in made[0].table()}
     assert right == pytest.approx(scores[variant])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_card_has_code_that_runs_and_figures_as_measured(variant, made, tiny_task_files, monkeypatch):
+    folder = made[0].folder / "tasks/task/export" / variant
+    card = ModelCard.load(folder / "README.md")
+    row = next(row for row in made[0].table() if row["variant"] == variant)
+    (result,) = card.data.eval_results
+    assert (result.metric_value, result.metric_args["n"]) == (round(row["accuracy"], 4), row["n"])
+    assert machine.describe()["cpu"] in card.text
+    runs = run_code(folder / "README.md", monkeypatch)
+    assert len(runs) == (1 if "engine" in variant else 2)
+    assert all(names["label"] in names["model"].config.id2label.values() for names in runs)
+    assert ("in blocks of 4×1" in card.text or ", single ones" in card.text) == variant.startswith("sparse")
+    papers = card.content + (folder / "manifest.json").read_text()
+    assert str(made[1]) not in papers
+    assert str(tiny_task_files.train.parent) not in papers
+    audit = json.loads((folder / "manifest.json").read_text())
+    assert all(file_hash(folder / name) == known["sha256"] for name, known in audit["files"].items())
 
 
 def test_what_is_no_ir_is_refused(made, tmp_path):

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 import pruneofa
 from tests.conftest import BAD, GOOD, sentence
+from tests.helpers.cards import run_code
 from tests.helpers.examples import service_modules
 from tests.helpers.page import Page
 from toolkit import reporting
@@ -135,6 +136,14 @@ def test_the_report_speaks_of_cosines_and_not_of_accuracy(unlabelled, tmp_path):
         assert "spearman_cosine" in shown
         assert "dense_cosine_p1" in shown
         assert "accuracy" not in shown.lower()
+
+
+@pytest.mark.parametrize("variant", ["sparse-int8", "sparse-engine-int8"])
+def test_the_code_of_a_card_runs(variant, unlabelled, monkeypatch):
+    run = unlabelled[1].parent.parent
+    reporting.write_cards(finished_manifests(run), run)
+    runs = run_code(unlabelled[1] / "export" / variant / "README.md", monkeypatch)
+    assert [names["embeddings"].shape[0] for names in runs] == [2] * (1 if "engine" in variant else 2)
 
 
 @pytest.mark.parametrize("variant", ["dense-fp32", "sparse-fp32", "sparse-int8"])

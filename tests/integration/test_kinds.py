@@ -5,7 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from tests.helpers.cards import run_code
 from tests.helpers.encoders import tiny_encoders
+from toolkit import reporting
 from toolkit.core.artifacts import NullProgress
 from toolkit.data.tasks import load_task
 from toolkit.measure.accuracy import predict_ir
@@ -63,7 +65,7 @@ def recipe(model, task, text, benchmark: bool) -> Recipe:
         ("bert", "token_classification"),
     ],
 )
-def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, files, tiny_text, tmp_path):
+def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, files, tiny_text, tmp_path, monkeypatch):
     chosen = recipe(folders[architecture], files[kind], tiny_text, benchmark=architecture == "bert")
     run = Run(chosen, tmp_path / "run", lambda step: nullcontext(NullProgress()))
     made = {m.stage: m for m in run()}  # a broken check is an error
@@ -87,6 +89,8 @@ def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, fil
     assert set(made["export"].metrics["variants"]) == set(VARIANTS)
     if architecture == "bert":
         assert made["benchmark"].metrics["counts"] == measured
+        reporting.write_cards(run.manifests, tmp_path / "run")
+        assert len(run_code(tmp_path / "run/tasks/toy/export/sparse-int8/README.md", monkeypatch)) == 2
     if kind == "question_answering" and architecture == "bert":
         assert_same_answers(tmp_path / "run/tasks/toy", chosen.tasks["toy"])
 

@@ -14,6 +14,7 @@ from sentence_transformers import CrossEncoder
 
 import pruneofa
 from tests.conftest import BAD, GOOD, NOUNS, sentence
+from tests.helpers.cards import run_code
 from tests.helpers.page import Page
 from toolkit import reporting
 from toolkit.core.artifacts import NullProgress
@@ -130,6 +131,14 @@ def test_an_ir_gives_the_same_scores_in_sentence_transformers(variant, reranker,
 def test_a_reranker_is_loaded_as_a_classifier_and_not_as_an_embedding_model(reranker):
     opened = pruneofa.load(reranker[1] / "export" / "sparse-int8")
     assert type(opened).__name__ == "OVModelForSequenceClassification"
+
+
+def test_the_code_of_a_card_runs(reranker, monkeypatch):
+    run = reranker[1].parent.parent
+    reporting.write_cards(finished_manifests(run), run)
+    own, cross_encoder = run_code(reranker[1] / "export" / "sparse-int8" / "README.md", monkeypatch)
+    assert isinstance(own["score"], float)
+    assert cross_encoder["scores"].shape == (1,)
 
 
 def test_a_checkpoint_gives_the_same_scores_as_its_ir(reranker, beir):

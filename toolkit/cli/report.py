@@ -1,5 +1,6 @@
 """`pruneofa report`, and the report at the end of `pruneofa run`."""
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,14 @@ from toolkit.core.errors import CompressionFailed
 if TYPE_CHECKING:
     from toolkit.core.artifacts import Manifest
 
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # a report of a run of somebody else may go elsewhere
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
     out: Annotated[Path | None, typer.Option(help="folder to write; default: <first run>/report")] = None,
 ) -> None:
-    """Regenerate the report (HTML, Markdown) of finished runs from their manifests."""
+    """Regenerate the report (HTML, Markdown) of finished runs, and the model cards of their IRs, from the manifests."""
     from toolkit import reporting
     from toolkit.cli.terminal import Console
     from toolkit.pipeline.graph import finished_manifests
@@ -24,6 +27,8 @@ def report(
     found = [finished_manifests(folder) for folder in runs]
     page = reporting.build(found, out or runs[0] / "report")
     Console().print(reporting.console(found))
+    for folder, manifests in zip(runs, found, strict=True):
+        show_cards(manifests, folder)
     typer.echo(f"Report: {page}")
 
 
@@ -55,6 +60,32 @@ def reported(
         "variants": variant_rows(manifests, folder),
     }
     return Outcome(document, error=error)
+
+
+def show_cards(manifests: "list[Manifest]", folder: Path, task: str | None = None) -> None:
+    """Writes the model cards of a run's exported IRs, and prints those that were changed by hand, which stay.
+
+    Args:
+        manifests: Manifests of the run's finished stages.
+        folder: The run folder.
+        task: Name of the only task whose cards are written; None: all.
+    """
+    from toolkit.cli.terminal import Console
+    from toolkit.pipeline.requirements import missing_module
+    from toolkit.reporting import write_cards
+
+    if missing_module("report"):
+        return
+    try:
+        kept = write_cards(manifests, folder, task)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        lines = [f"{error.filename}: the model cards were not written: {(error.strerror or '').lower()}"]
+    else:
+        lines = [f"{path}: changed by hand, so it was not written again; delete it to have a new one" for path in kept]
+    for line in lines:
+        Console().print(line, highlight=False, soft_wrap=True)
 
 
 def show_report(manifests: "list[Manifest]", folder: Path, *, latency_counts: bool = True) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from toolkit.cli.inc import recipe_of_inc
 from toolkit.cli.inc_options import IncFiles, with_inc_flags
-from toolkit.cli.report import reported, write_report
+from toolkit.cli.report import reported, show_cards, write_report
 from toolkit.cli.terminal import Outcome, with_output
 from toolkit.core import paths
 from toolkit.core.errors import CheckFailed, UserError
@@ -205,6 +205,7 @@ def execute(
     log = folder / "tensorboard" if track else None
     job = Run(loaded, folder, lambda step: progress.stage_progress(step, terminal, log))
     job.time_over = lambda: end is not None and time.monotonic() >= end
+    job.finished = lambda finished: _show_first_cards(finished, folder)
     try:
         manifests = job(only=only, start=start)
     except CheckFailed:
@@ -213,7 +214,14 @@ def execute(
                 write_report([*job.manifests, job.failed], folder)
         raise
     (folder / "recipe.yaml").write_text(dump_recipe(loaded))
+    show_cards(manifests, folder)
     return manifests
+
+
+def _show_first_cards(manifests: "list[Manifest]", folder: Path) -> None:
+    """Writes the cards of an export as soon as it is finished: the benchmark may take long, or fail."""
+    if manifests[-1].stage == "export":
+        show_cards(manifests, folder, manifests[-1].task)
 
 
 def _seconds(text: str) -> int:

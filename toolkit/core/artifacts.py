@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from toolkit.core.errors import UserError
-from toolkit.core.files import MANIFEST, write_atomic
+from toolkit.core.files import MANIFEST, PAPERS, content_hash, write_atomic
 
 Kind = Literal["dense", "sparse", "task", "quantized", "ir", "measurement"]
 
@@ -25,7 +25,7 @@ class Artifact(BaseModel):
     Attributes:
         kind: Type of the content.
         path: Location; relative to the run folder inside a manifest.
-        sha256: Content hash, see `content_hash`.
+        sha256: Content hash, see `artifact_hash`.
         parents: Content hashes of the artifacts that it was computed from.
     """
 
@@ -35,6 +35,14 @@ class Artifact(BaseModel):
     path: Path
     sha256: str
     parents: tuple[str, ...] = ()
+
+
+def artifact_hash(kind: Kind, path: Path) -> str:
+    """Returns the content hash of an artifact.
+
+    The model cards of exported IRs, which are written again when more is measured, are not part of it.
+    """
+    return content_hash(path, PAPERS) if kind == "ir" else content_hash(path)
 
 
 class Check(BaseModel):
@@ -70,7 +78,7 @@ class Manifest(BaseModel):
     history: tuple[dict[str, float], ...] = ()  # training curve: step, loss, learning_rate, sparsity, ...
     versions: dict[str, str] = {}
     machine: dict[str, Any] = {}
-    run: dict[str, str] = {}  # name, description and model of the recipe
+    run: dict[str, str] = {}  # name, description and model of the recipe, and the recipe itself as YAML
     commit: str = ""
     started: str  # ISO 8601, UTC
     seconds: float

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from toolkit.core.errors import UserError
 
 _LARGEST_JSON = 1 << 28  # bytes; the index of a model with a million tensors has half of it
 MANIFEST = "manifest.json"
+CARD = "README.md"
+PAPERS = frozenset({CARD, MANIFEST})  # describe the exported IR that they are beside; written after it, and again
 
 
 def user_path(name: str) -> Path:
@@ -28,14 +31,19 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def content_hash(path: Path) -> str:
-    """Returns the hash of a file, or of a folder's relative paths and contents (without manifest and hidden files)."""
+def content_hash(path: Path, without: Collection[str] = (MANIFEST,)) -> str:
+    """Returns the hash of a file, or of a folder's relative paths and contents, hidden files left out.
+
+    Args:
+        path: The file or folder.
+        without: Names of files in the folder that are left out.
+    """
     if path.is_file():
         return file_hash(path)
     entries = [
         (str(p.relative_to(path)), file_hash(p))
         for p in sorted(path.rglob("*"))
-        if p.is_file() and p.name != MANIFEST and not any(s.startswith(".") for s in p.relative_to(path).parts)
+        if p.is_file() and p.name not in without and not any(s.startswith(".") for s in p.relative_to(path).parts)
     ]
     return json_hash(entries)
 

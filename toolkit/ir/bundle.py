@@ -14,7 +14,7 @@ import hashlib
 import struct
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,12 +60,13 @@ class _Constant:
     size: int
 
 
-def pack(folder: Path, target: Path) -> int:
+def pack(folder: Path, target: Path, *, without: Collection[str] = ()) -> int:
     """Packs an IR folder into one file.
 
     Args:
         folder: IR folder without subfolders other than those of sentence-transformers.
         target: Bundle to write; written atomically.
+        without: Names of files that are left out.
 
     Returns:
         Size of the bundle in bytes.
@@ -78,7 +79,7 @@ def pack(folder: Path, target: Path) -> int:
             raise UserError(f"{name} is missing", where=str(folder), instead="<run>/tasks/<task>/export/<variant>")
     streams: dict[str, list[Any]] = defaultdict(list)
     files = []
-    for path in _regular_files(folder):
+    for path in (path for path in regular_files(folder) if path.name not in without):
         data = path.read_bytes()
         parts = _split(data, _constants(folder / _MODEL), streams) if path.name == _WEIGHTS else None
         if parts is None:
@@ -108,7 +109,7 @@ def pack(folder: Path, target: Path) -> int:
     return len(content)
 
 
-def _regular_files(folder: Path) -> list[Path]:
+def regular_files(folder: Path) -> list[Path]:
     """Returns the files of an IR folder. Anything else would be lost, or come back as a copy of something outside."""
     files = sorted(folder.iterdir())
     known = [path for path in files if path.name in SUBFOLDERS and path.is_dir() and not path.is_symlink()]

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from toolkit.core import machine
+from toolkit.core.artifacts import artifact_hash
 from toolkit.core.errors import UserError
-from toolkit.core.files import content_hash, json_hash
+from toolkit.core.files import json_hash
 from toolkit.data.metrics import in_order
 from toolkit.ir import kernels
 
@@ -120,7 +121,7 @@ def cached_predictions(
     here = machine.describe()
     key = {
         "way": _PREDICTION_VERSION,
-        "ir": content_hash(folder),
+        "ir": artifact_hash("ir", folder),
         "kernel": kernels.folder().name if is_engine(folder) else None,
         "examples": fingerprint(examples),
         "pad_id": pad_id,

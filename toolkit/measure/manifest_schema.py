@@ -113,6 +113,7 @@ class _MatMul(_Record):
     weight_granularity: str
     zero_fraction: Fraction
     activation_scheme: str
+    input_fake_quantized: bool = False
 
 
 class _Exported(_Record):
@@ -122,6 +123,7 @@ class _Exported(_Record):
     torch: Scores | None = None  # variants on the sparse engine are compared with their plain IRs
     ir: Annotated[Scores, Field(min_length=1)]
     dev_n: Positive
+    made_from: str = ""  # stage of the checkpoint; not in older exports
 
 
 class _Training(_Record):
@@ -205,6 +207,7 @@ class _DenseQuantize(_OnTask):
 
 class _Export(_Record):
     variants: dict[VariantName, _Exported]
+    blocks: str = ""  # of zeros, rows x columns
     left_out: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.core.files import PAPERS
 from toolkit.ir import bundle
 from toolkit.models.checkpoint import weight_files
 
@@ -125,12 +126,15 @@ def count_weights(checkpoint: Path, kept: Mapping[str, int]) -> Footprint:
 
 
 def file_sizes(ir: Path) -> dict[str, int]:
-    """Returns the bytes of an IR folder's weights file, uncompressed and gzipped, and of the folder as a bundle."""
+    """Returns the bytes of an IR folder's weights file, uncompressed and gzipped, and of the folder as a bundle.
+
+    The card and the manifest beside an IR, which change when more is measured, are not counted.
+    """
     path = ir / "openvino_model.bin"
     coder, compressed = zlib.compressobj(level=6, wbits=31), 0
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             compressed += len(coder.compress(block))
     with tempfile.TemporaryDirectory() as scratch:
-        packed = bundle.pack(ir, Path(scratch) / f"bundle{bundle.SUFFIX}")
+        packed = bundle.pack(ir, Path(scratch) / f"bundle{bundle.SUFFIX}", without=PAPERS)
     return {FILE: path.stat().st_size, GZIP: compressed + len(coder.flush()), BUNDLE: packed}

@@ -1,5 +1,6 @@
 """Checkpoint inspection without loading the model: shapes, zeros, signs of quantization. Does not import torch."""
 
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ MIN_SPARSITY = 0.01  # a model with a smaller fraction of zeros was never pruned
 _FLOATS = {"F64": (8, 0x7FFF_FFFF_FFFF_FFFF), "F32": (4, 0x7FFF_FFFF), "F16": (2, 0x7FFF), "BF16": (2, 0x7FFF)}
 # safetensors dtype -> the bits of the exponent.
 _EXPONENTS = {"F64": 0x7FF0_0000_0000_0000, "F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
+_SIDES = (32, 16, 8, 4, 2, 1)  # of the blocks of zeros that are looked for
+_FILLED = 0.01  # fraction of zeros that blocks which are kept may contain
 _PIECE = 1 << 22  # weights that are checked at a time
 # Names of tensors that only quantized models have, as saved by torch, INC, NNCF, compressed-tensors and GPTQ.
 _QUANTIZERS = re.compile(
@@ -198,6 +201,30 @@ def sparsity_by_tensor(folder: Path, names: Iterable[str]) -> dict[str, float]:
     found = stored_tensors(folder)
     zeros = {name: zero_weights(found[name]) for name in names}
     return {name: float(zero.mean()) if zero.size else 0.0 for name, zero in zeros.items()}
+
+
+def zero_blocks(folder: Path, names: Iterable[str]) -> str:
+    """Returns the largest blocks, rows x columns, in which the zeros of all these matrices come; `1x1`: single zeros.
+
+    Up to 1 % of the weights that the blocks keep may be zero, too.
+
+    Raises:
+        UserError: A file is shorter than its header states.
+    """
+    found, sizes = stored_tensors(folder), sorted(itertools.product(_SIDES, _SIDES), key=math.prod, reverse=True)
+    for name in names:
+        kept = ~zero_weights(found[name])
+        sizes = [size for size in sizes if _in_blocks(kept, *size)]
+    return "{}x{}".format(*sizes[0])
+
+
+def _in_blocks(kept: "np.ndarray", rows: int, columns: int) -> bool:
+    if rows == columns == 1:
+        return True
+    if kept.shape[0] % rows or kept.shape[1] % columns:
+        return False
+    blocks = kept.reshape(kept.shape[0] // rows, rows, kept.shape[1] // columns, columns).any(axis=(1, 3))
+    return bool(rows * columns * blocks.sum() <= (1 + _FILLED) * kept.sum())
 
 
 def zero_weights(tensor: StoredTensor) -> "np.ndarray":

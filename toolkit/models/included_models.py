@@ -47,6 +47,12 @@ MODELS = {
 _ALSO = {"sentence-transformers/all-MiniLM-L6-v2": _MINILM[0]}  # the same weights on the hub
 
 
+def hub_id(source: str) -> str:
+    """Returns the id on the hub of a packaged or included model that is known there; empty for other sources."""
+    dense = MODELS[name].dense if (name := source.removeprefix(PREFIX)) in MODELS else source
+    return next((hub for hub, package in _ALSO.items() if package == dense), "")
+
+
 def included_student(source: str, sparsity: float, pattern: str) -> str | None:
     """Returns the source of the included model with these zeros, made from this dense model; None if there is none.
 

@@ -9,6 +9,7 @@ from toolkit.models.included_models import PREFIX, included_model
 from toolkit.models.published import published_config
 from toolkit.recipe.references import LOCAL_PREFIXES, package_path
 
+LICENSE_KEYS = ("license", "license_name", "license_link")  # of the hub's model cards
 _HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -40,6 +41,31 @@ def cached_model(source: str) -> Path | None:
         if named or published_config(source) is not None:
             return None
         raise
+
+
+def stated_license(source: str, scratch: Path) -> dict[str, str]:
+    """Returns what the README.md of a model states about its license, under the hub's keys; empty if that is nothing.
+
+    That of a hub model is downloaded to a folder of its own: inside of the model's it would change its content hash.
+
+    Args:
+        source: Source of the model.
+        scratch: Folder for the download.
+    """
+    from huggingface_hub import hf_hub_download, metadata_load
+
+    try:
+        folder = local_model(source)
+        if folder is None:
+            name, _, revision = source.partition("@")
+            path = Path(hf_hub_download(name, "README.md", revision=revision or None, cache_dir=scratch))
+        else:
+            path = folder / "README.md"
+        found = metadata_load(path) or {}
+    except Exception:  # no README.md, no network, or no metadata that can be parsed: nothing is stated
+        return {}
+    stated = {key: found[key] for key in LICENSE_KEYS if key in found}
+    return stated if all(isinstance(value, str) for value in stated.values()) and "license" in stated else {}
 
 
 def is_hub_model(source: str) -> bool:

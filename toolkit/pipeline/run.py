@@ -19,12 +19,13 @@ from toolkit.core.artifacts import (
     Manifest,
     Progress,
     StageResult,
+    artifact_hash,
     failed_checks,
     read_manifest,
     write_manifest,
 )
 from toolkit.core.errors import CheckFailed, TimeLimitReached, UserError
-from toolkit.core.files import content_hash, json_hash
+from toolkit.core.files import json_hash
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.models.sources import is_hub_model
 from toolkit.pipeline import preflight
@@ -34,6 +35,7 @@ from toolkit.pipeline.graph import Step, inputs_unchanged, plan, select
 from toolkit.pipeline.requirements import require
 from toolkit.pipeline.run_folder import exclusive, promote, resume_or_reset
 from toolkit.recipe import KINDS, Quantize, Recipe
+from toolkit.recipe.load import dump_recipe
 from toolkit.training import distributed
 
 _DISK_FULL = 1 << 20  # bytes free
@@ -54,6 +56,7 @@ class Run:
         inputs: Models and data files.
         time_over: Returns whether the time limit is over. Every call makes at least one optimizer step, or one stage
             that does not train, so that repeated calls finish the run.
+        finished: Called after each step with the manifests of all finished ones, once a step has run.
     """
 
     recipe: Recipe
@@ -62,6 +65,7 @@ class Run:
     manifests: list[Manifest] = field(default_factory=list)
     inputs: ResolvedInputs = field(default_factory=lambda: ResolvedInputs(fetch=True))
     time_over: Callable[[], bool] = lambda: False
+    finished: Callable[[list[Manifest]], None] = lambda _: None
     failed: Manifest | None = None
 
     def __call__(self, *, only: str | None = None, start: str | None = None) -> list[Manifest]:
@@ -102,6 +106,8 @@ class Run:
                     done[step.label] = self._make(step, done)
                     made = True
                 self.manifests = list(done.values())
+                if made:
+                    self.finished(self.manifests)
         distributed.broadcast_text("")
         return self.manifests
 
@@ -179,7 +185,7 @@ class Run:
             artifact=Artifact(
                 kind=result.kind,
                 path=step.folder.relative_to(self.folder),
-                sha256=content_hash(partial),
+                sha256=artifact_hash(result.kind, partial),
                 parents=tuple(contents.values()),
             ),
             metrics=result.metrics,
@@ -187,7 +193,12 @@ class Run:
             history=tuple(result.history),
             versions=machine.versions(),
             machine=machine.describe(),
-            run={"name": self.recipe.name, "description": self.recipe.description, "model": self.recipe.model.source},
+            run={
+                "name": self.recipe.name,
+                "description": self.recipe.description,
+                "model": self.recipe.model.source,
+                "recipe": dump_recipe(self.recipe),
+            },
             commit=machine.commit(),
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
@@ -227,7 +238,7 @@ class Run:
         """
         # Looked up again: a local folder with the layout of a data set is read from a copy that changes with it.
         now = data_hashes(step.sections, ResolvedInputs(fetch=True))[0]
-        now |= {str(source.path): content_hash(source.path) for source in inputs.values()}
+        now |= {str(source.path): artifact_hash(source.kind, source.path) for source in inputs.values()}
         read = step.data | {str(source.path): source.sha256 for source in inputs.values()}
         for path, digest in read.items():
             if now.get(path) != digest:
@@ -286,7 +297,7 @@ def _run_stage(step: Step, inputs: dict[str, Artifact], context: Context) -> Sta
 def _verify(step: Step) -> None:
     """Checks the content hash of a finished stage, to detect truncated, edited and partly copied files."""
     assert step.manifest is not None
-    if content_hash(step.folder) != step.manifest.artifact.sha256:
+    if artifact_hash(step.stage.kind, step.folder) != step.manifest.artifact.sha256:
         raise UserError(
             "the files differ from those that the stage wrote (damaged or edited)",
             where=str(step.folder),

@@ -2,8 +2,9 @@
 
 import pytest
 
-from toolkit.core.artifacts import Artifact, Check, Manifest, read_manifest, write_manifest
+from toolkit.core.artifacts import Artifact, Check, Manifest, artifact_hash, read_manifest, write_manifest
 from toolkit.core.errors import UserError
+from toolkit.core.files import content_hash
 
 
 def manifest(**values):
@@ -34,3 +35,18 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
     written = manifest(metrics={"dev": {"accuracy": 0.5}, "note": "NaN", "n": 3, "tuning": None})
     write_manifest(tmp_path, written)
     assert read_manifest(tmp_path) == written
+
+
+def test_a_card_and_a_manifest_are_no_part_of_an_ir_and_a_card_is_of_a_checkpoint(tmp_path):
+    (tmp_path / "dense-fp32").mkdir()
+    (tmp_path / "dense-fp32" / "openvino_model.xml").write_text("<net/>")
+    kinds = ("ir", "task")
+    before = [artifact_hash(kind, tmp_path) for kind in kinds]
+    assert before[0] == before[1] == content_hash(tmp_path)
+    (tmp_path / "dense-fp32" / "manifest.json").write_text("{}")
+    assert [artifact_hash(kind, tmp_path) for kind in kinds] == before
+    (tmp_path / "dense-fp32" / "README.md").write_text("# Card")
+    assert artifact_hash("ir", tmp_path) == before[0]
+    assert artifact_hash("task", tmp_path) != before[1]
+    (tmp_path / "dense-fp32" / "openvino_model.xml").write_text("<net />")
+    assert artifact_hash("ir", tmp_path) != before[0]

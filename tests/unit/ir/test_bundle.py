@@ -9,6 +9,7 @@ import pyarrow
 import pytest
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import PAPERS
 from toolkit.ir import bundle, kernels
 from toolkit.ir.bundle_index import require_file_name
 
@@ -74,6 +75,18 @@ def test_every_file_comes_back_bit_for_bit_and_takes_less_room(ir, tmp_path):
     assert size < 0.6 * sum(map(len, contents(ir).values()))
     bundle.unpack(tmp_path / "one.pofa", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(ir)
+
+
+def test_a_card_is_packed_and_can_be_left_out(ir, tmp_path):
+    (ir / "README.md").write_text("# Card \u2013\n")
+    (ir / "manifest.json").write_text("{}")
+    bundle.pack(ir, tmp_path / "one.pofa")
+    bundle.unpack(tmp_path / "one.pofa", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(ir)
+    size = bundle.pack(ir, tmp_path / "two.pofa", without=PAPERS)
+    for name in PAPERS:
+        (ir / name).unlink()
+    assert size == bundle.pack(ir, tmp_path / "three.pofa")
 
 
 def test_wherever_a_bundle_is_damaged_or_cut_it_is_refused_and_nothing_is_written(ir, tmp_path):

@@ -14,6 +14,7 @@ from toolkit.models.checkpoint import (
     require_unquantized,
     sparsity_by_tensor,
     stored_tensors,
+    zero_blocks,
 )
 
 
@@ -188,3 +189,26 @@ def test_zeros_of_a_type_that_is_no_plain_float_are_not_counted(folder):
     save_file({"a": torch.ones(2, 2).to(torch.float8_e4m3fn)}, folder / "model.safetensors")
     with pytest.raises(UserError, match="the zeros of F8_E4M3 tensors cannot be counted"):
         sparsity_by_tensor(folder, ["a"])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 1), (1, 4), (2, 2), (32, 1)])
+def test_the_blocks_of_zeros_are_the_largest_that_all_matrices_have(folder, rows, columns):
+    random = torch.Generator().manual_seed(0)
+
+    def matrix(height, width):
+        kept = torch.rand(height // rows, width // columns, generator=random) > 0.8
+        return kept.repeat_interleave(rows, 0).repeat_interleave(columns, 1) * torch.ones(height, width)
+
+    weights = {"a.weight": matrix(64, 128), "b.weight": matrix(96, 64)}
+    kept = weights["a.weight"].nonzero()
+    weights["a.weight"][tuple(kept[0])] = 0.0  # training may end at zero
+    save_file(weights | {"dense": torch.ones(6, 6)}, folder / "model.safetensors")
+    assert zero_blocks(folder, ["a.weight", "b.weight"]) == f"{rows}x{columns}"
+
+
+def test_a_matrix_that_blocks_do_not_divide_has_smaller_ones(folder):
+    weights = {"a": torch.ones(8, 8), "b": torch.ones(6, 8)}
+    weights["a"][:4], weights["b"][:2] = 0.0, 0.0
+    save_file(weights, folder / "model.safetensors")
+    assert zero_blocks(folder, ["a"]) == "4x8"
+    assert zero_blocks(folder, ["a", "b"]) == "2x8"

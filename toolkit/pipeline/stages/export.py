@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifacts import Artifact, Check, Context, StageResult
 from toolkit.core.errors import UserError
+from toolkit.models.checkpoint import zero_blocks
 from toolkit.models.depth import is_dense
+from toolkit.models.sources import stated_license
 from toolkit.pipeline.graph import require_variant
 from toolkit.pipeline.stages.export_checks import (
     ENGINE_INT8_TOLERANCE,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 class Inputs:
     """Recipe sections and artifacts that the stage reads; a variant whose checkpoint is missing is left out.
 
-    `model` is part of the cache key only.
+    Of `model`, its source is read for the license that it states; the rest is part of the cache key only.
     """
 
     model: Model
@@ -74,6 +76,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     jobs = _ExportJob.prepare(inputs, wanted, context)
     metrics: dict[str, Any] = {"variants": {}, "left_out": without}
     checks: list[Check] = []
+    if transfer is not None and (pruned := next((job.zeros for job in jobs.values() if job.zeros), {})):
+        metrics["blocks"] = zero_blocks(transfer.path, pruned)
     context.progress.start(len(wanted))
     # Variants on the sparse engine are converted from plain ones, which therefore come first.
     for done, variant in enumerate(sorted(wanted, key=lambda v: v.engine), start=1):
@@ -90,10 +94,13 @@ def run(inputs: Inputs, context: Context) -> StageResult:
                 continue
         else:
             figures, found = jobs[variant.source_stage].plain(variant)
-        metrics["variants"][variant.name] = figures
+        metrics["variants"][variant.name] = figures | {"made_from": variant.source_stage}
         checks += found
         context.progress.update(done)
-    return StageResult(kind="ir", metrics=metrics, checks=checks, data={"note": inputs.task.note})
+    data: dict[str, Any] = {"note": inputs.task.note}
+    if stated := stated_license(inputs.model.source, context.cache / "licenses"):
+        data["base model"] = stated
+    return StageResult(kind="ir", metrics=metrics, checks=checks, data=data)
 
 
 def _wanted(inputs: Inputs, dense: bool) -> tuple[list[Variant], dict[str, str]]:
