@@ -36,7 +36,16 @@ app.add_typer(deploy.kernels_app, name="kernels")
 for command in (
     *(compress.compress, run.init, run.check, run.plan, search.search, run.run, inspect.inspect, models.models),
     report.report,
-    *(doctor.doctor, run.schema, bench.bench, deploy.pack, deploy.unpack, scoreboard.reproduce, scoreboard.scoreboard),
+    *(
+        doctor.doctor,
+        run.schema,
+        bench.bench,
+        deploy.pack,
+        deploy.unpack,
+        deploy.push,
+        scoreboard.reproduce,
+        scoreboard.scoreboard,
+    ),
 ):
     app.command()(command)
 
