@@ -375,22 +375,3 @@ def test_plan_inspect_and_bench_show_what_is_there(finished, tmp_path, monkeypat
     assert "no variant is accurate enough. Closest: " in rendered(
         recommendation(folder, section, None, within=-10.0).shown
     )
-
-
-def test_tracking_leaves_a_tensorboard_log_or_says_what_to_install(finished, tmp_path):
-    import importlib.util
-
-    from rich.console import Console
-
-    from toolkit.cli.progress import stage_progress
-
-    recipe, folder, _ = finished
-    step = graph.plan(recipe, folder, ResolvedInputs())[0]
-    if importlib.util.find_spec("tensorboard") is None:
-        with pytest.raises(UserError, match="not installed"), stage_progress(step, Console(quiet=True), tmp_path):
-            pass
-        return
-    with stage_progress(step, Console(quiet=True), tmp_path) as progress:
-        progress.start(2)
-        progress.update(1, loss=0.5)
-    assert list(tmp_path.rglob("events.*"))

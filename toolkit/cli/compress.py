@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toolkit.cli.report import reported
-from toolkit.cli.run import execute
+from toolkit.cli.run import Track, execute
 from toolkit.cli.terminal import Outcome, with_output
 
 if TYPE_CHECKING:
@@ -41,8 +41,12 @@ class Compressed:
         return self.folder / "tasks" / TASK / "export" / self.best if self.best else None
 
 
-def compressed(order: "Compression") -> Compressed:
+def compressed(order: "Compression", track: str | None = None) -> Compressed:
     """Runs a compression, or what is missing of it, and writes the report.
+
+    Args:
+        order: What is compressed.
+        track: Tool that records training curves, too; None: none.
 
     Raises:
         UserError: An argument or a row of the data is invalid; every finished stage is kept.
@@ -53,7 +57,7 @@ def compressed(order: "Compression") -> Compressed:
 
     recipe = order.recipe()
     folder = order.runs / recipe.name
-    manifests = execute(recipe, folder)
+    manifests = execute(recipe, folder, track=track)
     best = best_variant(manifests, TASK, order.target)
     scores = {score.metric: score.value for score in best.scores} if best else {}
     outcome = reported(manifests, folder, latency_counts=order.target == "latency")
@@ -77,6 +81,7 @@ def compress(
     ] = None,
     label: Annotated[str | None, typer.Option(help="label column; default: found from the header")] = None,
     name: Annotated[str | None, typer.Option(help="run name; default: the model's")] = None,
+    track: Track = None,
     runs: Annotated[Path, typer.Option(help="directory that holds the run folders")] = Path("runs"),
 ) -> Outcome:
     """Compress a model for a task: fine-tune, prune, quantize, export and measure, with a recipe of its own."""
@@ -86,7 +91,7 @@ def compress(
 
     columns, changes = tuple(column or ()), tuple(overrides or ())
     order = Compression(model, train, dev, task, target, sparsity, pattern, columns, label, name, runs, changes)
-    found = compressed(order)
+    found = compressed(order, track)
     best: dict[str, Any] | None = None
     line = "No variant is accurate enough." if found.outcome.document["variants"] else "No variant was measured."
     if found.best:

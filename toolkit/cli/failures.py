@@ -82,6 +82,9 @@ def _described(error: BaseException) -> tuple[int, UserError]:
         library = (error.name or "").split(".")[0]
         if extra := extra_of(library):
             return 2, UserError(f"{library} is not installed", instead=install_command(extra))
+    if (tool := type(error).__module__.split(".")[0]) in ("mlflow", "wandb"):  # --track
+        what = f"{tool}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        return 2, UserError(what, where="--track", instead=f"the settings of {tool}, or no --track; the run resumes")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         what = "the disk is full; free some space and run the same command again to resume (finished stages are kept)"
         return 2, UserError(what)

@@ -1,9 +1,8 @@
-"""Progress display of running stages: Rich bars on a terminal, lines in logs, optional TensorBoard."""
+"""Progress display of running stages: Rich bars on a terminal, lines in logs."""
 
 import contextlib
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,7 +18,6 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from toolkit.core.artifacts import Progress
-from toolkit.core.errors import UserError
 
 if TYPE_CHECKING:
     from toolkit.pipeline.graph import Step
@@ -77,47 +75,18 @@ def _figure(name: str, value: float) -> str:
     return f"{value:.1e}" if name == "learning_rate" else f"{value:.3f}"
 
 
-class _Tracked:
-    """`Progress` that also writes its figures to a TensorBoard log."""
-
-    def __init__(self, shown: Progress, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "TensorBoard is not installed", where="--track", instead="pip install -e '.[track]'"
-            ) from None
-        self._shown = shown
-        self.writer = SummaryWriter(str(folder))
-
-    def start(self, total: int) -> None:
-        self._shown.start(total)
-
-    def update(self, step: int, **figures: float) -> None:
-        self._shown.update(step, **figures)
-        for name, value in figures.items():
-            self.writer.add_scalar(name, value, step)
-
-    def message(self, text: str) -> None:
-        self._shown.message(text)
-
-
 @contextlib.contextmanager
-def stage_progress(step: "Step", console: Console, track: Path | None = None) -> Iterator[Progress]:
+def stage_progress(step: "Step", console: Console) -> Iterator[Progress]:
     """Context manager for the progress display of one stage.
 
     Args:
         step: Stage that runs.
         console: Console to print to.
-        track: Folder for TensorBoard logs; None: no log.
     """
     bar = _Bar(step.label, console)
-    tracked = _Tracked(bar, track / step.label) if track else None
     if not console.is_terminal:
         console.print(f"{step.label} ...", highlight=False)
     started = time.monotonic()
     with bar._bars:
-        yield tracked or bar
-    if tracked:
-        tracked.writer.close()
+        yield bar
     console.print(Text.assemble(("✓", "green"), f" {step.label:<24} {time.monotonic() - started:7.1f} s"))

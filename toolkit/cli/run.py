@@ -28,6 +28,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="changes to the recipe, e.g. pruning.target_sparsity=0.85", show_default=False),
 ]
+Track = Annotated[str | None, typer.Option("--track", help="also record training curves: tensorboard, mlflow or wandb")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="directory that holds the run folders")]
 
 
@@ -124,7 +125,7 @@ def run(
     overrides: Overrides = None,
     start: Annotated[str | None, typer.Option("--from", help="rerun this stage and all later ones")] = None,
     only: Annotated[str | None, typer.Option("--only", help="run only this stage")] = None,
-    track: Annotated[bool, typer.Option("--track", help="also log training curves for TensorBoard")] = False,
+    track: Track = None,
     runs: Annotated[
         Path | None, typer.Option("--runs", help="directory that holds the run folders; default: runs")
     ] = None,
@@ -170,7 +171,7 @@ def execute(
     folder: Path,
     start: str | None = None,
     only: str | None = None,
-    track: bool = False,
+    track: str | None = None,
     end: float | None = None,
 ) -> "list[Manifest]":
     """Checks and runs a recipe, showing its progress, and returns the manifests of the run's finished stages.
@@ -180,10 +181,11 @@ def execute(
         folder: Run folder.
         start: Label of the first stage to rerun; None: reuse all finished stages.
         only: Label of the only stage to run; None: all stages.
-        track: Whether to write a TensorBoard log to the run folder.
+        track: Tool that records training curves, too; None: none.
         end: Value of `time.monotonic()` at which the time limit is over; None: there is none.
 
     Raises:
+        UserError: The recipe is invalid, or the tool is not installed.
         CheckFailed: A check of a stage failed; a report of the finished stages and of that one is written.
     """
     from rich.text import Text
@@ -191,10 +193,12 @@ def execute(
     from toolkit.cli import progress
     from toolkit.cli.terminal import Console
     from toolkit.pipeline.preflight import check_recipe
-    from toolkit.pipeline.requirements import missing_requirements
+    from toolkit.pipeline.requirements import missing_requirements, require_tracker
     from toolkit.pipeline.run import Run
     from toolkit.recipe.load import dump_recipe
 
+    if track is not None:
+        require_tracker(track)
     check_recipe(loaded, read_rows=False)  # `Run` checks the rows, including those of files that it downloads
     terminal = Console()
     if loaded.threads:
@@ -202,8 +206,7 @@ def execute(
     terminal.print(Text.assemble((loaded.name, "bold"), f" {loaded.description}".rstrip()))
     for line in missing_requirements(loaded):
         terminal.print(line, highlight=False, soft_wrap=True)
-    log = folder / "tensorboard" if track else None
-    job = Run(loaded, folder, lambda step: progress.stage_progress(step, terminal, log))
+    job = Run(loaded, folder, lambda step: progress.stage_progress(step, terminal), track=track or "")
     job.time_over = lambda: end is not None and time.monotonic() >= end
     job.finished = lambda finished: _show_first_cards(finished, folder)
     try:

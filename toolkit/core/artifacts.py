@@ -112,6 +112,21 @@ class NullProgress:
 
 
 @dataclass(frozen=True)
+class Tracking:
+    """Where the training curve of a stage is recorded, besides the manifest.
+
+    Attributes:
+        tool: Name of the tool, as transformers has it: tensorboard, mlflow or wandb.
+        run: Name of the tool's run: that of the recipe, the task and the stage.
+        folder: Folder of TensorBoard's log.
+    """
+
+    tool: str
+    run: str
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Context:
     """Environment of a stage: folders, seed and progress display.
 
@@ -128,6 +143,7 @@ class Context:
         require_unchanged: Raises a UserError if an input or a data file differs from the one that the cache key names.
         time_over: Returns whether the run's time limit is over: a training saves a checkpoint at its next optimizer
             step and raises TimeLimitReached.
+        tracking: Tool that records the training curve, too; None: none. Results do not depend on it.
     """
 
     folder: Path
@@ -140,6 +156,7 @@ class Context:
     ready: frozenset[str] = frozenset()
     require_unchanged: Callable[[], None] = lambda: None
     time_over: Callable[[], bool] = lambda: False
+    tracking: Tracking | None = None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

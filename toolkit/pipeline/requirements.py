@@ -23,6 +23,8 @@ EXTRAS: dict[str, dict[str, str | None]] = {
     "inc": {"neural-compressor": "neural_compressor", "setuptools": "pkg_resources", "six": "six"},
     "report": {"jinja2": "jinja2"},
 }
+# The same for the tools of `--track`: each is an extra of its own name.
+TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 _EXTRA_OF_BACKEND = {"inc": "inc", "nncf": "deploy"}
 
 
@@ -37,6 +39,18 @@ def missing_module(extra: str) -> str:
     """Returns the first module of an extra that is not installed, or "" if all are. Imports none of them."""
     modules = filter(None, EXTRAS[extra].values())
     return next((name for name in modules if importlib.util.find_spec(name) is None), "")
+
+
+def require_tracker(name: str) -> None:
+    """Checks that a tool for training curves is known and installed.
+
+    Raises:
+        UserError: It is not.
+    """
+    if name not in TRACKERS:
+        raise UserError(f"{name!r} is no tool for training curves", where="--track", instead=" or ".join(TRACKERS))
+    if importlib.util.find_spec(TRACKERS[name]) is None:
+        raise UserError(f"{name} is not installed", where="--track", instead=install_command(name))
 
 
 def extra_of(name: str) -> str:

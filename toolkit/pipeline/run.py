@@ -19,6 +19,7 @@ from toolkit.core.artifacts import (
     Manifest,
     Progress,
     StageResult,
+    Tracking,
     artifact_hash,
     failed_checks,
     read_manifest,
@@ -56,6 +57,7 @@ class Run:
         inputs: Models and data files.
         time_over: Returns whether the time limit is over. Every call makes at least one optimizer step, or one stage
             that does not train, so that repeated calls finish the run.
+        track: Tool that records training curves: tensorboard, mlflow or wandb; empty: none.
         finished: Called after each step with the manifests of all finished ones, once a step has run.
     """
 
@@ -65,6 +67,7 @@ class Run:
     manifests: list[Manifest] = field(default_factory=list)
     inputs: ResolvedInputs = field(default_factory=lambda: ResolvedInputs(fetch=True))
     time_over: Callable[[], bool] = lambda: False
+    track: str = ""
     finished: Callable[[list[Manifest]], None] = lambda _: None
     failed: Manifest | None = None
 
@@ -228,6 +231,9 @@ class Run:
             ready=frozenset(step.inputs.keys() - sources.keys()),
             require_unchanged=lambda: self._require_unchanged(step, inputs),
             time_over=self.time_over,
+            tracking=Tracking(self.track, f"{self.recipe.name}: {step.label}", self.folder / "tensorboard" / step.label)
+            if self.track
+            else None,
         )
 
     def _require_unchanged(self, step: Step, inputs: dict[str, Artifact]) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ class Hooks(TrainerCallback):
         bf16: Whether training runs under bfloat16 autocast; set by `load`, or by the caller in a new training.
         step_seconds: Measured seconds of a step by precision, if the precision was chosen by measurement.
         stopped: Whether the time limit has ended the training before its last step.
+        log: Function that gets each point of the training curve; None: it is only kept.
     """
 
     def __init__(self, sparsifier: Sparsifier | None, context: Context, log_every: int) -> None:
         self.bf16, self.stopped = False, False
+        self.log: Callable[[dict[str, float]], None] | None = None
         self.step_seconds: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self._sparsifier, self._context, self._log_every = sparsifier, context, log_every
@@ -100,6 +103,8 @@ class Hooks(TrainerCallback):
             row["sparsity"] = self._sparsifier.mask.sparsity()
         self._sums, self._steps_summed = {}, 0
         self.history.append({"step": float(step), **row})
+        if self.log is not None:
+            self.log(dict(row))
         self._context.progress.update(step, **row)
 
     def _require_finite(self, step: int, peak: float) -> None:

@@ -22,7 +22,7 @@ from toolkit.training.distillation import LossTerms
 from toolkit.training.hardware import keep_freed_memory
 from toolkit.training.hooks import Hooks, last_complete_checkpoint
 from toolkit.training.precision import MOST_EXAMPLES, choose_bf16
-from toolkit.training.trainer import CompressionTrainer, optimizer_class, training_arguments
+from toolkit.training.trainer import CompressionTrainer, optimizer_class, tracked, training_arguments
 
 
 def seed_everything(seed: int) -> None:
@@ -118,21 +118,24 @@ def fit(
                 lambda: data.collate([stream[i] for i in range(count)]),
                 context.work / "precision.json",
             )
-    trainer = CompressionTrainer(
-        model=model,
-        args=training_arguments(section, data.steps, checkpoints, context.seed),
-        train_dataset=stream,
-        data_collator=data.collate,
-        hooks=hooks,
-        # Normalised over the entire optimizer step; passed like this, the Trainer does not divide it by the passes.
-        compute_loss_func=loss,
-        multiplier=_multiplier(section, data.steps, sparsifier, stage),
-        autocast=hooks.bf16,  # as when the run started, even if it resumes on other hardware
-        optimizer_cls_and_kwargs=optimizer_class(section),
-    )
-    context.progress.start(data.steps)
-    with compiled(model if section.compile else None), recomputed(model if section.recompute else None):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with tracked(context.tracking):
+        trainer = CompressionTrainer(
+            model=model,
+            args=training_arguments(section, data.steps, checkpoints, context.seed, context.tracking),
+            train_dataset=stream,
+            data_collator=data.collate,
+            hooks=hooks,
+            # Normalised over the entire optimizer step; passed like this, the Trainer does not divide it by the passes.
+            compute_loss_func=loss,
+            multiplier=_multiplier(section, data.steps, sparsifier, stage),
+            autocast=hooks.bf16,  # as when the run started, even if it resumes on other hardware
+            optimizer_cls_and_kwargs=optimizer_class(section),
+        )
+        if context.tracking is not None:
+            hooks.log = trainer.log
+        context.progress.start(data.steps)
+        with compiled(model if section.compile else None), recomputed(model if section.recompute else None):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     require_finite(model, f"train.optimizer of {stage}", "a lower learning_rate, or a longer warm-up")
     if rank:
         raise distributed.WorkerDone

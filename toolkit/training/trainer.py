@@ -1,6 +1,9 @@
-"""Subclass of `transformers.Trainer`, its arguments and its optimizer."""
+"""Subclass of `transformers.Trainer`, its arguments, its optimizer, and the tools that it reports to."""
 
-from collections.abc import Callable
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from toolkit.core import machine
+from toolkit.core.artifacts import Tracking
 from toolkit.data.batches import Batch
 from toolkit.recipe import AdamSettings, SGDSettings, Train
 from toolkit.training import distributed
@@ -19,6 +23,7 @@ from toolkit.training.hardware import device
 from toolkit.training.hooks import Hooks
 
 _MODEL = "model.safetensors"
+_LOG_FOLDER = "TENSORBOARD_LOGGING_DIR"  # read by the Trainer's callback when it is created
 _MOST_LOADERS = 8  # processes; each prefetches two batches
 
 
@@ -80,8 +85,18 @@ class CompressionTrainer(Trainer):
         return terms.total
 
 
-def training_arguments(section: Train, steps: int, folder: Path, seed: int) -> TrainingArguments:
-    """Returns the Trainer's arguments for a section of a recipe; checkpoints are saved in `folder`."""
+def training_arguments(
+    section: Train, steps: int, folder: Path, seed: int, tracking: Tracking | None = None
+) -> TrainingArguments:
+    """Returns the Trainer's arguments for a section of a recipe.
+
+    Args:
+        section: Section of the recipe.
+        steps: Number of optimizer steps.
+        folder: Folder of the checkpoints.
+        seed: Seed of the training.
+        tracking: Tool that records the training curve; None: none.
+    """
     optimizer = section.optimizer.settings
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -100,7 +115,8 @@ def training_arguments(section: Train, steps: int, folder: Path, seed: int) -> T
         save_total_limit=2,  # the previous one remains while a new one is written
         logging_strategy="no",
         disable_tqdm=True,
-        report_to=[],
+        report_to=reports_to(tracking),
+        run_name=tracking.run if tracking else None,
         remove_unused_columns=False,
         dataloader_pin_memory=device().type == "cuda",
         accelerator_config={"non_blocking": device().type == "cuda"},
@@ -132,3 +148,24 @@ def optimizer_class(section: Train) -> tuple[type[torch.optim.Optimizer], dict[s
     kind = torch.optim.Adam if isinstance(settings, AdamSettings) else torch.optim.AdamW
     betas = (settings.beta_1, settings.beta_2)
     return kind, {"lr": settings.learning_rate, "betas": betas, "eps": settings.epsilon, "fused": True}
+
+
+def reports_to(tracking: Tracking | None) -> list[str]:
+    """Returns `report_to` of the Trainer's arguments: the tool, in the process that writes files."""
+    return [tracking.tool] if tracking is not None and distributed.rank() == 0 else []
+
+
+@contextmanager
+def tracked(tracking: Tracking | None) -> Iterator[None]:
+    """Context manager in which a Trainer is created and trains: one run of the tool, which ends with it."""
+    tools, before = reports_to(tracking), os.environ.get(_LOG_FOLDER)
+    if tracking is not None:
+        os.environ[_LOG_FOLDER] = str(tracking.folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(_LOG_FOLDER, None)
+        if before is not None:
+            os.environ[_LOG_FOLDER] = before
+        if "wandb" in tools:  # its callback leaves the run open, and the next stage would continue it
+            importlib.import_module("wandb").finish()

@@ -9,7 +9,7 @@ import pytest
 from toolkit.cli.doctor import facts, pinned_versions
 from toolkit.core import paths
 from toolkit.core.errors import UserError
-from toolkit.pipeline.requirements import EXTRAS, extra_for, require
+from toolkit.pipeline.requirements import EXTRAS, TRACKERS, extra_for, require
 from toolkit.recipe import Benchmark, Export, Quantize, Student, TrainOnly, Transfer
 
 LESSON = {"distillation": {"train": {"steps": 1}}}
@@ -50,6 +50,7 @@ def test_extras_are_those_of_setup_cfg():
     setup.read(paths.REPOSITORY / "setup.cfg")
     extras = {name: set(value.split()) for name, value in setup["options.extras_require"].items()}
     assert {name: set(brings) for name, brings in EXTRAS.items()} == {name: extras[name] for name in EXTRAS}
+    assert all(extras[name] == {module} for name, module in TRACKERS.items())
     assert extras["all"] == {f"pruneofa[{','.join(EXTRAS)}]"}
     always = set(setup["options"]["install_requires"].split())
     assert not always & {name for brings in EXTRAS.values() for name in brings}

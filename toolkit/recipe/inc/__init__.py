@@ -41,7 +41,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, str], ...] = (
     (r".*\.compute_dtype\b.*", "8-bit products are accumulated in 32 bits"),
     (r".*\.algorithm\b.*", "ranges are computed with minmax"),
     (r"tuning\.strategy\b.*", "the search is ordered by sensitivity, the most sensitive operation first"),
-    (r"tuning\.tensorboard", "--track logs training curves for TensorBoard"),
+    (r"tuning\.tensorboard", "--track tensorboard records training curves"),
     (r"tuning\.diagnosis\b.*", "the report shows every trial and every matrix"),
     (r"tuning\.workspace\.resume", "interrupted runs are resumed automatically"),
     (r"tuning\.accuracy_criterion\.higher_is_better", "higher is better for all supported metrics"),
