@@ -94,21 +94,5 @@ void quantize(const float* panel, uint32_t columns, uint32_t width, Range range,
                   codes);
 }
 
-void quantizing_epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine, uint32_t width,
-                         const float* sums, Range range, uint8_t* codes, float* non_finite) {
-  const GroupAffine to_output(m, group, affine);
-  with_activation(activation, [&](auto activate) {
-    vec non_finite_lanes[4] = {};
-    const auto value = [&](uint32_t r, uint32_t v) {
-      const vec x = activate(to_output.apply(sums + size_t(r) * width + v * LANES, r));
-      non_finite_lanes[v] += x * 0.f;
-      return x;
-    };
-    quantize_values(value, m.rows_in_group(group), width, range, codes);
-    for (uint32_t v = 0; non_finite && v * LANES < width; ++v)
-      store_vec(non_finite + v * LANES, load(non_finite + v * LANES) + non_finite_lanes[v]);
-  });
-}
-
-constexpr CodeKernel kCodes = {kCodeBytes, quantize, multiply_codes, quantizing_epilogue};
+constexpr CodeKernel kCodes = {kCodeBytes, quantize, multiply_codes};
 constexpr const CodeKernel* kCodeKernel = &kCodes;

@@ -18,7 +18,7 @@ inline void quantize_values(F value, uint32_t columns, uint32_t width, Range ran
       for (uint32_t i = 0; i < 2; ++i) {
         const vec x = (v + i) * LANES < width ? value(k, v + i) : vec{};
         // Same rounding as nearest_level.
-        steps[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(to_steps(x, range), vec{}), broadcast(255.f)));
+        steps[i] = _mm256_cvtps_epi32(minimum(maximum(to_steps(x, range), vec{}), broadcast(255.f)));
       }
       store_bytes(codes + size_t(k) * kCodeBytes + v * LANES * 2, _mm256_packs_epi32(steps[0], steps[1]));
     }
@@ -30,7 +30,7 @@ inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* inter
                                   : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
   alignas(32) static const uint64_t mask_bytes[4] = {~0ull, ~0ull, 0, 0};
   for (uint32_t i = 0; i < n; i += 16) {
-    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 2) - minimum(n - i, 16);
+    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 2) - smaller(n - i, 16);
     const __m128i codes = _mm_and_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i)),
                                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask)));
     const __m256i widened = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(codes, order));

@@ -17,7 +17,7 @@ inline ivec dot_accumulate(ivec sums, ivec tokens, ivec weights) {
 
 // Same rounding as nearest_level. The results are in range except for those below 0: values above 255 need the minimum,
 // because those that exceed int32 would not saturate correctly.
-inline byte_vec to_levels(vec x, Range range) { return MM(cvtps_epi32)(MM(min_ps)(to_steps(x, range), broadcast(255.f))); }
+inline byte_vec to_levels(vec x, Range range) { return MM(cvtps_epi32)(minimum(to_steps(x, range), broadcast(255.f))); }
 
 // Every 16 bytes hold four tokens of each of the four vectors in turn; gather_columns separates them again.
 template <typename F>
@@ -46,7 +46,7 @@ inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* inter
 #else
   alignas(64) static const uint64_t mask_bytes[8] = {~0ull, ~0ull, ~0ull, ~0ull, 0, 0, 0, 0};
   for (uint32_t i = 0; i < n; i += 32) {
-    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 4) - minimum(n - i, 32);
+    const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 4) - smaller(n - i, 32);
     const __m256i codes = _mm256_and_si256(load_bytes(values + i), load_bytes(mask));
     const __m256i ordered = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(order));
     _mm256_storeu_si256(reinterpret_cast<byte_vec*>(interleaved + i / 4), ordered);

@@ -42,9 +42,6 @@ struct CodeKernel {
   void (*quantize)(const float* panel, uint32_t columns, uint32_t width, Range range, uint8_t* codes);
   // Same as Kernel::multiply, but the sums are int32.
   void (*multiply)(const Matrix& matrix, uint32_t group, const uint8_t* codes, uint32_t width, float* sums);
-  // Kernel::epilogue followed by quantize: the results, as codes of the next matrix's input.
-  void (*epilogue)(const Matrix& matrix, uint32_t group, Activation activation, const Affine* affine, uint32_t width,
-                   const float* sums, Range range, uint8_t* codes, float* non_finite);
 };
 
 // Functions of one instruction set. A panel is a few vectors of tokens, stored transposed: [columns][tokens], 64-byte aligned.

@@ -2,6 +2,7 @@
 //   transpose: LANES vectors of LANES floats, in place
 //   int8_to_float: converts LANES signed 8-bit codes
 //   square_root: of each lane
+//   maximum, minimum: the second argument if either is NaN
 //   reciprocal: 1/x for 1 <= x < 2^126, relative error below 3e-7; a division costs ten multiplications
 
 #if LANES == 16
@@ -35,6 +36,8 @@ inline vec int8_to_float(const uint8_t* codes) {
 }
 
 inline vec square_root(vec x) { return _mm512_sqrt_ps(x); }
+inline vec maximum(vec a, vec b) { return _mm512_max_ps(a, b); }
+inline vec minimum(vec a, vec b) { return _mm512_min_ps(a, b); }
 
 inline vec reciprocal(vec x) {
   const vec estimate = _mm512_rcp14_ps(x);
@@ -65,6 +68,8 @@ inline vec int8_to_float(const uint8_t* codes) {
 }
 
 inline vec square_root(vec x) { return _mm256_sqrt_ps(x); }
+inline vec maximum(vec a, vec b) { return _mm256_max_ps(a, b); }
+inline vec minimum(vec a, vec b) { return _mm256_min_ps(a, b); }
 
 inline vec reciprocal(vec x) {
   const vec estimate = _mm256_rcp_ps(x);
@@ -73,6 +78,8 @@ inline vec reciprocal(vec x) {
 
 #else
 
+inline vec maximum(vec a, vec b) { return a > b ? a : b; }
+inline vec minimum(vec a, vec b) { return a < b ? a : b; }
 inline vec square_root(vec x) {
   for (int i = 0; i < LANES; ++i) x[i] = __builtin_sqrtf(x[i]);
   return x;

@@ -25,13 +25,13 @@ inline vec load(const float* p) {
 }
 inline void store_vec(float* p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
 inline vec broadcast(float x) { return x - vec{}; }  // x - 0 is x, even for minus zero: compiles to no instruction
-inline uint32_t minimum(uint32_t a, uint32_t b) { return a < b ? a : b; }
+inline uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 #include "lanes.h"
 
 void load_panel(const float* const* x, uint32_t tokens, uint32_t columns, uint32_t width, float* panel, float* non_finite) {
   for (uint32_t t = 0; t < width; t += LANES) {
-    const uint32_t valid = t < tokens ? minimum(LANES, tokens - t) : 0;
+    const uint32_t valid = t < tokens ? smaller(LANES, tokens - t) : 0;
     vec non_finite_lanes{};
     uint32_t k = 0;
     if (valid == LANES)
@@ -171,7 +171,6 @@ void multiply(const Matrix& m, uint32_t group, const float* panel, uint32_t widt
 // ---- activation
 
 inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
-inline vec maximum(vec a, vec b) { return a > b ? a : b; }  // b if either is NaN
 
 // 2^u for u <= 0, relative error below 3e-7 in the relevant range: 2^n times a polynomial in u - n (interpolation at
 // Chebyshev nodes).
@@ -196,13 +195,19 @@ constexpr float kGeluTail[] = {
     -0.497793347f, 0.206910565f, 0.378047645f, -0.612720788f, 0.303181827f, 0.141183391f, -0.303594708f, 0.200933293f,
     -0.0666093528f, 0.00936085265f};
 
-// x/2 (1 + erf(x/sqrt 2)) = max(x, 0) - |x|/2 (1 - erf(|x|/sqrt 2)). NaN stays NaN.
-inline vec gelu_erf(vec x) {
-  const vec a = absolute(x), limit = broadcast(5.4f);
-  const vec t = (limit < a ? limit : a) * (1 / 2.7f) - 1.f;
-  vec p = broadcast(kGeluTail[0]);
-  for (int i = 1; i <= 16; ++i) p = p * t + kGeluTail[i];
-  return maximum(x, vec{}) - p;
+// x/2 (1 + erf(x/sqrt 2)) = max(x, 0) - |x|/2 (1 - erf(|x|/sqrt 2)), of N vectors: each step of the polynomial waits for the one
+// before, so several are evaluated at once. NaN stays NaN.
+template <int N>
+inline void gelu_erf(vec* x) {
+  vec t[N], p[N];
+  for (int n = 0; n < N; ++n) {
+    t[n] = minimum(broadcast(5.4f), absolute(x[n])) * (1 / 2.7f) - 1.f;
+    p[n] = broadcast(kGeluTail[0]);
+  }
+#pragma GCC unroll 16
+  for (int i = 1; i <= 16; ++i)
+    for (int n = 0; n < N; ++n) p[n] = p[n] * t[n] + kGeluTail[i];
+  for (int n = 0; n < N; ++n) x[n] = maximum(vec{}, x[n]) - p[n];
 }
 
 // x/2 (1 + tanh(y)) = x / (1 + exp(-2y)), y = sqrt(2/pi) (x + 0.044715 x^3).
@@ -212,60 +217,79 @@ inline vec gelu_tanh(vec x) {
   return x * (y < 0.f ? e : broadcast(1.f)) * reciprocal(1.f + e);
 }
 
-inline vec scale_and_bias(const float* sums, float scale, float bias, bool integer_sums) {
-  vec v = load(sums);
-  if (integer_sums) v = __builtin_convertvector((ivec)v, vec);
-  return v * scale + bias;
-}
-
-// Calls f with the activation as a function of a vector.
-template <typename F>
-inline void with_activation(Activation activation, F f) {
+template <int N>
+inline void activate(Activation activation, vec* x) {
   switch (activation) {
-    case kGeluErf: return f([](vec x) { return gelu_erf(x); });
-    case kGeluTanh: return f([](vec x) { return gelu_tanh(x); });
-    case kRelu: return f([](vec x) { return maximum(vec{}, x); });
-    default: return f([](vec x) { return x; });
+    case kGeluErf: return gelu_erf<N>(x);
+    case kGeluTanh:
+      for (int n = 0; n < N; ++n) x[n] = gelu_tanh(x[n]);
+      return;
+    case kRelu:
+      for (int n = 0; n < N; ++n) x[n] = maximum(vec{}, x[n]);
+      return;
+    case kIdentity: return;
   }
 }
 
-// Scales and biases of a group's rows.
-struct GroupAffine {
+// Scales, biases and activation of a group's rows.
+struct Epilogue {
   const uint8_t *scales, *biases;
   bool integer_sums;
+  Activation activation;
 
-  GroupAffine(const Matrix& m, uint32_t group, const Affine* affine) {
+  Epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine)
+      : integer_sums(affine), activation(activation) {
     const size_t offset = size_t(group) * m.header.group_rows * sizeof(float);
     scales = (affine ? reinterpret_cast<const uint8_t*>(affine->scales) : m.scales) + offset;
     biases = (affine ? reinterpret_cast<const uint8_t*>(affine->biases) : m.biases) + offset;
-    integer_sums = affine;
   }
-  vec apply(const float* sums, uint32_t row) const {
-    return scale_and_bias(sums, read_at<float>(scales, row), read_at<float>(biases, row), integer_sums);
+
+  // ROWS rows from `row` on, of R vectors of tokens each.
+  template <int ROWS, int R>
+  void apply(uint32_t row, float* sums, vec* marks) const {
+    vec x[ROWS * R];
+    for (int i = 0; i < ROWS; ++i) {
+      const float scale = read_at<float>(scales, row + i), bias = read_at<float>(biases, row + i);
+      for (int r = 0; r < R; ++r) {
+        vec v = load(sums + (size_t(row + i) * R + r) * LANES);
+        if (integer_sums) v = __builtin_convertvector((ivec)v, vec);
+        x[i * R + r] = v * scale + bias;
+      }
+    }
+    activate<ROWS * R>(activation, x);
+    for (int i = 0; i < ROWS; ++i)
+      for (int r = 0; r < R; ++r) {
+        store_vec(sums + (size_t(row + i) * R + r) * LANES, x[i * R + r]);
+        marks[r] += x[i * R + r] * 0.f;
+      }
   }
 };
 
+template <int R>
+void finish_rows(const Epilogue& to_output, uint32_t rows, float* sums, float* non_finite) {
+  constexpr int kRows = R < 3 ? 4 / R : 1;  // at a time: three or four vectors hide the latency of the activation
+  vec marks[R] = {};
+  uint32_t row = 0;
+  for (; row + kRows <= rows; row += kRows) to_output.apply<kRows, R>(row, sums, marks);
+  for (; row < rows; ++row) to_output.apply<1, R>(row, sums, marks);
+  for (int r = 0; non_finite && r < R; ++r) store_vec(non_finite + r * LANES, load(non_finite + r * LANES) + marks[r]);
+}
+
 void epilogue(const Matrix& m, uint32_t group, Activation activation, const Affine* affine, uint32_t width, float* sums,
               float* non_finite) {
+  const Epilogue to_output(m, group, activation, affine);
   const uint32_t rows = m.rows_in_group(group);
-  const GroupAffine to_output(m, group, affine);
-  with_activation(activation, [&](auto activate) {
-    for (uint32_t t = 0; t < width; t += LANES) {
-      vec non_finite_lanes{};
-      for (uint32_t r = 0; r < rows; ++r) {
-        float* at = sums + size_t(r) * width + t;
-        const vec v = activate(to_output.apply(at, r));
-        store_vec(at, v);
-        non_finite_lanes += v * 0.f;
-      }
-      if (non_finite) store_vec(non_finite + t, load(non_finite + t) + non_finite_lanes);
-    }
-  });
+  switch (width / LANES) {
+    case 1: return finish_rows<1>(to_output, rows, sums, non_finite);
+    case 2: return finish_rows<2>(to_output, rows, sums, non_finite);
+    case 3: return finish_rows<3>(to_output, rows, sums, non_finite);
+    default: return finish_rows<4>(to_output, rows, sums, non_finite);
+  }
 }
 
 void store(const float* sums, uint32_t rows, uint32_t width, uint32_t tokens, float* const* y, size_t offset) {
   for (uint32_t t = 0; t < tokens; t += LANES) {
-    const uint32_t valid = minimum(LANES, tokens - t);
+    const uint32_t valid = smaller(LANES, tokens - t);
     uint32_t r = 0;
     for (; r + LANES <= rows; r += LANES) {
       vec tile[LANES];
@@ -292,7 +316,7 @@ inline vec to_steps(vec x, Range range) {
 // Number of the nearest level, as a float. NaN becomes 0; recompute_non_finite corrects the results of such tokens.
 inline vec nearest_level(vec x, Range range) {
   const vec steps = maximum(to_steps(x, range), vec{});
-  return (steps < 255.f ? steps : broadcast(255.f)) + 12582912.f - 12582912.f;  // see exp2_negative; ties to even
+  return minimum(steps, broadcast(255.f)) + 12582912.f - 12582912.f;  // see exp2_negative; ties to even
 }
 
 void fake_quantize(const float* values, size_t n, Range range, float* quantized) {

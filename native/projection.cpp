@@ -65,16 +65,16 @@ void Projection::multiply(uint32_t group, Activation activation, const float* op
 void Projection::multiply_for(const Projection& next, uint32_t group, Activation activation, const float* operand,
                     uint32_t width, float* sums, float* next_operand, float* marks) const {
   const size_t row = size_t(group) * matrix_.header.group_rows;
-  const Affine to_output = affine();
+  const uint32_t rows = matrix_.rows_in_group(group);
   if (next.codes_) {
-    sum_group(group, operand, width, sums);
+    multiply(group, activation, operand, width, sums, marks);
     uint8_t* codes = reinterpret_cast<uint8_t*>(next_operand) + row * next.codes_->bytes_per_column;
-    next.codes_->epilogue(matrix_, group, activation, codes_ ? &to_output : nullptr, width, sums, next.range_, codes, marks);
+    next.codes_->quantize(sums, rows, width, next.range_, codes);
     return;
   }
   float* to = next_operand + row * width;
   multiply(group, activation, operand, width, to, marks);
-  if (next.quantized_) kernel_->fake_quantize(to, size_t(matrix_.rows_in_group(group)) * width, next.range_, to);
+  if (next.quantized_) kernel_->fake_quantize(to, size_t(rows) * width, next.range_, to);
 }
 
 }  // namespace pofa
