@@ -20,8 +20,9 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 //   kVectorsPerPass: vectors of tokens for which the sums of four rows fit in registers
 //   kCodeBytes: bytes per column of a panel of codes
 //   quantize_values: quantizes value(column, vector of tokens) to a panel of codes
-//   interleave_columns: reorders a unit's codes from ROWS rows of one column to kColumnsPerDot columns of one row, 32 bits
+//   interleave_pairs: reorders the codes of two rows from two rows of one column to kColumnsPerDot columns of one row, 32 bits
 //     per instruction. Columns missing at the end are filled with zeros.
+//   quads: four rows' codes of four columns each, row by row, 32 bits per instruction: those that are stored, if possible
 //   gather_columns: codes of kColumnsPerDot columns, whose indices are STRIDE apart, for P vectors of tokens, starting at
 //     vector FROM
 //   dot_accumulate: sums + tokens * weights
@@ -31,32 +32,30 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 #include "codes_pairs.h"
 #endif
 
-// Processes P of the R vectors of tokens of a unit, starting at vector FROM. The four rows of a block have common columns; the
-// columns of two single rows alternate. row_sums: sums of each row, [R * LANES].
-template <int ROWS, int R, int FROM, int P>
-inline void multiply_unit(const int32_t* interleaved, const uint8_t* indices, uint32_t count, const uint8_t* block, bool first,
-                          float* const* row_sums) {
-  ivec s[ROWS][P];
-  for (int j = 0; j < ROWS; ++j)
+// Processes P of the R vectors of tokens of two rows, whose columns alternate, starting at vector FROM. row_sums: sums of each
+// row, [R * LANES].
+template <int R, int FROM, int P>
+inline void multiply_pair_of_codes(const int32_t* interleaved, const uint8_t* indices, uint32_t count, const uint8_t* block,
+                                   bool first, float* const* row_sums) {
+  ivec s[2][P];
+  for (int j = 0; j < 2; ++j)
     for (int r = 0; r < P; ++r) s[j][r] = first ? ivec{} : load_sums(row_sums[j] + (FROM + r) * LANES);
-  for (uint32_t i = 0; i < count; i += kColumnsPerDot, interleaved += ROWS) {
-    ivec tokens[P];
-    // After the last column, indices of other units are read; their weights are zero here.
-    if (ROWS == 4) gather_columns<1, FROM, P>(block, indices + i, tokens);
-    for (int j = 0; j < ROWS; ++j) {
-      if (ROWS == 2) gather_columns<2, FROM, P>(block, indices + 2 * i + j, tokens);
+  for (uint32_t i = 0; i < count; i += kColumnsPerDot, interleaved += 2)
+    for (int j = 0; j < 2; ++j) {
+      ivec tokens[P];
+      // After the last column, indices of other units are read; their weights are zero here.
+      gather_columns<2, FROM, P>(block, indices + 2 * i + j, tokens);
       const ivec weights = (ivec)MM(set1_epi32)(interleaved[j]);
       for (int r = 0; r < P; ++r) s[j][r] = dot_accumulate(s[j][r], tokens[r], weights);
     }
-  }
-  for (int j = 0; j < ROWS; ++j)
+  for (int j = 0; j < 2; ++j)
     for (int r = 0; r < P; ++r) store_vec(row_sums[j] + (FROM + r) * LANES, (vec)s[j][r]);
 }
 
-template <int ROWS, int R>
-void multiply_units(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
+template <int R>
+void multiply_pairs_of_codes(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
   constexpr int P = R < kVectorsPerPass ? R : kVectorsPerPass;
-  alignas(64) int32_t interleaved[4 * kMaxBlock / kColumnsPerDot + 16];
+  alignas(64) int32_t interleaved[2 * kMaxBlock / kColumnsPerDot + 16];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.block_count(); ++block) {
@@ -64,20 +63,63 @@ void multiply_units(const Matrix& m, uint32_t group, const uint8_t* codes, float
     for (uint32_t u = 0; u < units; ++u, ++unit) {
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
-      interleave_columns<ROWS>(m.values + entry * (ROWS == 4 ? 4 : 1), ROWS * count, interleaved);
-      float* row_sums[ROWS];
-      for (int j = 0; j < ROWS; ++j) row_sums[j] = sums + size_t(m.row(unit, j)) * R * LANES;
+      interleave_pairs(m.values + entry, 2 * count, interleaved);
+      float* row_sums[2];
+      for (int j = 0; j < 2; ++j) row_sums[j] = sums + size_t(m.row(unit, j)) * R * LANES;
       const uint8_t* indices = m.indices + entry;
-      multiply_unit<ROWS, R, 0, P>(interleaved, indices, count, activations, block == 0, row_sums);
-      if constexpr (R > P) multiply_unit<ROWS, R, P, R - P>(interleaved, indices, count, activations, block == 0, row_sums);
-      entry += ROWS == 4 ? count : 2 * uint64_t(count);
+      multiply_pair_of_codes<R, 0, P>(interleaved, indices, count, activations, block == 0, row_sums);
+      if constexpr (R > P) multiply_pair_of_codes<R, P, R - P>(interleaved, indices, count, activations, block == 0, row_sums);
+      entry += 2 * uint64_t(count);
+    }
+  }
+}
+
+// Processes P of the R vectors of tokens of four rows, which have common columns, starting at vector FROM.
+template <int R, int FROM, int P>
+inline void multiply_four_of_codes(const uint8_t* weights, const uint8_t* indices, uint32_t count, const uint8_t* block,
+                                   bool first, float* sums) {
+  constexpr int kDots = 4 / kColumnsPerDot;  // per row and quad
+  ivec s[4][P];
+  for (int j = 0; j < 4; ++j)
+    for (int r = 0; r < P; ++r) s[j][r] = first ? ivec{} : load_sums(sums + (j * R + FROM + r) * LANES);
+  for (uint32_t i = 0; i < count; i += 4, weights += 4 * kDots * sizeof(int32_t))
+    for (int d = 0; d < kDots; ++d) {
+      ivec tokens[P];
+      gather_columns<1, FROM, P>(block, indices + i + d * kColumnsPerDot, tokens);
+      for (int j = 0; j < 4; ++j) {
+        const ivec row = (ivec)MM(set1_epi32)(read_at<int32_t>(weights, j * kDots + d));
+        for (int r = 0; r < P; ++r) s[j][r] = dot_accumulate(s[j][r], tokens[r], row);
+      }
+    }
+  for (int j = 0; j < 4; ++j)
+    for (int r = 0; r < P; ++r) store_vec(sums + (j * R + FROM + r) * LANES, (vec)s[j][r]);
+}
+
+template <int R>
+void multiply_fours_of_codes(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
+  constexpr int P = R < kVectorsPerPass ? R : kVectorsPerPass;
+  alignas(64) int32_t buffer[4 * kMaxBlock / kColumnsPerDot + 16];
+  uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
+  const uint32_t units = m.units_in_group(group);
+  for (uint32_t block = 0; block < m.block_count(); ++block) {
+    const uint8_t* activations = codes + size_t(block) * m.header.block_columns * kCodeBytes;
+    for (uint32_t u = 0; u < units; ++u, ++unit) {
+      const uint32_t count = read_at<uint16_t>(m.counts, unit);
+      if (count == 0 && block > 0) continue;
+      const uint8_t* weights = quads(m.values + entry * 4, count, m.in_quads(), buffer);
+      const uint8_t* indices = m.indices + entry;
+      float* row_sums = sums + size_t(m.row(unit, 0)) * R * LANES;
+      multiply_four_of_codes<R, 0, P>(weights, indices, count, activations, block == 0, row_sums);
+      if constexpr (R > P) multiply_four_of_codes<R, P, R - P>(weights, indices, count, activations, block == 0, row_sums);
+      entry += count;
     }
   }
 }
 
 template <int R>
 void multiply_any(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
-  return m.header.block_rows == 4 ? multiply_units<4, R>(m, group, codes, sums) : multiply_units<2, R>(m, group, codes, sums);
+  return m.header.block_rows == 4 ? multiply_fours_of_codes<R>(m, group, codes, sums)
+                                  : multiply_pairs_of_codes<R>(m, group, codes, sums);
 }
 
 void multiply_codes(const Matrix& m, uint32_t group, const uint8_t* codes, uint32_t width, float* sums) {

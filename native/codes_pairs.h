@@ -24,18 +24,27 @@ inline void quantize_values(F value, uint32_t columns, uint32_t width, Range ran
     }
 }
 
-template <int ROWS>
-inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* interleaved) {
-  const __m128i order = ROWS == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
-                                  : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+// Reorders the bytes of each 16 of n bytes, adds zeros to the last, and widens them to 16 bits.
+inline void reorder(const uint8_t* values, uint32_t n, __m128i order, int32_t* reordered) {
   alignas(32) static const uint64_t mask_bytes[4] = {~0ull, ~0ull, 0, 0};
   for (uint32_t i = 0; i < n; i += 16) {
     const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 2) - smaller(n - i, 16);
     const __m128i codes = _mm_and_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i)),
                                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask)));
     const __m256i widened = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(codes, order));
-    _mm256_storeu_si256(reinterpret_cast<byte_vec*>(interleaved + i / 2), widened);
+    _mm256_storeu_si256(reinterpret_cast<byte_vec*>(reordered + i / 2), widened);
   }
+}
+
+inline void interleave_pairs(const uint8_t* values, uint32_t n, int32_t* interleaved) {
+  reorder(values, n, _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15), interleaved);
+}
+
+inline const uint8_t* quads(const uint8_t* values, uint32_t count, bool stored, int32_t* buffer) {
+  const __m128i entries = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m128i unchanged = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  reorder(values, 4 * count, stored ? unchanged : entries, buffer);
+  return reinterpret_cast<const uint8_t*>(buffer);
 }
 
 template <int STRIDE, int FROM, int P>

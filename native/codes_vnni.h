@@ -31,17 +31,15 @@ inline void quantize_values(F value, uint32_t columns, uint32_t width, Range ran
   }
 }
 
-template <int ROWS>
-inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* interleaved) {
-  const __m128i order = ROWS == 4 ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
-                                  : _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+// Reorders the bytes of each 16 of n bytes, and adds zeros to the last.
+inline void reorder(const uint8_t* values, uint32_t n, __m128i order, int32_t* reordered) {
 #if LANES == 16
   for (uint32_t i = 0; i < n; i += 64) {
     __builtin_prefetch(values + i + 1024);
     const uint32_t remaining = n - i;
     const __mmask64 mask = remaining < 64 ? (__mmask64(1) << remaining) - 1 : ~__mmask64(0);
     const __m512i codes = _mm512_maskz_loadu_epi8(mask, values + i);
-    _mm512_storeu_si512(interleaved + i / 4, _mm512_shuffle_epi8(codes, _mm512_broadcast_i32x4(order)));
+    _mm512_storeu_si512(reordered + i / 4, _mm512_shuffle_epi8(codes, _mm512_broadcast_i32x4(order)));
   }
 #else
   alignas(64) static const uint64_t mask_bytes[8] = {~0ull, ~0ull, ~0ull, ~0ull, 0, 0, 0, 0};
@@ -49,9 +47,22 @@ inline void interleave_columns(const uint8_t* values, uint32_t n, int32_t* inter
     const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 4) - smaller(n - i, 32);
     const __m256i codes = _mm256_and_si256(load_bytes(values + i), load_bytes(mask));
     const __m256i ordered = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(order));
-    _mm256_storeu_si256(reinterpret_cast<byte_vec*>(interleaved + i / 4), ordered);
+    _mm256_storeu_si256(reinterpret_cast<byte_vec*>(reordered + i / 4), ordered);
   }
 #endif
+}
+
+inline void interleave_pairs(const uint8_t* values, uint32_t n, int32_t* interleaved) {
+  reorder(values, n, _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15), interleaved);
+}
+
+inline const uint8_t* quads(const uint8_t* values, uint32_t count, bool stored, int32_t* buffer) {
+  if (stored) {
+    for (uint32_t i = 0; i < 4 * count; i += 64) __builtin_prefetch(values + i + 1024);
+    return values;
+  }
+  reorder(values, 4 * count, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), buffer);
+  return reinterpret_cast<const uint8_t*>(buffer);
 }
 
 template <int STRIDE, int FROM, int P>

@@ -27,7 +27,7 @@ Error check_header(const Header& h, size_t size) {
   for (int i = 0; i < 8; ++i)
     if (h.magic[i] != "POFASPRS"[i]) return kBadMagic;
   if (h.version > kVersion) return kNewerVersion;
-  if (h.version < kVersion) return kOlderVersion;
+  if (h.version < kOldestVersion) return kOlderVersion;
   if (h.header_bytes != sizeof(Header)) return kBadHeader;
   if (h.total_bytes != size) return kWrongSize;
   const bool valid = h.rows >= 1 && h.rows <= kMaxSide && h.columns >= 1 && h.columns <= kMaxSide &&
@@ -46,12 +46,12 @@ Error check_entries(const Matrix& m) {
     if (read_at<uint64_t>(m.groups, group) != entry) return kBadIndex;
     const uint32_t units = m.units_in_group(group);
     for (uint32_t block = 0; block < blocks; ++block) {
-      const uint32_t width = m.columns_in_block(block);
+      const uint32_t width = m.columns_in_block(block), most = m.in_quads() ? (width + 3) / 4 * 4 : width;
       bool seen[256] = {};
       for (uint32_t i = 0; i < units; ++i, ++unit) {
         const uint32_t count = read_at<uint16_t>(m.counts, unit);
         const uint64_t stored = uint64_t(count) * (h.block_rows == 1 ? 2 : 1);
-        if (count > width || stored > h.entries - entry) return kBadIndex;
+        if (count > most || stored > h.entries - entry || (m.in_quads() && count % 4)) return kBadIndex;
         // Each row occurs once. Spare rows complete the units: at most one with 1x1, at most three with 4x1.
         for (uint32_t j = 0; j < m.rows_per_unit(); ++j) {
           const uint32_t row = m.row(unit, j);
@@ -80,7 +80,7 @@ Error open_matrix(const void* blob, size_t size, Matrix* matrix) {
   const uint64_t groups = m.group_count();
   const uint64_t units =
       m.first_unit(uint32_t(groups) - 1) + uint64_t(m.block_count()) * m.units_in_group(uint32_t(groups) - 1);
-  if (h.entries > uint64_t(h.rows + 1) * h.columns) return kBadHeader;
+  if (h.entries > uint64_t(h.rows + 4) * (h.columns + 3ull * m.block_count())) return kBadHeader;
   const uint64_t per_entry = value_bytes(h.value_type) * h.block_rows;
   if (!in_bounds(h.groups_offset, (groups + 1) * 8, size) || !in_bounds(h.counts_offset, units * 2, size) ||
       !in_bounds(h.rows_offset, units * (h.block_rows == 1 ? 2 : 1), size) ||

@@ -22,7 +22,9 @@ void for_each_value(const Matrix& m, F&& f) {
         const uint32_t count = read_at<uint16_t>(m.counts, unit), rows_per_unit = m.rows_per_unit();
         for (uint32_t e = 0; e < count; ++e)
           for (uint32_t j = 0; j < rows_per_unit; ++j) {
-            const uint64_t at = pairs ? entry + 2 * e + j : (entry + e) * 4 + j;
+            const uint64_t at = pairs          ? entry + 2 * e + j
+                              : m.in_quads() ? entry * 4 + e / 4 * 16 + 4 * j + e % 4
+                                              : (entry + e) * 4 + j;
             const uint32_t row = group * m.header.group_rows + m.row(unit, j);
             const uint32_t column = block * m.header.block_columns + m.indices[pairs ? at : entry + e];
             if (row < m.rows()) f(row, column, at);

@@ -65,9 +65,19 @@ inline void decode_float16(const uint8_t* halves, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; ++i) values[i] = half_to_float(read_at<uint16_t>(halves, i));
 }
 
+// Values of quads are brought into the order of entries.
+inline void decode_quads(const uint8_t* codes, uint32_t n, float* values) {
+  for (uint32_t i = 0; i < n; i += 16) {
+    alignas(16) uint8_t entries[16];
+    transpose_quad(codes + i, entries);
+    for (uint32_t k = 0; k < 16; k += LANES) store_vec(values + i + k, int8_to_float(entries + k));
+  }
+}
+
 // Decodes the n values of a unit into `buffer`. Floats are copied too, because a packed matrix may be unaligned.
 inline void decode_values(const Matrix& m, uint64_t first, uint32_t n, float* buffer) {
-  if (m.header.value_type == kI8) decode_int8(m.values + first, n, buffer);
+  if (m.in_quads()) decode_quads(m.values + first, n, buffer);
+  else if (m.header.value_type == kI8) decode_int8(m.values + first, n, buffer);
   else if (m.header.value_type == kF16) decode_float16(m.values + first * 2, n, buffer);
   else __builtin_memcpy(buffer, m.values + first * 4, size_t(n) * 4);
 }

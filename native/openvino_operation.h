@@ -9,6 +9,7 @@
 #include <sstream>
 #include <string>
 
+#include "format.h"
 #include "sparse_linear.h"
 
 namespace pofa {
@@ -37,9 +38,9 @@ inline float to_float(const std::string& text) {
 
 // Checks that this library reads the packed weights of an operation.
 inline void check_format_version(const ov::Node* node, int64_t found) {
-  const int64_t own = pofa_format_version();
-  NODE_VALIDATION_CHECK(node, found == own, "packed weights: format version ", found, ", this library reads version ", own,
-                        found > own ? ", rebuild it (pruneofa kernels build)" : ", export the model again");
+  NODE_VALIDATION_CHECK(node, found >= kOldestVersion && found <= kVersion, "packed weights: format version ", found,
+                        ", this library reads versions ", kOldestVersion, " to ", kVersion,
+                        found > kVersion ? ", rebuild it (pruneofa kernels build)" : ", export the model again");
 }
 
 // Number of an activation in the C interface; -1 if unknown.

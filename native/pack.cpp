@@ -84,16 +84,19 @@ void pack_fours(const Source& source, uint32_t first, uint32_t rows, uint32_t fr
     unit_columns.erase(std::unique(unit_columns.begin(), unit_columns.end()), unit_columns.end());
   }
   const std::vector<uint8_t> zero(source.bytes, 0);
+  const size_t together = source.dense.value_type == kI8 ? 4 : 1;  // entries whose values are ordered by row: quads of codes
   for (uint32_t unit : by_length(columns)) {
-    out->counts.push_back(uint16_t(columns[unit].size()));
+    const size_t kept = columns[unit].size(), count = (kept + together - 1) / together * together;
+    out->counts.push_back(uint16_t(count));
     out->rows.push_back(uint8_t(unit));
-    for (uint32_t column : columns[unit]) {
-      out->indices.push_back(uint8_t(column - from));
-      for (uint32_t r = 4 * unit; r < 4 * unit + 4; ++r) {
-        const uint8_t* value = r < rows ? source.at(first + r, column) : zero.data();
-        out->values.insert(out->values.end(), value, value + source.bytes);
-      }
-    }
+    // Padding repeats the last column, as above.
+    for (size_t e = 0; e < count; ++e) out->indices.push_back(uint8_t(columns[unit][std::min(e, kept - 1)] - from));
+    for (size_t begin = 0; begin < count; begin += together)
+      for (uint32_t r = 4 * unit; r < 4 * unit + 4; ++r)
+        for (size_t e = begin; e < begin + together; ++e) {
+          const uint8_t* value = r < rows && e < kept ? source.at(first + r, columns[unit][e]) : zero.data();
+          out->values.insert(out->values.end(), value, value + source.bytes);
+        }
   }
 }
 
