@@ -7,6 +7,9 @@ verifies this before it writes the target.
 
     POFABNDL, u32 version, u32 bytes of the compressed index, u32 bytes of the raw index, index (JSON), streams
 
+The quickstart's IRs take 9 % (sparse-int8) and 13 % (sparse-fp32) more as a tar with zstd of the same level, so
+the toolkit has a container of its own; those of the sparse engine, which are packed already, take 1 and 8 % more.
+
 A bundle may come from anywhere, so `bundle_index.py` checks every size and name before anything is decompressed.
 """
 
