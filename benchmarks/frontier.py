@@ -7,8 +7,8 @@
 `train` makes one run of `frontier.yaml` for each point, one on each core, up to the IRs: a classifier, and an embedding
 model made without labels. DATA has the files `wikipedia/train_50mb.txt.xz` and `stsb`. All points share the dense task
 teacher and the tokenised text, and spend the same steps. `measure` times the classifiers in one interleaved run on one
-thread, and prints a table; the machine should be idle. Dense models of all layers, in 8 bits, are the reference.
-`chart` draws what `measure` found.
+thread, and prints a table; the machine should be idle. The reference is the dense model of all layers, quantized after
+training: it is not distilled as the points are. `chart` draws what `measure` found.
 """
 
 import argparse
@@ -101,7 +101,8 @@ def train(data: Path, out: Path, points: list[str], overrides: list[str]) -> Non
             for shared in (".cache", f"tasks/{_TASK}/task_teacher"):
                 shutil.copytree(folder_of(out, first) / shared, folder_of(out, point) / shared)
     with ThreadPoolExecutor(len(cores)) as pool:
-        list(pool.map(one, others))
+        if any([*pool.map(one, others)]):
+            raise SystemExit(1)
 
 
 def write_sentences(data: Path, target: Path) -> Path:
@@ -124,6 +125,7 @@ def write_sentences(data: Path, target: Path) -> Path:
 def exported(out: Path) -> dict[str, tuple[Path, dict[str, float]]]:
     """Returns point -> (IR folder of its fastest kind, column of the table -> score in per cent), where both exist."""
     found: dict[str, tuple[Path, dict[str, float]]] = {}
+    budgets: dict[str, int] = {}
     for point in POINTS:
         tasks = folder_of(out, point) / "tasks"
         manifests = {task: tasks / task / "export/manifest.json" for task, _ in SCORES.values()}
@@ -132,10 +134,14 @@ def exported(out: Path) -> dict[str, tuple[Path, dict[str, float]]]:
         variants = {
             task: json.loads(manifest.read_text())["metrics"]["variants"] for task, manifest in manifests.items()
         }
+        student = json.loads((folder_of(out, point) / "student/manifest.json").read_text())
+        budgets[point] = student["metrics"]["steps"]
         own = "sparse-engine-int8" if "layers" not in point or "%" in point else "sparse-int8"
         for name, variant in ((_DENSE, "dense-int8"), (point, own)):
             scores = {column: 100 * variants[task][variant]["ir"][metric] for column, (task, metric) in SCORES.items()}
             found.setdefault(name, (tasks / _TASK / "export" / variant, scores))
+    if len(set(budgets.values())) > 1:
+        raise SystemExit(f"the points were trained with different numbers of steps: {budgets}")
     return found
 
 
@@ -187,7 +193,7 @@ def chart(out: Path, target: Path, column: str, tokens: int) -> None:
     plot = Plot("frontier", f"{column} against latency", text, 330)
     x = axis([ms for ms, _ in places.values()], *columns(), zero=True)
     y = axis([score for _, score in places.values()], 280, 30)
-    plot.axes(x, y, f"ms per inference of {tokens} tokens, batch 1, one thread", column)
+    plot.axes(x, y, f"ms per inference of the classifier: {tokens} tokens, batch 1, one thread", column)
     for number, (kind, (_, shape, meaning)) in enumerate(_KINDS.items()):
         plot.point(kind, shape, 12 + 128 * number, 12)
         plot.label(22 + 128 * number, 16, meaning, small=True)

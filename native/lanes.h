@@ -6,7 +6,7 @@
 //   maximum, minimum: the second argument if either is NaN
 //   reciprocal: 1/x for 1 <= x < 2^126, relative error below 3e-7; a division costs ten multiplications
 
-#ifdef __SSSE3__
+#if LANES >= 8
 inline void transpose_quad(const uint8_t* from, uint8_t* to) {
   const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m128i quad = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));

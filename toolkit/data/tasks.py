@@ -227,8 +227,12 @@ def load_tasks(name: str, section: Task, tokenizers: "Mapping[str, PreTrainedTok
     Raises:
         UserError: See `load_task`.
     """
+    prompted = KINDS[section.kind].dense_teaches
     alike = {
-        model: (json.dumps(definition(t.backend_tokenizer)), *t.model_input_names, t.model_max_length)
+        model: (
+            *(json.dumps(definition(t.backend_tokenizer)), *t.model_input_names, t.model_max_length),
+            prompts_of_tokenizer(t, section).of_all if prompted else (),
+        )
         for model, t in tokenizers.items()
     }
     one_of_each = {same: model for model, same in alike.items()}

@@ -207,10 +207,12 @@ def save_checkpoint(
 
 def _keep_modules(model: Any, tokenizer: "PreTrainedTokenizerFast", source: Path, folder: Path) -> None:
     """Keeps how a model pools and its prompts, so that a later stage of an embedding task does as its dense model."""
-    with contextlib.suppress(UserError):  # modules that are not supported: refused before, if a task needs them
+    # Modules and prompts that are not supported were refused before, if a task needs them.
+    with contextlib.suppress(UserError):
         if pooling := stored_pooling(source):
             write_pooling(folder, pooling, hidden_size(model.config.to_dict()), tokenizer.model_max_length)
-            write_prompts(folder, stored_prompts(source))
+    with contextlib.suppress(UserError):
+        write_prompts(folder, stored_prompts(source))
 
 
 def save_modules(model: Any, tokenizer: "PreTrainedTokenizerFast", folder: Path, task: Task) -> None:

@@ -95,7 +95,7 @@ def _require_same_prompts(name: str, task: Task, folders: dict[str, Path]) -> No
     """
     found = {stage: prompts_of(folder, task) for stage, folder in folders.items()}
     student, teacher = found.get("transfer"), found.get("task_teacher")
-    if student is None or teacher is None or student.means_same(teacher):
+    if student is None or teacher is None or student.of_all == teacher.of_all:
         return
     raise UserError(
         f"the student's prompts are {dict(student.texts)}, those of the dense model are {dict(teacher.texts)}",

@@ -1,15 +1,19 @@
 """Rows of an embedding task: forms, refusals by row, and metrics against plain formulas."""
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
 from toolkit.core.errors import UserError
+from toolkit.data.corpus import load_corpus
 from toolkit.data.kinds.embedding import Texts
 from toolkit.data.task_rows import check_rows
-from toolkit.data.tasks import load_task
+from toolkit.data.tasks import load_task, load_tasks
+from toolkit.models.embedding.prompts import Prompts, write_prompts
 from toolkit.models.load import load_tokenizer
-from toolkit.recipe import Task
+from toolkit.recipe import Corpus, Task
 
 TEXTS = "text\nthe lovely story\na dull story\n"
 SCORED = "one\ttwo\tscore\nthe story\ta story\t4.5\nthe story\ta dull end\t1\nlovely\tlovely\t5\n"
@@ -66,6 +70,34 @@ def test_texts_begin_with_their_prompts_and_are_truncated_with_them(keys, train,
     )
     found = load_task("toy", pairs, tokenizer).train.inputs["input_ids"]
     assert found[:2] == ids(["early the story", "late a story"])
+
+
+@pytest.fixture
+def with_and_without_prompts(tiny_bert, tmp_path):
+    """Tokenizers of two folders that differ in their prompts alone."""
+    folders = tmp_path / "prompted", tmp_path / "plain"
+    for folder in folders:
+        shutil.copytree(tiny_bert, folder)
+    write_prompts(folders[0], Prompts({"query": "early "}, "query"))
+    return [load_tokenizer(folder) for folder in folders]
+
+
+def test_models_of_other_prompts_do_not_share_their_texts(task, with_and_without_prompts):
+    prompted, plain = with_and_without_prompts
+    found = load_tasks("toy", task(), {"a": prompted, "b": plain, "c": prompted})
+    assert found["a"] is found["c"] is not found["b"]
+    lengths = [len(data.dev.inputs["input_ids"][0]) for data in found.values()]
+    assert lengths[0] == lengths[2] == lengths[1] + 1
+
+
+def test_a_tokenised_corpus_of_pairs_belongs_to_the_prompts(task, with_and_without_prompts, tmp_path):
+    text = "text\n" + "".join(f"the story{' lovely' * (n % 8)}\n" for n in range(400))
+    corpus = Corpus.model_validate({"sources": [{"tasks": ["toy"], "shape": "pairs", "max_seq_length": 16}]})
+    tokens = []
+    for tokenizer in with_and_without_prompts:
+        found = load_corpus(corpus, {"toy": task(text)}, tokenizer, tmp_path / "cache")
+        tokens.append(found.train.tokens / len(found.train))
+    assert tokens[0] == tokens[1] + 1
 
 
 def test_metrics_are_those_of_the_cosines():

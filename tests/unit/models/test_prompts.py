@@ -22,11 +22,11 @@ def said(folder, prompts, default=None):
     return folder
 
 
-def test_a_text_without_a_prompt_of_its_own_has_the_default_one():
+def test_the_default_prompt_is_that_of_texts_that_are_neither_queries_nor_documents():
     found = Prompts(E5, "passage")
     assert (found.query, found.document) == ("query: ", "passage: ")
     assert Prompts({"query": "q "}).document == ""
-    assert Prompts({"query": "q "}, "query").document == "q "
+    assert Prompts({"query": "q "}, "query").of_all == ("q ", "", "q ")  # as encode_document does
     assert Prompts({"passage": "p ", "document": "d "}).document == "d "
     assert Prompts({"query": ""}, "query").query == ""
 
@@ -85,8 +85,7 @@ def test_prompts_and_pooling_are_kept_from_stage_to_stage(tiny_bert, tmp_path):
     save_checkpoint(model, load_tokenizer(tiny_bert), dense, task(prompts=E5, default_prompt="query"))
     kept = Prompts(E5 | {"document": "passage: "}, "query")
     assert stored_prompts(dense) == kept
-    assert kept.means_same(Prompts(E5, "query"))
-    assert not kept.means_same(Prompts(E5, "passage"))
+    assert kept.of_all == Prompts(E5, "query").of_all != Prompts(E5, "passage").of_all
     save_checkpoint(load_masked_lm(dense), load_tokenizer(dense), student)  # pre-training knows of no task
     made = load_task_model(student, "embedding", (), fitted=True)
     assert made.pooling == SentencePooling("cls", False)

@@ -22,6 +22,7 @@ from toolkit.data.masking import require_word_marks
 from toolkit.data.segment_pairs import sentences, write_pairs
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.models.checkpoint import require_length
+from toolkit.models.embedding.prompts import prompts_of_tokenizer
 from toolkit.recipe import KINDS, Corpus, Source, Task
 from toolkit.recipe.corpus import corpus_settings
 from toolkit.recipe.references import is_hub, train_files
@@ -139,6 +140,9 @@ def _key(part: CorpusPart, contents: Mapping[str, str], tokenizer: "PreTrainedTo
     if part.shape == "pairs":
         cut = [task for task in part.tasks.values() if KINDS[task.kind].cuts_windows]
         more["encoding"] = [tokenizer.model_input_names, *(task.windows.model_dump(mode="json") for task in cut)]
+        embedded = [task for task in part.tasks.values() if KINDS[task.kind].dense_teaches]
+        if any(prompts := [prompts_of_tokenizer(tokenizer, task) for task in embedded]):
+            more["prompts"] = [found.of_all for found in prompts]
     words = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     return json_hash({"settings": settings, "files": files, "tasks": tasks_read, "tokenizer": words} | more)
 

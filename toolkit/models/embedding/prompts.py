@@ -1,8 +1,8 @@
 """Prompts of an embedding model: texts that it expects before queries and documents. Imports no torch.
 
 They are those of sentence-transformers (`config_sentence_transformers.json`): a query has the prompt `query`, a
-document the first of `document`, `passage` and `corpus`, and any other text, or one whose prompt the model does not
-have, the default prompt.
+document the first of `document`, `passage` and `corpus`, or none where the model has none of that name, and any other
+text the default prompt.
 """
 
 import json
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from toolkit.recipe import Task
 
 LIBRARY = "config_sentence_transformers.json"
-_QUERY, _DOCUMENT = ("query",), ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True)
@@ -40,21 +39,22 @@ class Prompts:
     @property
     def query(self) -> str:
         """The prompt of queries."""
-        return self._first(_QUERY)
+        return self._first("query")
 
     @property
     def document(self) -> str:
         """The prompt of documents."""
-        return self._first(_DOCUMENT)
+        return self._first("document", "passage", "corpus")
 
     @property
     def other(self) -> str:
         """The prompt of texts that are neither queries nor documents."""
-        return self._first(())
+        return self.texts.get(self.default or "", "")
 
-    def means_same(self, other: "Prompts") -> bool:
-        """Returns whether every text has the same prompt."""
-        return (self.query, self.document, self.other) == (other.query, other.document, other.other)
+    @property
+    def of_all(self) -> tuple[str, str, str]:
+        """The prompts of queries, documents and other texts, which decide how every text is encoded."""
+        return self.query, self.document, self.other
 
     def of_columns(self, task: "Task") -> tuple[str, ...]:
         """Returns the prompt of each text of a row.
@@ -69,8 +69,8 @@ class Prompts:
             return (self.other,) * together
         return (self.query, *[self.document] * (together - 1))
 
-    def _first(self, names: tuple[str, ...]) -> str:
-        return next((self.texts[name] for name in names if name in self.texts), self.texts.get(self.default or "", ""))
+    def _first(self, *names: str) -> str:
+        return next((self.texts[name] for name in names if name in self.texts), "")
 
 
 def stored_prompts(folder: Path) -> Prompts:
@@ -127,8 +127,8 @@ def prompts_of_tokenizer(tokenizer: Any, task: "Task") -> Prompts:
 def write_prompts(folder: Path, prompts: Prompts) -> None:
     """Writes the prompts of a checkpoint or an IR folder of sentence-transformers; nothing if there are none.
 
-    The library takes an empty `query` and an empty `document` for missing ones, and then neither `passage` nor the
-    default: both are written, so that `encode_query` and `encode_document` give the embeddings that are measured.
+    The library takes an empty `document` for a missing one, even if there is a `passage`: it is written, so that
+    `encode_query` and `encode_document` give the embeddings that are measured.
     """
     if prompts:
         values = {

@@ -80,11 +80,14 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
     texts = _train_rows(section)
     held = round(1 / section.hold_out.fraction) if section.hold_out else 0
     rows: float | None = len(texts) if texts is not None else _published_train_rows(section)
+    # Rows of a query and its passages are pairs of them.
+    pairs = len(section.columns) - 1 if KINDS[section.kind].per_query and section.label is None else 1
+    rows = rows and rows * (pairs if texts is None else 1)
     dev_rows: float = rows / held if rows and held else 0
     rows = rows and rows - dev_rows
     for spec in (section.dev, *section.more_dev.values()):
         found = _rows(spec, section.evaluated) if spec else ()
-        dev_rows += len(found) if found is not None else published_rows(spec or "") or 0
+        dev_rows += len(found) if found is not None else (published_rows(spec or "") or 0) * pairs
     tune = min(section.tuning_examples, int(rows or 0) // 10)
     kind = EXAMPLES[section.kind]
     if texts is None:

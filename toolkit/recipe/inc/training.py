@@ -8,6 +8,7 @@ from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, IncSource
 from toolkit.recipe.inc.schema_train import KDLossSettings
 
 # Epochs and learning rate of INC's published commands for Prune-OFA, where they are flags and not in the files.
+_DEFAULT = "INC's default"  # origin of a value that no file has
 _PUBLISHED = {"transfer": (9, 1e-4), "quantize": (3, 1e-5)}
 SCRIPT = "default of INC's published command"
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "temperature", "loss_weights")
@@ -60,7 +61,7 @@ def training(
         _criterion(plan, at, source, path, has_teacher)
     if has_teacher and "criterion" not in plan.recipe[stage]["distillation"]["train"]:
         for key, value in KDLossSettings().model_dump(mode="json").items():
-            plan.put((*at, "criterion", "KnowledgeDistillationLoss", key), value, "INC's default")
+            plan.put((*at, "criterion", "KnowledgeDistillationLoss", key), value, _DEFAULT)
     if has_teacher:
         _distillation_flags(plan, (*at, "criterion"), flags)
     elif flags.temperature is not None or flags.loss_weights is not None:
@@ -177,6 +178,18 @@ def _criterion(plan: IncPlan, at: KeyPath, source: IncSource, path: KeyPath, has
                 list(value) if isinstance(value, tuple) else value,
                 source.where(*where, name, key),
             )
+
+
+def leave_out_distributions(plan: IncPlan, stage: str, kind: str) -> None:
+    """Leaves out the settings of a distillation that compares distributions, for a kind that compares distances."""
+    at = (stage, "distillation", "train", "criterion", "KnowledgeDistillationLoss")
+    settings = _at(plan, at)
+    for key in ("temperature", "loss_types"):
+        if key in settings:
+            del settings[key]
+            origin = plan.origin.pop((*at, key))
+            if origin != _DEFAULT:
+                plan.note(origin, key, f"distillation of {kind} compares distances, not distributions")
 
 
 def _at(plan: IncPlan, path: KeyPath) -> Any:

@@ -9,8 +9,9 @@ from toolkit.core.yaml_document import KeyPath
 from toolkit.recipe.inc.inc_file import IncFlags, IncPlan, IncSource
 from toolkit.recipe.inc.pruning import pruning
 from toolkit.recipe.inc.quantization import quantization
-from toolkit.recipe.inc.training import SCRIPT, TRAINING_FLAGS, training
+from toolkit.recipe.inc.training import SCRIPT, TRAINING_FLAGS, leave_out_distributions, training
 from toolkit.recipe.presets import PRESETS
+from toolkit.recipe.task import KINDS
 
 _OWN_COLUMNS = ("reranking", "token_classification")  # kinds whose columns have other default names
 _F1 = {
@@ -44,7 +45,7 @@ def translate(sources: Sequence[IncSource], flags: IncFlags, placeholders: bool)
     _seed(plan, sources, flags)
     model = _flag(flags.model, "--model", "<model>", placeholders)
     plan.put(("model", "source"), model, "--model")
-    task = _task(plan, owners["evaluation"], flags, placeholders)
+    task, kind = _task(plan, owners["evaluation"], flags, placeholders)
     transfers = prunes is not None or quantizes is None
     locks = pruning(plan, prunes) if prunes else True
     if not transfers:
@@ -60,8 +61,11 @@ def translate(sources: Sequence[IncSource], flags: IncFlags, placeholders: bool)
         raise UserError(what, where=distills.where("distillation"), instead="--teacher MODEL")
     trains = quantizes is not None and quantizes.peek("quantization", "approach") == "quant_aware_training"
     stages = ["transfer"] * transfers + ["quantize"] * trains
+    rules = next((rules for known, rules in KINDS.items() if known == kind), None)  # None: refused with the recipe
     for stage in stages:
         training(plan, stage, stages, owners, flags, bool(teacher))
+        if rules and (rules.dense_teaches or rules.per_query):
+            leave_out_distributions(plan, stage, kind)
     if not stages:
         for flag in (f for f in TRAINING_FLAGS if getattr(flags, f) is not None):
             plan.note("flag", f"--{flag.replace('_', '-')}", "no stage trains")
@@ -124,7 +128,8 @@ def _seed(plan: IncPlan, sources: Sequence[IncSource], flags: IncFlags) -> None:
             source.take("tuning", "random_seed")
 
 
-def _task(plan: IncPlan, evaluation: IncSource | None, flags: IncFlags, placeholders: bool) -> str:
+def _task(plan: IncPlan, evaluation: IncSource | None, flags: IncFlags, placeholders: bool) -> tuple[str, str]:
+    """Translates the flags of the task, and returns its name and kind."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", _flag(flags.task, "--task", "task", placeholders))
     known = _public(name)
     public: dict[str, Any] = PRESETS.get(known, {})
@@ -155,7 +160,7 @@ def _task(plan: IncPlan, evaluation: IncSource | None, flags: IncFlags, placehol
     metrics, origin = _metrics(evaluation, public, kind)
     if metrics:
         plan.put((*at, "metrics"), metrics, origin)
-    return name
+    return name, kind
 
 
 def _public(name: str) -> str:

@@ -373,6 +373,15 @@ def test_texts_without_labels_are_distilled_from_the_dense_model(read):
     assert recipe.transfer.distillation.train.criterion.KnowledgeDistillationLoss.loss_weights == (0.0, 1.0)
 
 
+@pytest.mark.parametrize(("kind", "used"), [("embedding", False), ("reranking", False), ("multi_label", True)])
+def test_a_temperature_is_told_as_ignored_where_distances_are_compared(read, kind, used):
+    flags = replace(TAUGHT, task="mine", kind=kind, columns=("query", "passage"), temperature=3.0)
+    plan, recipe = read(LOCK + KD.removeprefix(HEAD), flags=flags)
+    settings = recipe.transfer.distillation.train.criterion.KnowledgeDistillationLoss
+    assert (settings.temperature == 3.0) == used
+    assert any("compares distances" in note and "temperature" in note for note in plan.notes) != used
+
+
 @pytest.mark.parametrize("kind", ["embedding", "reranking", "token_classification", "multi_label"])
 def test_accuracy_is_the_metric_of_no_other_kind(read, kind):
     text = LOCK + "evaluation: {accuracy: {metric: {topk: 1}}}\n"
