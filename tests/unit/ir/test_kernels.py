@@ -1,6 +1,7 @@
 """Sparse kernels: products against float64, the packed format, and errors on damaged data."""
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -205,22 +206,43 @@ def test_unpacking_gives_back_what_was_packed(kind: str, pattern: kernels.Patter
 
 
 def as_version_2(blob: np.ndarray) -> np.ndarray:
-    """A matrix of 4x1 codes as earlier releases stored it: the four rows' values of each entry in turn."""
+    """A matrix of 4x1 codes as earlier releases stored it: without padding, four rows' values of each entry in turn."""
     old = blob.copy()
-    old[8:12] = np.frombuffer(np.uint32(2).tobytes(), np.uint8)
-    entries, values_at = (int(blob[at : at + 8].view(np.uint64)[0]) for at in (56, 96))
-    values = old[values_at : values_at + 4 * entries]
-    values[:] = values.reshape(-1, 4, 4).transpose(0, 2, 1).ravel()
-    old[120:128] = 0
-    words, mask = old[: len(old) // 8 * 8].view(np.uint64).tolist(), 2**64 - 1
-    total = 0xCBF29CE484222325 ^ len(old)
+    rows, columns, _, _, block_columns, group_rows = (int(x) for x in old[16:40].view(np.uint32))
+    entries, groups_at, counts_at, _, indices_at, values_at = (int(x) for x in old[56:104].view(np.uint64))
+    blocks = -(-columns // block_columns)
+    units = [blocks * -(-min(group_rows, rows - first) // 4) for first in range(0, rows, group_rows)]
+    counts = old[counts_at : counts_at + 2 * sum(units)].view(np.uint16)
+    indices = old[indices_at : indices_at + entries]
+    values = old[values_at : values_at + 4 * entries].reshape(-1, 4, 4).transpose(0, 2, 1).reshape(-1, 4)
+    kept, firsts, first = [], [], 0
+    for unit, count in enumerate(counts.tolist()):
+        if unit in np.cumsum([0, *units]):
+            firsts.append(len(kept))
+        while count and not values[first + count - 1].any():
+            count -= 1
+        kept += range(first, first + count)
+        first, counts[unit] = first + int(counts[unit]), count
+    old[8] = 2
+    old[56:64] = np.frombuffer(np.uint64(len(kept)).tobytes(), np.uint8)
+    old[groups_at : groups_at + 8 * len(firsts) + 8].view(np.uint64)[:] = [*firsts, len(kept)]
+    for at, found in ((indices_at, indices[kept]), (values_at, values[kept].ravel())):
+        old[at : at + len(found)], old[at + len(found) : at + len(found) * entries // len(kept)] = found, 0
+    return with_checksum(old)
+
+
+def with_checksum(blob: np.ndarray) -> np.ndarray:
+    """Writes the checksum of `native/format.cpp` into a packed matrix."""
+    blob[120:128] = 0
+    words, mask = blob[: len(blob) // 8 * 8].view(np.uint64).tolist(), 2**64 - 1
+    total = 0xCBF29CE484222325 ^ len(blob)
     for word in words:
         total = (total ^ word) * 0x9E3779B97F4A7C15 & mask
         total ^= total >> 29
-    for byte in old[len(old) // 8 * 8 :].tolist():
+    for byte in blob[len(blob) // 8 * 8 :].tolist():
         total = (total ^ byte) * 0x9E3779B97F4A7C15 & mask
-    old[120:128] = np.frombuffer(np.uint64(total ^ total >> 32).tobytes(), np.uint8)
-    return old
+    blob[120:128] = np.frombuffer(np.uint64(total ^ total >> 32).tobytes(), np.uint8)
+    return blob
 
 
 def test_weights_of_the_previous_format_give_the_same_results() -> None:
@@ -228,6 +250,7 @@ def test_weights_of_the_previous_format_give_the_same_results() -> None:
     codes = (100 * sparse(rng, 70, 300, 0.6, 4)).clip(-127, 127).astype(np.int8)
     blob = kernels.pack(codes, rng.random(70).astype(np.float32), None, "4x1")
     old = as_version_2(blob)
+    assert kernels.describe(old)["entries"] < kernels.describe(blob)["entries"]  # rows end anywhere in a quad
     np.testing.assert_array_equal(kernels.unpack(old)[0], codes)
     x = rng.normal(size=(33, 300)).astype(np.float32)
     for isa in kernels.instruction_sets():
@@ -306,6 +329,14 @@ def test_code_of_one_instruction_set_is_never_offered_to_the_linker_for_the_othe
     for path in objects:
         symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout.splitlines()
         assert not [line for line in symbols if " W " in line]
+
+
+def test_the_portable_kernels_compile_for_a_newer_baseline() -> None:
+    """Some distributions' compilers start at x86-64-v2, which has byte shuffles."""
+    command = ["c++", "-std=c++17", "-march=x86-64-v2", "-fsyntax-only", "native/kernel_scalar.cpp"]
+    if platform.machine() != "x86_64":
+        pytest.skip("not an x86 machine")
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3])
 
 
 def test_built_libraries_can_be_read_by_other_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
