@@ -157,7 +157,11 @@ def measure(out: Path, tokens: list[int], rounds: int) -> None:
     times: dict[tuple[str, int], float] = {}
     for length in tokens:
         section = Performance(
-            sequence_length=length, iteration=rounds, seconds=2, configs={"cores_per_instance": 1, "num_of_instance": 1}
+            batch_sizes=(1,),
+            sequence_length=length,
+            iteration=rounds,
+            seconds=2,
+            configs={"cores_per_instance": 1, "num_of_instance": 1},
         )
         full = tokenizer(["a film about a film " * length], truncation=True, max_length=length)
         examples, scratch = [{name: full[name][0] for name in full}], (out / f"latency-{length}").resolve()
