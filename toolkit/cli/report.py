@@ -63,7 +63,7 @@ def reported(
 
 
 def show_cards(manifests: "list[Manifest]", folder: Path, task: str | None = None) -> None:
-    """Writes the model cards of a run's exported IRs, and prints those that were changed by hand, which stay.
+    """Writes the model cards of a run's exported IRs, and prints those written or changed by hand, which stay.
 
     Args:
         manifests: Manifests of the run's finished stages.
@@ -83,7 +83,7 @@ def show_cards(manifests: "list[Manifest]", folder: Path, task: str | None = Non
             raise
         lines = [f"{error.filename}: the model cards were not written: {(error.strerror or '').lower()}"]
     else:
-        lines = [f"{path}: changed by hand, so it was not written again; delete it to have a new one" for path in kept]
+        lines = [f"{path}: written or changed by hand, so it stays; delete it to have a new one" for path in kept]
     for line in lines:
         Console().print(line, highlight=False, soft_wrap=True)
 

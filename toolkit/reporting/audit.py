@@ -14,23 +14,25 @@ _FORMAT = 1
 _MADE_BY = ("export", "benchmark")  # their manifests have all variants
 
 
-def audit_of(run: Sequence[Manifest], export: Manifest, variant: str, folder: Path) -> dict[str, Any]:
+def audit_of(run: Sequence[Manifest], export: Manifest, variant: str, folder: Path, known: Any = ()) -> dict[str, Any]:
     """Returns what is needed to audit a variant: hashes of its files, and the manifests that it rests on.
 
-    Those of `export` and `benchmark` have this variant alone. Training curves are left out.
+    Those of `export` and `benchmark` have this variant alone. Training curves are left out, and the complete recipe
+    of the run, which has other tasks, too; the card has the task's.
 
     Args:
         run: Manifests of the run.
         export: That of the export.
         variant: Name of the variant.
         folder: Its IR folder.
+        known: Values such as the recipe, whose paths may occur in the manifests' texts.
     """
     found = {"format": _FORMAT, "task": export.task, "variant": variant, "files": file_facts(folder)}
     makers = [m for m in run if m.stage not in _MADE_BY and m.artifact.sha256 in _ancestors(run, export, variant)]
-    stages = [_without_curve(m) for m in makers] + [_of_variant(export, variant)]
+    stages = [_public(m) for m in makers] + [_of_variant(export, variant)]
     benchmark = benchmark_of(run, export, variant)
     stages += [_of_variant(benchmark, variant)] if benchmark else []
-    shortened: dict[str, Any] = without_paths(found | {"stages": stages})
+    shortened: dict[str, Any] = without_paths(found | {"stages": stages}, known)
     return shortened
 
 
@@ -66,14 +68,14 @@ def _ancestors(run: Sequence[Manifest], export: Manifest, variant: str) -> set[s
     return found
 
 
-def _without_curve(manifest: Manifest) -> dict[str, Any]:
-    return manifest.model_dump(mode="json", exclude={"history"})
+def _public(manifest: Manifest) -> dict[str, Any]:
+    return manifest.model_dump(mode="json", exclude={"history": True, "run": {"recipe"}})
 
 
 def _of_variant(manifest: Manifest, variant: str) -> dict[str, Any]:
     """Returns a manifest with the figures and checks of one variant."""
     others = tuple(f"{name}: " for name in VARIANTS if name != variant)
-    found = _without_curve(manifest)
+    found = _public(manifest)
     metrics = found["metrics"]
     for key in ("variants", "by_type"):
         if key in metrics:

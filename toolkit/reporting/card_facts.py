@@ -12,7 +12,7 @@ from toolkit.core.errors import UserError
 from toolkit.models.architectures import is_in_layer, layer_count
 from toolkit.models.checkpoint import MIN_SPARSITY
 from toolkit.models.config import read_config
-from toolkit.models.included_models import hub_id
+from toolkit.models.included_models import PREFIX, hub_id
 from toolkit.models.sources import LICENSE_KEYS, is_hub_model
 from toolkit.recipe import VARIANTS, Kind, Recipe, Task
 from toolkit.reporting.audit import made_from
@@ -51,6 +51,7 @@ _USES: dict[Kind, _Use] = {
     "reranking": _Use("Reranker (cross-encoder)", "text-ranking", library="CrossEncoder"),
 }
 _TYPES = {"f32": "FP32", "f16": "FP16", "i8": "INT8", "u8": "INT8"}
+_NAMED = ("package:", PREFIX)  # sources that are no paths
 _PRECISION = '{"INFERENCE_PRECISION_HINT": "f32"}'
 
 
@@ -69,7 +70,7 @@ class Facts:
         layers: Number of layers in a forward pass; empty: not known.
         source: Source of the model that it was compressed from, as the recipe has it, without a local path.
         base_model: Its id on the hub; empty: it has none, or none is known.
-        license: What that model states about its license, under the hub's keys.
+        license: What that model states about its license, under the hub's keys; empty: nothing, or not known.
     """
 
     run: str
@@ -208,9 +209,10 @@ def facts_of(run: Sequence[Manifest], export: Manifest, variant: str, recipe: Re
         blocks=export.metrics.get("blocks", "") if sparse else "",
         weights=_weights(matmuls),
         layers=_layers(folder, kept if of_student else None),
-        source=source if named or ":" in source else PurePath(source).name,
+        source=source if named or source.startswith(_NAMED) else PurePath(source).name,
         base_model=source.partition("@")[0] if named else hub_id(source),
-        license=_license(export.data.get("base model")),
+        # What was recorded is that of the recipe's model, not of a ready one.
+        license=_license(export.data.get("base model")) if source == recipe.model.source else {},
     )
 
 

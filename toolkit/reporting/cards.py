@@ -19,7 +19,7 @@ from toolkit.reporting.audit import audit_of, benchmark_of
 from toolkit.reporting.card_facts import Facts, facts_of
 from toolkit.reporting.claims_table import Score, claims_table, score_of
 from toolkit.reporting.manifests import stage_of
-from toolkit.reporting.portable import recipe_of_task
+from toolkit.reporting.portable import recipe_of_task, without_paths
 
 _IR = "openvino_model.xml"
 _TEMPLATE = f"{CARD}.j2"
@@ -30,7 +30,7 @@ _SEAL = re.compile(r"\n<!-- written by pruneofa; sha256 of the text above: ([0-9
 def write_cards(run: Sequence[Manifest], folder: Path, task: str | None = None) -> list[Path]:
     """Writes the model card and the manifest of each exported variant into its IR folder.
 
-    A card that was changed by hand stays as it is. A run of a version that stored no recipe has none.
+    A card that was written or changed by hand stays as it is. A run of a version that stored no recipe has none.
 
     Args:
         run: Manifests of the run's finished stages.
@@ -38,7 +38,7 @@ def write_cards(run: Sequence[Manifest], folder: Path, task: str | None = None) 
         task: Name of the only task whose cards are written; None: all.
 
     Returns:
-        Paths of cards that were changed by hand.
+        Paths of cards that were written or changed by hand.
     """
     kept = []
     for export in (m for m in run if m.stage == "export" and task in (None, m.task)):
@@ -48,11 +48,12 @@ def write_cards(run: Sequence[Manifest], folder: Path, task: str | None = None) 
             target = folder / "tasks" / str(export.task) / "export" / variant
             if recipe is None or export.task not in recipe.tasks or not (target / _IR).is_file():
                 continue
-            audit = audit_of(run, export, variant, target)
+            known = [recipe.model_dump(mode="json"), str(folder.resolve())]
+            audit = audit_of(run, export, variant, target, known)
             if _is_changed(target):
                 kept.append(target / CARD)
             else:
-                write_atomic(target / CARD, card_text(run, export, variant, recipe, target, audit))
+                write_atomic(target / CARD, card_text(run, export, variant, recipe, target, audit, known))
             write_atomic(target / MANIFEST, json.dumps(audit, indent=1) + "\n")
     return kept
 
@@ -69,14 +70,12 @@ def _recipe(first: Manifest, export: Manifest, folder: Path) -> Recipe | None:
 
 
 def _is_changed(folder: Path) -> bool:
-    """Returns whether the card of an IR folder was changed by hand; libraries may write one before this toolkit."""
+    """Returns whether the card of an IR folder was written or changed by hand: it has no seal, or another text."""
     if not (folder / CARD).is_file():
         return False
     text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
     seal = _SEAL.search(text)
-    if seal is None:
-        return (folder / MANIFEST).is_file()
-    return seal[1] != _digest(text[: seal.start()])
+    return seal is None or seal[1] != _digest(text[: seal.start()])
 
 
 def _digest(text: str) -> str:
@@ -84,7 +83,13 @@ def _digest(text: str) -> str:
 
 
 def card_text(
-    run: Sequence[Manifest], export: Manifest, variant: str, recipe: Recipe, folder: Path, audit: dict[str, Any]
+    run: Sequence[Manifest],
+    export: Manifest,
+    variant: str,
+    recipe: Recipe,
+    folder: Path,
+    audit: dict[str, Any],
+    known: Any,
 ) -> str:
     """Returns the text of a model card, with its front matter.
 
@@ -95,6 +100,7 @@ def card_text(
         recipe: Recipe of the run.
         folder: IR folder of the variant.
         audit: The manifest beside the card.
+        known: Values such as the recipe, whose paths may occur in texts.
     """
     from huggingface_hub import ModelCardData
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -137,9 +143,9 @@ def card_text(
         hardware=formatting.hardware([benchmark.machine]) if benchmark else "",
         checks=checks,
         failed=failed_checks(checks),
-        note=facts.section.note.rstrip("."),
-        left_out=[formatting.portable(line) for line in sentences.rows_left_out(run, facts.task)],
-        files=_data_files(run, export),
+        note=without_paths(facts.section.note, known).rstrip("."),
+        left_out=without_paths(sentences.rows_left_out(run, facts.task), known),
+        files=without_paths(_data_files(run, export), known),
         recipe=text,
         fence="```" if "```" not in text else "`" * 8,
         seed=export.seed,
@@ -171,7 +177,7 @@ def _result(facts: Facts, score: Score) -> Any:
 
     hub = HUB_SPLIT.fullmatch((facts.section.dev or "").removeprefix(HUB_PREFIX))
     first = hub if hub and (facts.section.dev or "").startswith(HUB_PREFIX) and " (" not in score.metric else None
-    name = formatting.portable(first["name"]) if first else facts.task
+    name = without_paths(first["name"]) if first else facts.task
     extra: dict[str, Any] = {"n": score.n}
     extra |= {"interval_95": [round(end, 4) for end in score.interval]} if score.interval else {}
     return EvalResult(
@@ -200,4 +206,4 @@ def _data_files(run: Sequence[Manifest], export: Manifest) -> list[tuple[str, st
         for name, entry in m.data.items()
         if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
     }
-    return [(formatting.portable(name), digest) for name, digest in found]
+    return list(found)

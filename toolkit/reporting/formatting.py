@@ -19,8 +19,11 @@ _SIZE_LABELS = {
     size.WHOLE_FP32: "full model: encoder with 1-bit mask, rest FP32",
     size.PLAIN: "full model: encoder stored dense, rest FP32",
 }
-# An absolute path of a file system; not a URL, a relative path or a fraction such as tokens/s.
-_ABSOLUTE = re.compile(r"(?<![\w.:/…*])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|,;:]+[/\\])+([^\s/\\'\"<>|,;:]*)")
+# An absolute path of a file system, also of a local data set (hub:/…); not a URL, a relative path or a fraction such as
+# tokens/s.
+_ABSOLUTE = re.compile(
+    r"(?:(?<![\w.:/…*])|(?<=\bhub:))(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|,;:]+[/\\])+([^\s/\\'\"<>|,;:]*)"
+)
 _CHECK_TEXTS = (
     (r"fewest examples that an IR answered", "evaluated examples, minimum over variants"),
     (r"examples answered", "evaluated examples"),

@@ -130,6 +130,16 @@ def test_the_manifest_has_hashes_figures_and_checks_of_this_variant_alone(folder
     assert [s["stage"] for s in manifest(folder, "dense-fp32")["stages"]] == ["task_teacher", "export", "benchmark"]
 
 
+def test_nothing_of_another_task_is_in_either(folder):
+    other = {"train": "merger.tsv", "dev": "y.tsv", "labels": ["lawsuit", "none"], "note": "board minutes"}
+    recipe = recipe_with()
+    section = type(recipe.tasks["other"]).model_validate(other)
+    write_cards(run_of(recipe.model_copy(update={"tasks": recipe.tasks | {"other": section}})), folder)
+    for file in ("README.md", "manifest.json"):
+        text = (ir_of(folder) / file).read_text()
+        assert not [word for word in ("merger.tsv", "lawsuit", "board minutes") if word in text], file
+
+
 def test_no_path_of_the_machine_is_in_either_and_the_recipe_loads(folder):
     recipe = recipe_with(source=f"{HOME}/models/my-bert")
     write_cards(run_of(recipe), folder)
@@ -145,16 +155,41 @@ def test_no_path_of_the_machine_is_in_either_and_the_recipe_loads(folder):
     assert ModelCard(text).data.base_model is None
 
 
+def test_paths_with_spaces_and_folders_of_data_sets_are_in_neither(folder):
+    odd, split = f"{HOME}/the firm's, data/train rows.tsv", f"hub:{HOME}/acme/data:cfg:validation"
+    recipe = recipe_with(task={"train": odd, "dev": split})
+    texts = [f"3 rows of {odd} left out", f"2 rows of {split} and {folder}/tasks left out"]
+    run = [m.model_copy(update={"metrics": m.metrics | {"rows_left_out": texts}}) for m in run_of(recipe)]
+    run = [m.model_copy(update={"data": m.data | {odd: {"sha256": "ab"}, split: {"sha256": "cd"}}}) for m in run]
+    write_cards(run, folder)
+    for file in ("README.md", "manifest.json"):
+        text = (ir_of(folder) / file).read_text()
+        assert not [part for part in (HOME, "the firm", "acme", str(folder)) if part in text], file
+        assert "3 rows of train rows.tsv left out" in text, file
+        assert "2 rows of hub:data:cfg:validation and" in text, file
+    text = (ir_of(folder) / "README.md").read_text()
+    assert ModelCard(text).data.eval_results[0].dataset_type == "data"
+    again = parse_recipe(text.split("```yaml\n")[1].split("```")[0], "card").tasks["films"]
+    assert (again.train, again.dev) == ("train rows.tsv", "hub:data:cfg:validation")
+
+
 def test_a_license_is_stated_only_if_the_model_states_one(folder):
     stated = {"license": "other", "license_name": "own", "license_link": "LICENSE"}
-    write_cards(run_of(recipe_with(), **{"base model": stated}), folder)
+    write_cards(run_of(recipe_with(ready={}), **{"base model": stated}), folder)
     data = ModelCard.load(ir_of(folder) / "README.md").data
     assert (data.license, data.license_name, data.license_link) == ("other", "own", "LICENSE")
+    write_cards(run_of(recipe_with(ready={"student": "else/where"}), **{"base model": stated}), folder)
+    data = ModelCard.load(ir_of(folder) / "README.md").data
+    assert (data.base_model, data.license) == ("else/where", None)
+    assert ModelCard.load(ir_of(folder, "dense-int8") / "README.md").data.license == "other"
 
 
-def test_a_card_of_a_library_is_replaced_and_one_changed_by_hand_stays(folder):
+def test_a_card_written_or_changed_by_hand_stays(folder):
     card = ir_of(folder) / "README.md"
-    card.write_text("# SentenceTransformer\n")
+    card.write_text("# Mine, of before there were cards\n")
+    assert write_cards(run_of(recipe_with(), measured=False), folder) == [card]
+    assert card.read_text() == "# Mine, of before there were cards\n"
+    card.unlink()
     assert write_cards(run_of(recipe_with(), measured=False), folder) == []
     first = card.read_text()
     assert write_cards(run_of(recipe_with()), folder) == []
