@@ -74,7 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             return self._create(json.loads(body))
         if self.path == "/api/validate-yaml":
-            return self._reply({"errors": [], "warnings": []})
+            wrong = "license: [" in json.loads(body)["content"]
+            errors = [{"message": '"license" must be a string'}] if wrong else []
+            return self._reply({"errors": errors, "warnings": []}, 400 if wrong else 200)
         if "/preupload/" in self.path:
             files = [f["path"] for f in json.loads(body)["files"]]
             modes = {path: "lfs" if path.endswith(".bin") else "regular" for path in files}

@@ -4,9 +4,11 @@ import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
 from toolkit.core.errors import UserError
+from toolkit.core.files import CARD
 from toolkit.ir.bundle import regular_files
 from toolkit.ir.runtime import MODEL
 
@@ -61,7 +63,7 @@ def upload(folder: Path, repo: str, files: dict[str, int], *, public: bool) -> U
 
     Raises:
         UserError: Uploads are switched off (HF_HUB_OFFLINE); there is no token or it has no right; the hub cannot be
-            reached or refuses the name; or the repository exists and is public, but that was not asked for.
+            reached, or refuses the name or the card; or the repository exists and is public, which was not asked for.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.constants import ENDPOINT, is_offline_mode
@@ -107,11 +109,15 @@ def _refusals(repo: str, endpoint: str) -> Iterator[None]:
         what = f"{_REFUSED.get(status, f'{endpoint} refuses the upload')} ({status}: {reason})"
         instead = _TOKEN if status in _REFUSED else "another name, or the same command later"
         raise UserError(what, where=repo, instead=instead) from None
-    except (HTTPError, OSError) as error:
-        what = f"{endpoint} cannot be reached ({_line(error)})"
+    except (HTTPError, OSError, JSONDecodeError) as error:
+        what = f"{endpoint} cannot be reached, or does not reply as the hub does ({_line(error)})"
         raise UserError(
             what, where=repo, instead="the same command with network access; HF_ENDPOINT, HTTPS_PROXY"
         ) from None
+    except ValueError as error:  # of the card's metadata, which the hub reads first, or a card that is not UTF-8
+        reason = " ".join(str(error).split())
+        instead = f"mend the lines between the first two --- of {CARD}, or delete it and run: pruneofa report <run>"
+        raise UserError(f"the hub does not accept the card ({reason})", where=CARD, instead=instead) from None
 
 
 def _line(error: Exception) -> str:

@@ -98,6 +98,17 @@ def test_a_token_or_a_name_that_is_refused_is_a_message(name, token, words, fold
     assert f"{OWNER}/{name}" not in hub.repos
 
 
+@pytest.mark.parametrize(
+    ("card", "words"), [(b"---\nlicense: [mit]\n---\n", '"license" must be a string'), (b"\xff\xfe", "utf-8")]
+)
+def test_a_card_that_the_hub_refuses_is_a_message(card, words, folder, hub):
+    (folder / "README.md").write_bytes(card)
+    done = push(folder, f"{OWNER}/card", hub=hub.address)
+    refused(done, "the hub does not accept the card")
+    assert words in " ".join(done.stderr.split())
+    assert hub.repos.get(f"{OWNER}/card", {}) == {}
+
+
 def test_a_hub_that_cannot_be_reached_and_offline_mode_are_messages(folder, hub):
     refused(push(folder, f"{OWNER}/far", hub="http://127.0.0.1:9"), "http://127.0.0.1:9 cannot be reached")
     offline = push(folder, f"{OWNER}/far", "--json", hub=hub.address, HF_HUB_OFFLINE="1")
