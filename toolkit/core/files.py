@@ -93,7 +93,7 @@ def json_hash(value: Any) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a text file atomically: if the process is killed, the file has either the old or the new content."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    """Writes a text file in UTF-8, atomically: if the process is killed, it has either the old or the new content."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

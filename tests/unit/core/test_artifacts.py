@@ -1,10 +1,15 @@
 """A manifest is written only if it can be read back."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from toolkit.core.artifacts import Artifact, Check, Manifest, artifact_hash, read_manifest, write_manifest
 from toolkit.core.errors import UserError
-from toolkit.core.files import content_hash
+from toolkit.core.files import content_hash, write_atomic
 
 
 def manifest(**values):
@@ -50,3 +55,26 @@ def test_a_card_and_a_manifest_are_no_part_of_an_ir_and_a_card_is_of_a_checkpoin
     assert artifact_hash("task", tmp_path) != before[1]
     (tmp_path / "dense-fp32" / "openvino_model.xml").write_text("<net />")
     assert artifact_hash("ir", tmp_path) != before[0]
+
+
+def test_texts_are_written_in_utf_8_whatever_the_locale_is(tmp_path):
+    code = "import sys; from toolkit.core.files import write_atomic, Path; write_atomic(Path(sys.argv[1]), chr(0x2212))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True, env=os.environ | plain)
+    assert (tmp_path / "a").read_bytes() == b"\xe2\x88\x92"
+
+
+def test_two_processes_that_write_the_same_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+    path, replace = tmp_path / "a", Path.replace
+
+    def after_another(temporary, target):
+        monkeypatch.setattr(Path, "replace", replace)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: -1)
+            write_atomic(path, "other")
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", after_another)
+    write_atomic(path, "mine")
+    assert path.read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
