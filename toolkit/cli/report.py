@@ -12,8 +12,6 @@ from toolkit.core.errors import CompressionFailed
 if TYPE_CHECKING:
     from toolkit.core.artifacts import Manifest
 
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # a report of a run of somebody else may go elsewhere
-
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
@@ -65,6 +63,8 @@ def reported(
 def show_cards(manifests: "list[Manifest]", folder: Path, task: str | None = None) -> None:
     """Writes the model cards of a run's exported IRs, and prints those written or changed by hand, which stay.
 
+    No card is worth a run: errors of the file system are printed, except for a full disk.
+
     Args:
         manifests: Manifests of the run's finished stages.
         folder: The run folder.
@@ -79,9 +79,10 @@ def show_cards(manifests: "list[Manifest]", folder: Path, task: str | None = Non
     try:
         kept = write_cards(manifests, folder, task)
     except OSError as error:
-        if error.errno not in _READ_ONLY:
+        if error.errno == errno.ENOSPC:
             raise
-        lines = [f"{error.filename}: the model cards were not written: {(error.strerror or '').lower()}"]
+        path = error.filename2 or error.filename
+        lines = [f"{path}: the model cards were not written: {(error.strerror or str(error)).lower()}"]
     else:
         lines = [f"{path}: written or changed by hand, so it stays; delete it to have a new one" for path in kept]
     for line in lines:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 
 import pytest
 from huggingface_hub import ModelCard
@@ -267,10 +268,26 @@ def test_a_student_of_fewer_layers_is_named_with_those_of_its_teacher(folder):
     assert "| layers | 6 |" in (ir_of(folder, "dense-fp32") / "README.md").read_text()
 
 
-def test_a_run_that_is_read_only_has_a_report_all_the_same(folder, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EISDIR, errno.ENOENT])
+def test_a_run_whose_cards_cannot_be_written_goes_on(folder, monkeypatch, capsys, number):
     def fail(path, text):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(cards, "write_atomic", fail)
     show_cards(run_of(recipe_with()), folder)
-    assert "README.md: the model cards were not written: permission denied" in capsys.readouterr().out
+    assert f"README.md: the model cards were not written: {os.strerror(number).lower()}" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_an_error_all_the_same(folder, monkeypatch):
+    def fail(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(cards, "write_atomic", fail)
+    with pytest.raises(OSError, match="No space left"):
+        show_cards(run_of(recipe_with()), folder)
+
+
+def test_a_folder_in_the_place_of_a_card_is_a_line(folder, capsys):
+    (ir_of(folder) / "README.md").mkdir()
+    show_cards(run_of(recipe_with()), folder)
+    assert "the model cards were not written: is a directory" in " ".join(capsys.readouterr().out.split())
