@@ -392,3 +392,18 @@ def test_damaged_libraries_are_named_with_the_command_that_builds_them(
         with pytest.raises(UserError, match="cannot be loaded") as caught:
             use()
         assert caught.value.instead == f"rm -r {kernels.folder()} && pruneofa kernels build"
+
+
+@pytest.mark.parametrize(("generator", "program"), [("", "make"), ("Ninja", "ninja")])
+def test_the_program_that_cmake_runs_is_named_if_it_is_missing(
+    generator: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setattr(kernels.library, "_cmake_program", lambda: "cmake")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("CMAKE_GENERATOR", generator)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernels.missing_tool() == program
+    (tmp_path / program).touch(mode=0o755)
+    assert kernels.missing_tool() is None

@@ -123,6 +123,10 @@ def missing_tool() -> str | None:
         return "a C++ compiler (g++ or clang++)"
     if not _cmake_program():
         return "cmake"
+    # CMake chooses Unix Makefiles, whatever else is installed, unless its own variable names another generator.
+    by_ninja = os.environ.get("CMAKE_GENERATOR", "").startswith("Ninja")
+    if not any(map(shutil.which, ("ninja", "ninja-build", "samu") if by_ninja else ("make", "gmake"))):
+        return "ninja" if by_ninja else "make"
     parent = folder().parent
     there = next(path for path in (parent, *parent.parents) if os.access(path, os.F_OK))
     writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK) and parent.parts[0] != "~"
