@@ -49,8 +49,8 @@ def wandb_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.append(("init", named))
         module.run = SimpleNamespace(_label=lambda **_: None, summary={}, name=named["name"], id="1")
 
-    def finish():
-        calls.append(("finish", {}))
+    def finish(**named):
+        calls.append(("finish", named))
         module.run = None
 
     module.init, module.finish, module.log = init, finish, calls.function("log")

@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,17 @@ def tracked(tracking: Tracking | None) -> Iterator[None]:
     tools, before = reports_to(tracking), os.environ.get(_LOG_FOLDER)
     if tracking is not None:
         os.environ[_LOG_FOLDER] = str(tracking.folder)
+    # The callback of W&B leaves its run open, and the next stage would continue it.
+    finish = importlib.import_module("wandb").finish if "wandb" in tools else lambda **_: None
     try:
         yield
+    except BaseException:
+        with suppress(Exception):  # why training failed is what counts
+            finish(exit_code=1)
+        raise
+    else:
+        finish()
     finally:
         os.environ.pop(_LOG_FOLDER, None)
         if before is not None:
             os.environ[_LOG_FOLDER] = before
-        if "wandb" in tools:  # its callback leaves the run open, and the next stage would continue it
-            importlib.import_module("wandb").finish()

@@ -1,6 +1,7 @@
 """Training curves in other tools: the Trainer's own callbacks get each point, and results stay the same."""
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -48,14 +49,19 @@ def test_wandb_has_a_new_run_for_each_training(wandb, lesson, tmp_path):
         lesson(name, tracking=Tracking("wandb", name, tmp_path / "log"))
     assert [call["name"] for call in wandb.of("init")] == ["first", "second"]
     assert [name for name, _ in wandb if name in ("init", "finish")] == ["init", "finish"] * 2
+    assert wandb.of("finish") == [{}, {}]
     steps = [call[0]["train/global_step"] for call in wandb.of("log") if "train/loss" in call[0]]
     assert steps == [*range(1, STEPS + 1)] * 2
 
 
-def test_a_run_of_wandb_ends_with_a_training_that_fails(wandb, lesson, tmp_path):
+@pytest.mark.parametrize("unreachable", [False, True])
+def test_a_run_of_wandb_fails_with_a_training_that_fails(wandb, lesson, tmp_path, monkeypatch, unreachable):
+    if unreachable:
+        finish = sys.modules["wandb"].finish
+        monkeypatch.setattr(sys.modules["wandb"], "finish", lambda **named: [finish(**named), 1 / 0])
     with pytest.raises(UserError, match="has diverged"):
         lesson(optimizer={"AdamW": {"learning_rate": 1e25}}, tracking=Tracking("wandb", NAME, tmp_path / "log"))
-    assert len(wandb.of("finish")) == 1
+    assert wandb.of("finish") == [{"exit_code": 1}]
 
 
 def test_only_the_first_process_reports(mlflow, lesson, tmp_path, monkeypatch):
