@@ -123,6 +123,7 @@ class _Exported(_Record):
     torch: Scores | None = None  # variants on the sparse engine are compared with their plain IRs
     ir: Annotated[Scores, Field(min_length=1)]
     dev_n: Positive
+    counts: dict[str, Positive] = {}  # metric -> number of examples; not in older exports
     made_from: str = ""  # stage of the checkpoint; not in older exports
 
 

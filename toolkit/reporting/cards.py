@@ -18,7 +18,7 @@ from toolkit.reporting import formatting, sentences
 from toolkit.reporting.audit import audit_of, benchmark_of
 from toolkit.reporting.card_facts import Facts, facts_of
 from toolkit.reporting.claims_table import Score, claims_table, score_of
-from toolkit.reporting.manifests import stage_of
+from toolkit.reporting.manifests import count_of, stage_of
 from toolkit.reporting.portable import recipe_of_task, without_paths
 
 _IR = "openvino_model.xml"
@@ -162,7 +162,7 @@ def _figures(
     """Returns scores, sizes and speeds of a variant; before the benchmark those that the export has measured."""
     if benchmark is None:
         found = export.metrics["variants"][variant]
-        scores = [score_of(metric, value, found["dev_n"]) for metric, value in found["ir"].items()]
+        scores = [score_of(metric, value, count_of(found, metric)) for metric, value in found["ir"].items()]
         stored = audit["files"].get("openvino_model.bin", {}).get("bytes", 0)
         return scores, {"file: .bin": stored}, []
     row, measured = claims_table(benchmark).variant(variant), benchmark.metrics["variants"][variant]

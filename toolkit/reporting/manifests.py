@@ -71,7 +71,7 @@ def stage_scores(run: Sequence[Manifest]) -> list[StageScores]:
         metrics = dict.fromkeys(metric for m in found.values() for metric in m.metrics["dev"])
         for metric in metrics:
             scores = {
-                stage: score_of(metric, m.metrics["dev"][metric], _count(m, metric))
+                stage: score_of(metric, m.metrics["dev"][metric], count_of(m.metrics, metric))
                 for stage, m in found.items()
                 if metric in m.metrics["dev"]  # the stage may predate a metric of the recipe
             }
@@ -79,6 +79,6 @@ def stage_scores(run: Sequence[Manifest]) -> list[StageScores]:
     return rows
 
 
-def _count(manifest: Manifest, metric: str) -> int:
+def count_of(metrics: dict[str, Any], metric: str) -> int:
     """Returns the number of examples of a metric's dev split; older manifests record the first split's only."""
-    return int(manifest.metrics.get("counts", {}).get(metric, manifest.metrics["dev_n"]))
+    return int(metrics.get("counts", {}).get(metric, metrics["dev_n"]))

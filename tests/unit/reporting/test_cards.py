@@ -105,6 +105,17 @@ def test_before_the_benchmark_nothing_is_said_of_latency(folder):
     assert [s["stage"] for s in manifest(folder)["stages"]] == ["task_teacher", "transfer", "quantize", "export"]
 
 
+def test_each_metric_has_the_number_of_its_own_split_before_the_benchmark(folder):
+    run = run_of(recipe_with(), measured=False)
+    figures = run[-1].metrics["variants"]["sparse-int8"]
+    figures["ir"] = {"accuracy": 0.739, "accuracy (second)": 0.7}
+    figures["counts"] = {"accuracy": 1066, "accuracy (second)": 500}
+    write_cards(run, folder)
+    text = (ir_of(folder) / "README.md").read_text()
+    assert ("| 1,066 |" in text, "| 500 |" in text) == (True, True)
+    assert [result.metric_args["n"] for result in ModelCard(text).data.eval_results] == [1066, 500]
+
+
 def test_a_benchmark_of_an_earlier_export_is_not_used(folder):
     run = run_of(recipe_with())
     write_cards([*run[:-1], run[-1].model_copy(update={"inputs": {"export": "00" * 32}})], folder)

@@ -223,6 +223,7 @@ class _ExportJob:
             "matmuls": [asdict(m) for m in inspection.matmuls],
             **differences.figures(),
             "dev_n": task.dev_n,
+            "counts": {m.name: m.n for m in task.measures},
             **scores,
         }
         return figures, checks
@@ -286,6 +287,7 @@ class _ExportJob:
             "in_8_bits": made.in_8_bits,
             **differences.figures(),
             "dev_n": task.dev_n,
+            "counts": {m.name: m.n for m in task.measures},
             **scores,
         }
         return figures, checks
