@@ -86,6 +86,7 @@ def test_a_task_of_any_kind_becomes_checked_irs(architecture, kind, folders, fil
         if variant.endswith("fp32"):  # after three steps all scores are low, but rounding changes none of the answers
             assert other == pytest.approx(figures["ir"], abs=1e-3 if close else 1e-9), variant
         assert figures["dev_n"] == {"classification": 50, "reranking": 10}.get(kind, 30)
+        assert figures["counts"] == measured
     assert set(made["export"].metrics["variants"]) == set(VARIANTS)
     if architecture == "bert":
         assert made["benchmark"].metrics["counts"] == measured

@@ -12,6 +12,7 @@ from toolkit.core.errors import UserError
 from toolkit.models.architectures import is_in_layer, layer_count
 from toolkit.models.checkpoint import MIN_SPARSITY
 from toolkit.models.config import read_config
+from toolkit.models.embedding.prompts import stored_prompts
 from toolkit.models.included_models import PREFIX, hub_id
 from toolkit.models.sources import LICENSE_KEYS, is_hub_model
 from toolkit.recipe import VARIANTS, Kind, Recipe, Task
@@ -70,6 +71,7 @@ class Facts:
         layers: Number of layers in a forward pass; empty: not known.
         source: Source of the model that it was compressed from, as the recipe has it, without a local path.
         base_model: Its id on the hub; empty: it has none, or none is known.
+        prompts: Whether the folder of an embedding model has prompts, of queries and documents.
         license: What that model states about its license, under the hub's keys; empty: nothing, or not known.
     """
 
@@ -83,6 +85,7 @@ class Facts:
     layers: str
     source: str
     base_model: str
+    prompts: bool
     license: dict[str, str]
 
     @property
@@ -128,7 +131,7 @@ class Facts:
         """Returns Python code that loads the folder with this toolkit, and runs it."""
         use, load = _USES[self.section.kind], ["import pruneofa"]
         if use.library == "SentenceTransformer":
-            return self._script(load, "model = pruneofa.load(folder)", _ENCODE)
+            return self._script(load, "model = pruneofa.load(folder)", self._encode())
         return self._script([*load, _TOKENIZER], "model = pruneofa.load(folder)", self._forward())
 
     def stock_code(self) -> str:
@@ -138,7 +141,7 @@ class Facts:
             return ""
         if use.library:
             options = f'backend="openvino", device="cpu", model_kwargs={{"ov_config": {_PRECISION}}}'
-            run = _ENCODE if use.library == "SentenceTransformer" else _PREDICT
+            run = self._encode() if use.library == "SentenceTransformer" else _PREDICT
             load = f"model = {use.library}(folder, {options})"
             return self._script([f"from sentence_transformers import {use.library}"], load, run)
         load = f"model = {use.ov_class}.from_pretrained(folder, ov_config={_PRECISION})"
@@ -146,6 +149,9 @@ class Facts:
 
     def _script(self, imports: list[str], load: str, run: list[str]) -> str:
         return "\n".join([*imports, "", f'folder = "{self.variant}"', load, *run])
+
+    def _encode(self) -> list[str]:
+        return _ENCODE_PAIR if self.prompts else _ENCODE
 
     def _forward(self) -> list[str]:
         """Returns the lines that tokenise an example and compute what the model predicts."""
@@ -157,6 +163,7 @@ class Facts:
             texts = '["a query"], ["a passage"]'
         elif len(section.columns) > 1:
             texts = '"a text", "another text"'
+        scaled = ".sigmoid()" if kind == "reranking" and section.ranking.loss == "bce" else ""  # as CrossEncoder does
         predict = {
             "classification": ["label = model.config.id2label[int(output.logits.argmax())]"],
             "multi_label": [
@@ -167,7 +174,7 @@ class Facts:
                 "labels = [model.config.id2label[int(n)] for n in output.logits[0].argmax(-1)]  # of each token"
             ],
             "question_answering": ["start, end = output.start_logits, output.end_logits  # of each token"],
-        }.get(kind, ["score = float(output.logits)"])
+        }.get(kind, [f"score = float(output.logits{scaled})"])
         return [
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
             f'inputs = tokenizer({texts}, {cut}, max_length={section.max_seq_length}, return_tensors="pt")',
@@ -178,6 +185,7 @@ class Facts:
 
 _TOKENIZER = "from transformers import AutoTokenizer"
 _ENCODE = ['embeddings = model.encode(["a text", "another text"])']
+_ENCODE_PAIR = ['queries = model.encode_query(["a query"])', 'documents = model.encode_document(["a text"])']
 _PREDICT = ['scores = model.predict([("a query", "a passage")])']
 
 
@@ -211,6 +219,7 @@ def facts_of(run: Sequence[Manifest], export: Manifest, variant: str, recipe: Re
         layers=_layers(folder, kept if of_student else None),
         source=source if named or source.startswith(_NAMED) else PurePath(source).name,
         base_model=source.partition("@")[0] if named else hub_id(source),
+        prompts=recipe.tasks[task].kind == "embedding" and _has_prompts(folder),
         # What was recorded is that of the recipe's model, not of a ready one.
         license=_license(export.data.get("base model")) if source == recipe.model.source else {},
     )
@@ -228,6 +237,13 @@ def source_of(recipe: Recipe, task: str, *, of_student: bool) -> str:
     found = {str(name): source for ready in (own, shared) for name, source in ready.items()}  # their stages differ
     names = ("quantize", "transfer", "student", "teacher") if of_student else ("task_teacher", "teacher")
     return next((found[name] for name in names if name in found), recipe.model.source)
+
+
+def _has_prompts(folder: Path) -> bool:
+    try:
+        return bool(stored_prompts(folder))
+    except UserError:  # the file is damaged, which whoever loads the folder is told
+        return False
 
 
 def _license(stated: Any) -> dict[str, str]:

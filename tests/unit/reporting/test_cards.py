@@ -244,6 +244,25 @@ def test_each_kind_has_code_and_the_engine_none_without_its_kernels(kind, varian
     assert facts.library == ("pruneofa" if VARIANTS[variant].engine else facts.library)
 
 
+def code_of(folder, **section):
+    facts = facts_of(run := run_of(recipe_with()), run[-2], "sparse-int8", recipe_with(task=section), folder)
+    return facts.code(), facts.stock_code()
+
+
+def test_a_reranker_has_probabilities_where_its_labels_were(folder):
+    section = {"kind": "reranking", "columns": ("text", "other")}
+    assert "output.logits.sigmoid()" in code_of(ir_of(folder), **section, ranking={"loss": "bce"})[0]
+    assert "float(output.logits)" in code_of(ir_of(folder), **section, ranking={"loss": "mse"})[0]
+
+
+def test_queries_and_documents_are_told_apart_where_the_model_has_prompts(folder):
+    section = {"kind": "embedding", "columns": ("text", "other")}
+    assert all(".encode([" in code for code in code_of(ir_of(folder), **section))
+    prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
+    (ir_of(folder) / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    assert all("encode_query(" in code and "encode_document(" in code for code in code_of(ir_of(folder), **section))
+
+
 @pytest.mark.parametrize(
     ("changes", "of_student", "of_teacher"),
     [
