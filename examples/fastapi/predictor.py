@@ -1,4 +1,4 @@
-"""An exported IR folder as one function from texts to JSON values, for classifiers and embedding models."""
+"""An exported IR folder as one function from texts to JSON values, for classifiers of single texts and embedding models."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -14,24 +14,32 @@ _FORMAT = 1
 _MADE_BY = ("export", "benchmark")  # their manifests have all variants
 
 
-def audit_of(run: Sequence[Manifest], export: Manifest, variant: str, folder: Path, known: Any = ()) -> dict[str, Any]:
+def rests_on(run: Sequence[Manifest], export: Manifest, variant: str) -> list[Manifest]:
+    """Returns the manifests that a variant rests on: of the stages that it was made from, the export, the benchmark.
+
+    A run folder may have others, such as a stage that was run again after the export.
+    """
+    ancestors = _ancestors(run, export, variant)
+    makers = [m for m in run if m.stage not in _MADE_BY and m.artifact.sha256 in ancestors]
+    benchmark = benchmark_of(run, export, variant)
+    return [*makers, export, *([benchmark] if benchmark else [])]
+
+
+def audit_of(rest: Sequence[Manifest], export: Manifest, variant: str, folder: Path, known: Any = ()) -> dict[str, Any]:
     """Returns what is needed to audit a variant: hashes of its files, and the manifests that it rests on.
 
     Those of `export` and `benchmark` have this variant alone. Training curves are left out, and the complete recipe
     of the run, which has other tasks, too; the card has the task's.
 
     Args:
-        run: Manifests of the run.
+        rest: The manifests that the variant rests on.
         export: That of the export.
         variant: Name of the variant.
         folder: Its IR folder.
         known: Values such as the recipe, whose paths may occur in the manifests' texts.
     """
     found = {"format": _FORMAT, "task": export.task, "variant": variant, "files": file_facts(folder)}
-    makers = [m for m in run if m.stage not in _MADE_BY and m.artifact.sha256 in _ancestors(run, export, variant)]
-    stages = [_public(m) for m in makers] + [_of_variant(export, variant)]
-    benchmark = benchmark_of(run, export, variant)
-    stages += [_of_variant(benchmark, variant)] if benchmark else []
+    stages = [_of_variant(m, variant) if m.stage in _MADE_BY else _public(m) for m in rest]
     shortened: dict[str, Any] = without_paths(found | {"stages": stages}, known)
     return shortened
 

@@ -189,11 +189,11 @@ _ENCODE_PAIR = ['queries = model.encode_query(["a query"])', 'documents = model.
 _PREDICT = ['scores = model.predict([("a query", "a passage")])']
 
 
-def facts_of(run: Sequence[Manifest], export: Manifest, variant: str, recipe: Recipe, folder: Path) -> Facts:
+def facts_of(rest: Sequence[Manifest], export: Manifest, variant: str, recipe: Recipe, folder: Path) -> Facts:
     """Returns the facts of an exported variant.
 
     Args:
-        run: Manifests of the run.
+        rest: The manifests that the variant rests on.
         export: That of the export.
         variant: Name of the variant.
         recipe: Recipe of the run.
@@ -204,7 +204,7 @@ def facts_of(run: Sequence[Manifest], export: Manifest, variant: str, recipe: Re
     sparse = VARIANTS[variant].sparse  # rounding to 8 bits makes zeros in a dense model, too
     pruned = [m for m in matmuls if sparse and m["zero_fraction"] > MIN_SPARSITY]
     size = sum(_size(m) for m in pruned)
-    kept = next((m.metrics for m in _makers(run, task) if m.metrics.get("kept_layers")), None)
+    kept = next((m.metrics for m in _makers(rest, task) if m.metrics.get("kept_layers")), None)
     of_student = made_from(export, variant) != "task_teacher"
     source = source_of(recipe, task, of_student=of_student)
     named = is_hub_model(source)

@@ -11,17 +11,17 @@ from typing import Any
 from toolkit.core.artifacts import Check, Manifest, failed_checks
 from toolkit.core.errors import UserError
 from toolkit.core.files import CARD, MANIFEST, write_atomic
+from toolkit.ir.runtime import MODEL
 from toolkit.recipe import VARIANTS, Recipe
 from toolkit.recipe.load import load_recipe, parse_recipe
 from toolkit.recipe.references import HUB_PREFIX, HUB_SPLIT
 from toolkit.reporting import formatting, sentences
-from toolkit.reporting.audit import audit_of, benchmark_of
+from toolkit.reporting.audit import audit_of, benchmark_of, rests_on
 from toolkit.reporting.card_facts import Facts, facts_of
 from toolkit.reporting.claims_table import Score, claims_table, score_of
-from toolkit.reporting.manifests import count_of, stage_of
+from toolkit.reporting.manifests import count_of
 from toolkit.reporting.portable import recipe_of_task, without_paths
 
-_IR = "openvino_model.xml"
 _TEMPLATE = f"{CARD}.j2"
 # Last line of a card; without its match the text was changed since, by hand.
 _SEAL = re.compile(r"\n<!-- written by pruneofa; sha256 of the text above: ([0-9a-f]{64}) -->\n\Z")
@@ -42,18 +42,18 @@ def write_cards(run: Sequence[Manifest], folder: Path, task: str | None = None) 
     """
     kept = []
     for export in (m for m in run if m.stage == "export" and task in (None, m.task)):
-        benchmark = stage_of(run, "benchmark", export.task)
-        recipe = _recipe(benchmark or export, export, folder)
         for variant in export.metrics["variants"]:
+            rest = rests_on(run, export, variant)
+            recipe = _recipe(rest[-1], export, folder)
             target = folder / "tasks" / str(export.task) / "export" / variant
-            if recipe is None or export.task not in recipe.tasks or not (target / _IR).is_file():
+            if recipe is None or export.task not in recipe.tasks or not (target / MODEL).is_file():
                 continue
             known = [recipe.model_dump(mode="json"), str(folder.resolve())]
-            audit = audit_of(run, export, variant, target, known)
+            audit = audit_of(rest, export, variant, target, known)
             if _is_changed(target):
                 kept.append(target / CARD)
             else:
-                write_atomic(target / CARD, card_text(run, export, variant, recipe, target, audit, known))
+                write_atomic(target / CARD, card_text(rest, export, variant, recipe, target, audit, known))
             write_atomic(target / MANIFEST, json.dumps(audit, indent=1) + "\n")
     return kept
 
@@ -83,7 +83,7 @@ def _digest(text: str) -> str:
 
 
 def card_text(
-    run: Sequence[Manifest],
+    rest: Sequence[Manifest],
     export: Manifest,
     variant: str,
     recipe: Recipe,
@@ -94,7 +94,7 @@ def card_text(
     """Returns the text of a model card, with its front matter.
 
     Args:
-        run: Manifests of the run's finished stages.
+        rest: The manifests that the variant rests on.
         export: That of the export.
         variant: Name of the variant.
         recipe: Recipe of the run.
@@ -105,8 +105,8 @@ def card_text(
     from huggingface_hub import ModelCardData
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    facts = facts_of(run, export, variant, recipe, folder)
-    benchmark = benchmark_of(run, export, variant)
+    facts = facts_of(rest, export, variant, recipe, folder)
+    benchmark = benchmark_of(rest, export, variant)
     scores, sizes, speeds = _figures(export, benchmark, variant, audit)
     name = f"{facts.run}, {facts.task}: {variant}"
     more: dict[str, Any] = dict(facts.license)
@@ -135,7 +135,6 @@ def card_text(
     body = environment.get_template(_TEMPLATE).render(
         facts=facts,
         name=name,
-        stages=audit["stages"],
         scores=scores,
         sizes=sizes,
         speeds=speeds,
@@ -144,8 +143,8 @@ def card_text(
         checks=checks,
         failed=failed_checks(checks),
         note=without_paths(facts.section.note, known).rstrip("."),
-        left_out=without_paths(sentences.rows_left_out(run, facts.task), known),
-        files=without_paths(_data_files(run, export), known),
+        left_out=without_paths(sentences.rows_left_out(rest, facts.task), known),
+        files=without_paths(_data_files(rest), known),
         recipe=text,
         fence="```" if "```" not in text else "`" * 8,
         seed=export.seed,
@@ -197,12 +196,11 @@ def _checks(export: Manifest, variant: str) -> list[Check]:
     return [check for check in export.checks if check.name.startswith(f"{variant}: ")]
 
 
-def _data_files(run: Sequence[Manifest], export: Manifest) -> list[tuple[str, str]]:
+def _data_files(rest: Sequence[Manifest]) -> list[tuple[str, str]]:
     """Returns names and hashes of the data files of the task and of the pre-training text."""
-    stages = [m for m in run if m.task in (None, export.task)]
     found = {
         (name, entry["sha256"]): None
-        for m in stages
+        for m in rest
         for name, entry in m.data.items()
         if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
     }

@@ -122,6 +122,22 @@ def test_a_benchmark_of_an_earlier_export_is_not_used(folder):
     assert "Latency" not in (ir_of(folder) / "README.md").read_text()
 
 
+def test_stages_that_the_export_does_not_rest_on_are_in_neither(folder):
+    run = run_of(recipe_with())
+    late = {"rows_left_out": ["9 rows left out of a later file"], "kept_layers": [0, 1], "layers_before": 6}
+    other = run_of(recipe_with(name="later"))[-1]
+    for m in run:
+        if m.stage == "transfer":
+            again = m.artifact.model_copy(update={"sha256": "ff" * 32})
+            more = {"artifact": again, "metrics": m.metrics | late, "data": {"later.tsv": {"sha256": "aa"}}}
+            transfer = m.model_copy(update=more)
+    run = [transfer if m.stage == "transfer" else m for m in run[:-1]]
+    write_cards([*run, other.model_copy(update={"inputs": {"export": "00" * 32}})], folder)
+    text = (ir_of(folder) / "README.md").read_text()
+    assert not [words for words in ("later", "2 of 6", "Latency") if words in text]
+    assert "transfer" not in [stage["stage"] for stage in manifest(folder)["stages"]]
+
+
 def manifest(folder, variant="sparse-int8"):
     return json.loads((ir_of(folder, variant) / "manifest.json").read_text())
 
