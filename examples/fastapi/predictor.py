@@ -1,4 +1,4 @@
-"""An exported IR folder as one function from texts to JSON values, for classifiers of single texts and embedding models."""
+"""An exported IR folder as a function from texts to JSON values, of classifiers of single texts or embedding models."""
 
 from collections.abc import Callable
 from pathlib import Path
