@@ -205,8 +205,8 @@ def chart(out: Path, target: Path, column: str, tokens: int) -> None:
     for name, (ms, score) in places.items():
         kind = "dense" if "%" not in name else "blocks" if "4x1" in name else "single"
         plot.point(kind, _KINDS[kind][1], x(ms), y(score))
-        right = x(ms) > 0.75 * x.end
-        plot.label(x(ms) - 9 if right else x(ms) + 9, y(score) + 4, name, "end" if right else "start", small=True)
+        left = kind != "dense" or x(ms) > 0.75 * x.end
+        plot.label(x(ms) - 9 if left else x(ms) + 9, y(score) + 4, name, "end" if left else "start", small=True)
     style = _STYLE + " ".join(f".c-{kind} {{ --c: {colour}; }}" for kind, (colour, _, _) in _KINDS.items())
     drawn = plot.svg().replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
     background = f'<style>{style}</style><rect width="100%" height="100%" fill="white"/>'
