@@ -179,6 +179,6 @@ def test_teacher_and_student_of_an_embedding_task_must_have_the_same_prompts(
         UserError, match=r"the student's prompts are {}, those of the dense model are {'query'"
     ) as error:
         checked()
-    assert error.value.instead == 'prompts: {"query": "q: ", "document": "q: "} and default_prompt: query'
+    assert error.value.instead == 'prompts: {"query": "q: ", "document": ""} and default_prompt: query'
     checked(prompts={"query": "q: "}, default_prompt="query")
     checked(prompts={})
