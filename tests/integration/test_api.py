@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
@@ -50,7 +51,6 @@ def test_five_lines_compress_a_model(made):
 
 
 def test_the_table_has_a_row_of_numbers_for_each_variant(made):
-    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(made[0].table())
     assert list(frame["variant"]) == VARIANTS
     assert (frame[["n", "file_bytes", "gzip_bytes", "latency_ms", "speed_up"]] > 0).all(axis=None)

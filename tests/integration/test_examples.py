@@ -9,13 +9,13 @@ import sys
 import numpy as np
 import openvino.utils
 import pytest
+from fastapi.testclient import TestClient
 
 import pruneofa
 from tests.helpers.examples import EXAMPLES, service_modules
 from tests.helpers.quantization import Case
 from toolkit.core import paths
 from toolkit.ir import kernels
-from toolkit.ir.kernels.library import missing_tool
 from toolkit.ir.runtime import MODEL, core
 from toolkit.ir.sparse_engine import to_sparse_engine
 
@@ -80,9 +80,6 @@ def test_a_task_of_another_kind_is_refused(ir, tmp_path):
 
 
 def test_the_service_answers_over_http(ir, monkeypatch):
-    pytest.importorskip("fastapi.testclient", reason="FastAPI, or the client for its tests, is not installed")
-    from fastapi.testclient import TestClient
-
     monkeypatch.setenv("IR_FOLDER", str(ir))
     with service_modules() as modules, TestClient(modules["service"].app) as client:
         assert client.get("/health").json() == {"status": "ready"}
@@ -104,8 +101,6 @@ def test_the_service_answers_over_http(ir, monkeypatch):
 
 
 def test_the_cpp_program_prints_the_logits_of_python(ir, logits, tmp_path):
-    if (missing := missing_tool()) is not None:
-        pytest.skip(f"{missing} is missing")
     configure = ["-S", EXAMPLES / "cpp", "-B", tmp_path, f"-DOpenVINO_DIR={openvino.utils.get_cmake_path()}"]
     for step in (configure, ["--build", tmp_path]):
         done = subprocess.run([shutil.which("cmake"), *map(str, step)], capture_output=True, text=True, check=False)

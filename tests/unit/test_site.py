@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import pytest
 import yaml
 
 import toolkit
@@ -49,7 +48,6 @@ def test_a_link_to_a_page_or_a_record_is_kept_and_one_to_another_file_is_text():
 
 
 def test_the_site_is_built_without_a_warning_and_needs_no_other_server(tmp_path):
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -127,6 +127,24 @@ def test_zeros_that_no_lock_selects_are_not_lost_without_a_word(sparse, tiny_ber
     assert told == [f"the zeros of 4 matrices that no pruner selects are trained: e.g. {name}"]
 
 
+def embedding_checks(dense, student, files):
+    """Returns a function that checks a recipe that transfers an embedding student, with further keys of its task."""
+    texts = {"train": str(files.train), "dev": str(files.dev), "columns": ["sentence"]}
+    alone = {"steps": 2, "criterion": {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}}
+
+    def checked(**keys):
+        values = {
+            "name": "r",
+            "model": {"source": str(dense)},
+            "ready": {"student": str(student)},
+            "tasks": {"toy": {"kind": "embedding"} | texts | keys},
+            "transfer": {"distillation": {"train": alone}},
+        }
+        return check_recipe(Recipe.model_validate(values))
+
+    return checked
+
+
 @pytest.mark.parametrize("key", ["pooling", "normalize"])
 def test_teacher_and_student_of_an_embedding_task_must_pool_alike(key, sparse, tiny_bert, tiny_task_files, tmp_path):
     folder, _ = sparse
@@ -134,19 +152,7 @@ def test_teacher_and_student_of_an_embedding_task_must_pool_alike(key, sparse, t
     shutil.copytree(tiny_bert, dense)
     own = SentencePooling("cls", True) if key == "pooling" else SentencePooling("mean", False)
     write_pooling(dense, own, 32, 64)
-    texts = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "columns": ["sentence"]}
-    alone = {"steps": 2, "criterion": {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}}
-
-    def checked(**keys):
-        values = {
-            "name": "r",
-            "model": {"source": str(dense)},
-            "ready": {"student": str(folder)},
-            "tasks": {"toy": {"kind": "embedding"} | texts | keys},
-            "transfer": {"distillation": {"train": alone}},
-        }
-        return check_recipe(Recipe.model_validate(values))
-
+    checked = embedding_checks(dense, folder, tiny_task_files)
     with pytest.raises(UserError, match=f"{key} of the student is (mean|true), that of the dense model is (cls|false)"):
         checked()
     checked(**{key: "cls" if key == "pooling" else False})
@@ -162,19 +168,7 @@ def test_teacher_and_student_of_an_embedding_task_must_have_the_same_prompts(
     dense = tmp_path / "dense"
     shutil.copytree(tiny_bert, dense)
     write_prompts(dense, Prompts({"query": "q: "}, "query"))
-    texts = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "columns": ["sentence"]}
-    alone = {"steps": 2, "criterion": {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}}
-
-    def checked(**keys):
-        values = {
-            "name": "r",
-            "model": {"source": str(dense)},
-            "ready": {"student": str(sparse[0])},
-            "tasks": {"toy": {"kind": "embedding"} | texts | keys},
-            "transfer": {"distillation": {"train": alone}},
-        }
-        return check_recipe(Recipe.model_validate(values))
-
+    checked = embedding_checks(dense, sparse[0], tiny_task_files)
     with pytest.raises(
         UserError, match=r"the student's prompts are {}, those of the dense model are {'query'"
     ) as error:

@@ -72,7 +72,6 @@ def test_only_the_first_process_reports(mlflow, lesson, tmp_path, monkeypatch):
 
 
 def test_tensorboard_writes_into_the_folder_of_the_stage(lesson, tmp_path):
-    pytest.importorskip("tensorboard")
     lesson(tracking=Tracking("tensorboard", NAME, tmp_path / "log"))
     (events,) = (tmp_path / "log").glob("events.*")
     assert b"train/loss" in events.read_bytes()
