@@ -16,6 +16,7 @@
 #include "sparse_linear.h"
 
 void check_encoder(const char* isa, uint32_t seed, bool damaged);
+void check_embeddings(const char* isa, uint32_t seed);
 
 void fail(const char* what) {
   std::printf("FAILED: %s\n", what);
@@ -284,6 +285,7 @@ int main(int count, char** arguments) {
     check_panel_count(isa);
     std::printf("%s: %d products match the reference\n", isa, rounds);
     for (int i = 0; i < 10 * rounds; ++i) check_encoder(isa, g_random(), i % 2);
+    for (int i = 0; i < 10 * rounds; ++i) check_embeddings(isa, g_random());
     std::printf("%s: %d encoders, half of them damaged: no memory errors\n", isa, 10 * rounds);
   }
   for (int i = 0; i < 100 * rounds; ++i) check_damage(supported[random_below(uint32_t(supported.size()))]);

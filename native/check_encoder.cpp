@@ -1,5 +1,6 @@
-// Checks of encoder stacks, with sanitizers: random sizes, masks and damaged weights. tests/unit/ir/test_encoder.py compares
-// results with a reference; here, several threads must give the results of one.
+// Checks of encoder stacks and of the embeddings before them, with sanitizers: random sizes, masks, indices and damaged weights.
+// tests/unit/ir/test_encoder.py and test_embedding_sum.py compare results with a reference; here, several threads must give the
+// results of one.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "embeddings.h"
 #include "encoder.h"
 #include "format.h"
 
@@ -98,4 +100,38 @@ void check_encoder(const char* isa, uint32_t seed, bool damaged) {
   for (size_t i = 0; i < x.size() && exact && !damaged; ++i)
     if (!(std::fabs(one[i] - four[i]) <= 1e-3f)) fail("four threads differ from one");
   pofa_encoder_close(encoder);
+}
+
+// Arrays have exactly the sizes that are read, and a part of the indices is outside of the tables.
+void check_embeddings(const char* isa, uint32_t seed) {
+  std::mt19937 random(seed);
+  const uint32_t count = 1 + random() % 4, hidden = 1 + random() % 70;
+  const size_t batch = random() % 5, length = random() % 41, tokens = batch * length;
+  std::vector<std::unique_ptr<int8_t[]>> codes(count);
+  std::vector<std::unique_ptr<float[]>> scales(count);
+  std::vector<std::unique_ptr<int32_t[]>> indices(count);
+  std::vector<pofa_table> tables(count);
+  for (uint32_t k = 0; k < count; ++k) {
+    const size_t rows = 1 + random() % 20, stride = random() % 2 ? length : 0, places = stride ? tokens : length;
+    codes[k].reset(new int8_t[rows * hidden]);
+    scales[k].reset(new float[rows]);
+    indices[k].reset(new int32_t[places]);
+    for (size_t i = 0; i < rows * hidden; ++i) codes[k][i] = int8_t(random());
+    for (size_t i = 0; i < rows; ++i) scales[k][i] = float(random() % 100) / 5000;
+    for (size_t i = 0; i < places; ++i)
+      indices[k][i] = random() % 9 ? int32_t(random() % (2 * rows)) - int32_t(rows) : int32_t(random());
+    tables[k] = {codes[k].get(), scales[k].get(), indices[k].get(), rows, stride};
+  }
+  const std::vector<float> norm(hidden, 0.5f);
+  std::unique_ptr<uint8_t[]> mask(new uint8_t[tokens]);
+  for (size_t i = 0; i < tokens; ++i) mask[i] = random() % 3 > 0;
+  std::unique_ptr<float[]> one(new float[tokens * hidden]), four(new float[tokens * hidden]);
+  auto run = [&](float* y, pofa_parallel_for parallel, uint32_t threads) {
+    if (pofa_embed(tables.data(), count, hidden, norm.data(), norm.data(), 1e-6f, mask.get(), batch, length, y, parallel, threads,
+                   isa))
+      fail("pofa_embed");
+  };
+  run(one.get(), nullptr, 1);
+  run(four.get(), run_on_four_threads, 4);
+  if (tokens && std::memcmp(one.get(), four.get(), tokens * hidden * sizeof(float))) fail("four threads differ from one");
 }

@@ -7,6 +7,7 @@ namespace pofa {
 enum Activation : int { kIdentity = 0, kGeluErf = 1, kGeluTanh = 2, kRelu = 3 };
 
 constexpr uint32_t kMaxWidth = 64;  // tokens per panel, at most, with any instruction set
+constexpr uint32_t kMaxTables = 8;  // of a sum of embeddings
 
 // Range of 8-bit activations: 256 levels from low to high, in 255 equal steps, as in FakeQuantize.
 struct Range {
@@ -88,6 +89,9 @@ struct Kernel {
   // overwritten; out may be the residual.
   void (*add_and_normalize)(float* values, const float* residual, const float* poison, uint32_t rows, uint32_t width, Norm norm,
                             float* out);
+
+  // out [hidden] = LayerNorm over the sum of rows[k] [hidden] * scales[k].
+  void (*embed)(const int8_t* const* rows, const float* scales, uint32_t count, uint32_t hidden, Norm norm, float* out);
 
   // Adds NaN to marks [width] of tokens that have a NaN, or an infinity unless nan_only.
   void (*mark_non_finite)(const float* panel, uint32_t rows, uint32_t width, bool nan_only, float* marks);

@@ -349,6 +349,7 @@ constexpr const CodeKernel* kCodeKernel = nullptr;
 #endif
 
 #include "attention.h"
+#include "embed.h"
 #include "layer_norm.h"
 
 }  // namespace
@@ -356,5 +357,5 @@ constexpr const CodeKernel* kCodeKernel = nullptr;
 namespace pofa {
 const Kernel KERNEL = {NAME,        LANES,            4,             load_panel, multiply,     epilogue,          store,
                        fake_quantize, kCodeKernel,    queries_to_codes, keys_to_codes, attend, attend_codes, add_and_normalize,
-                       mark_non_finite};
+                       embed,       mark_non_finite};
 }

@@ -1,4 +1,4 @@
-// OpenVINO extension with the operations SparseLinear and SparseEncoder, loaded by
+// OpenVINO extension with the operations SparseLinear, SparseEncoder and EmbeddingSum, loaded by
 // core.add_extension("libpruneofa_openvino.so").
 //
 // Inputs of SparseLinear: activations f32 [..., columns], then packed matrices: u8 [bytes] constants, read in place from the
@@ -9,6 +9,7 @@
 #include <openvino/op/op.hpp>
 #include <tuple>
 
+#include "openvino_embeddings.h"
 #include "openvino_encoder.h"
 #include "openvino_operation.h"
 #include "sparse_linear.h"
@@ -163,4 +164,5 @@ class SparseLinear : public ov::op::Op {
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
     std::make_shared<ov::OpExtension<SparseLinear>>(),
     std::make_shared<ov::OpExtension<SparseEncoder>>(),
+    std::make_shared<ov::OpExtension<EmbeddingSum>>(),
 }));

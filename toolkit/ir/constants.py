@@ -72,6 +72,24 @@ def dequantized(op: Any, port: int, codes: Any = None) -> Any:
     return value
 
 
+def codes_and_scales(op: Any, port: int) -> tuple[Any, Any] | None:
+    """Returns int8 codes [rows, columns] and the scale of each row, [rows, 1]; None if an input is not stored so.
+
+    Args:
+        op: An operation.
+        port: Index of its input, a constant, possibly dequantized.
+    """
+    import numpy as np
+
+    constant = constant_of(op, port)
+    if constant is None or constant.get_element_type().get_type_name() != "i8" or len(constant.data.shape) != 2:
+        return None
+    codes = np.array(constant.data)
+    scales = dequantized(op, port, codes=np.ones((len(codes), 1), dtype=np.float32))
+    exact = scales.shape == (len(codes), 1) and np.array_equal(dequantized(op, port), codes * scales)
+    return (codes, scales) if exact else None
+
+
 def _fake_quantized(node: Any, value: Any) -> Any:
     """OpenVINO's FakeQuantize: clamp to the input range, round to one of `levels`, rescale to the output range."""
     import numpy as np

@@ -116,9 +116,9 @@ def _layer(
     middle = _norm_after(output, source)
     if output is None or middle is None:
         return None
-    readers = _readers(middle.last.output(0))
-    inner = next((by_op[id_of(op)] for op in readers if id_of(op) in by_op), None)
-    if inner is None or len(readers) != 2:  # the feed-forward and the residual sum
+    reading = readers(middle.last.output(0))
+    inner = next((by_op[id_of(op)] for op in reading if id_of(op) in by_op), None)
+    if inner is None or len(reading) != 2:  # the feed-forward and the residual sum
         return None
     last, activation = inner.last, str(inner.activation)
     if activation == "none" and (relu := _follow(last, "Relu")) is not None:
@@ -208,7 +208,7 @@ def _stacks(layers: Sequence[EncoderLayer]) -> Iterator[list[EncoderLayer]]:
     following = {}
     for layer in layers:
         after = by_input.get(_key(layer.output))
-        if after is not None and after.settings == layer.settings and len(_readers(layer.output)) == 4:
+        if after is not None and after.settings == layer.settings and len(readers(layer.output)) == 4:
             following[_key(layer.input)] = after  # readers: query, key, value and the residual sum
             followers.add(_key(after.input))
     for layer in layers:
@@ -252,7 +252,7 @@ def _insert(factory: Any, stack: Sequence[EncoderLayer]) -> None:
     stack[-1].output.replace(node.output(0))
 
 
-def _readers(value: Any) -> list[Any]:
+def readers(value: Any) -> list[Any]:
     """Returns the operations that read a value, other than for its shape."""
     nodes = [port.get_node() for port in value.get_target_inputs()]
     return [node for node in nodes if node.get_type_name() != "ShapeOf"]

@@ -100,7 +100,7 @@ def inspect_ir(folder: Path) -> IRInspection:
     ops = read_ir(folder).get_ordered_ops()
     return IRInspection(
         tuple(m for op in ops for m in _matmuls(op)),
-        tuple(e for e in map(_embedding, ops) if e is not None),
+        tuple(e for op in ops for e in _embeddings(op)),
         tuple(a for a in map(_attention, ops) if a is not None),
     )
 
@@ -177,9 +177,20 @@ def _zero_fraction(op: Any) -> float:
         return math.nan
 
 
+def _embeddings(op: Any) -> list[Embedding]:
+    if op.get_type_name() == "EmbeddingSum":
+        tables = [op.input_value(i).get_node() for i in range(2, op.get_input_size(), 3)]
+        return [
+            Embedding(t.get_friendly_name(), module_of(t), tuple(t.get_output_shape(0)), "i8", "per_channel", "sym")
+            for t in tables
+        ]
+    found = _embedding(op) if op.get_type_name() == "Gather" else None
+    return [found] if found else []
+
+
 def _embedding(op: Any) -> Embedding | None:
     """Inspects a Gather of rows from a constant table: floats, dequantized codes, or codes dequantized afterwards."""
-    constant = constant_of(op, 0) if op.get_type_name() == "Gather" else None
+    constant = constant_of(op, 0)
     shape = None if constant is None else _matrix_shape(op, 0, constant)
     if constant is None or shape is None or shape[1] == 1:
         return None  # a single column holds the scales of a table

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.ir import kernels
-from toolkit.ir.constants import chain, constant_of, dequantized, zeros_of
+from toolkit.ir.constants import chain, codes_and_scales, constant_of, dequantized, zeros_of
 
 Range = tuple[float, float]
 
@@ -131,16 +131,8 @@ def _codes(op: Any) -> tuple[Any, Any]:
     Fake-quantized weights are returned rounded. OpenVINO's converter leaves none in this toolkit's exports: it folds
     them to 8-bit codes.
     """
-    import numpy as np
-
-    constant = constant_of(op)
-    assert constant is not None
-    if constant.get_element_type().get_type_name() == "i8":
-        codes = np.array(constant.data)
-        scales = dequantized(op, 1, codes=np.ones((len(codes), 1), dtype=np.float32))
-        if scales.shape == (len(codes), 1) and np.array_equal(dequantized(op, 1), codes * scales):
-            return codes, scales[:, 0]
-    return dequantized(op, 1), None
+    found = codes_and_scales(op, 1)
+    return (dequantized(op, 1), None) if found is None else (found[0], found[1][:, 0])
 
 
 def _pattern(zeros: Any) -> kernels.Pattern:

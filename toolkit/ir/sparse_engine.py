@@ -1,7 +1,7 @@
 """Conversion of a sparse IR to the sparse engine, whose operations neither store nor multiply zeros.
 
-Stacks of complete encoder layers become one operation, SparseEncoder (see `encoder_stack.py`); other pruned matrices
-become SparseLinear operations.
+Stacks of complete encoder layers become one operation, SparseEncoder (see `encoder_stack.py`), 8-bit embeddings before
+them another, EmbeddingSum (`embedding_sum.py`); other pruned matrices become SparseLinear operations.
 
 Weights keep exactly the values, or the 8-bit codes and scales, of the plain IR. Activations of matrices of 8-bit codes
 are rounded to the levels of the plain IR on every CPU, and so are the queries and keys of whole layers. Products are
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import UserError
-from toolkit.ir import encoder_stack, kernels
-from toolkit.ir.constants import constant_of, dequantized
+from toolkit.ir import embedding_sum, encoder_stack, kernels
+from toolkit.ir.constants import codes_and_scales, constant_of
 from toolkit.ir.products import (
     BREAK_EVEN,
     Product,
@@ -86,6 +86,7 @@ def to_sparse_engine(
     layers = encoder_stack.find_layers(model, products, of_attention) if whole_layers else []
     stacked = {id_of(p.op) for layer in layers for p in layer.products}
     operations = encoder_stack.replace(layers) + _replace([p for p in products if id_of(p.op) not in stacked])
+    embedding_sum.replace(model)
     _gather_before_dequantizing(model)
     model.validate_nodes_and_infer_types()
     target.mkdir(parents=True, exist_ok=True)
@@ -218,10 +219,10 @@ def _gather_before_dequantizing(model: Any) -> None:
     for op in model.get_ordered_ops():
         if not _has_8_bit_table(op):
             continue
-        codes = np.array(constant_of(op, 0).data)  # type: ignore[union-attr]
-        scales = dequantized(op, 0, codes=np.ones((len(codes), 1), dtype=np.float32))
-        if scales.shape != (len(codes), 1) or not np.array_equal(dequantized(op, 0), codes * scales):
+        found = codes_and_scales(op, 0)
+        if found is None:
             continue
+        codes, scales = found
         zero = opset13.constant(np.array(0, dtype=np.int64))
         rows = opset13.gather(opset13.constant(codes), op.input_value(1), zero)
         row_scales = opset13.gather(opset13.constant(scales), op.input_value(1), zero)

@@ -92,8 +92,8 @@ def test_every_pruned_matrix_is_on_the_kernel_with_its_codes_and_zeros(case, irs
 
 def test_all_layers_become_one_operation_and_embeddings_stay_8_bit(irs):
     operations = [op.get_type_name() for op in read_ir(irs / "engine-int8").get_ordered_ops()]
-    assert operations.count("SparseEncoder") == 1
-    assert not {"FakeQuantize", "SparseLinear", "ScaledDotProductAttention"} & set(operations)
+    assert operations.count("SparseEncoder") == operations.count("EmbeddingSum") == 1
+    assert not {"FakeQuantize", "SparseLinear", "ScaledDotProductAttention", "MVN"} & set(operations)
     tables = inspect_ir(irs / "engine-int8").embeddings
     assert {t.stored_type for t in tables if t.shape[0] > 2} == {"i8"}
     assert (irs / "engine-int8" / "openvino_model.bin").stat().st_size < (

@@ -1,10 +1,11 @@
-"""The native sparse kernels: build for the installed OpenVINO (`library`), C interface (`packed`, `encoder`).
+"""The native sparse kernels: build for the installed OpenVINO (`library`), C interface (the other modules).
 
 One build produces two libraries. The kernels library packs and multiplies matrices; the OpenVINO extension offers the
-same code to any OpenVINO application as the operations `SparseLinear` and `SparseEncoder`. An extension fits one
-OpenVINO release only.
+same code to any OpenVINO application as the operations `SparseLinear`, `SparseEncoder` and `EmbeddingSum`. An extension
+fits one OpenVINO release only.
 """
 
+from toolkit.ir.kernels.embeddings import embedding_sum as embedding_sum
 from toolkit.ir.kernels.encoder import Encoder as Encoder
 from toolkit.ir.kernels.encoder import EncoderLayer as EncoderLayer
 from toolkit.ir.kernels.library import BUILD as BUILD

@@ -114,7 +114,7 @@ class Encoder:
         valid = None if mask is None else np.ascontiguousarray(mask, dtype=np.uint8)
         assert valid is None or valid.shape == x.shape[:2], valid.shape
         y = np.empty_like(x)
-        parallel = _in_threads(threads) if threads > 1 else None
+        parallel = in_threads(threads) if threads > 1 else None
         code = self._library.pofa_encoder_run(
             *(self._handle, packed._pointer(x), packed._pointer(valid), ctypes.c_size_t(x.shape[0])),
             *(ctypes.c_size_t(x.shape[1]), packed._pointer(y), parallel, threads),
@@ -127,7 +127,8 @@ class Encoder:
             self._library.pofa_encoder_close(self._handle)
 
 
-def _in_threads(threads: int) -> Any:
+def in_threads(threads: int) -> Any:
+    """Returns the parallel loop of the C interface, for tests: Python threads."""
     from concurrent.futures import ThreadPoolExecutor
 
     def run(n: int, task: Any, context: int) -> None:

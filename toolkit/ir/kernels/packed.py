@@ -12,7 +12,7 @@ from toolkit.ir.kernels.library import BUILD, KERNELS, KernelMissingError, folde
 Pattern = Literal["1x1", "4x1"]
 Activation = Literal["none", "gelu_erf", "gelu_tanh"]
 FORMAT_VERSION = 3  # of the packed format; the same as in `native/format.h`
-EXPORT_VERSION = 2  # raised when the same checkpoint becomes another graph or other arithmetic: exports are made again
+EXPORT_VERSION = 3  # raised when the same checkpoint becomes another graph or other arithmetic: exports are made again
 _ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh")
 _VALUE_TYPES = ("float32", "float16", "int8")
 
