@@ -114,7 +114,10 @@ def square_head(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstructed(distillation: Distillation, student: Encoder, sparsity: float, rows: int, batches: int) -> None:
-    """Prunes a dense encoder in place, matrix after matrix, each on its inputs in the model as pruned so far."""
+    """Prunes a dense encoder in place, matrix after matrix, each on its inputs in the model as pruned so far.
+
+    Its outputs before any pruning are the target, so that it may have fewer layers than the teacher.
+    """
     generator = torch.Generator(DEVICE).manual_seed(1)
     kinds = ("sentences", "tasks", "packed")
     texts = [distillation.text.batch(kinds[i % len(kinds)], generator) for i in range(batches)]
@@ -122,7 +125,7 @@ def reconstructed(distillation: Distillation, student: Encoder, sparsity: float,
     dense = [distillation.embeddings(batch).float() for batch in texts]
     now = list(dense)
     heads = distillation.heads
-    teacher = Encoder(distillation.dense, heads)
+    before_pruning = Encoder({n: t.clone() for n, t in student.parameters.items()}, heads)
 
     def prune(layer: list[Tensor], numbers: tuple[int, ...], before: list[Tensor], after: list[Tensor]) -> None:
         moments = Moments(before[0].shape[1], DEVICE)
@@ -137,7 +140,7 @@ def reconstructed(distillation: Distillation, student: Encoder, sparsity: float,
             layer[n].copy_(found)
             assert bool(((layer[n] != 0) <= mask).all())
 
-    for old, new in zip(teacher.layers, student.layers, strict=True):
+    for old, new in zip(before_pruning.layers, student.layers, strict=True):
         prune(new, (0, 2, 4), dense, now)
         context = [
             [attend(project_now(x, layer), b.length, b.mask, heads) for x, b in zip(inputs, texts, strict=True)]

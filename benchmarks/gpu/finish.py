@@ -91,12 +91,24 @@ def folder(packed_file: Path, out: Path, labels: str = "", model: str = _MODEL) 
 
 
 @app.command()
-def include(results: Path, name: str, target: Path, dense_stsb: float) -> None:
+def include(
+    results: Path,
+    name: str,
+    target: Path,
+    dense_stsb: float,
+    machine: str = _CARD["machine"],
+    made_by: str = _CARD["made_by"],
+) -> None:
     """Writes a student of the results as a file for the package, with its card; prints the file's hash."""
     trained, masks = read_kept(results / f"{name}.safetensors")
-    figures = next(row for row in _lines(results / "students.jsonl") if row["name"] == name)
-    facts = {k: v for k, v in figures.items() if k not in ("curve", "name", "reconstruction")}
-    facts |= {"stsb_dev_dense": dense_stsb} | _CARD
+    rows = {row["name"]: row for row in _lines(results / "students.jsonl")}
+    facts = {k: v for k, v in rows[name].items() if k not in ("curve", "name", "reconstruction") and v is not None}
+    facts |= {"stsb_dev_dense": dense_stsb} | _CARD | {"machine": machine, "made_by": made_by}
+    if facts["start"] in ("layers", "after"):
+        layers = {int(n.split(".")[2]) for n in trained if n.startswith("encoder.layer.")}
+        facts["layers"] = [2 * i + 1 for i in sorted(layers)]
+    if "after" in facts:
+        facts["real_tokens"] += rows[facts["after"]]["real_tokens"]
     write_kept(target, trained, masks, facts)
     print(target.stat().st_size, file_hash(target))
 

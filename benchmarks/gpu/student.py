@@ -21,7 +21,7 @@ from encoder import Encoder
 from text import CYCLE, Batch, Text, read_text
 from torch import Tensor
 
-from toolkit.models.kept_weights import write_kept
+from toolkit.models.kept_weights import read_kept, write_kept
 from toolkit.sparsity.units import keep_units
 
 TOKENS = 32_768  # of a step, padding included
@@ -32,14 +32,16 @@ UPDATES = 50  # of the mask in a ramp
 
 @dataclass(frozen=True)
 class Student:
-    """One student. `start`: reconstructed at once and locked, or pruned gradually by magnitude while it is distilled.
+    """One student. Its zeros are chosen at once by reconstruction and locked, or gradually while it is distilled.
 
     Attributes:
         name: Name of its file.
         sparsity: Fraction of zeros in each matrix; 0: dense.
         rows: Rows of a block, 1 or 4.
-        start: `admm`, `gradual`, `layers` (dense, every second layer) or `best` (of the first two, by their losses).
+        start: `admm`, `gradual`, `layers` (dense, every second layer), `best` (of the first two, by their losses), or
+            `after` (of a finished student of every second layer, reconstructed).
         tokens: Budget in millions of tokens, padding included; None: the budget of `make`.
+        after: Name of that finished student.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Student:
     rows: int
     start: str
     tokens: float | None = None
+    after: str | None = None
 
 
 STUDENTS = (
@@ -61,15 +64,21 @@ STUDENTS = (
     Student("80-4x1-gradual-10m", 0.8, 4, "gradual", 10),
     Student("80-4x1-gradual-40m", 0.8, 4, "gradual", 40),
     Student("dense-3-layers", 0.0, 1, "layers"),
+    Student("3-layers-50-4x1", 0.5, 4, "after", after="dense-3-layers"),
     Student("90-1x1", 0.9, 1, "best"),
     Student("70-4x1", 0.7, 4, "best"),
 )
 
 
 def made(
-    distillation: Distillation, spec: Student, steps: int, rate: float, batches: int, log: Any = print
+    distillation: Distillation,
+    spec: Student,
+    steps: int,
+    rate: float,
+    batches: int,
+    after: dict[str, Tensor] | None = None,
 ) -> tuple[Encoder, dict[str, Tensor], dict[str, Any]]:
-    """Returns a student, its masks and its figures."""
+    """Returns a student, its masks and its figures. `after`: parameters of the finished student that it starts from."""
     model = Encoder({n: t.clone() for n, t in distillation.dense.items()}, distillation.heads)
     pairs = [(i, i) for i in range(len(model.layers))]
     figures: dict[str, Any] = asdict(spec) | {
@@ -77,11 +86,14 @@ def made(
         "learning_rate": rate,
         "tokens": steps * distillation.text.tokens,
     }
-    if spec.start == "layers":
+    if spec.start in ("layers", "after"):
         model = every_second_layer(model)
         pairs = [(i, 2 * i + 1) for i in range(len(model.layers))]
+    if after:
+        assert after.keys() <= model.parameters.keys()
+        model = Encoder(model.parameters | after, model.heads)
     started = time.perf_counter()
-    if spec.start == "admm":
+    if spec.start in ("admm", "after"):
         reconstructed(distillation, model, spec.sparsity, spec.rows, batches)
         figures["reconstruction"] = distillation.measures(model, pairs) | {"seconds": time.perf_counter() - started}
     names = list(model.matrices()) if spec.sparsity else []
@@ -132,7 +144,7 @@ def made(
     figures["real_tokens"] = int(real)
     figures |= {"seconds": seconds, "tokens_per_second": figures["tokens"] / seconds, "curve": curve}
     figures |= distillation.measures(model, pairs)
-    log(f"{spec.name}: " + json.dumps({k: v for k, v in figures.items() if k != "curve"}))
+    print(f"{spec.name}: " + json.dumps({k: v for k, v in figures.items() if k != "curve"}), flush=True)
     return model, dict(zip(names, (m.bool() for m in masks), strict=True)), figures
 
 
@@ -216,7 +228,7 @@ def make(options: argparse.Namespace) -> None:
     budget = options.tokens or max(10.0, 0.7 * 0.75 * speed * (options.until - time.time()) / 4e6)
     dense = Encoder(distillation.dense, distillation.heads)
     print("dense:", json.dumps(distillation.measures(dense, [(i, i) for i in range(len(dense.layers))])))
-    for spec in STUDENTS:
+    for spec in (s for s in STUDENTS if not options.only or s.name in options.only):
         steps = max(8, int((spec.tokens or budget) * 1e6 / options.step_tokens))
         needed = steps * options.step_tokens / speed + 5
         if time.time() + needed > options.until:
@@ -226,7 +238,13 @@ def make(options: argparse.Namespace) -> None:
             if not losses:
                 continue
             spec = Student(spec.name, spec.sparsity, spec.rows, min(losses, key=lambda k: losses[k]), spec.tokens)
-        model, masks, figures = made(distillation, spec, steps, rate["learning_rate"], options.batches)
+        after = None
+        if spec.after:
+            finished = options.out / f"{spec.after}.safetensors"
+            if not finished.is_file():
+                continue
+            after = {n: torch.from_numpy(t).to(DEVICE) for n, t in read_kept(finished)[0].items()}
+        model, masks, figures = made(distillation, spec, steps, rate["learning_rate"], options.batches, after)
         if spec.tokens is None and spec.start in ("admm", "gradual") and spec.start not in losses:
             losses[spec.start] = figures["held_out_packed"] + figures["held_out_sentences"]
         speed = min(speed, figures["tokens_per_second"])
@@ -269,6 +287,7 @@ def main() -> None:
         command.add_argument("--step-tokens", type=int, default=TOKENS)
         command.add_argument("--batches", type=int, default=8, help="of calibration")
         command.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
+        command.add_argument("--only", nargs="+", help="names of students; default: all")
         command.add_argument("--until", type=float, default=math.inf, help="Unix time at which the last one has ended")
     options = parser.parse_args()
     torch.manual_seed(0)
