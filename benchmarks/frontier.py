@@ -45,6 +45,11 @@ def shallow(layers: int) -> list[str]:
     return [f"student.layers={layers}", "student.pruning=null"]
 
 
+def included(name: str) -> list[str]:
+    """Returns the overrides of a point that starts from a student of the package, with all layers."""
+    return [f"ready.student=included:{name}", "transfer.reconstruction={}"]
+
+
 # Point -> overrides of the recipe. The dense model of all layers is exported by each of them.
 POINTS = {
     "80 % 4x1": sparse(0.8, "4x1"),
@@ -58,6 +63,11 @@ POINTS = {
     "4 layers, 50 % 4x1": sparse(0.5, "4x1", "4"),
     "3 layers, 50 % 4x1": sparse(0.5, "4x1", "3"),
     "90 % 1x1": sparse(0.9, "1x1"),
+    # Students of a large budget, which is the millions of tokens. `gpu/finish.py folder` writes the dense one's folder.
+    "80 % 4x1, 136 M": included("minilm-80-4x1"),
+    "80 % 1x1, 71 M": included("minilm-80-1x1"),
+    "3 layers, 71 M": ["ready.student=build/gpu/dense-3-layers"],
+    "3 layers, 50 % 4x1, 74 M": ["ready.student=included:minilm-3-layers-50-4x1"],
 }
 
 
@@ -134,8 +144,9 @@ def exported(out: Path) -> dict[str, tuple[Path, dict[str, float]]]:
         variants = {
             task: json.loads(manifest.read_text())["metrics"]["variants"] for task, manifest in manifests.items()
         }
-        student = json.loads((folder_of(out, point) / "student/manifest.json").read_text())
-        budgets[point] = student["metrics"]["steps"]
+        student = folder_of(out, point) / "student/manifest.json"
+        if student.is_file():
+            budgets[point] = json.loads(student.read_text())["metrics"]["steps"]
         own = "sparse-engine-int8" if "layers" not in point or "%" in point else "sparse-int8"
         for name, variant in ((_DENSE, "dense-int8"), (point, own)):
             scores = {column: 100 * variants[task][variant]["ir"][metric] for column, (task, metric) in SCORES.items()}

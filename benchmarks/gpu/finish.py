@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from toolkit.core.files import file_hash
 from toolkit.data.metrics import answer_matches, answer_overlap, mean_over_examples
-from toolkit.models.kept_weights import read_kept, write_kept
+from toolkit.models.depth import shallower
+from toolkit.models.kept_weights import read_card, read_kept, write_kept
 from toolkit.models.load import load_tokenizer
 from toolkit.models.sources import fetch_model
 from toolkit.sparsity.mask_file import MASK_FILE, write_mask
@@ -67,18 +68,22 @@ def answers(windows: Any, spans: list[tuple[float, int, int]]) -> list[str]:
 
 @app.command()
 def folder(packed_file: Path, out: Path, labels: str = "", model: str = _MODEL) -> None:
-    """Writes a model folder: the dense model's files, with the trained weights, and the mask."""
+    """Writes a model folder: the dense model's files, with the trained weights, and the mask if there are zeros."""
     source = fetch_model(model)
     out.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*"):
         if path.suffix in (".json", ".txt") and path.name != "config.json":
             shutil.copy(path, out)
     trained, masks = read_kept(packed_file)
-    weights = {n: t for n, t in load_file(source / "model.safetensors").items() if t.dtype.kind == "f"} | trained
+    layers = _layers(trained, read_card(packed_file))
+    dense = load_file(source / "model.safetensors").items()
+    kept = {n: t for n, t in dense if t.dtype.kind == "f" and not (layers and n.startswith("encoder.layer."))}
+    weights = kept | trained
     head = ("classifier.", "qa_outputs.")
     named = {n if n.startswith(head) else f"bert.{n}": t for n, t in weights.items()}
     save_file(named, out / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
+    config = shallower(config, layers) if layers else config
     if "classifier.weight" in trained:
         names = labels.split(",")
         config |= {"architectures": ["BertForSequenceClassification"], "id2label": dict(enumerate(names))}
@@ -86,8 +91,9 @@ def folder(packed_file: Path, out: Path, labels: str = "", model: str = _MODEL) 
     elif "qa_outputs.weight" in trained:
         config["architectures"] = ["BertForQuestionAnswering"]
     (out / "config.json").write_text(json.dumps(config, indent=2))
-    bits = {f"bert.{n}": np.packbits(m) for n, m in masks.items()}
-    write_mask(out / MASK_FILE, bits, {f"bert.{n}": m.shape for n, m in masks.items()})
+    if masks:
+        bits = {f"bert.{n}": np.packbits(m) for n, m in masks.items()}
+        write_mask(out / MASK_FILE, bits, {f"bert.{n}": m.shape for n, m in masks.items()})
 
 
 @app.command()
@@ -104,13 +110,19 @@ def include(
     rows = {row["name"]: row for row in _lines(results / "students.jsonl")}
     facts = {k: v for k, v in rows[name].items() if k not in ("curve", "name", "reconstruction") and v is not None}
     facts |= {"stsb_dev_dense": dense_stsb} | _CARD | {"machine": machine, "made_by": made_by}
-    if facts["start"] in ("layers", "after"):
-        layers = {int(n.split(".")[2]) for n in trained if n.startswith("encoder.layer.")}
-        facts["layers"] = [2 * i + 1 for i in sorted(layers)]
+    if layers := _layers(trained, facts):
+        facts["layers"] = layers
     if "after" in facts:
         facts["real_tokens"] += rows[facts["after"]]["real_tokens"]
     write_kept(target, trained, masks, facts)
     print(target.stat().st_size, file_hash(target))
+
+
+def _layers(trained: dict[str, Any], facts: dict[str, Any]) -> list[int]:
+    """Returns the dense model's layers, from 0, that a student of every second layer keeps; empty for all others."""
+    if facts["start"] not in ("layers", "after"):
+        return []
+    return [2 * i + 1 for i in sorted({int(n.split(".")[2]) for n in trained if n.startswith("encoder.layer.")})]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ def models() -> None:
 
     from toolkit.models.included_models import MODELS, PREFIX, card
 
-    table = Table("source", "zeros", "blocks", "tokens", "STS-B dev", "dense")
+    table = Table("source", "layers", "zeros", "blocks", "tokens", "STS-B dev", "dense")
     for name in MODELS:
         table.add_row(PREFIX + name, *_cells(card(name)))
     console = Console()
@@ -20,4 +20,5 @@ def models() -> None:
 
 def _cells(found: dict[str, Any]) -> list[str]:
     figures = [f"{100 * found[key]:.1f}" for key in ("stsb_dev", "stsb_dev_dense")]
-    return [f"{found['sparsity']:.0%}", f"{found['rows']}x1", f"{found['real_tokens'] / 1e6:.0f} M", *figures]
+    layers = str(len(found["layers"])) if "layers" in found else "all"
+    return [layers, f"{found['sparsity']:.0%}", f"{found['rows']}x1", f"{found['real_tokens'] / 1e6:.0f} M", *figures]

@@ -1,9 +1,12 @@
 """Sparse models that come with the package: kept weights and masks, put into the dense model they were made from.
 
-Embeddings are the dense model's. No torch is imported, so that a recipe can be checked quickly.
+Embeddings are the dense model's. A card with `layers` is of a model that keeps these of the dense model's layers,
+numbered from 0. No torch is imported, so that a recipe can be checked quickly.
 """
 
+import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,11 +18,14 @@ from safetensors.numpy import load_file, save_file
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
 from toolkit.core.paths import INCLUDED
+from toolkit.models.config import read_config
+from toolkit.models.depth import shallower
 from toolkit.models.kept_weights import read_card, read_kept
 from toolkit.recipe.references import package_path
 
 PREFIX = "included:"
 _WEIGHTS = "model.safetensors"
+_LAYER = re.compile(r"encoder\.layer\.\d+\.")  # a parameter of a BERT layer
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,18 @@ def hub_id(source: str) -> str:
     return next((hub for hub, package in _ALSO.items() if package == dense), "")
 
 
-def included_student(source: str, sparsity: float, pattern: str) -> str | None:
+def included_student(source: str, sparsity: float, pattern: str, *, fewer_layers: bool = False) -> str | None:
     """Returns the source of the included model with these zeros, made from this dense model; None if there is none.
 
     Args:
         source: Source of the dense model.
         sparsity: Fraction of zeros.
         pattern: Blocks of zeros, e.g. `4x1`.
+        fewer_layers: Whether it has fewer layers than the dense model, or all of them.
     """
     for name, model in MODELS.items():
         found = card(name) if model.dense == _ALSO.get(source, source) else None
-        if found and abs(found["sparsity"] - sparsity) < 1e-9 and f"{found['rows']}x1" == pattern:
+        if found and (found["sparsity"], f"{found['rows']}x1", "layers" in found) == (sparsity, pattern, fewer_layers):
             return PREFIX + name
     return None
 
@@ -125,4 +132,8 @@ def _assemble(kept: Path, dense: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
     weights, trained = load_file(dense / _WEIGHTS), read_kept(kept)[0]
     assert trained.keys() <= weights.keys(), "an included model trains parameters that its dense model does not have"
+    if layers := read_card(kept).get("layers"):
+        weights = {name: weight for name, weight in weights.items() if not _LAYER.match(name)}
+        config = shallower(read_config(folder), layers)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(weights | trained, folder / _WEIGHTS, metadata={"format": "pt"})

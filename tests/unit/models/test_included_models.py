@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash
 from toolkit.models import included_models
+from toolkit.models.depth import depth_metrics
 from toolkit.models.included_models import MODELS, IncludedModel, card, included_model
 from toolkit.models.kept_weights import read_card, read_kept, write_kept
 from toolkit.models.sources import fetch_model, local_model
@@ -62,6 +63,22 @@ def test_the_folder_is_the_dense_model_with_the_trained_parameters(tiny):
     assert (folder / "config.json").read_text() == "{}"
 
 
+def test_a_model_of_fewer_layers_has_no_others_and_says_which_it_keeps(tiny, monkeypatch):
+    dense, trained, mask = tiny
+    other = {n.replace(".0.", f".{i}."): t for i in range(4) for n, t in trained.items() if n == NAME}
+    save_file(other | {"embeddings": np.ones((5, 6), np.float32)}, dense / "model.safetensors")
+    (dense / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 4}')
+    path = included_models.INCLUDED / "tiny.safetensors"
+    write_kept(path, {NAME: trained[NAME]}, {NAME: mask}, {"layers": [2]})
+    hashes = file_hash(path), file_hash(dense / "model.safetensors")
+    monkeypatch.setitem(MODELS, "tiny", IncludedModel(hashes[0], "package:dense", hashes[1]))
+    folder = fetch_model("included:tiny")
+    assert load_file(folder / "model.safetensors").keys() == {NAME, "embeddings"}
+    config = json.loads((folder / "config.json").read_text())
+    assert depth_metrics(config) == {"kept_layers": [2], "layers_before": 4}
+    assert config["num_hidden_layers"] == 1
+
+
 def test_it_is_put_together_once(tiny):
     first = included_model("included:tiny")
     written = (first / "model.safetensors").stat().st_mtime_ns
@@ -99,7 +116,7 @@ def test_the_files_of_the_package_have_their_hashes_zeros_and_cards(name):
     facts = card(name)
     trained, masks = read_kept(path)
     zeros = sum(int((~mask).sum()) for mask in masks.values()) / sum(mask.size for mask in masks.values())
-    assert len(masks) == 36
+    assert len(masks) == 6 * len(facts.get("layers", range(6)))
     assert zeros == pytest.approx(facts["sparsity"], abs=1e-3)
     assert all(not trained[n][~mask].any() for n, mask in masks.items())
     rows = facts["rows"]
