@@ -151,6 +151,7 @@ class Run:
         contents = {name: source.sha256 for name, source in inputs.items()}
         complete = read_manifest(partial)
         if complete and (complete.key, complete.inputs) == (step.key, contents):  # killed just before the rename
+            shutil.rmtree(partial / ".work", ignore_errors=True)
             promote(partial, step.folder)
             return complete
         work = resume_or_reset(partial, json_hash([step.key, contents]))
@@ -175,8 +176,6 @@ class Run:
                     ) from error
                 raise
         broken = failed_checks(result.checks)
-        if not broken:
-            shutil.rmtree(work)
         manifest = Manifest(
             stage=step.stage.name,
             task=step.task,
@@ -215,6 +214,7 @@ class Run:
             what = f"{step.label}: {len(broken)} check(s) failed"
             raise CheckFailed("\n".join([what, *lines, f"  Output kept in {partial}"]))
         write_manifest(partial, manifest)
+        shutil.rmtree(work)  # only now: a kill while the result is hashed must not lose the checkpoints
         promote(partial, step.folder)
         return manifest
 

@@ -145,9 +145,12 @@ class AccuracyCriterion(Section):
         return self
 
     def loss(self, before: float, after: float) -> float:
-        """Returns the accuracy loss in the criterion's unit (relative or absolute); negative for a gain."""
+        """Returns the accuracy loss in the criterion's unit (relative or absolute); negative for a gain.
+
+        A relative loss of a score of 0 is 0; a correlation may be negative.
+        """
         lost = before - after
-        return lost if self.relative is None else (lost / before if before else 0.0)
+        return lost if self.relative is None else (lost / abs(before) if before else 0.0)
 
     def limit(self) -> float:
         """Returns the maximum loss, in the same unit."""
@@ -161,7 +164,7 @@ class AccuracyCriterion(Section):
 
     def met(self, before: float, after: float) -> bool:
         """Returns whether the criterion is met."""
-        return self.loss(before, after) <= self.limit() + 1e-12  # 0.90 - 0.89 is not exactly 0.01
+        return after >= self.floor(before) - 1e-12  # 0.90 - 0.89 is not exactly 0.01
 
 
 class ExitPolicy(Section):

@@ -43,13 +43,19 @@ def make_sparsifier(pruning: Pruning, matrices: dict[str, nn.Linear], steps_per_
         steps_per_epoch: Optimizer steps per epoch; converts ramps given in epochs.
 
     Raises:
-        UserError: The back end does not support a setting, the names do not fit the model, or a pattern lock selects
-            dense matrices.
+        UserError: The back end does not support a setting, the names do not fit the model, a pattern lock selects
+            dense matrices, or a ramp in steps and epochs ends before it begins.
     """
     where = "pruning.approach.weight_compression"
     sections = pruning.approach.weight_compression.resolve(steps_per_epoch)
     pruners: list[PatternLock | GradualPruner] = []
     for section, names in zip(sections, assign_matrices(sections, matrices, where), strict=True):
+        if section.prune_type != LOCK and section.end_step < section.start_step:
+            raise UserError(
+                f"the ramp would end before it begins: at step {section.end_step}, and at {section.start_step}",
+                where=where,
+                instead="start and end in the same unit, steps or epochs",
+            )
         selected = {name: matrices[name] for name in names}
         pruner = _lock(selected, where) if section.prune_type == LOCK else _gradual(pruning, section, where)
         pruner.attach(selected)

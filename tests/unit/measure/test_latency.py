@@ -246,5 +246,14 @@ def test_criterion_is_met_when_8_bits_cost_no_more_than_promised(promise, after,
     assert result["met"] is met
 
 
+@pytest.mark.parametrize(("before", "after", "met"), [(-0.1, -0.2, False), (-0.1, -0.1005, True), (0.0, -0.3, False)])
+def test_criterion_of_a_correlation_that_is_not_positive_is_not_met_by_a_lower_one(before, after, met):
+    scores = {"sparse-fp32": {"matthews": before}, "sparse-int8": {"matthews": after}}
+    result = criterion(AccuracyCriterion(relative=0.01), "matthews", scores)
+    assert result is not None
+    assert result["met"] is met
+    assert result["measured"] >= 0
+
+
 def test_criterion_needs_both_sparse_variants():
     assert criterion(AccuracyCriterion(relative=0.01), "accuracy", {"sparse-fp32": {"accuracy": 0.9}}) is None

@@ -11,6 +11,7 @@ from toolkit.core.artifacts import NullProgress
 from toolkit.core.errors import UserError
 from toolkit.data import corpus, tasks
 from toolkit.models.load import load_tokenizer, save_checkpoint
+from toolkit.pipeline import run as pipeline_run
 from toolkit.pipeline.run import Run
 from toolkit.recipe import Corpus, Recipe
 from toolkit.training import datasets
@@ -125,3 +126,26 @@ def test_a_corpus_that_is_changed_while_it_is_read_leaves_no_tokens_behind(tiny_
         corpus.load_corpus(section, {}, load_tokenizer(tiny_bert), tmp_path / "cache")
     assert caught.value.where == str(text)
     assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".partial"]
+
+
+def test_a_kill_after_the_training_keeps_its_checkpoints_until_the_result_is_complete(files, run, monkeypatch):
+    folder, real = files / "run/tasks/toy/task_teacher", pipeline_run.artifact_hash
+    partial = folder.with_name("task_teacher.partial")
+
+    def killed_in(name, function):
+        monkeypatch.setattr(pipeline_run, name, function)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        monkeypatch.undo()
+
+    def killed(*arguments):
+        if arguments[-1] in (partial, folder):
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    killed_in("artifact_hash", killed)
+    assert (partial / ".work/checkpoints/checkpoint-2/whole.json").is_file()
+    killed_in("promote", killed)
+    (manifest,) = run()
+    assert manifest.metrics["steps"] == 2
+    assert not list(folder.parent.rglob(".work"))

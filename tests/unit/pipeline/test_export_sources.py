@@ -171,3 +171,12 @@ def test_a_dense_model_alone_has_no_variant_for_the_sparse_engine(made, run, tin
 def test_the_dense_name_of_a_sparse_model_is_refused_before_it_is_exported(made, run):
     with pytest.raises(UserError, match="none of dense-fp32 has a model in this run"):
         run(("dense-fp32",), transfer=made.sparse)
+
+
+def test_a_dev_split_of_a_single_example_is_enough_to_convert_a_model(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("toolkit.ir.convert.export_ir", lambda model, tokenizer, folder, sample: given.append(sample))
+    monkeypatch.setattr("toolkit.models.load.save_modules", lambda *_: None)
+    task, tokenizer = SimpleNamespace(dev=[{"input_ids": [5, 6], "labels": 0}]), SimpleNamespace(pad_token_id=0)
+    export._ExportJob(SimpleNamespace(task=None), None, "transfer", tokenizer, task, {})._write(None, tmp_path)
+    assert given[0]["input_ids"].tolist() == [[5, 6], [5, 6]]

@@ -353,3 +353,10 @@ def test_magnitude_loads_neither_nncf_nor_neural_compressor():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_ramp_in_steps_and_epochs_that_ends_before_it_begins_is_the_user_s_error():
+    mixed = section("magnitude", start_step=150, end_epoch=2, end_step=0)
+    assert len(make_sparsifier(mixed, {"w": nn.Linear(8, 8)}, 100).pruners) == 1
+    with pytest.raises(UserError, match="at step 100, and at 150"):
+        make_sparsifier(mixed, {"w": nn.Linear(8, 8)}, 50)

@@ -14,8 +14,6 @@ from transformers.utils import ModelOutput
 
 from toolkit.models.embedding.folder import SentencePooling
 
-EMBEDDING = "sentence_embedding"  # name of the output, also in an IR
-
 
 @dataclass
 class EmbeddingOutput(ModelOutput):

@@ -326,7 +326,8 @@ class _ExportJob:
         from toolkit.ir.convert import export_ir
         from toolkit.models.load import save_modules
 
-        sample = pad([self.task.dev[0], self.task.dev[1]], self.tokenizer.pad_token_id)
+        dev = self.task.dev
+        sample = pad([dev[0], dev[min(1, len(dev) - 1)]], self.tokenizer.pad_token_id)  # two rows, of one example too
         export_ir(model, self.tokenizer, folder, model_inputs(sample))
         save_modules(model, self.tokenizer, folder, self.inputs.task)
 
