@@ -98,7 +98,7 @@ def facts_table(listed: Sequence[Fact]) -> "Table":
 
     table = Table(title="doctor", show_header=True)
     for column in ("item", "found", "required"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # commands can be copied from it
     for fact in listed:
         table.add_row(fact.item, fact.found if fact.ok else Text(fact.found, "red"), fact.required)
     return table

@@ -1,13 +1,15 @@
 """Extras required by each stage, and their agreement with setup.cfg."""
 
 import configparser
+import io
 import sys
 from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
+from rich.console import Console
 
-from toolkit.cli.doctor import facts, pinned_versions
+from toolkit.cli.doctor import Fact, facts, facts_table, pinned_versions
 from toolkit.core import paths
 from toolkit.core.errors import UserError
 from toolkit.pipeline.requirements import EXTRAS, TRACKERS, extra_for, require
@@ -130,3 +132,10 @@ def test_doctor_does_not_ask_for_what_only_development_or_a_service_needs(monkey
     listed = facts()
     assert all(fact.ok for fact in listed)
     assert absent not in {fact.item for fact in listed}
+
+
+def test_doctor_shows_commands_completely_in_a_narrow_terminal():
+    command = "pip install -c /" + "a-long-folder/" * 20
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(facts_table([Fact("extra", "missing", command)]))
+    assert "".join(console.export_text().replace("│", "").split()).count("a-long-folder/") == 20
