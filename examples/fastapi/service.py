@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from batching import Batcher, OverloadedError
 from fastapi import FastAPI, HTTPException
-from predictor import predictor
+from predictor import InputType, Text, predictor
 from pydantic import BaseModel, Field
 
 
@@ -21,6 +21,7 @@ class Texts(BaseModel):
     """Body of a request."""
 
     texts: list[Annotated[str, Field(max_length=10_000)]] = Field(min_length=1, max_length=64)
+    input_type: InputType | None = Field(None, description="what the texts are to an embedding model with prompts")
 
 
 class Values(BaseModel):
@@ -31,10 +32,11 @@ class Values(BaseModel):
 
 @asynccontextmanager
 async def _model(app: FastAPI) -> AsyncIterator[None]:
-    run = predictor(Path(os.environ["IR_FOLDER"]), max_tokens=int(os.environ.get("MAX_TOKENS", "128")))
-    run(["the first inference compiles"])
+    model = predictor(Path(os.environ["IR_FOLDER"]), max_tokens=int(os.environ.get("MAX_TOKENS", "128")))
+    model.run([Text("the first inference compiles")])
+    app.state.embeds = model.embeds
     wait = float(os.environ.get("MAX_WAIT_MS", "5")) / 1000
-    async with Batcher(run, max_batch=int(os.environ.get("MAX_BATCH", "32")), max_wait=wait) as app.state.batcher:
+    async with Batcher(model.run, max_batch=int(os.environ.get("MAX_BATCH", "32")), max_wait=wait) as app.state.batcher:
         yield
 
 
@@ -50,7 +52,10 @@ async def health() -> dict[str, str]:
 @app.post("/predict")
 async def predict(body: Texts) -> Values:
     """Returns one value per text; texts of several requests are computed in one batch."""
-    answers: list[Any] = await asyncio.gather(*map(app.state.batcher, body.texts), return_exceptions=True)
+    if body.input_type and not app.state.embeds:
+        raise HTTPException(422, "input_type is for embedding models; this one is a classifier")
+    texts = [Text(text, body.input_type) for text in body.texts]
+    answers: list[Any] = await asyncio.gather(*map(app.state.batcher, texts), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, OverloadedError):
             raise HTTPException(503, str(answer), headers={"Retry-After": "1"})

@@ -68,15 +68,15 @@ class _Handler(BaseHTTPRequestHandler):
         sent = self.headers.get("Authorization")
         if sent not in (f"Bearer {TOKEN}", f"Bearer {READ_ONLY}"):
             return self._reply({}, 401, "Invalid credentials in Authorization header")
+        if self.path == "/api/validate-yaml":
+            wrong = "license: [" in json.loads(body)["content"]
+            errors = [{"message": '"license" must be a string'}] if wrong else []
+            return self._reply({"errors": errors, "warnings": []}, 400 if wrong else 200)
         if sent == f"Bearer {READ_ONLY}":
             return self._reply({}, 403, "You don't have the rights to create a model under this namespace")
         repo = re.sub(r"^/(api/models/)?|(\.git/info|/preupload|/commit)/.*$", "", self.path)
         if self.path == "/api/repos/create":
             return self._create(json.loads(body))
-        if self.path == "/api/validate-yaml":
-            wrong = "license: [" in json.loads(body)["content"]
-            errors = [{"message": '"license" must be a string'}] if wrong else []
-            return self._reply({"errors": errors, "warnings": []}, 400 if wrong else 200)
         if "/preupload/" in self.path:
             files = [f["path"] for f in json.loads(body)["files"]]
             modes = {path: "lfs" if path.endswith(".bin") else "regular" for path in files}

@@ -47,11 +47,17 @@ def logits(ir):
 # --- the service ---
 
 
+def classes(modules, folder):
+    """What the service's function gives for all texts, as one batch."""
+    predictor = modules["predictor"]
+    return predictor.predictor(folder).run([predictor.Text(text) for text in TEXTS])
+
+
 def test_the_service_gives_each_text_the_probabilities_of_the_classes(ir):
     from transformers import AutoTokenizer
 
     with service_modules() as modules:
-        found = modules["predictor"].predictor(ir)(TEXTS)
+        found = classes(modules, ir)
     assert [list(row) for row in found] == [["0", "1"]] * 3
     model, tokenizer = pruneofa.load(ir), AutoTokenizer.from_pretrained(ir)
     for text, row in zip(TEXTS, found, strict=True):
@@ -65,7 +71,7 @@ def test_classes_that_exclude_each_other_not_have_probabilities_of_their_own(ir,
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
     with service_modules() as modules:
-        one, many = (modules["predictor"].predictor(f)(TEXTS[:1])[0] for f in (ir, folder))
+        one, many = (classes(modules, f)[0] for f in (ir, folder))
     odds = {name: value / (1 - value) for name, value in many.items()}
     assert odds["0"] / odds["1"] == pytest.approx(one["0"] / one["1"], rel=1e-4)
     assert sum(many.values()) != pytest.approx(1)
@@ -84,10 +90,12 @@ def test_the_service_answers_over_http(ir, monkeypatch):
     with service_modules() as modules, TestClient(modules["service"].app) as client:
         assert client.get("/health").json() == {"status": "ready"}
         answer = client.post("/predict", json={"texts": TEXTS}).json()["values"]
-        for got, expected in zip(answer, modules["predictor"].predictor(ir)(TEXTS), strict=True):
+        for got, expected in zip(answer, classes(modules, ir), strict=True):
             assert got == pytest.approx(expected, abs=1e-6)
         assert client.post("/predict", json={"texts": []}).status_code == 422
         assert client.post("/predict", json={"texts": ["x" * 10_001]}).status_code == 422
+        typed = client.post("/predict", json={"texts": TEXTS, "input_type": "query"})
+        assert (typed.status_code, "this one is a classifier" in typed.json()["detail"]) == (422, True)
 
         async def overloaded(text):
             raise modules["batching"].OverloadedError("1024 requests are waiting")
@@ -95,6 +103,40 @@ def test_the_service_answers_over_http(ir, monkeypatch):
         client.app.state.batcher = overloaded
         refused = client.post("/predict", json={"texts": TEXTS})
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
+@pytest.fixture
+def prompted(tiny_bert):
+    """An embedding model with a prompt for queries, another for documents, and a default one."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    encoder = Transformer(str(tiny_bert))
+    prompts = {"query": "a warm ", "document": "a grim ", "plain": "a dull "}
+    modules = [encoder, Pooling(encoder.get_word_embedding_dimension())]
+    return SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name="plain", device="cpu")
+
+
+@pytest.mark.parametrize(("input_type", "prompt"), [("query", "a warm "), ("document", "a grim "), (None, "a dull ")])
+def test_the_service_puts_the_prompt_of_its_type_before_a_text(prompted, input_type, prompt, monkeypatch):
+    monkeypatch.setenv("IR_FOLDER", "the fixture's")
+    monkeypatch.setattr(pruneofa, "load", lambda folder: prompted)
+    expected = prompted.encode([prompt + text for text in TEXTS], prompt="")
+    with service_modules() as modules, TestClient(modules["service"].app) as client:
+        body = {"texts": TEXTS} | ({"input_type": input_type} if input_type else {})
+        answer = client.post("/predict", json=body).json()["values"]
+        assert client.post("/predict", json=body | {"input_type": "passage"}).status_code == 422
+    assert np.array(answer) == pytest.approx(expected, abs=1e-5)
+    assert not np.allclose(expected, prompted.encode(TEXTS, prompt=""), atol=1e-3)
+
+
+def test_texts_of_different_types_share_a_batch_and_keep_their_order(prompted, monkeypatch):
+    monkeypatch.setattr(pruneofa, "load", lambda folder: prompted)
+    with service_modules() as modules:
+        text = modules["predictor"].Text
+        run = modules["predictor"].predictor("the fixture's").run
+        mixed = [text(TEXTS[0], "document"), text(TEXTS[1]), text(TEXTS[2], "query"), text(TEXTS[0], "query")]
+        assert np.array(run(mixed)) == pytest.approx(np.array([run([each])[0] for each in mixed]), abs=1e-5)
 
 
 # --- other programs ---

@@ -184,3 +184,16 @@ def test_the_trials_are_told_in_the_terminal_and_the_report(tuned, tmp_path):
     console = Console(record=True, width=100)
     console.print(reporting.console([list(manifests.values())]))
     assert "checks passed" in console.export_text()
+
+
+def test_a_search_without_success_says_so_with_both_scores(hostile, tiny_task_files, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(NullProgress, "message", lambda self, text: said.append(text))
+    chosen = recipe(hostile, tiny_task_files, tuning={"exit_policy": {"max_trials": 1}})
+    found = run(chosen.model_copy(update={"export": None}), tmp_path / "run")["quantize"].metrics["tuning"]
+    assert not found["met"]
+    trial, last = said[-2:]
+    assert trial.startswith("trial 0, all in INT8: accuracy 0.")
+    assert " (FP32: 0.9" in trial or " (FP32: 1.0" in trial
+    assert last.startswith("no trial meets the criterion on ")
+    assert last.endswith(" tuning examples: going on with trial 0, whose score is best")

@@ -1,6 +1,7 @@
 """`pruneofa doctor`: check of the machine against the toolkit's requirements."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ def facts() -> list[Fact]:
             if extra := extra_of(name):  # extras are optional, e.g. on a machine that only trains
                 listed.append(Fact(name, found, f"{wanted}, for the extra `{extra}`"))
                 continue
+            if not _is_required(name):  # of development, or a dependency of something that is not installed
+                continue
         listed.append(Fact(name, found, wanted, ok=found.split("+")[0] == wanted))
     for extra in EXTRAS:
         absent = missing_module(extra)
@@ -76,6 +79,18 @@ def facts() -> list[Fact]:
     return listed
 
 
+def _is_required(name: str) -> bool:
+    """Returns whether the installed toolkit cannot do without a distribution; true for all if it is not installed."""
+    from importlib import metadata
+
+    try:
+        lines = metadata.requires("pruneofa") or []
+    except metadata.PackageNotFoundError:
+        return True
+    needed = [re.split(r"[^\w.-]", line)[0].lower() for line in lines if "extra ==" not in line]
+    return name.lower() in needed
+
+
 def facts_table(listed: Sequence[Fact]) -> "Table":
     """Returns a table of facts."""
     from rich.table import Table
@@ -83,7 +98,7 @@ def facts_table(listed: Sequence[Fact]) -> "Table":
 
     table = Table(title="doctor", show_header=True)
     for column in ("item", "found", "required"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # commands can be copied from it
     for fact in listed:
         table.add_row(fact.item, fact.found if fact.ok else Text(fact.found, "red"), fact.required)
     return table

@@ -290,5 +290,5 @@ def _syntax_hint(text: str, error: yaml.MarkedYAMLError) -> str:
 
 def _neighbours(path: Path) -> str:
     """Lists the YAML files in the folder of the missing one."""
-    found = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    return f"one of {', '.join(found)}" if found else "a path to a recipe; `pruneofa init` writes one"
+    found = sorted(map(str, path.parent.glob("*.y*ml"))) if path.parent.is_dir() else []
+    return " or ".join(found) if found else "a path to a recipe; `pruneofa init` writes one"

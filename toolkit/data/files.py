@@ -60,7 +60,9 @@ def fetch_file(spec: str) -> Path:
         return hub_split(spec).fetched()
     path = package_path(spec) if spec.startswith("package:") else user_path(spec)
     if not path.is_file():
-        instead = "a path relative to the recipe file or to the current directory"
+        if path.is_absolute():
+            raise UserError("no such file", where=spec)
+        instead = f"a path relative to the recipe file or, as in key=value on the command line, to {Path.cwd()}"
         raise UserError("no such file", where=spec, instead=instead)
     return path
 

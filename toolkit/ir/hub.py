@@ -75,6 +75,8 @@ def upload(folder: Path, repo: str, files: dict[str, int], *, public: bool) -> U
         raise UserError(f"no token for {ENDPOINT}", where=repo, instead=_TOKEN)
     api = HfApi(library_name="pruneofa")
     with _refusals(repo, ENDPOINT):
+        if CARD in files:
+            _validate_card((folder / CARD).read_text(encoding="utf-8"), ENDPOINT)
         made = api.create_repo(repo, private=not public, exist_ok=True)
         private = bool(api.repo_info(made.repo_id).private)
     if private == public:
@@ -90,6 +92,26 @@ def upload(folder: Path, repo: str, files: dict[str, int], *, public: bool) -> U
             commit_message=_MESSAGE,
         )
     return Upload(made.repo_id, str(made), commit.oid, private)
+
+
+def _validate_card(card: str, endpoint: str) -> None:
+    """Has the hub check a card's metadata before a repository is created, which would stay empty otherwise.
+
+    Raises:
+        ValueError: The hub does not accept the card.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import BadRequestError
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    # Not ModelCard.validate: it calls huggingface.co whatever HF_ENDPOINT is.
+    body = {"content": card, "repoType": "model"}
+    response = get_session().post(f"{endpoint}/api/validate-yaml", json=body, headers=build_hf_headers())
+    try:
+        hf_raise_for_status(response)
+    except BadRequestError as error:
+        found = [str(each.get("message")) for each in response.json().get("errors", [])]
+        raise ValueError("; ".join(found) or _line(error)) from None
 
 
 @contextmanager

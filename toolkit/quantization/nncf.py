@@ -200,6 +200,7 @@ def load(folder: Path, plain: Callable[[], nn.Module]) -> Any:
             f"cannot read the quantized model ({error})", where=str(folder), instead="rerun the quantize stage"
         ) from None
     biases = {name: state.pop(name) for name in sorted(state) if name.startswith(_FP32_BIAS)}
+    nncf.set_log_level(logging.WARNING)
     await_builds()
     model: Any = nncf.torch.load_from_config(plain(), config)
     model.load_state_dict(state)

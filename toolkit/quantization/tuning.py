@@ -55,7 +55,7 @@ def search(
     trials = [attempt(0, ())]
     policy = section.exit_policy
     has_time_budget = policy.timeout > 0
-    if trials[0].met and not (has_time_budget and section.objective == "accuracy"):
+    if policy.max_trials == 1 or (trials[0].met and not (has_time_budget and section.objective == "accuracy")):
         return tuple(trials)
     subsets = _subsets(list(rank()), trials[0].met, has_time_budget, section.objective)
     chosen = next(subsets, None)

@@ -61,7 +61,9 @@ def _in_pytorch(rows: Sequence[StageScores]) -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(box=SIMPLE, padding=0, title="PyTorch models, dev split", caption="in parentheses: 95 % interval")
+    has_intervals = any(score.interval for row in rows for score in row.scores.values())
+    caption = "in parentheses: 95 % interval" if has_intervals else None
+    table = Table(box=SIMPLE, padding=0, title="PyTorch models, dev split", caption=caption)
     table.add_column("task", no_wrap=True)
     table.add_column("metric")
     for name in ("n", *(stages := [stage for stage in STAGES if any(stage in row.scores for row in rows)])):

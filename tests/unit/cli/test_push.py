@@ -101,12 +101,20 @@ def test_a_token_or_a_name_that_is_refused_is_a_message(name, token, words, fold
 @pytest.mark.parametrize(
     ("card", "words"), [(b"---\nlicense: [mit]\n---\n", '"license" must be a string'), (b"\xff\xfe", "utf-8")]
 )
-def test_a_card_that_the_hub_refuses_is_a_message(card, words, folder, hub):
+def test_a_card_that_the_hub_refuses_is_a_message_and_leaves_no_repository(card, words, folder, hub):
     (folder / "README.md").write_bytes(card)
     done = push(folder, f"{OWNER}/card", hub=hub.address)
     refused(done, "the hub does not accept the card")
     assert words in " ".join(done.stderr.split())
-    assert hub.repos.get(f"{OWNER}/card", {}) == {}
+    assert f"{OWNER}/card" not in hub.repos
+
+
+def test_a_folder_without_a_card_is_uploaded(folder, hub):
+    (folder / "README.md").unlink()
+    done = push(folder, f"{OWNER}/plain", hub=hub.address)
+    assert done.returncode == 0, done.stderr
+    assert "Without a model card" in done.stdout
+    assert set(hub.repos[f"{OWNER}/plain"]) == set(FILES) - {"README.md"}
 
 
 def test_a_hub_that_cannot_be_reached_and_offline_mode_are_messages(folder, hub):

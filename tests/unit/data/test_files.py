@@ -76,6 +76,14 @@ def test_missing_file_names_the_path(tmp_path):
     with pytest.raises(UserError, match="no such file") as error:
         fetch_file(str(tmp_path / "gone.tsv"))
     assert error.value.where == str(tmp_path / "gone.tsv")
+    assert not error.value.instead
+
+
+def test_a_missing_relative_file_names_the_folder_that_overrides_are_relative_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such file") as error:
+        fetch_file("gone.tsv")
+    assert error.value.instead.endswith(f"on the command line, to {tmp_path}")
 
 
 def test_model_folder_without_config_is_an_error(tmp_path):

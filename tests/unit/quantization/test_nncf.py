@@ -1,5 +1,7 @@
 """Quantization by the recipe: every setting is verified in the IR, per matrix; zeros and predictions are preserved."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,15 @@ def test_the_ir_has_what_the_recipe_asks_for(case, changes, tmp_path):
     (tmp_path / "saved").mkdir()
     nncf.save(model, tmp_path / "saved")
     assert np.array_equal(case.logits(nncf.load(tmp_path / "saved", case.plain)), logits)
+
+
+def test_a_saved_model_is_loaded_without_log_messages_of_the_library(case, tmp_path):
+    import nncf as library
+
+    nncf.save(case.quantized()[0], tmp_path)
+    library.set_log_level(logging.INFO)  # as in a process that has quantized nothing
+    nncf.load(tmp_path, case.plain)
+    assert not logging.getLogger("nncf").isEnabledFor(logging.INFO)
 
 
 LINEARS = [

@@ -56,6 +56,12 @@ def test_max_trials_ends_the_search():
     assert len(search(model.attempt, model.rank, tuning(exit_policy={"max_trials": 3}))) == 3
 
 
+def test_a_single_trial_ranks_nothing():
+    model = Model(set(RANKED[:21]))
+    assert len(search(model.attempt, model.rank, tuning(exit_policy={"max_trials": 1}))) == 1
+    assert model.ranked == 0
+
+
 def test_a_timeout_ends_the_search():
     model = Model({"no such layer"})
     assert len(search(model.attempt, model.rank, tuning(exit_policy={"timeout": 4}))) == 4

@@ -35,6 +35,9 @@ def run(inputs: Inputs, context: Context) -> StageResult:
         costs = job.costs(trials)
         kept = select(trials, section.tuning.objective, costs)
         chosen, found = kept.number, job.summary(trials, kept, costs)
+        if not kept.met:
+            what = f"no trial meets the criterion on {len(job.task.tune):,} tuning examples"
+            context.progress.message(f"{what}: going on with trial {chosen}, whose score is best")
     else:
         context.progress.message("no training examples set aside for tuning: quantizing as the recipe specifies")
         chosen, found = job.make(0, ()), None

@@ -100,7 +100,8 @@ class Trials:
         write_atomic(record, json.dumps(trial.as_dict()))
         where = "all in INT8" if not returned else f"{len(returned)} in FP32"
         verdict = f"criterion {'met' if trial.met else 'not met'}"
-        self._context.progress.message(f"trial {number}, {where}: {self.task.tuning_metric} {score:.4f}, {verdict}")
+        scores = f"{self.task.tuning_metric} {score:.4f} (FP32: {self._reference:.4f})"
+        self._context.progress.message(f"trial {number}, {where}: {scores}, {verdict}")
         if self._context.time_over():
             raise TimeLimitReached(f"after trial {number}")
         return trial
