@@ -69,12 +69,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folders = {name: Path(scratch) / name for name in ("fp32", "int8", "engine-int8")}
             export_ir(model, tokenizer, folders["fp32"], sample)
-            export_ir(nncf.post_training(model, batches, STATIC), tokenizer, folders["int8"], sample)
-            try:
-                kernels.build()
-                to_sparse_engine(folders["int8"], folders["engine-int8"])
-            except (NotSparseEnoughError, kernels.KernelMissingError):
-                del folders["engine-int8"]
+            if arguments.variants == ["fp32"] or (dense is None and "int8" not in arguments.variants):
+                folders = {"fp32": folders["fp32"]}  # the dense model has nothing for the sparse engine
+            else:
+                export_ir(nncf.post_training(model, batches, STATIC), tokenizer, folders["int8"], sample)
+                try:
+                    kernels.build()
+                    to_sparse_engine(folders["int8"], folders["engine-int8"])
+                except (NotSparseEnoughError, kernels.KernelMissingError):
+                    del folders["engine-int8"]
             for name, folder in folders.items():
                 if name not in arguments.variants and dense is not None:
                     continue

@@ -93,6 +93,11 @@ class ClaimsTable:
         """Returns the row of a variant, or None if it was not measured."""
         return next((v for v in self.variants if v.name == name), None)
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether a metric is a fraction of the examples, so that its scores have intervals."""
+        return any(score.interval for v in self.variants for score in v.scores)
+
 
 def claims_table(benchmark: Manifest) -> ClaimsTable:
     """Returns the claims table of a benchmark's manifest."""

@@ -62,6 +62,11 @@ class StageScores:
     n: int
     scores: dict[str, Score]
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether the metric is a fraction of the examples, so that its scores have intervals."""
+        return any(score.interval for score in self.scores.values())
+
 
 def stage_scores(run: Sequence[Manifest]) -> list[StageScores]:
     """Returns the scores of each metric of each trained task."""

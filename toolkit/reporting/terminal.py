@@ -61,8 +61,8 @@ def _in_pytorch(rows: Sequence[StageScores]) -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    has_intervals = any(score.interval for row in rows for score in row.scores.values())
-    caption = "in parentheses: 95 % interval" if has_intervals else None
+    intervals = any(row.has_intervals for row in rows)
+    caption = "in parentheses: 95 % interval" if intervals else None
     table = Table(box=SIMPLE, padding=0, title="PyTorch models, dev split", caption=caption)
     table.add_column("task", no_wrap=True)
     table.add_column("metric")
@@ -120,7 +120,7 @@ def _overview(heads: Sequence[ClaimsTable]) -> "Table":
         box=SIMPLE,
         padding=0,
         title=f"{len(heads)} tasks",
-        caption="second line: change from dense-fp32 in points; third line: 95 % interval",
+        caption="second line: change from dense-fp32 in points" + _third_line(heads),
     )
     table.add_column("task", no_wrap=True)
     for name in names:
@@ -141,8 +141,8 @@ def _table(head: ClaimsTable, title: str, chosen: str | None) -> "Table":
         title=title,
         box=SIMPLE,
         padding=0,
-        caption=f"n = {formatting.examples(head)}; second line: change in points from, or ratio to, dense-fp32; "
-        f"third line: 95 % interval{'; bold: to deploy' if chosen else ''}{note}",
+        caption=f"n = {formatting.examples(head)}; second line: change in points from, or ratio to, dense-fp32"
+        f"{_third_line([head])}{'; bold: to deploy' if chosen else ''}{note}",
     )
     table.add_column("variant", no_wrap=True)
     columns = [s.metric for s in head.variants[0].scores]
@@ -153,6 +153,10 @@ def _table(head: ClaimsTable, title: str, chosen: str | None) -> "Table":
     for v in head.variants:
         table.add_row(v.name, *_cells(v), style="bold" if v.name == chosen else None)
     return table
+
+
+def _third_line(heads: Sequence[ClaimsTable]) -> str:
+    return "; third line: 95 % interval" if any(head.has_intervals for head in heads) else ""
 
 
 def _compared(score: Score) -> str:
