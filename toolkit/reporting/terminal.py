@@ -115,12 +115,12 @@ def _overview(heads: Sequence[ClaimsTable]) -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    names = variants_of(heads)
+    names, intervals = variants_of(heads), any(head.has_intervals for head in heads)
     table = Table(
         box=SIMPLE,
         padding=0,
         title=f"{len(heads)} tasks",
-        caption="second line: change from dense-fp32 in points" + _third_line(heads),
+        caption="second line: change from dense-fp32 in points" + ("; third line: 95 % interval" if intervals else ""),
     )
     table.add_column("task", no_wrap=True)
     for name in names:
@@ -136,27 +136,23 @@ def _table(head: ClaimsTable, title: str, chosen: str | None) -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
+    lines = [f"n = {formatting.examples(head)}", "second line: change in points from, or ratio to, dense-fp32"]
+    if head.has_intervals:
+        lines.append("third line: 95 % interval")
+    if chosen:
+        lines.append("bold: to deploy")
     note = f"\n{head.note}" if head.note else ""
-    table = Table(
-        title=title,
-        box=SIMPLE,
-        padding=0,
-        caption=f"n = {formatting.examples(head)}; second line: change in points from, or ratio to, dense-fp32"
-        f"{_third_line([head])}{'; bold: to deploy' if chosen else ''}{note}",
-    )
+    table = Table(title=title, box=SIMPLE, padding=0, caption="; ".join(lines) + note)
     table.add_column("variant", no_wrap=True)
-    columns = [s.metric for s in head.variants[0].scores]
-    columns += [".bin", "gzip", "encoder\n(paper)"]
-    columns += [f"latency\nbatch {head.latency_batch}", f"examples/s\nbatch {head.throughput_batch}"]
+    columns = [s.metric.replace("_", "_\n") for s in head.variants[0].scores]
+    has_gzip = len(columns) <= 2  # three scores leave no room for it; the report has it
+    columns += [".bin", *(["gzip"] if has_gzip else []), "encoder\n(paper)"]
+    columns += [f"latency\nbatch {head.latency_batch}", f"examples\nper s,\nbatch {head.throughput_batch}"]
     for column in columns:
         table.add_column(column, justify="right")
     for v in head.variants:
-        table.add_row(v.name, *_cells(v), style="bold" if v.name == chosen else None)
+        table.add_row(v.name, *_cells(v, has_gzip), style="bold" if v.name == chosen else None)
     return table
-
-
-def _third_line(heads: Sequence[ClaimsTable]) -> str:
-    return "; third line: 95 % interval" if any(head.has_intervals for head in heads) else ""
 
 
 def _compared(score: Score) -> str:
@@ -164,11 +160,11 @@ def _compared(score: Score) -> str:
     return "\n".join((formatting.percent(score.value), change, formatting.interval(score))).rstrip("\n")
 
 
-def _cells(v: VariantRow) -> list[str]:
+def _cells(v: VariantRow, has_gzip: bool) -> list[str]:
     scores = [_compared(s) for s in v.scores]
     costs = [
         (v.file, formatting.storage),
-        (v.gzip, formatting.storage),
+        *([(v.gzip, formatting.storage)] if has_gzip else []),
         (v.encoder, formatting.storage),
         (v.latency, formatting.milliseconds),
         (v.throughput, formatting.number),

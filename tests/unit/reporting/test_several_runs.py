@@ -4,7 +4,6 @@ import io
 import re
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -105,13 +104,3 @@ def test_the_date_is_that_of_what_started_last(tmp_path):
     run = run_manifests(("films", "sst2"))
     run[2] = run[2].model_copy(update={"started": "2031-02-05T00:00:00+00:00"})
     assert "\n2031-02-05 ·" in pages([run], tmp_path)[1]
-
-
-@pytest.mark.parametrize(("metric", "expected"), [("accuracy", True), ("spearman_cosine", False)])
-def test_intervals_are_explained_only_where_there_are_some(metric, expected):
-    trained = next(m for m in run_manifests() if m.stage == "transfer")
-    metrics = {k: v for k, v in trained.metrics.items() if k != "counts"} | {"dev": {metric: 0.7}}
-    stream = io.StringIO()
-    Console(file=stream, width=80).print(reporting.console([[trained.model_copy(update={"metrics": metrics})]]))
-    assert "70.0" in stream.getvalue()
-    assert ("95 % interval" in stream.getvalue()) == expected
