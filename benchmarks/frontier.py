@@ -30,14 +30,16 @@ SCORES = {
     "STS-B": ("sentences", "spearman_cosine"),
     "cosine": ("sentences", "dense_cosine"),
 }
+# Not for the embedding model: its student has learnt from its teacher already.
+_RECONSTRUCTED = [f"tasks.{_TASK}.transfer={{reconstruction: {{}}}}"]
 _SENTENCES = 10_000  # of Wikipedia; as many again come from STS-B's training pairs, without their scores
 
 
 def sparse(share: float, tile: str, layers: str = "null") -> list[str]:
-    """Returns the overrides of a point with zeros; with all layers, its transfer starts by reconstruction."""
+    """Returns the overrides of a point with zeros; with all layers, the reviews' transfer starts by reconstruction."""
     compression = "student.pruning.approach.weight_compression"
     pattern = [f"{compression}.target_sparsity={share}", f"{compression}.pattern=tile_pattern_{tile}"]
-    return [*pattern, *(["transfer.reconstruction={}"] if layers == "null" else [f"student.layers={layers}"])]
+    return [*pattern, *(_RECONSTRUCTED if layers == "null" else [f"student.layers={layers}"])]
 
 
 def shallow(layers: int) -> list[str]:
@@ -47,7 +49,7 @@ def shallow(layers: int) -> list[str]:
 
 def included(name: str) -> list[str]:
     """Returns the overrides of a point that starts from a student of the package, with all layers."""
-    return [f"ready.student=included:{name}", "transfer.reconstruction={}"]
+    return [f"ready.student=included:{name}", *_RECONSTRUCTED]
 
 
 # Point -> overrides of the recipe. The dense model of all layers is exported by each of them.

@@ -71,6 +71,22 @@ def test_outputs_come_nearer_to_the_teachers_and_zeros_stay(parts):
     assert all(torch.equal(now[name], parameter) for name, parameter in student.named_parameters())
     errors = sparsifier.metrics()["matrices"].values()
     assert all(e["after"] < e["before"] for e in errors)
+    last = sparsifier.metrics()["last_layer"]
+    assert sparsifier.metrics()["taken"]
+    assert last["after"] < 0.5 * last["before"]
+
+
+def test_a_student_that_is_closer_to_the_teacher_keeps_its_weights(parts):
+    student, teacher, lock, task, tokenizer, context = parts
+    lock.after_optimizer_step()
+    teacher.load_state_dict(student.state_dict())
+    own = {name: parameter.clone() for name, parameter in student.named_parameters()}
+    sparsifier = ReconstructedLock(lock, student, teacher, task.train, 200, tokenizer.pad_token_id, context)
+    sparsifier.before_step(0)
+    found = sparsifier.metrics()
+    assert not found["taken"]
+    assert found["last_layer"]["after"] >= found["last_layer"]["before"]
+    assert all(torch.equal(own[name], parameter) for name, parameter in student.named_parameters())
 
 
 def test_the_errors_survive_a_checkpoint(parts):

@@ -158,7 +158,9 @@ class ReconstructingPruner(PrunerGroup):
 class ReconstructedLock(PrunerGroup):
     """A pattern lock whose kept weights are computed again before the first step, for the outputs of a task teacher.
 
-    Embeddings and head have no zeros and become the teacher's.
+    Embeddings and head have no zeros and become the teacher's. The student's own weights stay if its last hidden state
+    is closer to the teacher's with them, on examples that play no part in the computation: a student that was distilled
+    for long from the same teacher, such as that of an embedding model, is better than what is computed anew.
 
     Args:
         lock: The lock, already attached to the matrices of `model`.
@@ -187,13 +189,16 @@ class ReconstructedLock(PrunerGroup):
                 where="transfer.reconstruction",
                 instead="remove the key, or use a student with the layers of its teacher",
             )
-        chosen = np.random.default_rng(context.seed).permutation(len(examples))[:count]
-        rows = [examples[int(index)] for index in chosen]
-        self._texts = unmasked_batches(rows, pad_id)
+        chosen = np.random.default_rng(context.seed).permutation(len(examples))[: count + _HELD_OUT]
+        calibrating = chosen[: max(1, min(count, len(chosen) - len(chosen) // 5))]
+        rows = [examples[int(index)] for index in calibrating]
+        judging = [examples[int(index)] for index in chosen[len(calibrating) :]]
+        self._texts, self._held_out = unmasked_batches(rows, pad_id), unmasked_batches(judging or rows, pad_id)
         self.examples, self.tokens = len(rows), sum(len(row["input_ids"]) for row in rows)
         widest = max(self._linears[name].in_features for name in lock.mask.tensors)
         require_tokens(self.tokens, widest, self.examples, count, "transfer.reconstruction.examples")
         self.errors, self.seconds = Errors(), 0.0
+        self.last_layer = _UNKNOWN  # its error before and after
 
     def before_step(self, step: int) -> bool:
         if step:
@@ -216,17 +221,27 @@ class ReconstructedLock(PrunerGroup):
                 own[name].copy_(value)
         mask = self._lock.mask.on_devices_of({n: self._linears[n].weight for n in self._lock.mask.tensors})
         jobs = {name: Locked(kept) for name, kept in mask.tensors.items()}
-        texts = on_device(self._texts)
+        texts, held_out = on_device(self._texts), on_device(self._held_out)
+        saved = {name: value.clone() for name, value in own.items() if name.startswith(within)}
+        before = self._last_error(held_out)
         _, self.errors = reconstruct_layers(
             self._model, self._teacher, jobs, self._linears, texts, Reconstruction(), self._log
         )
+        after = self._last_error(held_out)
+        if after >= before:
+            for name, value in saved.items():
+                own[name].copy_(value)
         self._model.train(training)
-        self.seconds = time.monotonic() - began
-        before, after = (sum(pair[i] for pair in self.errors.matrices.values()) / len(jobs) for i in (0, 1))
+        self.seconds, self.last_layer = time.monotonic() - began, (before, after)
+        taken = "taken" if after < before else "not taken: the student's own are closer to the task teacher"
         self._log(
-            f"kept weights computed again for the task teacher: mean relative error of the matrices {after:.3f}, "
-            f"{before:.3f} before ({self.seconds:.0f} s)"
+            f"kept weights computed again, and {taken}: relative error of the last layer {after:.3f}, {before:.3f} "
+            f"before ({self.seconds:.0f} s)"
         )
+
+    def _last_error(self, texts: Sequence[Any]) -> float:
+        *_, last = layer_errors(self._model, self._teacher, self._linears, texts).values()
+        return last
 
     def metrics(self) -> dict[str, Any]:
         """Returns the examples and the errors, for the manifest."""
@@ -234,18 +249,23 @@ class ReconstructedLock(PrunerGroup):
             "examples": self.examples,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "taken": self.last_layer[1] < self.last_layer[0],
+            "last_layer": {"before": self.last_layer[0], "after": self.last_layer[1]},
             "matrices": _named(self.errors.matrices),
         }
 
     def state_dict(self) -> dict[str, Tensor]:
         rows = _numbers([self.errors.matrices.get(name, _UNKNOWN) for name in self._lock.mask.tensors])
-        return super().state_dict() | {_MATRICES: rows, _SECONDS: _numbers([self.seconds])}
+        own = {_MATRICES: rows, _LAYERS: _numbers([self.last_layer]), _SECONDS: _numbers([self.seconds])}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         rows = zip(self._lock.mask.tensors, state[_MATRICES].tolist(), strict=True)
         self.errors = Errors({name: (row[0], row[1]) for name, row in rows})
         self.seconds = float(state[_SECONDS])
+        before, after = state[_LAYERS][0].tolist() if _LAYERS in state else _UNKNOWN  # not in older checkpoints
+        self.last_layer = before, after
 
 
 def reconstruct_once(sparsifier: PrunerGroup) -> dict[str, float]:
