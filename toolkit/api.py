@@ -98,7 +98,7 @@ def compress(
     dev: PathLike | Iterable[Mapping[str, Any]],
     task: str = "classification",
     target: Literal["latency", "size", "accuracy"] = "latency",
-    sparsity: float = 0.8,
+    sparsity: float | None = None,
     pattern: str = "auto",
     columns: Sequence[str] = (),
     label: str | None = None,
@@ -109,7 +109,7 @@ def compress(
 ) -> Result:
     """Fine-tunes, prunes, quantizes, exports and measures a model; finished stages of the same run are reused.
 
-    The six-layer MiniLM starts from an included sparse student; for another model, one is made on the task's texts.
+    The packaged MiniLM starts from an included sparse student; for another model, one is made on the task's texts.
 
     Args:
         model: Dense model: folder, Hugging Face id, or package:<distribution>.
@@ -119,7 +119,8 @@ def compress(
         dev: Evaluation split, likewise.
         task: Kind of the task, as `kind` of a recipe: classification, regression, question_answering, embedding, …
         target: What the best variant is chosen by: latency on this machine, size of the file, or accuracy.
-        sparsity: Fraction of zeros in each matrix of the encoder.
+        sparsity: Fraction of zeros in each matrix of the encoder; default: 0.8, or for the latency of an embedding
+            model with VNNI that of the included student of fewer layers.
         pattern: `1x1` (single zeros) or `4x1` (blocks); auto: the better one for the target on this CPU.
         columns: Text columns: one, or two of a pair; default: found from the table's header.
         label: Label column; default: found from the table's header.

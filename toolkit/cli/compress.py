@@ -74,7 +74,9 @@ def compress(
     ] = None,
     task: Annotated[str, typer.Option(help="kind of the task, as `kind` of a recipe")] = "classification",
     target: Annotated[str, typer.Option(help="what counts: latency, size or accuracy")] = "latency",
-    sparsity: Annotated[float, typer.Option(help="fraction of zeros in the encoder's matrices")] = 0.8,
+    sparsity: Annotated[
+        float | None, typer.Option(help="fraction of zeros in the encoder's matrices", show_default="by target and CPU")
+    ] = None,
     pattern: Annotated[str, typer.Option(help="1x1 or 4x1; auto: the one that is best for target and CPU")] = "auto",
     column: Annotated[
         list[str] | None, typer.Option(help="text column; twice for a pair; default: found from the header")

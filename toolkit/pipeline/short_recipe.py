@@ -32,7 +32,11 @@ _LAYERS = {"IntermediateLayersKnowledgeDistillationLoss": {"loss_types": ["Squar
 _DENSE_ALONE = {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}  # no labels
 # Peak learning rates of the dense and of the sparse model: those of the quickstart, and of the recipes for BERT-Base.
 _MINILM_RATES, _RATES = (1e-4, 5e-4), (3e-5, 1e-4)
-_VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
+_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+_SPARSITY = 0.8  # of a student with all layers
+# Zeros of the included student of fewer layers. As an embedding model it is level with that of all layers, and faster
+# with VNNI: docs/results.md#zeros-or-fewer-layers.
+_FEWER_LAYERS = (0.5, "4x1")
 
 
 def best_pattern(target: Target, isa: Iterable[str], sparsity: float) -> str:
@@ -48,7 +52,7 @@ def best_pattern(target: Target, isa: Iterable[str], sparsity: float) -> str:
         sparsity: Fraction of zeros.
     """
     if target == "latency":
-        return "4x1" if set(isa) & set(_VNNI) or sparsity < BREAK_EVEN["1x1"] else "1x1"
+        return "4x1" if set(isa) & _VNNI or sparsity < BREAK_EVEN["1x1"] else "1x1"
     return "4x1" if target == "size" else "1x1"
 
 
@@ -62,7 +66,8 @@ class Compression:
         dev: Evaluation split, likewise.
         task: Kind of the task.
         target: What the variant is chosen by.
-        sparsity: Fraction of zeros in each matrix of the encoder.
+        sparsity: Fraction of zeros in each matrix of the encoder; None: 0.8, or for the latency of an embedding model
+            with VNNI that of the included student of fewer layers.
         pattern: `1x1`, `4x1`, any other pattern of a recipe, or `auto` for the one that `best_pattern` returns.
         columns: Text columns; empty: found from the table's header.
         label: Label column; None: found from the table's header.
@@ -76,7 +81,7 @@ class Compression:
     dev: Data
     task: str = "classification"
     target: str = "latency"
-    sparsity: float = 0.8
+    sparsity: float | None = None
     pattern: str = "auto"
     columns: Sequence[str] = ()
     label: str | None = None
@@ -113,15 +118,13 @@ class Compression:
             what = f"{self.run_name!r} is not a valid folder name"
             raise UserError(what, where="name", instead=f"name=<{NAME_RULE}>") from None
         kind: Kind = self.task  # type: ignore[assignment]
-        pattern = self.pattern
-        if pattern == "auto":
-            pattern = best_pattern(self.target, machine.isa(), self.sparsity)  # type: ignore[arg-type]
         source = os.path.abspath(self.model) if Path(self.model).is_dir() else self.model  # noqa: PTH100 (no links)
         train, dev = (self._file(split, data) for split, data in (("train", self.train), ("dev", self.dev)))
         task = self._task(kind, train, dev)
         values: dict[str, Any] = {"name": self.run_name, "model": {"source": source}, "tasks": {TASK: task}}
-        ready = included_student(source, self.sparsity, pattern)
-        values |= {"ready": {"student": ready}} if ready else self._student(kind, task, pattern)
+        ready = included_student(source, *_FEWER_LAYERS, fewer_layers=True) if self._may_drop_layers(kind) else None
+        ready = ready or included_student(source, *self._zeros())
+        values |= {"ready": {"student": ready}} if ready else self._student(kind, task)
         values |= _task_stages(kind, *(_MINILM_RATES if ready else _RATES))
         timed = {"sequence_length": task["max_seq_length"]} if "max_seq_length" in task else {}
         values |= {"export": {}, "benchmark": {"evaluation": {"performance": timed}} if timed else {}}
@@ -149,13 +152,27 @@ class Compression:
             values |= _of_rows(Columns(tuple(self.columns), self.label))
         return values | (_ANSWERS if KINDS[kind].columns else {})
 
-    def _student(self, kind: Kind, task: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+    def _zeros(self) -> tuple[float, str]:
+        """Returns the fraction of zeros and their pattern in a student that keeps all layers."""
+        sparsity = _SPARSITY if self.sparsity is None else self.sparsity
+        if self.pattern != "auto":
+            return sparsity, self.pattern
+        return sparsity, best_pattern(self.target, machine.isa(), sparsity)  # type: ignore[arg-type]
+
+    def _may_drop_layers(self, kind: Kind) -> bool:
+        """Returns whether it is an embedding whose latency counts, where dense INT8 is fast, and no zeros are given."""
+        given = self.sparsity is not None or self.pattern != "auto"
+        fastest = self.target == "latency" and not _VNNI.isdisjoint(machine.isa())
+        return KINDS[kind].dense_teaches and fastest and not given
+
+    def _student(self, kind: Kind, task: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the sections that make the sparse student: reconstructed and distilled on the task's own texts."""
+        sparsity, pattern = self._zeros()
         single = len(task.get("columns", "1")) == 1 or KINDS[kind].dense_teaches
         text = {"tasks": [TASK], "shape": "texts" if single else "pairs"}
         text |= {key: task[key] for key in ("max_seq_length",) if key in task}
         tiles = f"tile_pattern_{pattern}" if re.fullmatch(r"\d+x\d+", pattern) else pattern
-        compression = {"target_sparsity": self.sparsity, "pattern": tiles}
+        compression = {"target_sparsity": sparsity, "pattern": tiles}
         pruning = {"reconstruction": {}, "approach": {"weight_compression": compression}}
         train = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": 5e-4}}, "criterion": _LAYERS}
         student = {"pruning": pruning, "distillation": {"train": train}}

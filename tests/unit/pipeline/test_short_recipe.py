@@ -115,6 +115,17 @@ def test_minilm_starts_from_the_included_student(source, data):
     assert Compression(source, **data, pattern="4x1").recipe().ready == {"student": "included:minilm-80-4x1"}
 
 
+def test_with_vnni_the_fastest_embedding_model_has_fewer_layers(data, monkeypatch):
+    monkeypatch.setattr(machine, "isa", lambda: {"avx2", "avx512_vnni"})
+    recipe = Compression(MINILM, **data, task="embedding").recipe()
+    assert recipe.ready == {"student": "included:minilm-3-layers-50-4x1"}
+    for given in ({"sparsity": 0.8}, {"pattern": "4x1"}, {"target": "size"}):
+        other = Compression(MINILM, **data, task="embedding", **given).recipe()
+        assert other.ready == {"student": "included:minilm-80-4x1"}, given
+    assert Compression(MINILM, **data).recipe().ready == {"student": "included:minilm-80-4x1"}
+    assert Compression("bert-base-uncased", **data, task="embedding").recipe().student.layers is None
+
+
 @pytest.mark.parametrize(("model", "more"), [(MINILM, {"sparsity": 0.9}), ("bert-base-uncased", {})])
 def test_another_model_or_sparsity_gets_a_student_of_the_tasks_own_texts(model, more, data):
     recipe = Compression(model, **data, pattern="4x1", **more).recipe()
