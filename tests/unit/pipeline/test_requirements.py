@@ -102,10 +102,8 @@ def test_a_library_that_is_not_there_is_told_with_the_extra_that_brings_it(monke
     require("student", student("magnitude"))
 
 
-@pytest.mark.parametrize(
-    ("absent", "sound"), [("nncf", True), ("neural-compressor", True), ("torch", False), ("pydantic", False)]
-)
-def test_doctor_wants_what_training_needs_and_leaves_the_extras_to_the_user(monkeypatch, absent, sound):
+def facts_without(absent, monkeypatch):
+    """The facts of doctor if every distribution has its tested version and one is not installed."""
     there = metadata.version
 
     def version(name):
@@ -114,22 +112,21 @@ def test_doctor_wants_what_training_needs_and_leaves_the_extras_to_the_user(monk
         return pinned_versions().get(name) or there(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    listed = facts()
+    return facts()
+
+
+@pytest.mark.parametrize(
+    ("absent", "sound"), [("nncf", True), ("neural-compressor", True), ("torch", False), ("pydantic", False)]
+)
+def test_doctor_wants_what_training_needs_and_leaves_the_extras_to_the_user(monkeypatch, absent, sound):
+    listed = facts_without(absent, monkeypatch)
     assert all(fact.ok for fact in listed) == sound
     assert "not installed" in {fact.item: fact.found for fact in listed}[absent]
 
 
 @pytest.mark.parametrize("absent", ["ruff", "uvicorn", "execnet"])
 def test_doctor_does_not_ask_for_what_only_development_or_a_service_needs(monkeypatch, absent):
-    there = metadata.version
-
-    def version(name):
-        if name == absent:
-            raise metadata.PackageNotFoundError(name)
-        return pinned_versions().get(name) or there(name)
-
-    monkeypatch.setattr(metadata, "version", version)
-    listed = facts()
+    listed = facts_without(absent, monkeypatch)
     assert all(fact.ok for fact in listed)
     assert absent not in {fact.item for fact in listed}
 
