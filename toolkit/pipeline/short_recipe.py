@@ -144,12 +144,12 @@ class Compression:
         found = find_columns(kind, train, self.columns, self.label)
         if found is not None:
             values |= _of_rows(found)
-            if KINDS[kind].dense_teaches:  # its dev rows may have another form than its training rows
-                other = find_columns(kind, dev)
-                if other is not None and other != found:
-                    values |= {"dev_columns": list(other.texts)} | ({"dev_label": other.label} if other.label else {})
         elif self.columns or self.label:
             values |= _of_rows(Columns(tuple(self.columns), self.label))
+        if KINDS[kind].dense_teaches:  # its dev rows may have another form than its training rows
+            other = find_columns(kind, dev)
+            if other is not None and other != found:
+                values |= {"dev_columns": list(other.texts)} | ({"dev_label": other.label} if other.label else {})
         return values | (_ANSWERS if KINDS[kind].columns else {})
 
     def _zeros(self) -> tuple[float, str]:

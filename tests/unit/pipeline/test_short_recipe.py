@@ -157,6 +157,9 @@ def test_dev_rows_of_an_embedding_task_may_have_other_columns(data):
     task = Compression(MINILM, **data | {"train": train, "dev": dev}, task="embedding").recipe().tasks[TASK]
     assert (task.columns, task.label) == (("text",), None)
     assert (task.dev_columns, task.dev_label) == (("sentence1", "sentence2"), "score")
+    Path("texts.txt").write_text("a\n")
+    task = Compression(MINILM, **data | {"train": "texts.txt", "dev": dev}, task="embedding").recipe().tasks[TASK]
+    assert (task.dev_columns, task.dev_label) == (("sentence1", "sentence2"), "score")
 
 
 def test_rows_become_json_lines_in_the_run_folder_and_files_keep_their_place(data, tmp_path):
