@@ -176,7 +176,8 @@ def test_an_ir_on_the_sparse_engine_opens_as_the_same_embedding(unlabelled, tabl
 def test_the_service_of_the_examples_answers_with_the_embedding(unlabelled, tables):
     folder, texts = unlabelled[1] / "export" / "sparse-engine-fp32", first_column(tables["scored"])
     with service_modules() as modules:
-        found = modules["predictor"].predictor(folder)(texts)
+        predictor = modules["predictor"]
+        found = predictor.predictor(folder).run([predictor.Text(text) for text in texts])
     assert np.abs(np.array(found) - pruneofa.load(folder).encode(texts)).max() < 1e-5
 
 
