@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.ir import kernels
 from toolkit.ir.constants import codes_and_scales, constant_of
-from toolkit.ir.encoder_stack import readers
+from toolkit.ir.encoder_stack import layer_norm_epsilon, readers
 from toolkit.ir.products import id_of
 
 _MOST_TABLES = 8  # kMaxTables of `native/kernel.h`
@@ -58,21 +58,18 @@ def _inputs(encoder: Any) -> tuple[float, list[Any]] | None:
                 norm[kind] = np.asarray(constant.data, dtype=np.float32).reshape(-1)
                 value = value.get_node().input_value(1 - i)
                 break
-    if not _is(value, "MVN"):
-        return None
-    node = value.get_node()
-    attributes, axes = node.get_attributes(), constant_of(node, 1)
-    over_features = axes is not None and np.asarray(axes.data).tolist() in ([-1], [2])
-    if not over_features or not attributes["normalize_variance"] or attributes["eps_mode"] != "INSIDE_SQRT":
+    mvn = value.get_node()
+    epsilon = layer_norm_epsilon(mvn) if _is(value, "MVN") else None
+    if epsilon is None:
         return None
     parameters = np.stack([np.broadcast_to(norm[kind], (hidden,)) for kind in ("Multiply", "Add")])
     inputs = [opset13.constant(parameters).output(0)]
-    terms = list(_terms(node.input_value(0)))
+    terms = list(_terms(mvn.input_value(0)))
     for term in terms:
         if (table := _table(term)) is None:
             return None
         inputs += table
-    return (float(attributes["eps"]), inputs) if len(terms) <= _MOST_TABLES else None
+    return (epsilon, inputs) if len(terms) <= _MOST_TABLES else None
 
 
 def _terms(value: Any) -> Iterator[Any]:

@@ -179,9 +179,8 @@ def _norm_after(product: Product | None, residual: Any) -> _Norm | None:
     norm = _follow(add, "MVN")
     if _key(other) != _key(residual) or norm is None:
         return None
-    attributes = norm.get_attributes()
-    axes = np.asarray(norm.input_value(1).get_node().data).tolist() if constant_of(norm, 1) is not None else []
-    if axes not in ([-1], [2]) or not attributes["normalize_variance"] or attributes["eps_mode"] != "INSIDE_SQRT":
+    epsilon = layer_norm_epsilon(norm)
+    if epsilon is None:
         return None
     last = norm
     parameters: dict[str, Any] = {"Multiply": np.float32(1), "Add": np.float32(0)}
@@ -191,7 +190,16 @@ def _norm_after(product: Product | None, residual: Any) -> _Norm | None:
         if constant is not None and following is not None and np.asarray(constant.data).size in (1, product.rows):
             last, parameters[kind] = following, np.asarray(constant.data, dtype=np.float32).reshape(-1)
     scale, offset = (np.broadcast_to(p, (product.rows,)) for p in parameters.values())
-    return _Norm(last, scale, offset, float(attributes["eps"]))
+    return _Norm(last, scale, offset, epsilon)
+
+
+def layer_norm_epsilon(norm: Any) -> float | None:
+    """Returns what an MVN adds to the variance if it is a LayerNorm of [batch, length, hidden]; None if it is not."""
+    attributes, axes = norm.get_attributes(), constant_of(norm, 1)
+    over_features = axes is not None and axes.data.tolist() in ([-1], [2])
+    if not over_features or not attributes["normalize_variance"] or attributes["eps_mode"] != "INSIDE_SQRT":
+        return None
+    return float(attributes["eps"])
 
 
 def _attention_scale(attention: Any, head_size: int) -> float | None:
