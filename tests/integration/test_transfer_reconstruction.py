@@ -89,6 +89,16 @@ def test_a_student_that_is_closer_to_the_teacher_keeps_its_weights(parts):
     assert all(torch.equal(own[name], parameter) for name, parameter in student.named_parameters())
 
 
+def test_examples_are_held_out_beside_those_that_were_asked_for(parts):
+    student, teacher, lock, task, tokenizer, context = parts
+    assert len(task.train) > 330
+    for count in (200, len(task.train) - 64):
+        sparsifier = ReconstructedLock(lock, student, teacher, task.train, count, tokenizer.pad_token_id, context)
+        assert sparsifier.examples == count
+    every = ReconstructedLock(lock, student, teacher, task.train, 10_000, tokenizer.pad_token_id, context)
+    assert every.examples == len(task.train) - 64
+
+
 def test_the_errors_survive_a_checkpoint(parts):
     student, teacher, lock, task, tokenizer, context = parts
     sparsifier = ReconstructedLock(lock, student, teacher, task.train, 200, tokenizer.pad_token_id, context)

@@ -190,7 +190,7 @@ class ReconstructedLock(PrunerGroup):
                 instead="remove the key, or use a student with the layers of its teacher",
             )
         chosen = np.random.default_rng(context.seed).permutation(len(examples))[: count + _HELD_OUT]
-        calibrating = chosen[: max(1, min(count, len(chosen) - len(chosen) // 5))]
+        calibrating = chosen[: min(count, len(chosen) - min(_HELD_OUT, len(chosen) // 5))]
         rows = [examples[int(index)] for index in calibrating]
         judging = [examples[int(index)] for index in chosen[len(calibrating) :]]
         self._texts, self._held_out = unmasked_batches(rows, pad_id), unmasked_batches(judging or rows, pad_id)
