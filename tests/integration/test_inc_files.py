@@ -90,7 +90,7 @@ def sources(tiny_bert, tiny_task_files, tmp_path_factory):
     # The dense model is a teacher, which must know the task.
     section = Task(train=str(tiny_task_files.train), dev=str(folder / "dev.tsv"), max_seq_length=16)
     task, dense = load_task("toy", section, tokenizer), load_classifier(tiny_bert, ["0", "1"])
-    train = Train.model_validate({"steps": 60, "batch_size": 16, "optimizer": {"AdamW": {"learning_rate": 3e-3}}})
+    train = Train.model_validate({"steps": 120, "batch_size": 16, "optimizer": {"AdamW": {"learning_rate": 1e-3}}})
     data = task_data(task.train, tokenizer.pad_token_id, train, 0)
     fit(dense, data, train, TaskLoss(task.kind), Context(folder, folder / "work", 0))
     save_checkpoint(dense, tokenizer, folder / "dense")

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-_WINDOW = 16  # batches; their examples are sorted by length, so that each batch has examples of similar length
+# Batches whose examples are sorted by length, so that each batch has examples of similar length. Fewer where they would
+# be more than a quarter of the examples: a window of two passes has the same example twice, in the same batch.
+_WINDOW = 16
 
 
 class LengthGroupedDataset(Dataset):
     """Map-style dataset as long as the training run; item k is the k-th training example.
 
     Every epoch is a new permutation. Within windows of a few batches, examples are grouped by length (little padding)
-    and the batches are shuffled.
+    and the batches are shuffled. A window ends with the steps of an epoch, so that n epochs have every example n times.
 
     Args:
         lengths: Number of tokens of each example, [n].
@@ -38,6 +40,8 @@ class LengthGroupedDataset(Dataset):
         self._lengths, self._item, self._seed = lengths, item, seed
         self._batch, self._per_step = batch_size, batch_size * accumulation
         self._total = steps * self._per_step
+        self._size = batch_size * max(1, min(_WINDOW, len(lengths) // (4 * batch_size)))  # examples of a window
+        self._epoch_size = -(-len(lengths) // self._per_step) * self._per_step  # with those that fill the last step
         self._window = lru_cache(maxsize=2)(self._make_window)
         self._epoch = lru_cache(maxsize=2)(lambda e: np.random.default_rng((seed, 0, e)).permutation(len(lengths)))
 
@@ -50,8 +54,9 @@ class LengthGroupedDataset(Dataset):
 
     def index(self, k: int) -> int:
         """Returns the index of the k-th training example."""
-        size = _WINDOW * self._batch
-        return int(self._window(k // size)[k % size])
+        epoch, place = divmod(k, self._epoch_size)
+        window, within = divmod(place, self._size)
+        return int(self._window(epoch * -(-self._epoch_size // self._size) + window)[within])
 
     def step_indices(self, step: int) -> np.ndarray:
         """Returns the indices of all examples of an optimizer step, over which its losses are averaged."""
@@ -68,12 +73,14 @@ class LengthGroupedDataset(Dataset):
 
     def _make_window(self, window: int) -> np.ndarray:
         n = len(self._lengths)
-        positions = np.arange(window * _WINDOW * self._batch, (window + 1) * _WINDOW * self._batch)
+        epoch, number = divmod(window, -(-self._epoch_size // self._size))
+        begin, end = number * self._size, min((number + 1) * self._size, self._epoch_size)
+        positions = epoch * self._epoch_size + np.arange(begin, end)
         examples = np.concatenate(
             [self._epoch(int(e))[positions[positions // n == e] % n] for e in np.unique(positions // n)]
         )
-        by_length = examples[np.argsort(self._lengths[examples], kind="stable")].reshape(_WINDOW, self._batch)
-        order = np.random.default_rng((self._seed, 1, window)).permutation(_WINDOW)
+        by_length = examples[np.argsort(self._lengths[examples], kind="stable")].reshape(-1, self._batch)
+        order = np.random.default_rng((self._seed, 1, window)).permutation(len(by_length))
         return by_length[order].reshape(-1)
 
 

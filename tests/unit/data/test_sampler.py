@@ -1,6 +1,7 @@
 """The order of examples: every one once in each pass, the same again whatever was read before."""
 
 import numpy as np
+import pytest
 
 from toolkit.data.sampler import LengthGroupedDataset
 
@@ -21,6 +22,19 @@ def test_a_run_sees_every_example_equally_often():
     made = stream(n=64, batch=4, steps=64)
     counts = np.bincount([made[k]["i"] for k in range(len(made))], minlength=64)
     assert (counts == 4).all()
+
+
+@pytest.mark.parametrize(("examples", "batch"), [(24, 32), (100, 32), (300, 32), (767, 32), (1000, 16)])
+def test_each_epoch_of_few_examples_has_all_of_them_and_few_twice_in_a_batch(examples, batch):
+    for epochs, accumulation in ((1, 1), (3, 1), (2, 3)):
+        steps = epochs * -(-examples // (batch * accumulation))
+        made = stream(n=examples, batch=batch, steps=steps, accumulation=accumulation)
+        batches = np.array([made.index(k) for k in range(len(made))]).reshape(-1, batch)
+        counts = np.bincount(np.concatenate(batches), minlength=examples)
+        assert counts.min() >= epochs
+        assert counts.max() <= -(-len(made) // examples)
+        distinct = np.mean([len(set(indices)) for indices in batches])
+        assert distinct > 0.9 * min(examples, batch)
 
 
 def test_an_item_is_the_same_whatever_was_read_before():

@@ -163,7 +163,7 @@ def text(tiny_bert, tiny_text, tmp_path):
 def test_a_training_in_bf16_follows_the_one_in_32_bits_with_zeros_and_weights_as_exact(
     tiny_bert, text, tmp_path, settings
 ):
-    plain, weights, _ = trained(tiny_bert, text, tmp_path / "fp32")
+    plain, weights, exact = trained(tiny_bert, text, tmp_path / "fp32")
     reduced, low, mask = trained(tiny_bert, text, tmp_path / "bf16", **settings)
     assert reduced.metrics().get("bf16", False) == ("precision" in settings)
     for row, other in zip(plain.history, reduced.history, strict=True):
@@ -171,6 +171,11 @@ def test_a_training_in_bf16_follows_the_one_in_32_bits_with_zeros_and_weights_as
     assert [row["loss"] for row in plain.history] != [row["loss"] for row in reduced.history]
     assert {weight.dtype for weight in low.values()} == {torch.float32}
     assert not mask.violations({name: low[name] for name in mask.tensors})
+    # Of two weights of almost the same magnitude, rounding may decide which becomes zero.
+    same = {name: kept == exact.tensors[name] for name, kept in mask.tensors.items()}
+    assert all(agrees.float().mean() > 0.995 for agrees in same.values())
+    for name, agrees in same.items():
+        low[name], weights[name] = low[name][agrees], weights[name][agrees]
     assert all(torch.allclose(low[name], weights[name], atol=5e-3) for name in weights)
 
 

@@ -59,10 +59,10 @@ class DataVolume:
             return self.longest
         import numpy as np
 
-        steps = max(16, -(-len(self.lengths) // batch))
-        stream = LengthGroupedDataset(
-            np.array(self.lengths), lambda *_: {}, batch_size=batch, steps=steps, accumulation=1, seed=0
-        )
+        most = 64 * batch  # a sample that is repeated up to here is grouped by length as more examples are
+        lengths = np.resize(self.lengths, max(len(self.lengths), min(self.examples or most, most)))
+        steps = max(16, -(-len(lengths) // batch))
+        stream = LengthGroupedDataset(lengths, lambda *_: {}, batch_size=batch, steps=steps, accumulation=1, seed=0)
         padded = float(np.mean([stream.step_lengths(step).max() for step in range(steps)]))
         return min(self.longest, -(-int(padded + 0.999) // 8) * 8)
 

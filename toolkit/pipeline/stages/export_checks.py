@@ -45,12 +45,14 @@ class LogitDifferences:
     Attributes:
         largest: Largest absolute difference.
         mean: Mean absolute difference.
-        extent: Range of the reference logits, the unit of the tolerances.
+        extent: Range of the reference logits.
+        magnitude: Largest absolute value of the reference logits.
     """
 
     largest: float
     mean: float
     extent: float
+    magnitude: float
 
     @classmethod
     def between(
@@ -61,12 +63,17 @@ class LogitDifferences:
 
         expected, found = (np.concatenate([row.ravel() for row in rows]) for rows in (reference, logits))
         differences = np.abs(found - expected)
-        return cls(float(differences.max()), float(differences.mean()), float(expected.max() - expected.min()))
+        extent, magnitude = expected.max() - expected.min(), np.abs(expected).max()
+        return cls(float(differences.max()), float(differences.mean()), float(extent), float(magnitude))
 
     def shares(self) -> tuple[float, float]:
-        """Returns the largest and the mean difference as fractions of the range; logits may be constant."""
-        extent = self.extent or 1.0
-        return self.largest / extent, self.mean / extent
+        """Returns the largest and the mean difference as fractions of the range, or of a tenth of the largest logit.
+
+        The larger of both is taken: rounding is relative to the logits, of which some models return nearly the same
+        for every example.
+        """
+        unit = max(self.extent, self.magnitude / 10) or 1.0
+        return self.largest / unit, self.mean / unit
 
     def figures(self) -> dict[str, float]:
         """Returns the differences under their keys in the manifest."""
