@@ -3,7 +3,7 @@
 import pytest
 
 from toolkit.quantization.tuning import Trial, search, select
-from toolkit.recipe import Tuning
+from toolkit.recipe import AccuracyCriterion, Tuning
 
 RANKED = [f"layer{i}" for i in range(40)]
 
@@ -87,3 +87,11 @@ def test_the_objective_chooses_by_what_was_measured_among_those_that_meet_the_cr
     assert select([cheap_miss, slow, fast], "performance", {1: 2.0, 2: 1.0}) == fast
     assert select([cheap_miss, slow, fast], "performance", {1: 1.0, 2: 2.0}) == slow
     assert select([cheap_miss, slow, fast], "accuracy", {}) == slow
+
+
+def test_a_loss_of_one_tuning_example_meets_a_criterion_that_is_finer():
+    finer, coarser = AccuracyCriterion(relative=0.01), AccuracyCriterion(relative=0.1)
+    assert finer.met(0.75, 0.725, 1 / 40)
+    assert not finer.met(0.75, 0.7, 1 / 40)
+    assert not finer.met(0.75, 0.725)
+    assert coarser.met(0.75, 0.68, 1 / 40)

@@ -94,7 +94,7 @@ class Trials:
             returned=returned,
             metric=score,
             loss=criterion.loss(self._reference, score),
-            met=criterion.met(self._reference, score),
+            met=criterion.met(self._reference, score, self._resolution()),
             seconds=round(time.monotonic() - started, 3),
         )
         write_atomic(record, json.dumps(trial.as_dict()))
@@ -105,6 +105,12 @@ class Trials:
         if self._context.time_over():
             raise TimeLimitReached(f"after trial {number}")
         return trial
+
+    def _resolution(self) -> float:
+        """Returns what one of the tuning examples changes: a criterion below that would be met or missed by chance."""
+        from toolkit.measure.significance import is_proportion
+
+        return 1 / len(self.task.tune) if is_proportion(self.task.tuning_metric) else 0.0
 
     def make(self, number: int, returned: tuple[str, ...]) -> int:
         """Writes the model of a trial and the record of its training; returns its number."""
