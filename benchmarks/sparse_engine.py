@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--pattern", choices=("1x1", "4x1"), nargs="+", default=["1x1"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--length", type=int, nargs="+", default=[128])
+    parser.add_argument("--shortest", type=int, help="tokens of the shortest text of a batch; default: all alike")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--isa", choices=("scalar", "avx2", "avxvnni", "avx512", "vnni"))
@@ -63,7 +64,8 @@ def tables(given: argparse.Namespace, folder: Path) -> None:
     for threads in given.threads:
         for batch in given.batch:
             for length in given.length:
-                print(f"batch {batch}, {length} tokens, {threads} thread(s)\n")
+                spread = f"{given.shortest} to " if given.shortest else ""
+                print(f"batch {batch}, {spread}{length} tokens, {threads} thread(s)\n")
                 print("| variant | median ms | p10 ms | x | x p10 | weights MB | load s | peak MB |")
                 print("|---|---:|---:|---:|---:|---:|---:|---:|")
                 for row in compare(variants, threads, batch, length, given.rounds):
@@ -93,7 +95,7 @@ def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str
     def add(name: str, kind: str, path: Path, weights: Path) -> None:
         if not given.only or name == "OpenVINO FP32 dense" or any(word in name for word in given.only):
             made[name] = {"kind": kind, "path": str(path), "weights": weights.stat().st_size}
-            made[name]["precision"] = given.precision
+            made[name] |= {"precision": given.precision, "shortest": given.shortest}
 
     def ir(name: str, path: Path) -> None:
         add(name, "openvino", path, path / "openvino_model.bin")
@@ -257,7 +259,9 @@ def worker(what: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     ids = np.random.default_rng(0).integers(1000, 20000, (what["batch"], what["length"]))
-    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    lengths = np.linspace(what["shortest"] or what["length"], what["length"], what["batch"]).round()
+    mask = (np.arange(what["length"]) < lengths[:, None]).astype(ids.dtype)
+    inputs = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     start = time.perf_counter()
     infer = {"openvino": openvino_model, "torch": torch_model, "onnx": onnx_model, "deepsparse": deepsparse_model}[
         what["kind"]
