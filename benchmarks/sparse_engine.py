@@ -92,8 +92,11 @@ def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str
     kernels.build()
     made: dict[str, dict[str, Any]] = {}
 
+    def wanted(name: str) -> bool:
+        return not given.only or name == "OpenVINO FP32 dense" or any(word in name for word in given.only)
+
     def add(name: str, kind: str, path: Path, weights: Path) -> None:
-        if not given.only or name == "OpenVINO FP32 dense" or any(word in name for word in given.only):
+        if wanted(name):
             made[name] = {"kind": kind, "path": str(path), "weights": weights.stat().st_size}
             made[name] |= {"precision": given.precision, "shortest": given.shortest}
 
@@ -115,6 +118,8 @@ def make_variants(given: argparse.Namespace, folder: Path) -> dict[str, dict[str
             for precision, source in (("FP32", sparse), ("INT8", quantized(sparse))):
                 for name, whole_layers in (("encoder", True), ("matrices", False)):
                     target = sparse / f"{name}-{precision}"
+                    if not wanted(f"sparse {name} {precision} {label}"):
+                        continue
                     if not target.is_dir():
                         to_sparse_engine(source, target, whole_layers=whole_layers)
                     ir(f"sparse {name} {precision} {label}", target)
