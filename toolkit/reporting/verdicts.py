@@ -167,7 +167,8 @@ def _reasons(head: ClaimsTable, decision: Decision, limits: Limits, benchmark: M
     assert row is not None
     metric, cpu = row.scores[0].metric, benchmark.machine.get("cpu") or "this CPU"
     floor = limits.floor(chosen.variant, reference.variant, reference.score)
-    enough = "" if chosen.name == reference.name else f" (at least {percent(floor)} is required)"
+    both = ", after what zeros and 8 bits may each lose" if chosen.variant.sparse and chosen.variant.int8 else ""
+    enough = "" if chosen.name == reference.name else f" (at least {percent(floor)} is required{both})"
     fastest = "the fastest" if len(decision.accepted) > 1 else "the only one"
     speed = f"takes {milliseconds(chosen.latency_ms)} on {cpu} at batch {head.latency_batch}"
     reached = f"{chosen.name} reaches {percent(chosen.score)} {metric}{enough}"
