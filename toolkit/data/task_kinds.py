@@ -1,7 +1,6 @@
 """Tokenised examples of a task, one class per kind: reads labels, encodes rows, turns logits into predictions.
 
-A new kind needs a class here (or in its own module, like `question_answering.Windows`), an entry in `EXAMPLES` and a
-head in `models/task_heads.py`. Loads no torch.
+CONTRIBUTING.md says what a new kind needs. Loads no torch.
 """
 
 import hashlib

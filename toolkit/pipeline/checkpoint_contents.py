@@ -30,7 +30,8 @@ _MLM_WEIGHTS = {
     "vocab_projector": "vocab_transform.weight",
     "decoder": "decoder.bias",  # classifiers have its `head` too, and its matrix is the embeddings
 }
-_WIDTHS: dict[Kind, int] = {"regression": 1, "question_answering": 2, "embedding": 0, "reranking": 1}  # of the logits
+# Numbers of logits of kinds without classes; those of `HEADS`, which load torch.
+_WIDTHS: dict[Kind, int] = {"regression": 1, "question_answering": 2, "embedding": 0, "reranking": 1}
 _EMBEDDINGS = {
     "word_embeddings": "vocab_size",
     "tok_embeddings": "vocab_size",

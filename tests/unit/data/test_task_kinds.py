@@ -9,11 +9,18 @@ from toolkit.data.batches import LABEL_KEYS
 from toolkit.data.kinds.embedding import RANK_METRICS
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.models.task_heads import HEADS, pad_logits
-from toolkit.recipe import KINDS, Kind
+from toolkit.pipeline.checkpoint_contents import _WIDTHS
+from toolkit.recipe import KINDS, Kind, Task
 
 
 def test_every_kind_has_rules_a_head_and_examples():
     assert set(get_args(Kind)) == set(KINDS) == set(HEADS) == set(EXAMPLES)
+    assert {kind: head.width(()) for kind, head in HEADS.items() if not KINDS[kind].has_classes} == _WIDTHS
+
+
+def test_the_description_of_kind_names_every_kind():
+    said = (Task.model_fields["kind"].description or "").replace("_", " ")
+    assert all(kind.replace("_", " ") in said for kind in get_args(Kind))
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
