@@ -64,7 +64,7 @@ def translate(sources: Sequence[IncSource], flags: IncFlags, placeholders: bool)
     rules = next((rules for known, rules in KINDS.items() if known == kind), None)  # None: refused with the recipe
     for stage in stages:
         training(plan, stage, stages, owners, flags, bool(teacher))
-        if rules and (rules.dense_teaches or rules.per_query):
+        if rules and not (rules.has_classes or rules.per_token):  # numbers or embeddings: no distributions
             leave_out_distributions(plan, stage, kind)
     if not stages:
         for flag in (f for f in TRAINING_FLAGS if getattr(flags, f) is not None):

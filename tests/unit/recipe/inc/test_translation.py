@@ -373,7 +373,9 @@ def test_texts_without_labels_are_distilled_from_the_dense_model(read):
     assert recipe.transfer.distillation.train.criterion.KnowledgeDistillationLoss.loss_weights == (0.0, 1.0)
 
 
-@pytest.mark.parametrize(("kind", "used"), [("embedding", False), ("reranking", False), ("multi_label", True)])
+@pytest.mark.parametrize(
+    ("kind", "used"), [("embedding", False), ("reranking", False), ("regression", False), ("multi_label", True)]
+)
 def test_a_temperature_is_told_as_ignored_where_distances_are_compared(read, kind, used):
     flags = replace(TAUGHT, task="mine", kind=kind, columns=("query", "passage"), temperature=3.0)
     plan, recipe = read(LOCK + KD.removeprefix(HEAD), flags=flags)
