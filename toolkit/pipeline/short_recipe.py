@@ -31,7 +31,7 @@ _ANSWERS = {"max_seq_length": 384}  # question answering: windows must be longer
 _LAYERS = {"IntermediateLayersKnowledgeDistillationLoss": {"loss_types": ["SquareHead"]}}
 _DENSE_ALONE = {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}  # no labels
 # Peak learning rates of the dense and of the sparse model: those of the quickstart, and of the recipes for BERT-Base.
-_MINILM_RATES, _RATES = (1e-4, 5e-4), (3e-5, 1e-4)
+_MINILM_RATES, _RATES = (1e-4, 2.5e-4), (3e-5, 1e-4)
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _SPARSITY = 0.8  # of a student with all layers
 # Zeros of the included student of fewer layers. As an embedding model it is level with that of all layers, and faster
