@@ -90,6 +90,7 @@ def test_a_model_that_8_bits_break_is_recovered_by_the_matrices_to_blame(tuned):
     assert len(found["sensitivity"]) > 4 * len(HOSTILE)
     assert found["trials"][found["kept"]]["loss"] <= found["limit"]
     assert found["examples"] == 48
+    assert found["limit"] == pytest.approx(1 / 48 / found["reference"])  # one example, which is more than 2 %
 
 
 def test_the_ir_has_the_returned_matrices_in_fp32_and_all_others_in_8_bits(tuned):

@@ -222,12 +222,13 @@ class Trials:
     def summary(self, trials: tuple[Trial, ...], kept: Trial, costs: dict[int, float]) -> dict[str, Any]:
         """Returns the record of the search for the manifest and the checkpoint."""
         tuning, record = self._inputs.quantize.tuning, self._context.work / "sensitivity.json"
+        criterion, one = tuning.accuracy_criterion, self._reference - self._resolution()
         return {
             "examples": len(self.task.tune.truth),
             "metric": self.task.tuning_metric,
             "reference": self._reference,
-            "kind": "absolute" if tuning.accuracy_criterion.relative is None else "relative",
-            "limit": tuning.accuracy_criterion.limit(),
+            "kind": "absolute" if criterion.relative is None else "relative",
+            "limit": max(criterion.limit(), criterion.loss(self._reference, one)),
             "objective": tuning.objective,
             "trials": [t.as_dict() for t in trials],
             "costs": {str(n): cost for n, cost in costs.items()},
