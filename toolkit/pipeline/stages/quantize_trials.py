@@ -110,7 +110,7 @@ class Trials:
         """Returns what one of the tuning examples changes: a criterion below that would be met or missed by chance."""
         from toolkit.measure.significance import is_proportion
 
-        return 1 / len(self.task.tune) if is_proportion(self.task.tuning_metric) else 0.0
+        return 1 / len(self.task.tune.truth) if is_proportion(self.task.tuning_metric) else 0.0
 
     def make(self, number: int, returned: tuple[str, ...]) -> int:
         """Writes the model of a trial and the record of its training; returns its number."""
