@@ -140,7 +140,7 @@ def _table(head: ClaimsTable, title: str, chosen: str | None) -> "Table":
     if head.has_intervals:
         lines.append("third line: 95 % interval")
     if chosen:
-        lines.append("bold: to deploy")
+        lines.append("bold: the best variant")
     note = f"\n{head.note}" if head.note else ""
     table = Table(title=title, box=SIMPLE, padding=0, caption="; ".join(lines) + note)
     table.add_column("variant", no_wrap=True)

@@ -174,8 +174,10 @@ def test_a_criterion_that_zeros_or_8_bits_do_not_meet_is_said_first_and_fails(tm
         found = {"kind": "relative", "metric": "accuracy", "promised": 0.02, "measured": 0.03, "met": False}
         run[-1] = run[-1].model_copy(update={"metrics": run[-1].metrics | {key: found}})
         for text in shown(run, tmp_path):
-            assert "films: Accuracy criterion not met. Deploy sparse-engine-int8" in text[:100]
+            assert "films: Accuracy criterion not met. The best variant is sparse-engine-int8" in text[:100]
             assert said in text[:300]
+        page = (tmp_path / "report.html").read_text()
+        assert "sparse-engine-int8<small>the best variant</small>" in page and "deploy this one" not in page
         assert len(reporting.failures(run)) == 1
 
 
