@@ -33,6 +33,8 @@ def summary(head: ClaimsTable, sparse: Manifest | None, chosen: str | None = Non
         if engine is not None and engine.latency is not None:
             text += f"; on the sparse engine ({engine.name}) {_time(engine.latency)}"
         text += "."
+    if not VARIANTS[variant.name].sparse and sparse is not None and model_kind(sparse) != "dense":
+        text += f" The compressed model: {model_kind(sparse)}."
     return text
 
 

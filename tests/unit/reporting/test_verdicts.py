@@ -168,6 +168,14 @@ def test_a_faster_dense_variant_is_no_failure_where_latency_does_not_count():
     assert reporting.failures(run, latency_counts=False) == []
 
 
+def test_the_zeros_are_stated_where_a_dense_variant_is_chosen_too(tmp_path):
+    slower = {name: (score, 40.0) for name, (score, _) in GOOD.items() if name.startswith("sparse")}
+    for run, chosen in ((measured(GOOD), "sparse-engine-int8"), (measured(GOOD | slower), "dense-int8")):
+        for text in shown(run, tmp_path):
+            assert f"Deploy {chosen}" in text
+            assert text.count("of the encoder's weights are zero") == 1
+
+
 def test_a_criterion_that_zeros_or_8_bits_do_not_meet_is_said_first_and_fails(tmp_path):
     for key, said in (("zeros_criterion", "the sparse model lost 3.00 %"), ("accuracy_criterion", "INT8 lost 3.00 %")):
         run = measured(GOOD)
