@@ -226,7 +226,7 @@ def hidden_size(config: Mapping[str, Any]) -> int:
 
 
 def shape_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns the config values that determine the cost of a training step; equal shapes have equal costs."""
+    """Returns the config values that determine the shapes of a model and the cost of its training step."""
     kind = architecture_of(config)
     keys = ("model_type", "vocab_size", "num_hidden_layers", kind.layers, kind.hidden, kind.feed_forward)
     return tuple(config.get(key) for key in keys)

@@ -9,6 +9,7 @@ from pathlib import Path
 from toolkit.core.errors import UserError
 from toolkit.data import task_rows
 from toolkit.data.resolved_inputs import ResolvedInputs
+from toolkit.models.architectures import hidden_size, layer_count, shape_of
 from toolkit.models.checkpoint import require_finite_weights, require_unquantized
 from toolkit.models.classes import class_names, output_order
 from toolkit.models.embedding.folder import pooling_of
@@ -44,11 +45,14 @@ def require_usable(folder: Path) -> None:
 
 
 def check_task_models(recipe: Recipe, inputs: ResolvedInputs) -> None:
-    """Checks for each task that its checkpoints have its classes, and that teacher and student tokenise equally.
+    """Checks that a ready teacher is one of the recipe's model, and the checkpoints of each task.
+
+    Those of a task have its classes; teacher and student tokenise equally.
 
     Raises:
         UserError: The first error found.
     """
+    _require_same_encoder(recipe, inputs)
     for name, task in recipe.tasks.items():
         models = origins(recipe, name)
         found = {stage: inputs.model(origin.source).folder for stage, origin in models.items()}
@@ -65,6 +69,25 @@ def check_task_models(recipe: Recipe, inputs: ResolvedInputs) -> None:
         distilled = any(section is not None and section.distillation is not None for section in sections)
         if distilled and {"task_teacher", "transfer"} <= folders.keys() and inputs.file(task.train) is not None:
             require_same_tokens(folders["transfer"], folders["task_teacher"], _texts(task))
+
+
+def _require_same_encoder(recipe: Recipe, inputs: ResolvedInputs) -> None:
+    """Checks that a ready teacher has the shape of `model.source`: it replaces that model in all stages.
+
+    Raises:
+        UserError: It has another shape.
+    """
+    if "teacher" not in recipe.ready:
+        return
+    teacher, model = (inputs.model(source).config for source in (recipe.ready["teacher"], recipe.model.source))
+    if teacher is None or model is None or shape_of(teacher) == shape_of(model):
+        return
+    own, other = (f"{layer_count(c)} layers of width {hidden_size(c)} ({c['model_type']})" for c in (teacher, model))
+    raise UserError(
+        f"it has {own}, model.source has {other}; students and task teachers would be made from it",
+        where="ready.teacher",
+        instead=f"model: {{source: {recipe.ready['teacher']}}}, or a teacher that was made from {recipe.model.source}",
+    )
 
 
 def _require_same_pooling(name: str, task: Task, folders: dict[str, Path]) -> None:

@@ -65,13 +65,14 @@ def test_each_pruner_is_shown_with_its_matrices_and_the_sparsity_they_reach(reci
     assert "bert.encoder.layer.[0].intermediate.dense.weight 64x32: 50.0%" in second
 
 
-def test_the_matrices_shown_are_those_of_a_ready_teacher(recipe, tiny_bert, tmp_path):
+def test_a_ready_teacher_of_another_shape_is_refused(recipe, tiny_bert, tmp_path):
     model = load_masked_lm(tiny_bert)
     model.bert.encoder.layer = model.bert.encoder.layer[:1]
     model.config.num_hidden_layers = 1
     save_checkpoint(model, load_tokenizer(tiny_bert), tmp_path)
-    shown = lines(check_recipe(recipe({}, ready={"teacher": str(tmp_path)})))
-    assert "6 encoder matrices, 8,192 weights" in shown
+    with pytest.raises(UserError, match="it has 1 layers of width .*, model.source has 2 layers") as caught:
+        check_recipe(recipe({}, ready={"teacher": str(tmp_path)}))
+    assert "ready.teacher" in str(caught.value) and f"model: {{source: {tmp_path}}}" in str(caught.value)
 
 
 def test_a_ready_sparse_model_is_shown_with_the_zeros_of_each_matrix(recipe, tiny_bert, tmp_path):
