@@ -82,7 +82,10 @@ def _require_same_encoder(recipe: Recipe, inputs: ResolvedInputs) -> None:
     teacher, model = (inputs.model(source).config for source in (recipe.ready["teacher"], recipe.model.source))
     if teacher is None or model is None or shape_of(teacher) == shape_of(model):
         return
-    own, other = (f"{layer_count(c)} layers of width {hidden_size(c)} ({c['model_type']})" for c in (teacher, model))
+    own, other = (
+        f"{layer_count(c)} layer{'s' * (layer_count(c) > 1)} of width {hidden_size(c)} ({c['model_type']})"
+        for c in (teacher, model)
+    )
     raise UserError(
         f"it has {own}, model.source has {other}; students and task teachers would be made from it",
         where="ready.teacher",
