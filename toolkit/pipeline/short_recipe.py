@@ -31,7 +31,7 @@ _ANSWERS = {"max_seq_length": 384}  # question answering: windows must be longer
 _LAYERS = {"IntermediateLayersKnowledgeDistillationLoss": {"loss_types": ["SquareHead"]}}
 _DENSE_ALONE = {"KnowledgeDistillationLoss": {"loss_weights": [0, 1]}}  # no labels
 # Peak learning rates of the dense and of the sparse model: those of the quickstart, and of the recipes for BERT-Base.
-_MINILM_RATES, _RATES = (1e-4, 2.5e-4), (3e-5, 1e-4)
+_MINILM_RATES, _RATES = (1e-4, 5e-4), (3e-5, 1e-4)
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _SPARSITY = 0.8  # of a student with all layers
 # Zeros of the included student of fewer layers. As an embedding model it is level with that of all layers, and faster
@@ -125,7 +125,7 @@ class Compression:
         ready = included_student(source, *_FEWER_LAYERS, fewer_layers=True) if self._may_drop_layers(kind) else None
         ready = ready or included_student(source, *self._zeros())
         values |= {"ready": {"student": ready}} if ready else self._student(kind, task)
-        values |= _task_stages(kind, *(_MINILM_RATES if ready else _RATES))
+        values |= _task_stages(kind, *(_MINILM_RATES if ready else _RATES), reconstructed=not ready)
         timed = {"sequence_length": task["max_seq_length"]} if "max_seq_length" in task else {}
         values |= {"export": {}, "benchmark": {"evaluation": {"performance": timed}} if timed else {}}
         return parse_recipe(dump_yaml(values), _NAME, self.overrides)
@@ -184,8 +184,16 @@ def _of_rows(columns: Columns) -> dict[str, Any]:
     return ({"columns": list(columns.texts)} if columns.texts else {}) | label
 
 
-def _task_stages(kind: Kind, dense_rate: float, sparse_rate: float) -> dict[str, Any]:
-    """Returns the sections that train a task; its dense model is fine-tuned first, unless it teaches as it is."""
+def _task_stages(kind: Kind, dense_rate: float, sparse_rate: float, *, reconstructed: bool) -> dict[str, Any]:
+    """Returns the sections that train a task; its dense model is fine-tuned first, unless it teaches as it is.
+
+    Args:
+        kind: Kind of the task.
+        dense_rate: Peak learning rate of the dense model.
+        sparse_rate: Peak learning rate of the sparse model.
+        reconstructed: Whether its kept weights are computed for the dense model first. An included student, which was
+            distilled for long, is better as it is: docs/results.md#zeros-and-kept-weights-by-reconstruction.
+    """
     dense = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": dense_rate}}}
     transfer: dict[str, Any] = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": sparse_rate}}}
     quantize: dict[str, Any] = {"epoch": 1}
@@ -196,7 +204,8 @@ def _task_stages(kind: Kind, dense_rate: float, sparse_rate: float) -> dict[str,
         "quantize": {"distillation": {"train": quantize}},
     }
     if not KINDS[kind].dense_teaches:
-        stages["transfer"]["reconstruction"] = {}
+        if reconstructed:
+            stages["transfer"]["reconstruction"] = {}
         stages = {"task_teacher": {"train": dense}} | stages
     return stages
 

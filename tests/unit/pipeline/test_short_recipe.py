@@ -112,6 +112,7 @@ def test_minilm_starts_from_the_included_student(source, data):
     recipe = Compression(source, **data).recipe()
     assert recipe.ready == {"student": "included:minilm-80-1x1"}
     assert recipe.student is None
+    assert recipe.transfer.reconstruction is None, "a student that was distilled for long is better as it is"
     assert Compression(source, **data, pattern="4x1").recipe().ready == {"student": "included:minilm-80-4x1"}
 
 
@@ -133,6 +134,7 @@ def test_another_model_or_sparsity_gets_a_student_of_the_tasks_own_texts(model, 
     compression = recipe.student.pruning.approach.weight_compression
     assert (compression.target_sparsity, compression.pattern) == (more.get("sparsity", 0.8), "tile_pattern_4x1")
     assert recipe.student.pruning.reconstruction is not None
+    assert recipe.transfer.reconstruction is not None
     assert recipe.student.distillation.train.criterion.layers.loss_types == ("SquareHead",)
     assert recipe.corpus.all_tasks == (TASK,)
 
