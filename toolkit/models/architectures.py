@@ -225,11 +225,11 @@ def hidden_size(config: Mapping[str, Any]) -> int:
     return stated(config, architecture_of(config).hidden)
 
 
-def shape_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns the config values that determine the shapes of a model and the cost of its training step."""
+def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config values, by key, that determine the shapes of a model and the cost of its training step."""
     kind = architecture_of(config)
     keys = ("model_type", "vocab_size", "num_hidden_layers", kind.layers, kind.hidden, kind.feed_forward)
-    return tuple(config.get(key) for key in keys)
+    return {key: config.get(key) for key in keys}
 
 
 def usable_positions(config: Mapping[str, Any]) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.core.errors import UserError
 from toolkit.data import task_rows
 from toolkit.data.resolved_inputs import ResolvedInputs
-from toolkit.models.architectures import hidden_size, layer_count, shape_of
+from toolkit.models.architectures import shape_of
 from toolkit.models.checkpoint import require_finite_weights, require_unquantized
 from toolkit.models.classes import class_names, output_order
 from toolkit.models.embedding.folder import pooling_of
@@ -80,17 +80,18 @@ def _require_same_encoder(recipe: Recipe, inputs: ResolvedInputs) -> None:
     if "teacher" not in recipe.ready:
         return
     teacher, model = (inputs.model(source).config for source in (recipe.ready["teacher"], recipe.model.source))
-    if teacher is None or model is None or shape_of(teacher) == shape_of(model):
+    if teacher is None or model is None:
         return
-    own, other = (
-        f"{layer_count(c)} layer{'s' * (layer_count(c) > 1)} of width {hidden_size(c)} ({c['model_type']})"
-        for c in (teacher, model)
-    )
-    raise UserError(
-        f"it has {own}, model.source has {other}; students and task teachers would be made from it",
-        where="ready.teacher",
-        instead=f"model: {{source: {recipe.ready['teacher']}}}, or a teacher that was made from {recipe.model.source}",
-    )
+    own, other = shape_of(teacher), shape_of(model)
+    differing = [
+        f"{key} is {own.get(key)}, not {other.get(key)}" for key in own | other if own.get(key) != other.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{'; '.join(differing)} as in model.source; students and task teachers would be made from it",
+            where="ready.teacher",
+            instead=f"model: {{source: {recipe.ready['teacher']}}}, or a teacher made from {recipe.model.source}",
+        )
 
 
 def _require_same_pooling(name: str, task: Task, folders: dict[str, Path]) -> None:

@@ -192,7 +192,8 @@ def _task_stages(kind: Kind, dense_rate: float, sparse_rate: float, *, reconstru
         dense_rate: Peak learning rate of the dense model.
         sparse_rate: Peak learning rate of the sparse model.
         reconstructed: Whether its kept weights are computed for the dense model first. An included student, which was
-            distilled for long, is better as it is: docs/results.md#zeros-and-kept-weights-by-reconstruction.
+            distilled for long, ended closer to its teacher as it was, on two of three tasks:
+            docs/results.md#zeros-and-kept-weights-by-reconstruction.
     """
     dense = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": dense_rate}}}
     transfer: dict[str, Any] = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": sparse_rate}}}
