@@ -23,8 +23,9 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 //   interleave_pairs: reorders the codes of two rows from two rows of one column to kColumnsPerDot columns of one row, 32 bits
 //     per instruction. Columns missing at the end are filled with zeros.
 //   quads: four rows' codes of four columns each, row by row, 32 bits per instruction: those that are stored, if possible
-//   gather_columns: codes of kColumnsPerDot columns, whose indices are STRIDE apart, for P vectors of tokens, starting at
-//     vector FROM
+//   gather_columns: codes of kColumnsPerDot columns, whose indices are two apart, for P vectors of tokens, starting at vector
+//     FROM
+//   gather_steps: the same for columns that are given by steps; returns the last one
 //   dot_accumulate: sums + tokens * weights
 #ifdef VNNI
 #include "codes_vnni.h"
@@ -44,7 +45,7 @@ inline void multiply_pair_of_codes(const int32_t* interleaved, const uint8_t* in
     for (int j = 0; j < 2; ++j) {
       ivec tokens[P];
       // After the last column, indices of other units are read; their weights are zero here.
-      gather_columns<2, FROM, P>(block, indices + 2 * i + j, tokens);
+      gather_columns<FROM, P>(block, indices + 2 * i + j, tokens);
       const ivec weights = (ivec)MM(set1_epi32)(interleaved[j]);
       for (int r = 0; r < P; ++r) s[j][r] = dot_accumulate(s[j][r], tokens[r], weights);
     }
@@ -57,7 +58,7 @@ inline void multiply_pair_of_codes(const int32_t* interleaved, const uint8_t* in
 template <int R>
 void multiply_pairs_of_codes(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
   constexpr int P = R < kVectorsPerPass ? R : kVectorsPerPass;
-  alignas(64) int32_t interleaved[2 * kMaxBlock / kColumnsPerDot + 16];
+  alignas(64) int32_t interleaved[2 * kMaxIndexed / kColumnsPerDot + 16];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.block_count(); ++block) {
@@ -78,7 +79,7 @@ void multiply_pairs_of_codes(const Matrix& m, uint32_t group, const uint8_t* cod
 
 // Processes P of the R vectors of tokens of four rows, which have common columns, starting at vector FROM.
 template <int R, int FROM, int P>
-inline void multiply_four_of_codes(const uint8_t* weights, const uint8_t* indices, uint32_t count, const uint8_t* block,
+inline void multiply_four_of_codes(const uint8_t* weights, const uint8_t* steps, uint32_t count, const uint8_t* block,
                                    bool first, float* sums) {
   constexpr int kDots = 4 / kColumnsPerDot;  // per row and quad
   ivec s[4][P];
@@ -87,7 +88,7 @@ inline void multiply_four_of_codes(const uint8_t* weights, const uint8_t* indice
   for (uint32_t i = 0; i < count; i += 4, weights += 4 * kDots * sizeof(int32_t))
     for (int d = 0; d < kDots; ++d) {
       ivec tokens[P];
-      gather_columns<1, FROM, P>(block, indices + i + d * kColumnsPerDot, tokens);
+      block = gather_steps<FROM, P>(block, steps + i + d * kColumnsPerDot, tokens);
       for (int j = 0; j < 4; ++j) {
         const ivec row = (ivec)MM(set1_epi32)(read_at<int32_t>(weights, j * kDots + d));
         for (int r = 0; r < P; ++r) s[j][r] = dot_accumulate(s[j][r], tokens[r], row);
@@ -101,6 +102,7 @@ template <int R>
 void multiply_fours_of_codes(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
   constexpr int P = R < kVectorsPerPass ? R : kVectorsPerPass;
   alignas(64) int32_t buffer[4 * kMaxBlock / kColumnsPerDot + 16];
+  uint8_t step_buffer[kMaxIndexed];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.block_count(); ++block) {
@@ -109,10 +111,10 @@ void multiply_fours_of_codes(const Matrix& m, uint32_t group, const uint8_t* cod
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
       const uint8_t* weights = quads(m.values + entry * 4, count, m.in_quads(), buffer);
-      const uint8_t* indices = m.indices + entry;
+      const uint8_t* columns = steps(m, entry, count, step_buffer);
       float* row_sums = sums + size_t(m.row(unit, 0)) * R * LANES;
-      multiply_four_of_codes<R, 0, P>(weights, indices, count, activations, block == 0, row_sums);
-      if constexpr (R > P) multiply_four_of_codes<R, P, R - P>(weights, indices, count, activations, block == 0, row_sums);
+      multiply_four_of_codes<R, 0, P>(weights, columns, count, activations, block == 0, row_sums);
+      if constexpr (R > P) multiply_four_of_codes<R, P, R - P>(weights, columns, count, activations, block == 0, row_sums);
       entry += count;
     }
   }

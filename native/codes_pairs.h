@@ -47,10 +47,22 @@ inline const uint8_t* quads(const uint8_t* values, uint32_t count, bool stored, 
   return reinterpret_cast<const uint8_t*>(buffer);
 }
 
-template <int STRIDE, int FROM, int P>
-inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
-  const byte_vec a = load_bytes(block + size_t(indices[0]) * kCodeBytes + FROM * LANES * 2);
-  const byte_vec b = load_bytes(block + size_t(indices[STRIDE]) * kCodeBytes + FROM * LANES * 2);
+template <int FROM, int P>
+inline void combine(const uint8_t* first, const uint8_t* second, ivec* tokens) {
+  const byte_vec a = load_bytes(first + FROM * LANES * 2), b = load_bytes(second + FROM * LANES * 2);
   tokens[0] = (ivec)_mm256_unpacklo_epi16(a, b);
   if (P > 1) tokens[1] = (ivec)_mm256_unpackhi_epi16(a, b);
+}
+
+template <int FROM, int P>
+inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
+  combine<FROM, P>(block + size_t(indices[0]) * kCodeBytes, block + size_t(indices[2]) * kCodeBytes, tokens);
+}
+
+template <int FROM, int P>
+inline const uint8_t* gather_steps(const uint8_t* at, const uint8_t* steps, ivec* tokens) {
+  const uint8_t* first = at + size_t(steps[0]) * kCodeBytes;
+  const uint8_t* second = first + size_t(steps[1]) * kCodeBytes;
+  combine<FROM, P>(first, second, tokens);
+  return second;
 }

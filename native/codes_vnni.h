@@ -65,16 +65,9 @@ inline const uint8_t* quads(const uint8_t* values, uint32_t count, bool stored, 
   return reinterpret_cast<const uint8_t*>(buffer);
 }
 
-template <int STRIDE, int FROM, int P>
-inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
-  byte_vec column[4];
-  if (STRIDE == 1) {
-    // One load for four indices: the load ports are what limits narrow panels.
-    const uint32_t four = read_at<uint32_t>(indices, 0);
-    for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + (four >> (8 * c) & 255) * kCodeBytes);
-  } else {
-    for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + size_t(indices[c * STRIDE]) * kCodeBytes);
-  }
+// Codes of four columns -> P vectors of tokens, four codes each, starting at vector FROM.
+template <int FROM, int P>
+inline void combine(const byte_vec* column, ivec* tokens) {
   for (int half = 0; half < (P + 1) / 2; ++half) {
     const bool high = FROM + 2 * half >= 2;
     const byte_vec ab = high ? MM(unpackhi_epi8)(column[0], column[1]) : MM(unpacklo_epi8)(column[0], column[1]);
@@ -82,4 +75,21 @@ inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* t
     tokens[2 * half] = (ivec)MM(unpacklo_epi16)(ab, cd);
     if (2 * half + 1 < P) tokens[2 * half + 1] = (ivec)MM(unpackhi_epi16)(ab, cd);
   }
+}
+
+template <int FROM, int P>
+inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
+  byte_vec column[4];
+  for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + size_t(indices[2 * c]) * kCodeBytes);
+  combine<FROM, P>(column, tokens);
+}
+
+template <int FROM, int P>
+inline const uint8_t* gather_steps(const uint8_t* at, const uint8_t* steps, ivec* tokens) {
+  byte_vec column[4];
+  // One load for four steps: the load ports are what limits narrow panels.
+  const uint32_t four = read_at<uint32_t>(steps, 0);
+  for (int c = 0; c < 4; ++c) column[c] = load_bytes(at += (four >> (8 * c) & 255) * kCodeBytes);
+  combine<FROM, P>(column, tokens);
+  return at;
 }

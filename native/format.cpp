@@ -23,7 +23,8 @@ namespace {
 
 bool in_bounds(uint64_t at, uint64_t bytes, uint64_t total) { return at <= total && bytes <= total - at; }
 
-Error check_header(const Header& h, size_t size) {
+Error check_header(const Matrix& m, size_t size) {
+  const Header& h = m.header;
   for (int i = 0; i < 8; ++i)
     if (h.magic[i] != "POFASPRS"[i]) return kBadMagic;
   if (h.version > kVersion) return kNewerVersion;
@@ -32,8 +33,8 @@ Error check_header(const Header& h, size_t size) {
   if (h.total_bytes != size) return kWrongSize;
   const bool valid = h.rows >= 1 && h.rows <= kMaxSide && h.columns >= 1 && h.columns <= kMaxSide &&
                     (h.block_rows == 1 || h.block_rows == 4) && h.value_type <= kI8 && h.block_columns >= 1 &&
-                    h.block_columns <= kMaxBlock && h.group_rows >= 4 && h.group_rows <= kMaxGroup &&
-                    h.group_rows % (h.block_rows == 4 ? 4 : 2) == 0;
+                    h.block_columns <= (m.in_steps() ? kMaxBlock : kMaxIndexed) && h.group_rows >= 4 &&
+                    h.group_rows <= kMaxGroup && h.group_rows % (h.block_rows == 4 ? 4 : 2) == 0;
   return valid ? kOk : kBadHeader;
 }
 
@@ -58,8 +59,11 @@ Error check_entries(const Matrix& m) {
           if (row >= units * m.rows_per_unit() || seen[row]) return kBadIndex;
           seen[row] = true;
         }
-        for (uint64_t j = entry; j < entry + stored; ++j)
-          if (m.indices[j] >= width) return kBadIndex;
+        uint32_t column = 0;
+        for (uint64_t j = entry; j < entry + stored; ++j) {
+          column = m.indices[j] + (m.in_steps() ? column : 0);
+          if (column >= width) return kBadIndex;
+        }
         entry += stored;
       }
     }
@@ -75,7 +79,7 @@ Error open_matrix(const void* blob, size_t size, Matrix* matrix) {
   Matrix m;
   __builtin_memcpy(&m.header, data, sizeof(Header));
   const Header& h = m.header;
-  if (Error error = check_header(h, size)) return error;
+  if (Error error = check_header(m, size)) return error;
 
   const uint64_t groups = m.group_count();
   const uint64_t units =

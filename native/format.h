@@ -9,11 +9,13 @@
 //         count     u16           entries per row in this block (the shorter row of a pair is padded with zeros)
 //         rows      u8 u8         1x1: numbers of the two rows, relative to the group's first row
 //                   u8            4x1: number of the four rows' block, relative to the group's first block of four
-//         indices   u8 [...]      columns, relative to the block's first column; 1x1: the two rows' entries alternate
+//         indices   u8 [...]      1x1: columns, relative to the block's first column; the two rows' entries alternate
+//                                 4x1: steps, the columns from one entry to the next, the first one's from the block's first
 //         values    [...]         1x1: the two rows' entries alternate; 4x1: four rows' values per entry, but 8-bit values in
 //                                 quads: of four entries, the four values of each row in turn, as the products read them
 //
-// Entries in quads are padded with zeros to a multiple of four. Version 2 has no quads.
+// Entries in quads are padded with zeros to a multiple of four. Where 255 columns do not reach the next entry of a 4x1 unit,
+// there is one of zeros between. Version 2 has no quads; it and version 3 have columns where 4x1 has steps now.
 //
 // Units are sorted by count, shortest first, so that the branch predictor seldom misses the end of a unit's loop. An odd
 // number of rows is completed by a spare row after the group's last, which the kernel computes and discards.
@@ -27,8 +29,9 @@
 
 namespace pofa {
 
-constexpr uint32_t kVersion = 3, kOldestVersion = 2;  // written, and read
-constexpr uint32_t kMaxBlock = 256;   // columns; an index is one byte
+constexpr uint32_t kVersion = 4, kOldestVersion = 2;  // written, and read
+constexpr uint32_t kMaxIndexed = 256;  // columns of a block whose indices are columns: they are one byte
+constexpr uint32_t kMaxBlock = 1024;   // columns of a block whose indices are steps
 constexpr uint32_t kMaxGroup = 254;   // rows; one byte holds the number of any row, spare row included
 constexpr uint32_t kMaxSide = 1u << 22;
 constexpr size_t kSlack = 64;         // readable zeros after indices and values, for full-vector loads
@@ -80,6 +83,7 @@ struct Matrix {
   POFA_INLINE uint32_t group_count() const { return (header.rows + header.group_rows - 1) / header.group_rows; }
   POFA_INLINE uint32_t block_count() const { return (header.columns + header.block_columns - 1) / header.block_columns; }
   POFA_INLINE bool in_quads() const { return header.version > 2 && header.block_rows == 4 && header.value_type == kI8; }
+  POFA_INLINE bool in_steps() const { return header.version > 3 && header.block_rows == 4; }
   POFA_INLINE uint32_t rows_per_unit() const { return header.block_rows == 1 ? 2 : 4; }
   // Number of a unit's row j, relative to the group's first row.
   POFA_INLINE uint32_t row(uint64_t unit, uint32_t j) const {

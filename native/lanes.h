@@ -4,6 +4,7 @@
 //   transpose_quad: 4x4 bytes; `to` is aligned to 16
 //   square_root: of each lane
 //   maximum, minimum: the second argument if either is NaN
+//   truncated, element_of (16 lanes alone): integer part; the element of a table of 16 floats that each lane names
 //   reciprocal: 1/x for 1 <= x < 2^126, relative error below 3e-7; a division costs ten multiplications
 
 #if LANES >= 8
@@ -52,6 +53,11 @@ inline vec int8_to_float(const uint8_t* codes) {
 inline vec square_root(vec x) { return _mm512_sqrt_ps(x); }
 inline vec maximum(vec a, vec b) { return _mm512_max_ps(a, b); }
 inline vec minimum(vec a, vec b) { return _mm512_min_ps(a, b); }
+
+inline ivec truncated(vec x) { return (ivec)_mm512_cvttps_epi32(x); }
+inline vec element_of(const float* table, ivec numbers) {
+  return _mm512_permutexvar_ps((__m512i)numbers, _mm512_load_ps(table));
+}
 
 inline vec reciprocal(vec x) {
   const vec estimate = _mm512_rcp14_ps(x);

@@ -55,7 +55,7 @@ void load_panel(const float* const* x, uint32_t tokens, uint32_t columns, uint32
 
 // ---- weights: decoding of one unit's values to floats
 
-constexpr uint32_t kMaxPairValues = 2 * kMaxBlock;  // values of two rows in the widest block
+constexpr uint32_t kMaxPairValues = 2 * kMaxIndexed;  // values of two rows in the widest block
 
 inline void decode_int8(const uint8_t* codes, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; i += LANES) store_vec(values + i, int8_to_float(codes + i));
@@ -72,6 +72,16 @@ inline void decode_quads(const uint8_t* codes, uint32_t n, float* values) {
     transpose_quad(codes + i, entries);
     for (uint32_t k = 0; k < 16; k += LANES) store_vec(values + i + k, int8_to_float(entries + k));
   }
+}
+
+// Steps of a 4x1 unit's `count` indices, and zeros up to a multiple of four: those that are stored, if possible.
+inline const uint8_t* steps(const Matrix& m, uint64_t entry, uint32_t count, uint8_t* buffer) {
+  const uint8_t* indices = m.indices + entry;
+  if (m.in_steps()) return indices;
+  buffer[0] = indices[0];
+  for (uint32_t i = 1; i < count; ++i) buffer[i] = uint8_t(indices[i] - indices[i - 1]);
+  for (uint32_t i = count; i % 4; ++i) buffer[i] = 0;
+  return buffer;
 }
 
 // Decodes the n values of a unit into `buffer`. Floats are copied too, because a packed matrix may be unaligned.
@@ -128,15 +138,17 @@ void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* 
 
 // Four rows share each load of activations, but their sums need many registers: P vectors of tokens per pass.
 template <int R, int P>
-inline void multiply_four(const float* values, const uint8_t* indices, uint32_t count, const char* block, bool first,
+inline void multiply_four(const float* values, const uint8_t* steps, uint32_t count, const char* block, bool first,
                           float* sums) {
   constexpr uint32_t width = R * LANES;
   for (int p = 0; p < R; p += P, block += P * LANES * 4, sums += P * LANES) {
     vec s[4][P];
     for (int j = 0; j < 4; ++j)
       for (int r = 0; r < P; ++r) s[j][r] = first ? vec{} : load(sums + j * width + r * LANES);
+    const char* at = block;
     for (uint32_t i = 0; i < count; ++i) {
-      const float* x = reinterpret_cast<const float*>(block + size_t(indices[i]) * (width * 4));
+      at += size_t(steps[i]) * (width * 4);
+      const float* x = reinterpret_cast<const float*>(at);
       vec tokens[P];
       for (int r = 0; r < P; ++r) tokens[r] = load(x + r * LANES);
       for (int j = 0; j < 4; ++j) {
@@ -154,6 +166,7 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
   constexpr uint32_t width = R * LANES;
   constexpr int P = R % VECTORS_4X1 == 0 ? VECTORS_4X1 : R;
   alignas(64) float values[4 * kMaxBlock + LANES];
+  uint8_t step_buffer[kMaxIndexed];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.block_count(); ++block) {
@@ -162,7 +175,8 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
       decode_values(m, entry * 4, 4 * count, values);
-      multiply_four<R, P>(values, m.indices + entry, count, activations, block == 0, sums + size_t(m.row(unit, 0)) * width);
+      const uint8_t* columns = steps(m, entry, count, step_buffer);
+      multiply_four<R, P>(values, columns, count, activations, block == 0, sums + size_t(m.row(unit, 0)) * width);
       entry += count;
     }
   }
@@ -180,66 +194,7 @@ void multiply(const Matrix& m, uint32_t group, const float* panel, uint32_t widt
 
 // ---- activation
 
-inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
-
-// 2^u for u <= 0, relative error below 3e-7 in the relevant range: 2^n times a polynomial in u - n (interpolation at
-// Chebyshev nodes).
-// NaN that arithmetic yields stays NaN; one with a payload may not.
-inline vec exp2_negative(vec u) {
-  u = maximum(broadcast(-126.f), u);
-  const vec shifted = u + 12582912.f;  // 1.5 * 2^23: rounds u to an integer n, stored in the lowest bits
-  const vec f = u - (shifted - 12582912.f);
-  vec p = broadcast(0.00133908634f);
-  p = p * f + 0.00967603192f;
-  p = p * f + 0.0555035711f;
-  p = p * f + 0.240221075f;
-  p = p * f + 0.693147188f;
-  p = p * f + 1.00000008f;
-  return (vec)((uvec)p + ((uvec)shifted << 23));  // n is added to the exponent
-}
-
-// Coefficients, highest power first, of a polynomial in t = |x| / 2.7 - 1 that equals |x|/2 (1 - erf(|x|/sqrt 2)) for |x| < 5.4
-// (interpolation at Chebyshev nodes), absolute error 2e-7, which is also what remains of the function at 5.4.
-constexpr float kGeluTail[] = {
-    -0.0135718863f, 0.00240497151f, 0.0833850577f, -0.0468981713f, -0.208002627f, 0.231261149f, 0.192522198f,
-    -0.497793347f, 0.206910565f, 0.378047645f, -0.612720788f, 0.303181827f, 0.141183391f, -0.303594708f, 0.200933293f,
-    -0.0666093528f, 0.00936085265f};
-
-// x/2 (1 + erf(x/sqrt 2)) = max(x, 0) - |x|/2 (1 - erf(|x|/sqrt 2)), of N vectors: each step of the polynomial waits for the one
-// before, so several are evaluated at once. NaN stays NaN.
-template <int N>
-inline void gelu_erf(vec* x) {
-  vec t[N], p[N];
-  for (int n = 0; n < N; ++n) {
-    t[n] = minimum(broadcast(5.4f), absolute(x[n])) * (1 / 2.7f) - 1.f;
-    p[n] = broadcast(kGeluTail[0]);
-  }
-#pragma GCC unroll 16
-  for (int i = 1; i <= 16; ++i)
-    for (int n = 0; n < N; ++n) p[n] = p[n] * t[n] + kGeluTail[i];
-  for (int n = 0; n < N; ++n) x[n] = maximum(vec{}, x[n]) - p[n];
-}
-
-// x/2 (1 + tanh(y)) = x / (1 + exp(-2y)), y = sqrt(2/pi) (x + 0.044715 x^3).
-inline vec gelu_tanh(vec x) {
-  const vec y = (x + 0.044715f * x * x * x) * 2.30220819f;  // 2 sqrt(2/pi) log2(e)
-  const vec e = exp2_negative(-absolute(y));
-  return x * (y < 0.f ? e : broadcast(1.f)) * reciprocal(1.f + e);
-}
-
-template <int N>
-inline void activate(Activation activation, vec* x) {
-  switch (activation) {
-    case kGeluErf: return gelu_erf<N>(x);
-    case kGeluTanh:
-      for (int n = 0; n < N; ++n) x[n] = gelu_tanh(x[n]);
-      return;
-    case kRelu:
-      for (int n = 0; n < N; ++n) x[n] = maximum(vec{}, x[n]);
-      return;
-    case kIdentity: return;
-  }
-}
+#include "activation.h"
 
 // Scales, biases and activation of a group's rows.
 struct Epilogue {

@@ -10,11 +10,11 @@
 namespace pofa {
 namespace {
 
-// Tuned by measurement. A block's tile of float activations takes 48 KB with 64 tokens and 24 KB with 32, which fits in the
-// L1 cache. 4x1 blocks of codes multiply activations in codes, which take a half or a quarter of that. Sums of a group take
-// 6 or 12 KB. Threads that share a panel divide its groups among them, so groups are small: with AVX2, products of codes are up
-// to 3 % slower than with 128 rows, with VNNI as fast.
-constexpr uint32_t kBlockColumns = 192, kBlockColumnsOf4x1Codes = kMaxBlock;
+// Tuned by measurement. A block's tile of float activations takes 48 KB with 64 tokens and 24 KB with 32, which fits in the L1
+// cache. With 4x1 blocks of codes, whose activations are codes too, loading and storing sums for each block of columns costs
+// more than a tile of 48 KB that does not fit. Sums of a group take 6 or 12 KB. Threads that share a panel divide its groups
+// among them, so groups are small: with AVX2, products of codes are up to 3 % slower than with 128 rows, with VNNI as fast.
+constexpr uint32_t kBlockColumns = 192, kBlockColumnsOf4x1Codes = 768;
 constexpr uint32_t kGroupRows = 48;
 
 struct Source {
@@ -82,6 +82,10 @@ void pack_fours(const Source& source, uint32_t first, uint32_t rows, uint32_t fr
   for (std::vector<uint32_t>& unit_columns : columns) {
     std::sort(unit_columns.begin(), unit_columns.end());
     unit_columns.erase(std::unique(unit_columns.begin(), unit_columns.end()), unit_columns.end());
+    for (size_t e = 0; e < unit_columns.size(); ++e) {  // columns between those that one step does not reach
+      const uint32_t last = e > 0 ? unit_columns[e - 1] : from;
+      if (unit_columns[e] - last > 255) unit_columns.insert(unit_columns.begin() + e, last + 255);
+    }
   }
   const std::vector<uint8_t> zero(source.bytes, 0);
   const size_t together = source.dense.value_type == kI8 ? 4 : 1;  // entries whose values are ordered by row: quads of codes
@@ -90,7 +94,12 @@ void pack_fours(const Source& source, uint32_t first, uint32_t rows, uint32_t fr
     out->counts.push_back(uint16_t(count));
     out->rows.push_back(uint8_t(unit));
     // Padding repeats the last column, as above.
-    for (size_t e = 0; e < count; ++e) out->indices.push_back(uint8_t(columns[unit][std::min(e, kept - 1)] - from));
+    uint32_t last = from;
+    for (size_t e = 0; e < count; ++e) {
+      const uint32_t column = columns[unit][std::min(e, kept - 1)];
+      out->indices.push_back(uint8_t(column - last));
+      last = column;
+    }
     for (size_t begin = 0; begin < count; begin += together)
       for (uint32_t r = 4 * unit; r < 4 * unit + 4; ++r)
         for (size_t e = begin; e < begin + together; ++e) {
@@ -124,9 +133,10 @@ Error pack(const Dense& dense, uint32_t block_rows, uint32_t block_columns, uint
   const bool is_4x1_codes = block_rows == 4 && dense.value_type == kI8;
   h.block_columns = block_columns ? block_columns : is_4x1_codes ? kBlockColumnsOf4x1Codes : kBlockColumns;
   h.group_rows = group_rows ? group_rows : kGroupRows;
+  const uint32_t widest = block_rows == 4 ? kMaxBlock : kMaxIndexed;
   if (!dense.values || h.rows < 1 || h.columns < 1 || h.rows > kMaxSide || h.columns > kMaxSide ||
-      (block_rows != 1 && block_rows != 4) || h.value_type > kI8 || h.block_columns > kMaxBlock ||
-      h.group_rows > kMaxGroup || h.group_rows < 4 || h.group_rows % (block_rows == 4 ? 4 : 2))
+      (block_rows != 1 && block_rows != 4) || h.value_type > kI8 || h.block_columns > widest || h.group_rows > kMaxGroup ||
+      h.group_rows < 4 || h.group_rows % (block_rows == 4 ? 4 : 2))
     return kBadArgument;
 
   Source source{dense};

@@ -1,15 +1,32 @@
-"""Packed matrices of the previous format."""
+"""Packed matrices of 4x1 blocks in previous formats."""
 
 import numpy as np
 
 
-def as_version_2(blob: np.ndarray) -> np.ndarray:
-    """A matrix of 4x1 codes as earlier releases stored it: without padding, four rows' values of each entry in turn."""
+def as_version_3(blob: np.ndarray) -> np.ndarray:
+    """A matrix with columns where there are steps now; its blocks have at most 256 columns."""
     old = blob.copy()
-    rows, columns, _, _, block_columns, group_rows = (int(x) for x in old[16:40].view(np.uint32))
-    entries, groups_at, counts_at, _, indices_at, values_at = (int(x) for x in old[56:104].view(np.uint64))
+    _, counts_at, _, indices_at, _ = (int(x) for x in old[64:104].view(np.uint64))
+    first = indices_at
+    for count in old[counts_at : counts_at + 2 * sum(_units(old))].view(np.uint16).tolist():
+        old[first : first + count] = np.cumsum(old[first : first + count])
+        first += count
+    old[8] = 3
+    return with_checksum(old)
+
+
+def _units(blob: np.ndarray) -> list[int]:
+    """Units of each group of rows, in all blocks of columns."""
+    rows, columns, _, _, block_columns, group_rows = (int(x) for x in blob[16:40].view(np.uint32))
     blocks = -(-columns // block_columns)
-    units = [blocks * -(-min(group_rows, rows - first) // 4) for first in range(0, rows, group_rows)]
+    return [blocks * -(-min(group_rows, rows - first) // 4) for first in range(0, rows, group_rows)]
+
+
+def as_version_2(blob: np.ndarray) -> np.ndarray:
+    """A matrix of codes, moreover without padding, and with four rows' values of each entry in turn."""
+    old = as_version_3(blob)
+    entries, groups_at, counts_at, _, indices_at, values_at = (int(x) for x in old[56:104].view(np.uint64))
+    units = _units(old)
     counts = old[counts_at : counts_at + 2 * sum(units)].view(np.uint16)
     indices = old[indices_at : indices_at + entries]
     values = old[values_at : values_at + 4 * entries].reshape(-1, 4, 4).transpose(0, 2, 1).reshape(-1, 4)
