@@ -20,12 +20,9 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 //   kVectorsPerPass: vectors of tokens for which the sums of four rows fit in registers
 //   kCodeBytes: bytes per column of a panel of codes
 //   quantize_values: quantizes value(column, vector of tokens) to a panel of codes
-//   interleave_pairs: reorders the codes of two rows from two rows of one column to kColumnsPerDot columns of one row, 32 bits
-//     per instruction. Columns missing at the end are filled with zeros.
-//   quads: four rows' codes of four columns each, row by row, 32 bits per instruction: those that are stored, if possible
-//   gather_columns: codes of kColumnsPerDot columns, whose indices are two apart, for P vectors of tokens, starting at vector
-//     FROM
-//   gather_steps: the same for columns that are given by steps; returns the last one
+//   in_order: bytes of which each 16 are in another order, 32 bits per instruction; behind n bytes, zeros. They stay where they
+//     are if `stored` says that they have this order already and instructions read them like this
+//   gather: codes of kColumnsPerDot columns, given by steps, for P vectors of tokens, starting at vector FROM; returns the last
 //   dot_accumulate: sums + tokens * weights
 #ifdef VNNI
 #include "codes_vnni.h"
@@ -33,22 +30,24 @@ inline void store_bytes(uint8_t* p, byte_vec v) { MM_INT(storeu)(reinterpret_cas
 #include "codes_pairs.h"
 #endif
 
-// Processes P of the R vectors of tokens of two rows, whose columns alternate, starting at vector FROM. row_sums: sums of each
-// row, [R * LANES].
+// Processes P of the R vectors of tokens of two rows, each with columns of its own, starting at vector FROM. row_sums: sums of
+// each row, [R * LANES].
 template <int R, int FROM, int P>
-inline void multiply_pair_of_codes(const int32_t* interleaved, const uint8_t* indices, uint32_t count, const uint8_t* block,
+inline void multiply_pair_of_codes(const uint8_t* weights, const uint8_t* steps, uint32_t count, const uint8_t* block,
                                    bool first, float* const* row_sums) {
+  constexpr int kDots = 4 / kColumnsPerDot;  // per row and quad
+  const uint8_t* at[2] = {block, block};
   ivec s[2][P];
   for (int j = 0; j < 2; ++j)
     for (int r = 0; r < P; ++r) s[j][r] = first ? ivec{} : load_sums(row_sums[j] + (FROM + r) * LANES);
-  for (uint32_t i = 0; i < count; i += kColumnsPerDot, interleaved += 2)
-    for (int j = 0; j < 2; ++j) {
-      ivec tokens[P];
-      // After the last column, indices of other units are read; their weights are zero here.
-      gather_columns<FROM, P>(block, indices + 2 * i + j, tokens);
-      const ivec weights = (ivec)MM(set1_epi32)(interleaved[j]);
-      for (int r = 0; r < P; ++r) s[j][r] = dot_accumulate(s[j][r], tokens[r], weights);
-    }
+  for (uint32_t i = 0; i < count; i += 4, steps += 8, weights += 2 * kDots * sizeof(int32_t))
+    for (int j = 0; j < 2; ++j)
+      for (int d = 0; d < kDots; ++d) {
+        ivec tokens[P];
+        at[j] = gather<FROM, P>(at[j], steps + 4 * j + d * kColumnsPerDot, tokens);
+        const ivec row = (ivec)MM(set1_epi32)(read_at<int32_t>(weights, j * kDots + d));
+        for (int r = 0; r < P; ++r) s[j][r] = dot_accumulate(s[j][r], tokens[r], row);
+      }
   for (int j = 0; j < 2; ++j)
     for (int r = 0; r < P; ++r) store_vec(row_sums[j] + (FROM + r) * LANES, (vec)s[j][r]);
 }
@@ -58,7 +57,8 @@ inline void multiply_pair_of_codes(const int32_t* interleaved, const uint8_t* in
 template <int R>
 void multiply_pairs_of_codes(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
   constexpr int P = R < kVectorsPerPass ? R : kVectorsPerPass;
-  alignas(64) int32_t interleaved[2 * kMaxIndexed / kColumnsPerDot + 16];
+  alignas(64) int32_t buffer[2 * kMaxBlock / kColumnsPerDot + 16];
+  uint8_t step_buffer[kMaxSteps];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.block_count(); ++block) {
@@ -66,12 +66,12 @@ void multiply_pairs_of_codes(const Matrix& m, uint32_t group, const uint8_t* cod
     for (uint32_t u = 0; u < units; ++u, ++unit) {
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
-      interleave_pairs(m.values + entry, 2 * count, interleaved);
+      const uint8_t* weights = in_order(m.values + entry, kRowsOfTwo, 2 * count, m.in_quads(), buffer);
+      const uint8_t* steps = steps_of_pair(m, entry, count, true, step_buffer);
       float* row_sums[2];
       for (int j = 0; j < 2; ++j) row_sums[j] = sums + size_t(m.row(unit, j)) * R * LANES;
-      const uint8_t* indices = m.indices + entry;
-      multiply_pair_of_codes<R, 0, P>(interleaved, indices, count, activations, block == 0, row_sums);
-      if constexpr (R > P) multiply_pair_of_codes<R, P, R - P>(interleaved, indices, count, activations, block == 0, row_sums);
+      multiply_pair_of_codes<R, 0, P>(weights, steps, count, activations, block == 0, row_sums);
+      if constexpr (R > P) multiply_pair_of_codes<R, P, R - P>(weights, steps, count, activations, block == 0, row_sums);
       entry += 2 * uint64_t(count);
     }
   }
@@ -88,7 +88,7 @@ inline void multiply_four_of_codes(const uint8_t* weights, const uint8_t* steps,
   for (uint32_t i = 0; i < count; i += 4, weights += 4 * kDots * sizeof(int32_t))
     for (int d = 0; d < kDots; ++d) {
       ivec tokens[P];
-      block = gather_steps<FROM, P>(block, steps + i + d * kColumnsPerDot, tokens);
+      block = gather<FROM, P>(block, steps + i + d * kColumnsPerDot, tokens);
       for (int j = 0; j < 4; ++j) {
         const ivec row = (ivec)MM(set1_epi32)(read_at<int32_t>(weights, j * kDots + d));
         for (int r = 0; r < P; ++r) s[j][r] = dot_accumulate(s[j][r], tokens[r], row);
@@ -102,7 +102,7 @@ template <int R>
 void multiply_fours_of_codes(const Matrix& m, uint32_t group, const uint8_t* codes, float* sums) {
   constexpr int P = R < kVectorsPerPass ? R : kVectorsPerPass;
   alignas(64) int32_t buffer[4 * kMaxBlock / kColumnsPerDot + 16];
-  uint8_t step_buffer[kMaxIndexed];
+  uint8_t step_buffer[kMaxSteps];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.block_count(); ++block) {
@@ -110,11 +110,11 @@ void multiply_fours_of_codes(const Matrix& m, uint32_t group, const uint8_t* cod
     for (uint32_t u = 0; u < units; ++u, ++unit) {
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
-      const uint8_t* weights = quads(m.values + entry * 4, count, m.in_quads(), buffer);
-      const uint8_t* columns = steps(m, entry, count, step_buffer);
+      const uint8_t* weights = in_order(m.values + entry * 4, kRowsOfFour, 4 * count, m.in_quads(), buffer);
+      const uint8_t* steps = steps_of_four(m, entry, count, step_buffer);
       float* row_sums = sums + size_t(m.row(unit, 0)) * R * LANES;
-      multiply_four_of_codes<R, 0, P>(weights, columns, count, activations, block == 0, row_sums);
-      if constexpr (R > P) multiply_four_of_codes<R, P, R - P>(weights, columns, count, activations, block == 0, row_sums);
+      multiply_four_of_codes<R, 0, P>(weights, steps, count, activations, block == 0, row_sums);
+      if constexpr (R > P) multiply_four_of_codes<R, P, R - P>(weights, steps, count, activations, block == 0, row_sums);
       entry += count;
     }
   }

@@ -31,37 +31,26 @@ inline void quantize_values(F value, uint32_t columns, uint32_t width, Range ran
   }
 }
 
-// Reorders the bytes of each 16 of n bytes, and adds zeros to the last.
-inline void reorder(const uint8_t* values, uint32_t n, __m128i order, int32_t* reordered) {
+inline const uint8_t* in_order(const uint8_t* values, const uint8_t* order, uint32_t n, bool stored, int32_t* buffer) {
+  for (uint32_t i = 0; i < n; i += 64) __builtin_prefetch(values + i + 1024);
+  if (stored) return values;
+  const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(order));
 #if LANES == 16
   for (uint32_t i = 0; i < n; i += 64) {
-    __builtin_prefetch(values + i + 1024);
     const uint32_t remaining = n - i;
     const __mmask64 mask = remaining < 64 ? (__mmask64(1) << remaining) - 1 : ~__mmask64(0);
     const __m512i codes = _mm512_maskz_loadu_epi8(mask, values + i);
-    _mm512_storeu_si512(reordered + i / 4, _mm512_shuffle_epi8(codes, _mm512_broadcast_i32x4(order)));
+    _mm512_storeu_si512(buffer + i / 4, _mm512_shuffle_epi8(codes, _mm512_broadcast_i32x4(numbers)));
   }
 #else
   alignas(64) static const uint64_t mask_bytes[8] = {~0ull, ~0ull, ~0ull, ~0ull, 0, 0, 0, 0};
   for (uint32_t i = 0; i < n; i += 32) {
     const uint8_t* mask = reinterpret_cast<const uint8_t*>(mask_bytes + 4) - smaller(n - i, 32);
     const __m256i codes = _mm256_and_si256(load_bytes(values + i), load_bytes(mask));
-    const __m256i ordered = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(order));
-    _mm256_storeu_si256(reinterpret_cast<byte_vec*>(reordered + i / 4), ordered);
+    const __m256i ordered = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(numbers));
+    _mm256_storeu_si256(reinterpret_cast<byte_vec*>(buffer + i / 4), ordered);
   }
 #endif
-}
-
-inline void interleave_pairs(const uint8_t* values, uint32_t n, int32_t* interleaved) {
-  reorder(values, n, _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15), interleaved);
-}
-
-inline const uint8_t* quads(const uint8_t* values, uint32_t count, bool stored, int32_t* buffer) {
-  if (stored) {
-    for (uint32_t i = 0; i < 4 * count; i += 64) __builtin_prefetch(values + i + 1024);
-    return values;
-  }
-  reorder(values, 4 * count, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), buffer);
   return reinterpret_cast<const uint8_t*>(buffer);
 }
 
@@ -78,14 +67,7 @@ inline void combine(const byte_vec* column, ivec* tokens) {
 }
 
 template <int FROM, int P>
-inline void gather_columns(const uint8_t* block, const uint8_t* indices, ivec* tokens) {
-  byte_vec column[4];
-  for (int c = 0; c < 4; ++c) column[c] = load_bytes(block + size_t(indices[2 * c]) * kCodeBytes);
-  combine<FROM, P>(column, tokens);
-}
-
-template <int FROM, int P>
-inline const uint8_t* gather_steps(const uint8_t* at, const uint8_t* steps, ivec* tokens) {
+inline const uint8_t* gather(const uint8_t* at, const uint8_t* steps, ivec* tokens) {
   byte_vec column[4];
   // One load for four steps: the load ports are what limits narrow panels.
   const uint32_t four = read_at<uint32_t>(steps, 0);

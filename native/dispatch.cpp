@@ -21,12 +21,9 @@ static bool has_avx_vnni() {
 const Kernel* kernel_named(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!std::strcmp(name, "vnni")) {
-    const bool supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vnni");
-    return supported ? &kVnni : nullptr;
-  }
-  if (!std::strcmp(name, "avx512")) return __builtin_cpu_supports("avx512f") ? &kAvx512 : nullptr;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+  if (!std::strcmp(name, "vnni")) return avx512 && __builtin_cpu_supports("avx512vnni") ? &kVnni : nullptr;
+  if (!std::strcmp(name, "avx512")) return avx512 ? &kAvx512 : nullptr;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #ifdef POFA_AVXVNNI
   if (!std::strcmp(name, "avxvnni")) return avx2 && has_avx_vnni() ? &kAvxVnni : nullptr;

@@ -59,11 +59,13 @@ Error check_entries(const Matrix& m) {
           if (row >= units * m.rows_per_unit() || seen[row]) return kBadIndex;
           seen[row] = true;
         }
-        uint32_t column = 0;
-        for (uint64_t j = entry; j < entry + stored; ++j) {
-          column = m.indices[j] + (m.in_steps() ? column : 0);
-          if (column >= width) return kBadIndex;
-        }
+        uint32_t column[2] = {0, 0};
+        for (uint32_t e = 0; e < count; ++e)
+          for (uint32_t j = 0; j < stored / count; ++j) {
+            const uint8_t index = m.indices[entry + (h.block_rows == 1 ? m.place_in_pair(e, j) : e)];
+            column[j] = index + (m.in_steps() ? column[j] : 0);
+            if (column[j] >= width) return kBadIndex;
+          }
         entry += stored;
       }
     }

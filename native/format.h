@@ -9,13 +9,13 @@
 //         count     u16           entries per row in this block (the shorter row of a pair is padded with zeros)
 //         rows      u8 u8         1x1: numbers of the two rows, relative to the group's first row
 //                   u8            4x1: number of the four rows' block, relative to the group's first block of four
-//         indices   u8 [...]      1x1: columns, relative to the block's first column; the two rows' entries alternate
-//                                 4x1: steps, the columns from one entry to the next, the first one's from the block's first
-//         values    [...]         1x1: the two rows' entries alternate; 4x1: four rows' values per entry, but 8-bit values in
-//                                 quads: of four entries, the four values of each row in turn, as the products read them
+//         indices   u8 [...]      steps: the columns from an entry to the row's next, the first one's from the block's first;
+//                                 1x1: for each entry the two rows' in turn
+//         values    [...]         for each entry the rows' values in turn
 //
-// Entries in quads are padded with zeros to a multiple of four. Where 255 columns do not reach the next entry of a 4x1 unit,
-// there is one of zeros between. Version 2 has no quads; it and version 3 have columns where 4x1 has steps now.
+// Entries of 8-bit values are in quads, as the products read them: of four entries, the four values of each row in turn, and
+// with 1x1 the four steps. Rows are padded with zeros to a multiple of four. Where 255 columns do not reach a row's next entry,
+// there is a zero between. Version 3 has quads with 4x1 alone, version 2 has none; both have columns instead of steps.
 //
 // Units are sorted by count, shortest first, so that the branch predictor seldom misses the end of a unit's loop. An odd
 // number of rows is completed by a spare row after the group's last, which the kernel computes and discards.
@@ -82,8 +82,14 @@ struct Matrix {
   POFA_INLINE uint32_t columns() const { return header.columns; }
   POFA_INLINE uint32_t group_count() const { return (header.rows + header.group_rows - 1) / header.group_rows; }
   POFA_INLINE uint32_t block_count() const { return (header.columns + header.block_columns - 1) / header.block_columns; }
-  POFA_INLINE bool in_quads() const { return header.version > 2 && header.block_rows == 4 && header.value_type == kI8; }
-  POFA_INLINE bool in_steps() const { return header.version > 3 && header.block_rows == 4; }
+  POFA_INLINE bool in_quads() const {
+    return header.value_type == kI8 && header.version > (header.block_rows == 4 ? 2 : 3);
+  }
+  POFA_INLINE bool in_steps() const { return header.version > 3; }
+  // Number of the index, and of the value, of entry e of row j of a pair; relative to the unit's first.
+  POFA_INLINE uint32_t place_in_pair(uint32_t e, uint32_t j) const {
+    return in_quads() ? e / 4 * 8 + 4 * j + e % 4 : 2 * e + j;
+  }
   POFA_INLINE uint32_t rows_per_unit() const { return header.block_rows == 1 ? 2 : 4; }
   // Number of a unit's row j, relative to the group's first row.
   POFA_INLINE uint32_t row(uint64_t unit, uint32_t j) const {

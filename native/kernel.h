@@ -36,7 +36,7 @@ struct Norm {
 };
 
 // Exact products of 8-bit codes with one instruction set, for INT8 matrices. A panel of codes takes bytes_per_column for each
-// column, whatever the number of tokens; its layout is the kernel's own. multiply may read 256 columns past the last.
+// column, whatever the number of tokens; its layout is the kernel's own.
 struct CodeKernel {
   uint32_t bytes_per_column;
   // panel [columns][width] -> codes

@@ -1,4 +1,4 @@
-// Kernels for AVX-512F, with its thirty-two registers.
+// Kernels for AVX-512F and AVX-512BW, with thirty-two registers.
 #ifndef __clang__
 // GCC warns about its own _mm512_undefined_ps (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -1,4 +1,4 @@
-// Kernels for AVX2 with VNNI, found in CPUs without AVX-512: those for AVX2, plus products of 8-bit codes.
+// Kernels for AVX2 with VNNI, found in CPUs without AVX-512: those for AVX2, with faster products of 8-bit codes.
 #include <immintrin.h>
 #define LANES 8
 #define NAME "avxvnni"

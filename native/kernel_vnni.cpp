@@ -1,4 +1,4 @@
-// Kernels for AVX-512 with VNNI: those for AVX-512F, plus products of 8-bit codes.
+// Kernels for AVX-512 with VNNI: those for AVX-512, with faster products of 8-bit codes.
 #ifndef __clang__
 // GCC warns about its own _mm512_undefined_ps (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -1,22 +1,23 @@
 // Vector operations that compilers do not generate from plain vector code. Included by micro_kernel.h inside its namespace.
 //   transpose: LANES vectors of LANES floats, in place
 //   int8_to_float: converts LANES signed 8-bit codes
-//   transpose_quad: 4x4 bytes; `to` is aligned to 16
+//   shuffle: 16 bytes in another order; `to` may be `from`
 //   square_root: of each lane
 //   maximum, minimum: the second argument if either is NaN
 //   truncated, element_of (16 lanes alone): integer part; the element of a table of 16 floats that each lane names
 //   reciprocal: 1/x for 1 <= x < 2^126, relative error below 3e-7; a division costs ten multiplications
 
 #if LANES >= 8
-inline void transpose_quad(const uint8_t* from, uint8_t* to) {
-  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m128i quad = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(quad, order));
+inline void shuffle(const uint8_t* from, const uint8_t* order, uint8_t* to) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(order));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(bytes, numbers));
 }
 #else
-inline void transpose_quad(const uint8_t* from, uint8_t* to) {
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 4; ++j) to[4 * i + j] = from[4 * j + i];
+inline void shuffle(const uint8_t* from, const uint8_t* order, uint8_t* to) {
+  uint8_t bytes[16];
+  for (int i = 0; i < 16; ++i) bytes[i] = from[order[i]];
+  for (int i = 0; i < 16; ++i) to[i] = bytes[i];
 }
 #endif
 

@@ -20,18 +20,17 @@ void for_each_value(const Matrix& m, F&& f) {
     for (uint32_t block = 0; block < m.block_count(); ++block)
       for (uint32_t u = 0; u < m.units_in_group(group); ++u, ++unit) {
         const uint32_t count = read_at<uint16_t>(m.counts, unit), rows_per_unit = m.rows_per_unit();
-        uint32_t steps = 0;
-        for (uint32_t e = 0; e < count; ++e) {
-          if (m.in_steps()) steps += m.indices[entry + e];
+        uint32_t column[2] = {0, 0};  // in the block, of each row of a pair; the first: of four rows
+        for (uint32_t e = 0; e < count; ++e)
           for (uint32_t j = 0; j < rows_per_unit; ++j) {
-            const uint64_t at = pairs          ? entry + 2 * e + j
+            const uint64_t at = pairs          ? entry + m.place_in_pair(e, j)
                               : m.in_quads() ? entry * 4 + e / 4 * 16 + 4 * j + e % 4
                                               : (entry + e) * 4 + j;
+            uint32_t& in_block = column[pairs ? j : 0];
+            if (pairs || j == 0) in_block = m.indices[pairs ? at : entry + e] + (m.in_steps() ? in_block : 0);
             const uint32_t row = group * m.header.group_rows + m.row(unit, j);
-            const uint32_t in_block = m.in_steps() ? steps : m.indices[pairs ? at : entry + e];
             if (row < m.rows()) f(row, block * m.header.block_columns + in_block, at);
           }
-        }
         entry += uint64_t(count) * (pairs ? 2 : 1);
       }
 }

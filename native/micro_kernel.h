@@ -55,8 +55,6 @@ void load_panel(const float* const* x, uint32_t tokens, uint32_t columns, uint32
 
 // ---- weights: decoding of one unit's values to floats
 
-constexpr uint32_t kMaxPairValues = 2 * kMaxIndexed;  // values of two rows in the widest block
-
 inline void decode_int8(const uint8_t* codes, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; i += LANES) store_vec(values + i, int8_to_float(codes + i));
 }
@@ -65,28 +63,49 @@ inline void decode_float16(const uint8_t* halves, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; ++i) values[i] = half_to_float(read_at<uint16_t>(halves, i));
 }
 
-// Values of quads are brought into the order of entries.
-inline void decode_quads(const uint8_t* codes, uint32_t n, float* values) {
+// Bytes of quads, which are ordered by row, in the order of entries, of four rows or of two, and back.
+constexpr uint8_t kEntriesOfFour[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+constexpr uint8_t kEntriesOfTwo[16] = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
+constexpr const uint8_t* kRowsOfFour = kEntriesOfFour;  // a transposition of 4x4 bytes
+constexpr uint8_t kRowsOfTwo[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
+
+inline void decode_quads(const uint8_t* codes, const uint8_t* order, uint32_t n, float* values) {
   for (uint32_t i = 0; i < n; i += 16) {
     alignas(16) uint8_t entries[16];
-    transpose_quad(codes + i, entries);
+    shuffle(codes + i, order, entries);
     for (uint32_t k = 0; k < 16; k += LANES) store_vec(values + i + k, int8_to_float(entries + k));
   }
 }
 
-// Steps of a 4x1 unit's `count` indices, and zeros up to a multiple of four: those that are stored, if possible.
-inline const uint8_t* steps(const Matrix& m, uint64_t entry, uint32_t count, uint8_t* buffer) {
-  const uint8_t* indices = m.indices + entry;
-  if (m.in_steps()) return indices;
-  buffer[0] = indices[0];
-  for (uint32_t i = 1; i < count; ++i) buffer[i] = uint8_t(indices[i] - indices[i - 1]);
-  for (uint32_t i = count; i % 4; ++i) buffer[i] = 0;
+constexpr uint32_t kMaxSteps = 2 * kMaxBlock + 16;  // of a unit, and what is written past them
+
+// Steps of a unit in formats that have columns: those of `rows` rows alternate. Zeros follow up to the next quads.
+inline void columns_to_steps(const uint8_t* columns, uint32_t rows, uint32_t count, uint8_t* steps) {
+  for (uint32_t i = 0; i < rows; ++i) steps[i] = columns[i];
+  for (uint32_t i = rows; i < rows * count; ++i) steps[i] = uint8_t(columns[i] - columns[i - rows]);
+  for (uint32_t i = rows * count; i % (4 * rows); ++i) steps[i] = 0;
+}
+
+// Steps of four rows, or of a pair: in the order of entries or, if `in_quads`, of quads. Those that are stored, if possible.
+inline const uint8_t* steps_of_four(const Matrix& m, uint64_t entry, uint32_t count, uint8_t* buffer) {
+  if (m.in_steps()) return m.indices + entry;
+  columns_to_steps(m.indices + entry, 1, count, buffer);
+  return buffer;
+}
+inline const uint8_t* steps_of_pair(const Matrix& m, uint64_t entry, uint32_t count, bool in_quads, uint8_t* buffer) {
+  const uint8_t* steps = m.indices + entry;
+  if (!m.in_steps()) {
+    columns_to_steps(steps, 2, count, buffer);
+    steps = buffer;
+  }
+  if (m.in_quads() == in_quads) return steps;
+  for (uint32_t i = 0; i < 2 * count; i += 16) shuffle(steps + i, in_quads ? kRowsOfTwo : kEntriesOfTwo, buffer + i);
   return buffer;
 }
 
 // Decodes the n values of a unit into `buffer`. Floats are copied too, because a packed matrix may be unaligned.
 inline void decode_values(const Matrix& m, uint64_t first, uint32_t n, float* buffer) {
-  if (m.in_quads()) decode_quads(m.values + first, n, buffer);
+  if (m.in_quads()) decode_quads(m.values + first, m.header.block_rows == 4 ? kEntriesOfFour : kEntriesOfTwo, n, buffer);
   else if (m.header.value_type == kI8) decode_int8(m.values + first, n, buffer);
   else if (m.header.value_type == kF16) decode_float16(m.values + first * 2, n, buffer);
   else __builtin_memcpy(buffer, m.values + first * 4, size_t(n) * 4);
@@ -95,17 +114,19 @@ inline void decode_values(const Matrix& m, uint64_t first, uint32_t n, float* bu
 // ---- sums
 
 template <int R>
-inline void multiply_pair(const float* values, const uint8_t* indices, uint32_t count, const char* block, bool first,
+inline void multiply_pair(const float* values, const uint8_t* steps, uint32_t count, const char* block, bool first,
                           float* sums_a, float* sums_b) {
   vec a[R], b[R];
   for (int r = 0; r < R; ++r) {
     a[r] = first ? vec{} : load(sums_a + r * LANES);
     b[r] = first ? vec{} : load(sums_b + r * LANES);
   }
+  const char *at_a = block, *at_b = block;
 #pragma GCC unroll 2
   for (uint32_t i = 0; i < count; ++i) {
-    const float* xa = reinterpret_cast<const float*>(block + size_t(indices[2 * i]) * (R * LANES * 4));
-    const float* xb = reinterpret_cast<const float*>(block + size_t(indices[2 * i + 1]) * (R * LANES * 4));
+    at_a += size_t(steps[2 * i]) * (R * LANES * 4);
+    at_b += size_t(steps[2 * i + 1]) * (R * LANES * 4);
+    const float *xa = reinterpret_cast<const float*>(at_a), *xb = reinterpret_cast<const float*>(at_b);
     const vec wa = broadcast(values[2 * i]), wb = broadcast(values[2 * i + 1]);
     for (int r = 0; r < R; ++r) a[r] += wa * load(xa + r * LANES);
     for (int r = 0; r < R; ++r) b[r] += wb * load(xb + r * LANES);
@@ -119,7 +140,8 @@ inline void multiply_pair(const float* values, const uint8_t* indices, uint32_t 
 template <int R>
 void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* sums) {
   constexpr uint32_t width = R * LANES;
-  alignas(64) float values[kMaxPairValues + LANES];
+  alignas(64) float values[2 * kMaxBlock + 16];
+  uint8_t step_buffer[kMaxSteps];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.block_count(); ++block) {
@@ -130,7 +152,8 @@ void multiply_pairs(const Matrix& m, uint32_t group, const float* panel, float* 
       float* b = sums + size_t(m.row(unit, 1)) * width;
       if (count == 0 && block > 0) continue;
       decode_values(m, entry, 2 * count, values);
-      multiply_pair<R>(values, m.indices + entry, count, activations, block == 0, a, b);
+      const uint8_t* steps = steps_of_pair(m, entry, count, false, step_buffer);
+      multiply_pair<R>(values, steps, count, activations, block == 0, a, b);
       entry += 2 * uint64_t(count);
     }
   }
@@ -166,7 +189,7 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
   constexpr uint32_t width = R * LANES;
   constexpr int P = R % VECTORS_4X1 == 0 ? VECTORS_4X1 : R;
   alignas(64) float values[4 * kMaxBlock + LANES];
-  uint8_t step_buffer[kMaxIndexed];
+  uint8_t step_buffer[kMaxSteps];
   uint64_t entry = read_at<uint64_t>(m.groups, group), unit = m.first_unit(group);
   const uint32_t units = m.units_in_group(group);
   for (uint32_t block = 0; block < m.block_count(); ++block) {
@@ -175,8 +198,8 @@ void multiply_fours(const Matrix& m, uint32_t group, const float* panel, float* 
       const uint32_t count = read_at<uint16_t>(m.counts, unit);
       if (count == 0 && block > 0) continue;
       decode_values(m, entry * 4, 4 * count, values);
-      const uint8_t* columns = steps(m, entry, count, step_buffer);
-      multiply_four<R, P>(values, columns, count, activations, block == 0, sums + size_t(m.row(unit, 0)) * width);
+      const uint8_t* steps = steps_of_four(m, entry, count, step_buffer);
+      multiply_four<R, P>(values, steps, count, activations, block == 0, sums + size_t(m.row(unit, 0)) * width);
       entry += count;
     }
   }
@@ -297,7 +320,7 @@ void fake_quantize(const float* values, size_t n, Range range, float* quantized)
 #define MM(name) _mm512_##name
 #define MM_INT(name) MM(name##_si512)
 #endif
-#if defined(VNNI) || LANES == 8
+#if LANES >= 8
 #include "codes.h"
 #else
 constexpr const CodeKernel* kCodeKernel = nullptr;

@@ -11,16 +11,18 @@ namespace pofa {
 namespace {
 
 // Tuned by measurement. A block's tile of float activations takes 48 KB with 64 tokens and 24 KB with 32, which fits in the L1
-// cache. With 4x1 blocks of codes, whose activations are codes too, loading and storing sums for each block of columns costs
-// more than a tile of 48 KB that does not fit. Sums of a group take 6 or 12 KB. Threads that share a panel divide its groups
-// among them, so groups are small: with AVX2, products of codes are up to 3 % slower than with 128 rows, with VNNI as fast.
-constexpr uint32_t kBlockColumns = 192, kBlockColumnsOf4x1Codes = 768;
+// cache. Activations of codes are codes too, and loading and storing sums for each block of columns costs more than a tile of
+// 48 KB that does not fit. Sums of a group take 6 or 12 KB. Threads that share a panel divide its groups among them, so groups
+// are small: with AVX2, products of codes are up to 3 % slower than with 128 rows, with VNNI as fast.
+constexpr uint32_t kBlockColumns = 192, kBlockColumnsOfCodes = 768;
 constexpr uint32_t kGroupRows = 48;
 
 struct Source {
   const Dense& dense;
   size_t bytes = value_bytes(dense.value_type);
+  size_t together = dense.value_type == kI8 ? 4 : 1;  // entries whose values are ordered by row: quads of codes
 
+  size_t padded(size_t count) const { return (count + together - 1) / together * together; }
   const uint8_t* at(uint32_t row, uint32_t column) const {
     return static_cast<const uint8_t*>(dense.values) + (size_t(row) * dense.columns + column) * bytes;
   }
@@ -47,28 +49,39 @@ std::vector<uint32_t> by_length(const std::vector<std::vector<uint32_t>>& lists)
   return order;
 }
 
+// Columns of a unit's entries, in order. Between those that one step does not reach, there are others, with zeros.
+void fill_gaps(uint32_t from, std::vector<uint32_t>* columns) {
+  for (size_t e = 0; e < columns->size(); ++e) {
+    const uint32_t last = e > 0 ? (*columns)[e - 1] : from;
+    if ((*columns)[e] - last > 255) columns->insert(columns->begin() + e, last + 255);
+  }
+}
+
 // Pairs rows with about the same number of entries, so that little padding is needed.
 void pack_pairs(const Source& source, uint32_t first, uint32_t rows, uint32_t from, uint32_t to, Sections* out) {
   std::vector<std::vector<uint32_t>> columns(rows + rows % 2);
-  for (uint32_t r = 0; r < rows; ++r)
+  for (uint32_t r = 0; r < rows; ++r) {
     for (uint32_t c = from; c < to; ++c)
       if (!source.is_zero(first + r, c)) columns[r].push_back(c);
+    fill_gaps(from, &columns[r]);
+  }
   const std::vector<uint32_t> order = by_length(columns);
   const std::vector<uint8_t> zero(source.bytes, 0);
   for (size_t i = 0; i < order.size(); i += 2) {
-    const size_t count = columns[order[i + 1]].size();
+    const size_t count = source.padded(columns[order[i + 1]].size());
     out->counts.push_back(uint16_t(count));
     for (int j = 0; j < 2; ++j) out->rows.push_back(uint8_t(order[i + j]));
-    for (size_t e = 0; e < count; ++e)
-      for (int j = 0; j < 2; ++j) {
-        const uint32_t row = order[i + j];
-        const bool padding = e >= columns[row].size();
-        // Padding repeats the row's last column, because a zero difference between indices compresses well.
-        const uint32_t column = padding ? (columns[row].empty() ? from : columns[row].back()) : columns[row][e];
-        const uint8_t* value = padding ? zero.data() : source.at(first + row, column);
-        out->indices.push_back(uint8_t(column - from));
-        out->values.insert(out->values.end(), value, value + source.bytes);
-      }
+    for (size_t begin = 0; begin < count; begin += source.together)
+      for (int j = 0; j < 2; ++j)
+        for (size_t e = begin; e < begin + source.together; ++e) {
+          const uint32_t row = order[i + j];
+          const std::vector<uint32_t>& kept = columns[row];
+          // Padding repeats the row's last column, because zeros compress well.
+          const auto column = [&](size_t n) { return kept.empty() ? from : kept[std::min(n, kept.size() - 1)]; };
+          const uint8_t* value = e < kept.size() ? source.at(first + row, column(e)) : zero.data();
+          out->indices.push_back(uint8_t(column(e) - (e > 0 ? column(e - 1) : from)));
+          out->values.insert(out->values.end(), value, value + source.bytes);
+        }
   }
 }
 
@@ -82,15 +95,11 @@ void pack_fours(const Source& source, uint32_t first, uint32_t rows, uint32_t fr
   for (std::vector<uint32_t>& unit_columns : columns) {
     std::sort(unit_columns.begin(), unit_columns.end());
     unit_columns.erase(std::unique(unit_columns.begin(), unit_columns.end()), unit_columns.end());
-    for (size_t e = 0; e < unit_columns.size(); ++e) {  // columns between those that one step does not reach
-      const uint32_t last = e > 0 ? unit_columns[e - 1] : from;
-      if (unit_columns[e] - last > 255) unit_columns.insert(unit_columns.begin() + e, last + 255);
-    }
+    fill_gaps(from, &unit_columns);
   }
   const std::vector<uint8_t> zero(source.bytes, 0);
-  const size_t together = source.dense.value_type == kI8 ? 4 : 1;  // entries whose values are ordered by row: quads of codes
   for (uint32_t unit : by_length(columns)) {
-    const size_t kept = columns[unit].size(), count = (kept + together - 1) / together * together;
+    const size_t kept = columns[unit].size(), count = source.padded(kept);
     out->counts.push_back(uint16_t(count));
     out->rows.push_back(uint8_t(unit));
     // Padding repeats the last column, as above.
@@ -100,9 +109,9 @@ void pack_fours(const Source& source, uint32_t first, uint32_t rows, uint32_t fr
       out->indices.push_back(uint8_t(column - last));
       last = column;
     }
-    for (size_t begin = 0; begin < count; begin += together)
+    for (size_t begin = 0; begin < count; begin += source.together)
       for (uint32_t r = 4 * unit; r < 4 * unit + 4; ++r)
-        for (size_t e = begin; e < begin + together; ++e) {
+        for (size_t e = begin; e < begin + source.together; ++e) {
           const uint8_t* value = r < rows && e < kept ? source.at(first + r, columns[unit][e]) : zero.data();
           out->values.insert(out->values.end(), value, value + source.bytes);
         }
@@ -130,12 +139,10 @@ Error pack(const Dense& dense, uint32_t block_rows, uint32_t block_columns, uint
   h.columns = dense.columns;
   h.block_rows = block_rows;
   h.value_type = dense.value_type;
-  const bool is_4x1_codes = block_rows == 4 && dense.value_type == kI8;
-  h.block_columns = block_columns ? block_columns : is_4x1_codes ? kBlockColumnsOf4x1Codes : kBlockColumns;
+  h.block_columns = block_columns ? block_columns : dense.value_type == kI8 ? kBlockColumnsOfCodes : kBlockColumns;
   h.group_rows = group_rows ? group_rows : kGroupRows;
-  const uint32_t widest = block_rows == 4 ? kMaxBlock : kMaxIndexed;
   if (!dense.values || h.rows < 1 || h.columns < 1 || h.rows > kMaxSide || h.columns > kMaxSide ||
-      (block_rows != 1 && block_rows != 4) || h.value_type > kI8 || h.block_columns > widest || h.group_rows > kMaxGroup ||
+      (block_rows != 1 && block_rows != 4) || h.value_type > kI8 || h.block_columns > kMaxBlock || h.group_rows > kMaxGroup ||
       h.group_rows < 4 || h.group_rows % (block_rows == 4 ? 4 : 2))
     return kBadArgument;
 

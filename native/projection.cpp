@@ -39,7 +39,7 @@ bool Projection::has_same_operand(const Projection& other) const {
 }
 
 size_t Projection::operand_size(uint32_t width) const {
-  if (codes_) return size_t(matrix_.columns() + kMaxIndexed) * codes_->bytes_per_column / sizeof(float);
+  if (codes_) return size_t(matrix_.columns()) * codes_->bytes_per_column / sizeof(float);
   return quantized_ ? size_t(matrix_.columns() + 4) * width : 0;
 }
 

@@ -216,7 +216,7 @@ def test_products_of_codes_are_bitwise_equal_on_every_instruction_set_that_has_t
     codes = (rng.integers(-127, 128, (200, 700)) * kept).astype(np.int8)
     blob = kernels.pack(codes, rng.random(200).astype(np.float32), pattern=pattern)
     x = activations((75, 700))
-    with_codes = [isa for isa in kernels.instruction_sets() if isa not in ("scalar", "avx512")]
+    with_codes = [isa for isa in kernels.instruction_sets() if isa != "scalar"]
     results = [kernels.Layer([blob], ranges=[(-2.5, 3.1)], isa=isa)(x)[0] for isa in with_codes]
     assert results
     for result in results[1:]:

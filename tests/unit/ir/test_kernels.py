@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from tests.helpers.packed import as_version_2, as_version_3, with_checksum
+from tests.helpers.packed import in_version, with_checksum
 from toolkit.core.errors import UserError
 from toolkit.ir import kernels, runtime
 
@@ -206,46 +206,51 @@ def test_unpacking_gives_back_what_was_packed(kind: str, pattern: kernels.Patter
     }
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_weights_of_previous_formats_give_the_same_results(kind: str) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_weights_of_previous_formats_give_the_same_results(kind: str, pattern: kernels.Pattern, version: int) -> None:
     rng = np.random.default_rng(0)
-    values = (100 * sparse(rng, 70, 300, 0.6, 4)).clip(-127, 127).astype(kind)
-    blob = kernels.pack(values, rng.random(70).astype(np.float32), None, "4x1", block_columns=256)
-    olds = [as_version_3(blob)] + ([as_version_2(blob)] if kind == "int8" else [])
-    if kind == "int8":
-        assert kernels.describe(olds[1])["entries"] < kernels.describe(blob)["entries"]  # rows end anywhere in a quad
+    values = (100 * sparse(rng, 70, 300, 0.6, int(pattern[0]))).clip(-127, 127).astype(kind)
+    blob = kernels.pack(values, rng.random(70).astype(np.float32), None, pattern, block_columns=256)
+    old = in_version(blob, version)
+    if kind == "int8" and (version, pattern) != (3, "4x1"):
+        assert kernels.describe(old)["entries"] < kernels.describe(blob)["entries"]  # rows end anywhere in a quad
+    np.testing.assert_array_equal(kernels.unpack(old)[0], values)
     x = rng.normal(size=(33, 300)).astype(np.float32)
-    for old in olds:
-        np.testing.assert_array_equal(kernels.unpack(old)[0], values)
-        for isa in kernels.instruction_sets():
-            for ranges in (None, [(-3.0, 3.0)]):
-                got, wanted = (kernels.Layer([b], ranges=ranges, isa=isa)(x)[0] for b in (old, blob))
-                np.testing.assert_array_equal(got, wanted, err_msg=isa)
+    for isa in kernels.instruction_sets():
+        for ranges in (None, [(-3.0, 3.0)]):
+            got, wanted = (kernels.Layer([b], ranges=ranges, isa=isa)(x)[0] for b in (old, blob))
+            np.testing.assert_array_equal(got, wanted, err_msg=isa)
 
 
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
 @pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_blocks_of_columns_may_be_wider_than_a_step(kind: str) -> None:
+def test_blocks_of_columns_may_be_wider_than_a_step(kind: str, pattern: kernels.Pattern) -> None:
     values = np.zeros((9, 1000), kind)
     values[:4, [0, 255, 511, 999]], values[4, 999], values[8, 300] = 3, -2, 5
     x = np.random.default_rng(1).integers(-3, 4, (21, 1000)).astype(np.float32)
     for width in (1000, 1024, 256, 700):
-        blob = kernels.pack(values, pattern="4x1", block_columns=width)
+        blob = kernels.pack(values, pattern=pattern, block_columns=width)
         np.testing.assert_array_equal(kernels.unpack(blob)[0], values)
         for isa in kernels.instruction_sets():
             for ranges in (None, [(-128.0, 127.0)]):
                 np.testing.assert_array_equal(kernels.Layer([blob], ranges=ranges, isa=isa)(x)[0], x @ values.T)
-    for pattern, width in (("4x1", 1025), ("1x1", 257)):
-        with pytest.raises(UserError, match="out of range"):
-            kernels.pack(values, pattern=pattern, block_columns=width)
+    with pytest.raises(UserError, match="out of range"):
+        kernels.pack(values, pattern=pattern, block_columns=1025)
 
 
-def test_steps_past_the_last_column_are_refused() -> None:
-    blob = kernels.pack(np.ones((4, 8), np.float32), pattern="4x1")
-    indices_at = int(blob[88:96].view(np.uint64)[0])
-    assert blob[indices_at : indices_at + 8].tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
-    blob[indices_at + 3] += 1
-    with pytest.raises(UserError, match="index out of range"):
-        kernels.Layer([with_checksum(blob)])
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_steps_past_the_last_column_are_refused(kind: str, pattern: kernels.Pattern) -> None:
+    blob = kernels.pack(np.ones((4, 8), kind), pattern=pattern)
+    at = int(blob[88:96].view(np.uint64)[0])
+    assert blob[at : at + 8].sum() == 6 + (pattern == "4x1")  # two rows to their fourth columns, or one way to the last
+    for step in range(8):
+        damaged = blob.copy()
+        damaged[at + step] += 1
+        with pytest.raises(UserError, match="index out of range"):
+            kernels.Layer([with_checksum(damaged)])
 
 
 def test_packed_90_percent_sparse_int8_takes_less_than_two_and_a_half_bytes_a_weight() -> None:

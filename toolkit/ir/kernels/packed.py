@@ -64,7 +64,7 @@ def pack(
         scales: Scale of each row's codes, float32 [rows]; None: 1.
         biases: Bias of each row, float32 [rows]; None: 0.
         pattern: `4x1` stores blocks of four adjacent rows, including zeros within a block.
-        block_columns: Columns per block, at most 256 (1x1) or 1024 (4x1); 0: the default.
+        block_columns: Columns per block, at most 1024; 0: the default.
         group_rows: Rows per group, at most 254; 0: the default.
 
     Returns:
