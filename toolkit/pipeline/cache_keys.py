@@ -27,6 +27,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "transfer": {"reconstruction": None},
     "export": {"exact_activations": False},
 }
+_ADDED_TO_TRAIN: dict[str, Any] = {"dropout": None}
 
 
 def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:
@@ -51,8 +52,15 @@ def section_values(name: str, value: Any) -> Any:
         return settings_for_keys(value, exclude=_LEFT_OUT[name]) | {"more_dev": sorted(value.more_dev)} | sets
     if name == "corpus":
         return corpus_settings(value)
-    values, added = value.model_dump(mode="json", exclude=_LEFT_OUT.get(name)), _ADDED.get(name, {})
-    return {key: value for key, value in values.items() if key not in added or value != added[key]}
+    values = value.model_dump(mode="json", exclude=_LEFT_OUT.get(name))
+    for section in (values, values.get("distillation") or {}):
+        if section.get("train"):
+            section["train"] = _without(section["train"], _ADDED_TO_TRAIN)
+    return _without(values, _ADDED.get(name, {}))
+
+
+def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
 
 def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[str, str], dict[str, Any]]:

@@ -174,7 +174,7 @@ class Compression:
         tiles = f"tile_pattern_{pattern}" if re.fullmatch(r"\d+x\d+", pattern) else pattern
         compression = {"target_sparsity": sparsity, "pattern": tiles}
         pruning = {"reconstruction": {}, "approach": {"weight_compression": compression}}
-        train = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": 5e-4}}, "criterion": _LAYERS}
+        train = {"epoch": 3, "dropout": 0, "optimizer": {"AdamW": {"learning_rate": 5e-4}}, "criterion": _LAYERS}
         student = {"pruning": pruning, "distillation": {"train": train}}
         return {"corpus": {"sources": [text]}, "student": student}
 
@@ -196,8 +196,8 @@ def _task_stages(kind: Kind, dense_rate: float, sparse_rate: float, *, reconstru
             docs/results.md#zeros-and-kept-weights-by-reconstruction.
     """
     dense = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": dense_rate}}}
-    transfer: dict[str, Any] = {"epoch": 3, "optimizer": {"AdamW": {"learning_rate": sparse_rate}}}
-    quantize: dict[str, Any] = {"epoch": 1}
+    transfer: dict[str, Any] = {"epoch": 3, "dropout": 0, "optimizer": {"AdamW": {"learning_rate": sparse_rate}}}
+    quantize: dict[str, Any] = {"epoch": 1, "dropout": 0}
     if KINDS[kind].dense_teaches:
         transfer["criterion"] = quantize["criterion"] = _DENSE_ALONE
     stages: dict[str, Any] = {

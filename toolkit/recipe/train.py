@@ -78,6 +78,11 @@ class Train(Section):
         description="bf16: autocast with fp32 weights; auto: bf16 on GPUs that support it, and on CPUs with bf16 "
         "instructions (AMX, AVX512_BF16) where a short measurement of the training step finds it faster",
     )
+    dropout: Fraction | None = Field(
+        None,
+        description="probability of every dropout of the trained model, attention included; default: those of its "
+        "configuration, 0.1 in most. With 0, a student comes closer to its teacher",
+    )
     compile: bool = Field(
         False, description="use torch.compile; on the CPUs measured, it took half a minute and gave no speed-up"
     )

@@ -110,7 +110,7 @@ def fit(
     stream = data.stream if processes == 1 else data.stream.shard(rank, processes)
     if resume is None:
         count = min(MOST_EXAMPLES, section.batch_size // processes)
-        with recomputed(model if section.recompute else None):
+        with recomputed(model if section.recompute else None), dropout(model, section.dropout):
             hooks.bf16, hooks.step_seconds = choose_bf16(
                 section,
                 model,
@@ -134,7 +134,11 @@ def fit(
         if context.tracking is not None:
             hooks.log = trainer.log
         context.progress.start(data.steps)
-        with compiled(model if section.compile else None), recomputed(model if section.recompute else None):
+        with (
+            compiled(model if section.compile else None),
+            recomputed(model if section.recompute else None),
+            dropout(model, section.dropout),
+        ):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     require_finite(model, f"train.optimizer of {stage}", "a lower learning_rate, or a longer warm-up")
     if rank:
@@ -171,6 +175,28 @@ def recomputed(model: Any) -> Iterator[None]:
         yield
     finally:
         model.gradient_checkpointing_disable()
+
+
+@contextlib.contextmanager
+def dropout(model: nn.Module, probability: float | None) -> Iterator[None]:
+    """Sets the probability of every dropout of a model within the `with`; None: they stay as they are."""
+    places = [] if probability is None else list(_dropouts(model))
+    before = [getattr(module, name) for module, name in places]
+    for module, name in places:
+        setattr(module, name, probability)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
+
+
+def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            yield module, "p"
+        elif isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT
+            yield module, "attention_dropout"
 
 
 def _multiplier(section: Train, steps: int, sparsifier: Sparsifier | None, stage: str) -> Callable[[int], float]:

@@ -5,13 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModel
 
+from tests.helpers.encoders import tiny_encoders
 from tests.unit.training.conftest import STEPS, UPDATES
 from toolkit.core.artifacts import NullProgress
 from toolkit.core.errors import UserError
 from toolkit.core.files import write_atomic
 from toolkit.training import distributed
 from toolkit.training import hooks as training_hooks
+from toolkit.training.loop import dropout
 
 
 def test_processes_agree_on_the_masks_once_for_each_update_of_them(lesson, monkeypatch):
@@ -118,3 +121,42 @@ def test_a_kill_while_a_file_is_written_leaves_what_was_there(tmp_path, killed_w
     with pytest.raises(Killed):
         write_atomic(path, "new")
     assert (path.read_text() if path.is_file() else None) == before
+
+
+@pytest.fixture(scope="module")
+def encoders(tiny_bert, tiny_text, tmp_path_factory):
+    return tiny_encoders(tiny_bert, tiny_text, tmp_path_factory)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "albert", "mpnet", "deberta-v2", "modernbert"])
+def test_no_dropout_of_any_architecture_is_left_out_and_all_come_back(encoders, name):
+    model = AutoModel.from_pretrained(encoders[name]).train()
+    if name == "modernbert":  # its configuration has none
+        for layer in model.layers:
+            layer.attn.attention_dropout = 0.5
+    ids = torch.randint(10, 60, (2, 20), generator=torch.Generator().manual_seed(0))
+
+    def differ() -> bool:
+        first, second = (model(input_ids=ids).last_hidden_state for _ in range(2))
+        return not torch.equal(first, second)
+
+    before = differ()
+    assert before or name == "albert"  # whose configuration has none either
+    with dropout(model, 0.5):
+        assert differ()
+    with dropout(model, 0.0):
+        assert not differ()
+    with dropout(model, None):
+        assert differ() == before
+
+
+def test_a_training_without_dropout_has_none_and_leaves_the_model_as_it_was(lesson):
+    with_it, without = lesson("with", dropout=None), lesson("without", dropout=0.0)
+    assert with_it.fitted.history[0] != without.fitted.history[0]
+    assert without.model.config.hidden_dropout_prob == with_it.model.config.hidden_dropout_prob > 0
+    assert without.model.bert.embeddings.dropout.p == with_it.model.bert.embeddings.dropout.p > 0
+    assert lesson("again", dropout=0.0).fitted.history == without.fitted.history
+    torch.manual_seed(5)
+    batch = without.data.collate([without.data.stream[0]])
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    assert not torch.equal(without.model.train()(**inputs).logits, without.model(**inputs).logits)

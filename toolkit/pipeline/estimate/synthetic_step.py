@@ -25,7 +25,7 @@ from toolkit.sparsity.pruners import PatternLock
 from toolkit.training import vocabulary_loss
 from toolkit.training.distillation import MlmLoss, Teacher, mlm_loss, task_loss
 from toolkit.training.hardware import bf16, device, teacher_bf16
-from toolkit.training.loop import compiled, recomputed
+from toolkit.training.loop import compiled, dropout, recomputed
 from toolkit.training.trainer import optimizer_class
 
 FLOAT = 4  # bytes; weights, gradients and the optimizer's state stay in FP32, also under bf16 autocast
@@ -118,6 +118,7 @@ class SyntheticStep:
         with (
             compiled(model if train.compile else None),
             recomputed(model if train.recompute else None),
+            dropout(model, train.dropout),
         ):
             self._forward(batch).backward()
         passed = now()
