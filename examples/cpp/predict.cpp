@@ -17,7 +17,7 @@ namespace {
 void run(const std::string& extension, const std::string& ir, const std::vector<int64_t>& ids) {
     ov::Core core;
     core.add_extension(extension);  // before the IR is read: it defines the operations SparseEncoder and SparseLinear
-    // FP32, in which the export and the benchmark measured; CPUs with AMX would take bf16.
+    // FP32, in which the export and the benchmark measured; CPUs with AMX or AVX512_BF16 would take bf16.
     ov::CompiledModel model = core.compile_model(ir, "CPU", ov::hint::inference_precision(ov::element::f32));
     ov::InferRequest request = model.create_infer_request();
     for (const auto& input : model.inputs()) {

@@ -26,6 +26,7 @@ from toolkit.recipe import Recipe
 
 STEPS = {"steps": 20, "batch_size": 8, "optimizer": {"AdamW": {"learning_rate": 1e-3}}}
 LONGEST = 24
+F32 = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}  # else bf16 on some CPUs
 
 
 def run(model, task, folder, **more):
@@ -117,8 +118,7 @@ def pairs(beir):
 @pytest.mark.parametrize("variant", ["dense-fp32", "sparse-fp32", "sparse-int8"])
 def test_an_ir_gives_the_same_scores_in_sentence_transformers(variant, reranker, beir):
     folder, rows = reranker[1] / "export" / variant, pairs(beir)
-    precision = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
-    opened = CrossEncoder(str(folder), backend="openvino", device="cpu", model_kwargs=precision)
+    opened = CrossEncoder(str(folder), backend="openvino", device="cpu", model_kwargs=F32)
     assert isinstance(opened.activation_fn, torch.nn.Sigmoid)
     found = opened.predict(rows, batch_size=8)
     tokenizer = load_tokenizer(folder)
@@ -143,7 +143,7 @@ def test_the_code_of_a_card_runs(reranker, monkeypatch):
 def test_a_checkpoint_gives_the_same_scores_as_its_ir(reranker, beir):
     rows = pairs(beir)
     torch_model = CrossEncoder(str(reranker[1] / "transfer"), device="cpu")
-    ir = CrossEncoder(str(reranker[1] / "export/sparse-fp32"), backend="openvino", device="cpu")
+    ir = CrossEncoder(str(reranker[1] / "export/sparse-fp32"), backend="openvino", device="cpu", model_kwargs=F32)
     assert np.abs(torch_model.predict(rows) - ir.predict(rows)).max() < 1e-3
 
 
@@ -157,7 +157,7 @@ def test_scores_that_are_no_probabilities_come_as_they_are(tiny_bert, tmp_path):
     history = made["task_teacher"].history
     assert history[-1]["task_loss"] < history[0]["task_loss"]
     folder = tmp_path / "run/tasks/toy/export/dense-fp32"
-    opened = CrossEncoder(str(folder), backend="openvino", device="cpu")
+    opened = CrossEncoder(str(folder), backend="openvino", device="cpu", model_kwargs=F32)
     assert isinstance(opened.activation_fn, torch.nn.Identity)
     tokenizer = load_tokenizer(folder)
     examples = [dict(tokenizer(*row[:2], truncation=True, max_length=LONGEST)) for row in rows]
@@ -198,7 +198,7 @@ def test_several_classes_at_once_in_the_pipeline_of_transformers(tiny_bert, file
     assert model.config.problem_type == "multi_label_classification"
     with torch.no_grad():
         wanted = torch.sigmoid(model(**tokenizer(*text.values(), return_tensors="pt")).logits[0]).tolist()
-    ir = OVModelForSequenceClassification.from_pretrained(folder / "export/sparse-fp32")
+    ir = OVModelForSequenceClassification.from_pretrained(folder / "export/sparse-fp32", **F32)
     for opened in (model, ir):
         found = pipeline("text-classification", model=opened, tokenizer=tokenizer, top_k=None)(text)
         assert {one["label"]: one["score"] for one in found} == pytest.approx(

@@ -16,7 +16,7 @@ _CLASSES = {
 }
 # Files of a sentence-transformers folder, which the IRs of embedding models and rerankers are.
 _MODULES, _LIBRARY = "modules.json", "config_sentence_transformers.json"
-_LIKE_MEASURED = {"INFERENCE_PRECISION_HINT": "f32"}  # CPUs with AMX would compute in bf16, and score otherwise
+_LIKE_MEASURED = {"INFERENCE_PRECISION_HINT": "f32"}  # else bf16 on some CPUs, and other scores
 
 
 def load_ir(folder: Path) -> Any:
