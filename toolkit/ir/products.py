@@ -122,7 +122,8 @@ def _product(op: Any, range_: Range | None) -> Product:
         mode = str(gelu.get_attributes().get("approximation_mode", "ERF")).upper()
         last, activation = gelu, "gelu_erf" if mode == "ERF" else "gelu_tanh"
     pattern = _pattern(zeros_of(op))
-    return Product(op, last, kernels.pack(codes, scales, bias, pattern), pattern, rows, columns, activation, range_)
+    blob = kernels.pack(codes, scales, bias, pattern, 0 if range_ else kernels.COLUMNS_OF_FLOATS)
+    return Product(op, last, blob, pattern, rows, columns, activation, range_)
 
 
 def _codes(op: Any) -> tuple[Any, Any]:

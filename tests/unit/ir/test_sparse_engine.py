@@ -364,8 +364,11 @@ def test_the_reference_rounds_the_activations_that_the_engine_rounds(exact, irs,
     assert np.abs(found - same).max() < 0.2 * np.abs(found - other).max()
 
 
-def test_activations_of_single_zeros_stay_in_fp32_if_they_shall_be_exact(irs, tmp_path):
+def test_activations_of_single_zeros_stay_in_fp32_if_they_shall_be_exact(irs, tmp_path, monkeypatch):
+    widths, pack = set(), kernels.pack
+    monkeypatch.setattr(kernels, "pack", lambda *values: (widths.add(values[4]), pack(*values))[1])
     summary = to_sparse_engine(irs / "int8", tmp_path, exact_activations=True)
+    assert widths == {kernels.COLUMNS_OF_FLOATS}
     assert summary.in_8_bits == 0
     attributes = encoder_ops(tmp_path)[0].get_attributes()
     assert set(attributes["input_ranges"]) == set(attributes["attention_ranges"]) == {"none"}

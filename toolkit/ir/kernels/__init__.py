@@ -19,6 +19,7 @@ from toolkit.ir.kernels.library import extension as extension
 from toolkit.ir.kernels.library import folder as folder
 from toolkit.ir.kernels.library import missing_tool as missing_tool
 from toolkit.ir.kernels.library import rebuild as rebuild
+from toolkit.ir.kernels.packed import COLUMNS_OF_FLOATS as COLUMNS_OF_FLOATS
 from toolkit.ir.kernels.packed import EXPORT_VERSION as EXPORT_VERSION
 from toolkit.ir.kernels.packed import FORMAT_VERSION as FORMAT_VERSION
 from toolkit.ir.kernels.packed import Activation as Activation

@@ -12,6 +12,9 @@ from toolkit.ir.kernels.library import BUILD, KERNELS, KernelMissingError, folde
 Pattern = Literal["1x1", "4x1"]
 Activation = Literal["none", "gelu_erf", "gelu_tanh"]
 FORMAT_VERSION = 4  # of the packed format; the same as in `native/format.h`
+COLUMNS_OF_FLOATS = (
+    192  # of a block whose activations are floats, which then fit in the L1 cache; see `native/pack.cpp`
+)
 EXPORT_VERSION = 3  # raised when the same checkpoint becomes another graph or other arithmetic: exports are made again
 _ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh")
 _VALUE_TYPES = ("float32", "float16", "int8")
@@ -64,7 +67,8 @@ def pack(
         scales: Scale of each row's codes, float32 [rows]; None: 1.
         biases: Bias of each row, float32 [rows]; None: 0.
         pattern: `4x1` stores blocks of four adjacent rows, including zeros within a block.
-        block_columns: Columns per block, at most 1024; 0: the default.
+        block_columns: Columns per block, at most 1024; 0: the default for the type of the values, whose activations are
+            taken for codes if they are.
         group_rows: Rows per group, at most 254; 0: the default.
 
     Returns:
