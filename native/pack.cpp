@@ -11,9 +11,10 @@ namespace pofa {
 namespace {
 
 // Tuned by measurement. A block's tile of float activations takes 48 KB with 64 tokens and 24 KB with 32, which fits in the L1
-// cache. Activations of codes are codes too, and loading and storing sums for each block of columns costs more than a tile of
-// 48 KB that does not fit. Sums of a group take 6 or 12 KB. Threads that share a panel divide its groups among them, so groups
-// are small: with AVX2, products of codes are up to 3 % slower than with 128 rows, with VNNI as fast.
+// cache. Matrices of codes multiply activations that are codes too; with them, loading and storing sums for each block of
+// columns costs more than a tile of 48 KB that does not fit. Sums of a group take 6 or 12 KB. Threads that share a panel
+// divide its groups among them, so groups are small: with AVX2, products of codes are up to 3 % slower than with 128 rows,
+// with VNNI as fast.
 constexpr uint32_t kBlockColumns = 192, kBlockColumnsOfCodes = 768;
 constexpr uint32_t kGroupRows = 48;
 

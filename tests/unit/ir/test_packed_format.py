@@ -50,6 +50,11 @@ def test_blocks_of_columns_may_be_wider_than_a_step(kind: str, pattern: kernels.
         kernels.pack(values, pattern=pattern, block_columns=1025)
 
 
+def test_matrices_of_floats_have_the_blocks_that_products_with_floats_want() -> None:
+    columns = [int(kernels.pack(np.ones((4, 8), kind))[32:36].view(np.uint32)[0]) for kind in ("float32", "int8")]
+    assert columns[0] == kernels.COLUMNS_OF_FLOATS < columns[1]
+
+
 @pytest.mark.parametrize("pattern", ["1x1", "4x1"])
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 def test_steps_past_the_last_column_are_refused(kind: str, pattern: kernels.Pattern) -> None:

@@ -66,6 +66,15 @@ def test_layers_that_run_again_are_measured_with_less_memory_for_the_same_weight
     assert (other.parameters, other.state_bytes) == (plain.parameters, plain.state_bytes)
 
 
+def test_a_training_without_dropout_is_measured_without_its_memory(tiny_bert):
+    from toolkit.pipeline.estimate import synthetic_step
+    from toolkit.recipe import DistillationTrain
+
+    without = DistillationTrain(steps=1, batch_size=4, dropout=0)
+    plain, other = (synthetic_step.SyntheticStep(shape(tiny_bert, 5, **o), 5) for o in ({}, {"train": without}))
+    assert other.kept_bytes(4) < 0.95 * plain.kept_bytes(4)
+
+
 def test_the_encoder_of_a_measured_step_is_compiled_and_that_of_an_evaluation_is_not(tiny_bert, monkeypatch):
     from torch import nn
 

@@ -155,7 +155,10 @@ class SyntheticStep:
             return tensor
 
         batch = self._batch(count, self._shape.longest, self._device)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            dropout(self._model, self._shape.train.dropout),
+        ):
             loss = self._forward(batch)
         del loss  # no storage was freed before this point, so no address was reused
         criterion: Criterion = getattr(self._shape.train, "criterion", Criterion())
