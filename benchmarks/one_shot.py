@@ -24,9 +24,9 @@ from torch import Tensor
 from toolkit.core.artifacts import Context
 from toolkit.data.batches import pad
 from toolkit.data.corpus import CorpusData, Sequences, load_corpus
+from toolkit.data.corpus.segment_pairs import sentences
 from toolkit.data.documents import documents
 from toolkit.data.metrics import spearman
-from toolkit.data.segment_pairs import sentences
 from toolkit.models.load import load_masked_lm, load_tokenizer, prunable_matrices
 from toolkit.models.sources import fetch_model
 from toolkit.recipe import Corpus, Reconstruction, StudentPruning

@@ -22,8 +22,8 @@ import typer
 from safetensors.torch import load_file, save_file
 from text import write_text
 
+from toolkit.data.corpus.segment_pairs import sentences
 from toolkit.data.question_answering import read_question, windows_of
-from toolkit.data.segment_pairs import sentences
 from toolkit.models.load import load_tokenizer
 from toolkit.models.sources import fetch_model
 from toolkit.recipe import AnswerWindows

@@ -175,7 +175,8 @@ LIGHT = [
     ),
     *(f"models/{name}.py" for name in ("architectures", "published", "sources", "checkpoint")),
     *(f"data/{name}.py" for name in ("files", "hub", "published", "documents", "task_rows", "question_answering")),
-    *(f"data/{name}.py" for name in ("metrics", "masking", "segment_pairs", "labels", "task_kinds", "resolved_inputs")),
+    "data/corpus/segment_pairs.py",
+    *(f"data/{name}.py" for name in ("metrics", "masking", "unlabelled", "labels", "task_kinds", "resolved_inputs")),
     *(f"sparsity/{name}.py" for name in ("assignment", "schedule", "mask_file")),
     *(f"training/{name}.py" for name in ("lr_schedule", "distributed")),
 ]

@@ -39,8 +39,8 @@ class TaskRow:
     Attributes:
         where: `file:line`, or the nearest equivalent.
         texts: The text, or the two texts of a pair; none is empty.
-        label: The label as stored in the file; never missing, None only in a task without labels. With several classes
-            a tuple of them, possibly empty.
+        label: The label as stored in the file; never missing, None only in a task without labels and in rows that the
+            task teacher labels. With several classes a tuple of them, possibly empty.
         group: Value of `hold_out.column`: rows with the same value are in the same split. None without `hold_out`.
         query: Number of the row's query among those of its split, or of all evaluation splits. None for other tasks.
     """
@@ -81,7 +81,7 @@ def read_task(name: str, section: Task) -> TaskRows:
     """
     left_out: list[str] = []
     all_train, dev = _splits(section, left_out)
-    more = {split: _read(spec, section.evaluated, left_out) for split, spec in section.more_dev.items()}
+    more = {split: read_file(spec, section.evaluated, left_out) for split, spec in section.more_dev.items()}
     labels = class_labels(all_train, section)
     tune, train = _set_aside(all_train, section)
     if KINDS[section.kind].has_classes:
@@ -151,7 +151,7 @@ def check_rows(name: str, section: Task) -> str:
     labels = class_labels(_read_train(section, []), section) if is_known else section.classes
     for spec in here:
         own = section if spec in train_files(section) else section.evaluated
-        rows = _read(spec, own, left_out)
+        rows = read_file(spec, own, left_out)
         if labels or not KINDS[section.kind].has_classes:
             targets(rows, labels, own)
         counts.append(len(rows))
@@ -171,7 +171,7 @@ def _splits(section: Task, left_out: list[str]) -> tuple[list[TaskRow], list[Tas
     """Returns train and dev rows; with `hold_out`, all rows of a group are in the same split."""
     train = _read_train(section, left_out)
     if section.dev:
-        return train, _read(section.dev, section.evaluated, left_out)
+        return train, read_file(section.dev, section.evaluated, left_out)
     assert section.hold_out is not None
     parts = round(1 / section.hold_out.fraction)
     dev = [row for row in train if _part(row, parts) == section.hold_out.fold]
@@ -208,7 +208,7 @@ def _part(row: TaskRow, parts: int) -> int:
 
 
 def _read_train(section: Task, left_out: list[str]) -> list[TaskRow]:
-    return [row for spec in train_files(section) for row in _read(spec, section, left_out)]
+    return [row for spec in train_files(section) for row in read_file(spec, section, left_out)]
 
 
 def repeated_files(section: Task) -> list[str]:
@@ -224,7 +224,7 @@ def repeated_files(section: Task) -> list[str]:
     return found
 
 
-def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
+def read_file(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
     """Returns the rows of a file selected by `section.rows`; adds a message on rows without text to `left_out`."""
     path = fetch_file(spec)
     group = section.hold_out.column if section.hold_out else None
@@ -264,14 +264,14 @@ def _read(spec: str, section: Task, left_out: list[str]) -> list[TaskRow]:
 
 
 def file_rows(path: Path, columns: Sequence[str], section: Task) -> Iterator[tuple[str, Record]]:
-    """Yields the rows of a task's file as `read_rows`; single texts may also be the lines of a plain text file.
+    """Yields the rows of a task's file as `read_rows`; single texts without labels may also be the lines of plain text.
 
     Rows of tagged words have a text, and the words with their tags as label (`tagged_rows`).
     """
     if KINDS[section.kind].tagged:
         yield from tagged_rows(path, columns, section)
         return
-    if section.kind != "embedding" or len(columns) > 1 or table_format(path.name) is not None:
+    if len(columns) > 1 or table_format(path.name) is not None:
         yield from candidate_rows(path, columns, section) if KINDS[section.kind].per_query else read_rows(path, columns)
         return
     for number, line in enumerate(complete_lines(path), start=1):

@@ -16,11 +16,12 @@ from toolkit.data.kinds.token_classification import Tokens
 from toolkit.data.metrics import shuffled_scores
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
+from toolkit.data.unlabelled import unlabelled_rows
 from toolkit.models.checkpoint import require_length
 from toolkit.models.embedding.folder import PoolingKeys
 from toolkit.models.embedding.prompts import prompts_of_tokenizer
 from toolkit.models.tokenizers import definition
-from toolkit.recipe import KINDS, Kind, Task
+from toolkit.recipe import KINDS, Kind, Task, Unlabelled
 from toolkit.recipe.kinds.token_classification import types_of
 
 if TYPE_CHECKING:
@@ -159,8 +160,16 @@ class TaskData:
         return score(self.kind, [metric], truth, predicted, len(self.labels))[metric]
 
 
-def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") -> TaskData:
+def load_task(
+    name: str, section: Task, tokenizer: "PreTrainedTokenizerFast", unlabelled: Unlabelled | None = None
+) -> TaskData:
     """Reads and tokenises the splits of a task.
+
+    Args:
+        name: Name of the task in the recipe.
+        section: The task's section.
+        tokenizer: The model's tokenizer.
+        unlabelled: Examples without labels, which follow those of the train split; the split then has no labels.
 
     Raises:
         UserError: The rows are invalid (see `task_rows.read_task` and `task_rows.targets`), or `max_seq_length` exceeds
@@ -169,10 +178,10 @@ def load_task(name: str, section: Task, tokenizer: "PreTrainedTokenizerFast") ->
     require_length(section.max_seq_length, tokenizer.model_max_length, f"tasks.{name}")
     read = task_rows.read_task(name, section)
     measured = [row for split in read.dev.values() for row in split]
-    encode = EXAMPLES[section.kind].encode
+    encode, more = EXAMPLES[section.kind].encode, unlabelled_rows(section, unlabelled, read) if unlabelled else []
     train_split, tune_split, dev_split = (
         encode(split, read.labels, own, tokenizer)
-        for split, own in ((read.train, section), (read.tune, section), (measured, section.evaluated))
+        for split, own in ((read.train + more, section), (read.tune, section), (measured, section.evaluated))
     )
     measures: list[Measure] = []
     first = 0

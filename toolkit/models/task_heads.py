@@ -131,6 +131,11 @@ def _span_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), positions.flatten(), reduction="sum") / 2
 
 
+def _if_labelled(loss: Callable[[Tensor, Mapping[str, Any]], Tensor]) -> Callable[..., Tensor | None]:
+    """Returns a loss that is None for a batch without labels."""
+    return lambda logits, batch: loss(logits, batch) if "labels" in batch else None
+
+
 def _class_names(labels: Sequence[str]) -> dict[str, Any]:
     names = dict(enumerate(labels))
     return {
@@ -148,7 +153,7 @@ HEADS: dict[Kind, TaskHead] = {
     "classification": TaskHead(
         auto_class=AutoModelForSequenceClassification,
         logits=_plain,
-        label_loss=_class_loss,
+        label_loss=_if_labelled(_class_loss),
         synthetic_labels=lambda count, length: {"labels": torch.randint(2, (count,))},
         width=len,
         settings=_class_settings,
@@ -156,7 +161,7 @@ HEADS: dict[Kind, TaskHead] = {
     "regression": TaskHead(
         auto_class=AutoModelForSequenceClassification,
         logits=_plain,
-        label_loss=_number_loss,
+        label_loss=_if_labelled(_number_loss),
         synthetic_labels=lambda count, length: {"labels": torch.rand(count)},
         width=lambda labels: 1,
         settings=lambda labels: {"num_labels": 1, "problem_type": "regression"},
@@ -183,7 +188,7 @@ HEADS: dict[Kind, TaskHead] = {
     "multi_label": TaskHead(
         auto_class=AutoModelForSequenceClassification,
         logits=_plain,
-        label_loss=_decisions_loss,
+        label_loss=_if_labelled(_decisions_loss),
         synthetic_labels=lambda count, length: {"labels": torch.randint(2, (count, 2)).float()},
         width=len,
         settings=lambda labels: _class_settings(labels) | {"problem_type": "multi_label_classification"},

@@ -11,15 +11,16 @@ from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.ir import kernels
 from toolkit.recipe import KINDS, OWN_STAGES, VARIANTS, Recipe, Task, TransferTuning
 from toolkit.recipe.corpus import corpus_settings
-from toolkit.recipe.references import corpus_files, is_hub, table_format
+from toolkit.recipe.references import corpus_files, is_hub, table_format, unlabelled_files
 from toolkit.recipe.task import settings_for_keys
 
 # Left out of cache keys: paths, since moving a file does not change its content, whose hash is in the key instead; and
 # `transfer.tuning`, which does not change the model: it is part of the benchmark's key.
-_LEFT_OUT = {
+_LEFT_OUT: dict[str, Any] = {
     "model": {"source"},
     "task": {"train", "more_train", "dev", "more_dev", "retrieval", "ready", "preset", *OWN_STAGES},
-    "transfer": {"tuning"},
+    "transfer": {"tuning": True, "distillation": {"unlabelled": {"files"}}},
+    "quantize": {"distillation": {"unlabelled": {"files"}}},
 }
 # Keys that are left out of cache keys while they have their default, so that the keys of older runs stay valid.
 _ADDED: dict[str, dict[str, Any]] = {
@@ -28,6 +29,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "export": {"exact_activations": False},
 }
 _ADDED_TO_TRAIN: dict[str, Any] = {"dropout": None}
+_ADDED_TO_DISTILLATION: dict[str, Any] = {"unlabelled": None}
 
 
 def sections_of(recipe: Recipe, names: Iterable[str], task: str | None) -> dict[str, Any]:
@@ -53,6 +55,8 @@ def section_values(name: str, value: Any) -> Any:
     if name == "corpus":
         return corpus_settings(value)
     values = value.model_dump(mode="json", exclude=_LEFT_OUT.get(name))
+    if values.get("distillation"):
+        values["distillation"] = _without(values["distillation"], _ADDED_TO_DISTILLATION)
     for section in (values, values.get("distillation") or {}):
         if section.get("train"):
             section["train"] = _without(section["train"], _ADDED_TO_TRAIN)
@@ -102,6 +106,8 @@ def data_hashes(sections: dict[str, Any], inputs: ResolvedInputs) -> tuple[dict[
         if found := judged([task]):
             roles["judged"] = found
         roles["more_dev"] = {name: hashed(spec) for name, spec in task.more_dev.items()}
+    if files := [spec for name in ("transfer", "quantize") for spec in unlabelled_files(sections.get(name))]:
+        roles["unlabelled"] = [hashed(spec) for spec in files]
     return hashes, roles
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash, json_hash
 from toolkit.data.corpus.parts import CorpusPart, parts_of, require_documents, texts_of
 from toolkit.data.documents import as_read, documents
 from toolkit.data.files import cached_file, fetch_file
-from toolkit.recipe import Corpus, Task
+from toolkit.recipe import Corpus, Reconstruction, Task
 from toolkit.recipe.references import is_hub, table_format, train_files
 from toolkit.recipe.task import settings_for_keys
 
@@ -69,3 +70,15 @@ def _mark(cache: Path | None, key: str) -> None:
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
         (cache / f"text-{key[:16]}").touch()
+
+
+def check_calibration(section: Reconstruction, corpus: Corpus | None, shapes: dict[str, tuple[int, int]]) -> None:
+    """Checks that the text which calibrates can have as many tokens as the widest matrix has columns."""
+    assert corpus is not None, "a student needs a corpus"
+    widest, most = max(columns for _, columns in shapes.values()), section.calibration.sequences * corpus.longest
+    if most < widest:
+        raise UserError(
+            f"at most {most:,} tokens calibrate, but the widest matrix has {widest:,} columns, which need as many",
+            where="student.pruning.reconstruction.calibration.sequences",
+            instead=f"at least {-(-widest // corpus.longest):,} sequences, or several times as many",
+        )

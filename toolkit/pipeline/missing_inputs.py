@@ -8,7 +8,7 @@ from toolkit.core.errors import UserError
 from toolkit.data.kinds.retrieval import files_of, judged_files
 from toolkit.data.resolved_inputs import ResolvedInputs
 from toolkit.recipe import Recipe
-from toolkit.recipe.references import corpus_files, task_files
+from toolkit.recipe.references import corpus_files, task_files, unlabelled_files
 
 
 def require_inputs(recipe: Recipe, models: Iterable[str], inputs: ResolvedInputs) -> None:
@@ -23,7 +23,9 @@ def require_inputs(recipe: Recipe, models: Iterable[str], inputs: ResolvedInputs
         UserError: Some do not exist; the message lists all of them.
     """
     files = corpus_files(recipe.corpus, recipe.tasks) if recipe.corpus else []
-    for task in recipe.tasks.values():
+    for name, task in recipe.tasks.items():
+        for stage in ("transfer", "quantize"):
+            files += unlabelled_files(recipe.section(stage, name))
         sets = [*map(files_of, task.retrieval.values()), *judged_files(task)]
         files += [*task_files(task), *itertools.chain.from_iterable(sets)]
     looked_up: list[tuple[Callable[[str], Any], str]] = [(inputs.model, source) for source in dict.fromkeys(models)]

@@ -12,6 +12,7 @@ from toolkit.core.errors import UserError
 from toolkit.data import task_rows
 from toolkit.data.corpus.parts import parts_of
 from toolkit.data.resolved_inputs import ResolvedInputs, ResolvedModel
+from toolkit.data.unlabelled import check_unlabelled
 from toolkit.models.architectures import (
     layer_count,
     matrix_shapes,
@@ -28,7 +29,7 @@ from toolkit.models.checkpoint import (
 from toolkit.models.config import read_config
 from toolkit.models.depth import depth_metrics, is_shallow, require_layers_of
 from toolkit.pipeline.checkpoint_contents import check_contents, check_task_heads
-from toolkit.pipeline.corpus_checks import check_corpus
+from toolkit.pipeline.corpus_checks import check_calibration, check_corpus
 from toolkit.pipeline.graph import check_graph
 from toolkit.pipeline.missing_inputs import require_inputs
 from toolkit.pipeline.module_names import check_module_names
@@ -36,10 +37,8 @@ from toolkit.pipeline.ready_models import check_task_models, require_usable
 from toolkit.recipe import (
     KINDS,
     LOCK,
-    Corpus,
     Pruning,
     Recipe,
-    Reconstruction,
     ResolvedPruner,
     StudentPruning,
     TaskPruning,
@@ -165,12 +164,13 @@ def check_data(recipe: Recipe, tasks: Collection[str | None], inputs: ResolvedIn
 def _check_task(recipe: Recipe, name: str, inputs: ResolvedInputs) -> str:
     """Checks every row of a task, and with their number a ramp in steps of a training in epochs; returns a summary."""
     task, transfer = recipe.tasks[name], recipe.section("transfer", name)
-    summary = task_rows.check_rows(name, task)
+    more = [check_unlabelled(task, recipe.section(stage, name)) for stage in ("transfer", "quantize")]
+    summary = "; ".join(filter(None, (task_rows.check_rows(name, task), *dict.fromkeys(more))))
     if transfer is None or "transfer" in task.ready or not transfer.train.epoch or transfer.pruning.only_locks:
         return summary
     compression = transfer.pruning.approach.weight_compression
     # The number of windows that question answering trains on is known only after tokenisation, of groups too.
-    counted = not KINDS[task.kind].cuts_windows and task.ranking.group == 1
+    counted = not KINDS[task.kind].cuts_windows and task.ranking.group == 1 and not more[0]
     if compression.in_epochs() or not counted or inputs.file(task.train) is None:
         return summary
     batch = transfer.train.batch_size * transfer.train.gradient_accumulation_steps
@@ -295,7 +295,7 @@ def _pruning(
         reconstruction = pruning.reconstruction if isinstance(pruning, StudentPruning) else None
         if reconstruction:
             require_reconstructable(model.config, "student.pruning.reconstruction")
-            _check_calibration(reconstruction, recipe.corpus, {name: shapes[name] for name in names})
+            check_calibration(reconstruction, recipe.corpus, {name: shapes[name] for name in names})
         elif problem := unsupported(pruning.backend, pruner):
             raise UserError(f"{pruning.backend} does not support {problem}", where=where, instead="backend: inc")
         length = _length_of_training(pruner, compression.in_epochs(), train, where, at_once=reconstruction is not None)
@@ -309,18 +309,6 @@ def _pruning(
 
 
 _EPOCH = 1000  # placeholder for the steps per epoch; only the ratio to the training's length matters here
-
-
-def _check_calibration(section: Reconstruction, corpus: Corpus | None, shapes: dict[str, tuple[int, int]]) -> None:
-    """Checks that the text which calibrates can have as many tokens as the widest matrix has columns."""
-    assert corpus is not None, "a student needs a corpus"
-    widest, most = max(columns for _, columns in shapes.values()), section.calibration.sequences * corpus.longest
-    if most < widest:
-        raise UserError(
-            f"at most {most:,} tokens calibrate, but the widest matrix has {widest:,} columns, which need as many",
-            where="student.pruning.reconstruction.calibration.sequences",
-            instead=f"at least {-(-widest // corpus.longest):,} sequences, or several times as many",
-        )
 
 
 def _length_of_training(

@@ -25,6 +25,7 @@ from toolkit.recipe.distillation import KDLossSettings as KDLossSettings
 from toolkit.recipe.distillation import Positions as Positions
 from toolkit.recipe.distillation import Sample as Sample
 from toolkit.recipe.distillation import StudentDistillation as StudentDistillation
+from toolkit.recipe.distillation import Unlabelled as Unlabelled
 from toolkit.recipe.export import DENSE as DENSE
 from toolkit.recipe.export import DENSE_INT8 as DENSE_INT8
 from toolkit.recipe.export import SHIPPED as SHIPPED
@@ -148,6 +149,7 @@ class Recipe(Section):
         stays_dense = made is not None and made.pruning is None
         for name in self.tasks:
             _check_distance(self, name)
+            _check_unlabelled(self, name)
             if KINDS[self.tasks[name].kind].dense_teaches:
                 self.tasks[name] = _taught_by_dense(self, name)
         for own in (None, *self.tasks):
@@ -199,13 +201,25 @@ def _require_teacher_alone(recipe: Recipe, name: str, stage: str) -> None:
         raise wrong(
             f"{what} to train with", *at, own, "train", instead="distillation: {train: …}, from the dense model"
         )
-    criterion = section.distillation.train.criterion
-    keys = (*at, "distillation", "train", "criterion")
-    if criterion.logits is not None and criterion.logits.loss_weights[0] > 0:
-        raise wrong(what, *keys, "KnowledgeDistillationLoss", "loss_weights", instead="[0, 1]")
-    if criterion.layers is not None and criterion.layers.add_origin_loss:
-        keys = (*keys, "IntermediateLayersKnowledgeDistillationLoss", "add_origin_loss")
-        raise wrong(what, *keys, instead="false")
+    if found := section.distillation.train.criterion.use_of_labels():
+        raise wrong(what, *at, "distillation", "train", "criterion", *found[0], instead=found[1])
+
+
+def _check_unlabelled(recipe: Recipe, name: str) -> None:
+    """Rejects examples without labels where a task's kind cannot have them, and pairs of a task with single texts."""
+    task = recipe.tasks[name]
+    for stage in ("transfer", "quantize"):
+        section = recipe.section(stage, name)
+        if section is None or section.distillation is None or section.distillation.unlabelled is None:
+            continue
+        at = ("tasks", name, stage) if getattr(task, stage) is not None else (stage,)
+        keys = (*at, "distillation", "unlabelled")
+        if not KINDS[task.kind].takes_unlabelled:
+            kinds = ", ".join(kind for kind, rules in KINDS.items() if rules.takes_unlabelled)
+            what = f"{name!r} is a task of {task.kind.replace('_', ' ')}; examples without labels are for {kinds}"
+            raise wrong(what, *keys, instead="remove the key")
+        if section.distillation.unlabelled.pairs and len(task.columns) != 2:
+            raise wrong(f"{name!r} has no second text", *keys, "pairs", instead="files: [<file>], or no `unlabelled`")
 
 
 def _both(below: Any, above: Any) -> bool:

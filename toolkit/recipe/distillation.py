@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.recipe.fields import Fraction, Number, Section, default_choice, wrong
+from toolkit.recipe.fields import FileName, Fraction, Number, Position, Section, default_choice, wrong
 from toolkit.recipe.train import Precision, Train
 
 
@@ -101,6 +101,14 @@ class Criterion(Section):
             raise wrong("the task loss is a part of KnowledgeDistillationLoss already", *at, instead="false")
         return self
 
+    def use_of_labels(self) -> tuple[tuple[str, str], str] | None:
+        """Returns the keys of a part of the loss that needs labels, and their value without it; None: none does."""
+        if self.logits is not None and self.logits.loss_weights[0] > 0:
+            return ("KnowledgeDistillationLoss", "loss_weights"), "[0, 1]"
+        if self.layers is not None and self.layers.add_origin_loss:
+            return ("IntermediateLayersKnowledgeDistillationLoss", "add_origin_loss"), "false"
+        return None
+
     @property
     def logits(self) -> KDLossSettings | None:
         """The settings of the loss on logits; None: logits are not compared."""
@@ -163,7 +171,39 @@ class StudentDistillation(Section):
         return values
 
 
+class Unlabelled(Section):
+    """Training examples without labels, beside those of the task's train split: the task teacher labels them."""
+
+    files: tuple[FileName, ...] = Field(
+        (),
+        description="files with the task's text columns, e.g. from logs, or patterns like *.csv; for single texts also "
+        "plain text, one per line. Texts of the evaluation splits are left out",
+    )
+    pairs: Position = Field(
+        0,
+        description="tasks with two texts: number of new pairs for each first text, with the second texts of other "
+        "rows that are most similar to it (BM25)",
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> "Unlabelled":
+        if not self.files and not self.pairs:
+            raise wrong("adds no examples", instead="files: [<file>], or pairs: 5")
+        return self
+
+
 class Distillation(Section):
     """Fine-tuning with distillation from a task teacher."""
 
     train: DistillationTrain
+    unlabelled: Unlabelled | None = Field(
+        None, description="examples without labels; `epoch` counts them, so compare at equal `steps`"
+    )
+
+    @model_validator(mode="after")
+    def _teacher_alone(self) -> "Distillation":
+        if self.unlabelled is None:
+            return self
+        if found := self.train.criterion.use_of_labels():
+            raise wrong("`unlabelled` examples have no labels", "train", "criterion", *found[0], instead=found[1])
+        return self

@@ -23,6 +23,11 @@ from toolkit.recipe.messages import mistakes_in, together
 from toolkit.recipe.overrides import apply_override, require_effect, set_key
 from toolkit.recipe.references import is_hub, matching_files, with_local_folder
 
+_UNLABELLED = tuple(
+    (*task, stage, "distillation", "unlabelled", "files", "*")
+    for task in ((), ("tasks", "*"))
+    for stage in ("transfer", "quantize")
+)
 # Keys of a recipe that hold file names; `*` is any name or list item.
 _FILE_KEYS = (
     ("model", "source"),
@@ -36,6 +41,7 @@ _FILE_KEYS = (
     ("tasks", "*", "retrieval", "*"),
     ("tasks", "*", "ready", "*"),
     ("ready", "*"),
+    *_UNLABELLED,
 )
 # Keys of a recipe that may hold patterns such as `data/*.csv`.
 _PATTERN_KEYS = (
@@ -43,6 +49,7 @@ _PATTERN_KEYS = (
     ("corpus", "sources", "*", "files", "*"),
     ("tasks", "*", "train"),
     ("tasks", "*", "train", "*"),
+    *_UNLABELLED,
 )
 # Keys of a JSON schema: the dialect that pydantic writes, and a name that is not an address.
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -11,6 +11,7 @@ from typing import Literal
 from toolkit.core.errors import UserError
 from toolkit.recipe.corpus import Corpus
 from toolkit.recipe.fields import path_problem
+from toolkit.recipe.stages import Quantize, Transfer
 from toolkit.recipe.task import Task
 
 HUB_PREFIX = "hub:"
@@ -97,6 +98,12 @@ def task_files(task: Task) -> list[str]:
 def train_files(task: Task) -> list[str]:
     """Returns the files of a task's training split as written in the recipe."""
     return [task.train, *task.more_train]
+
+
+def unlabelled_files(section: Transfer | Quantize | None) -> tuple[str, ...]:
+    """Returns the files of a stage's examples without labels as written in the recipe."""
+    unlabelled = section.distillation.unlabelled if section and section.distillation else None
+    return unlabelled.files if unlabelled else ()
 
 
 def matching_files(spec: str) -> list[str]:

@@ -76,6 +76,11 @@ class KindRules:
     per_query: bool = False
     tagged: bool = False
 
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether a distillation can add examples without labels to those of the train split."""
+        return not (self.per_token or self.per_query or self.dense_teaches)
+
 
 KINDS: dict[Kind, KindRules] = {
     "classification": KindRules(("accuracy", "f1", "matthews_correlation"), has_classes=True),

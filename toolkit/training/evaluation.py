@@ -122,7 +122,7 @@ def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData 
     """Returns the scores on the complete dev split, the numbers of examples, and which rows were left out."""
     return {
         "examples_seen": len(data.stream) if data else 0,
-        "train_n": len(task.train.truth),
+        "train_n": len(task.train.truth) or len(task.train),
         "dev_n": task.dev_n,
         "counts": {m.name: m.n for m in task.measures},
         "rows_left_out": list(task.left_out),

@@ -73,6 +73,7 @@ def require_skilled(model: Any, task: TaskData, folder: Path, tokenizer: Any) ->
         UserError: See `doubt`.
     """
     split = next((s for s in (task.tune, task.dev) if len(s.truth) >= _ENOUGH), task.train)
+    split = split if len(split.truth) else task.dev  # examples without labels may be among those of train
     logits = predict(model, teacher_split(split, folder, tokenizer), tokenizer.pad_token_id)
     found = doubt(task, split, logits, folder)
     if found is not None:

@@ -12,10 +12,10 @@ from tests.conftest import GOOD, sentence
 from tests.helpers.mix import PLANTED, corpus_of
 from toolkit.core.artifacts import Context, NullProgress
 from toolkit.data.corpus import load_corpus
+from toolkit.data.corpus.segment_pairs import sentences
 from toolkit.data.corpus.sequences import draw, epoch_items, in_proportion
 from toolkit.data.question_answering import windows_of
 from toolkit.data.sampler import turns
-from toolkit.data.segment_pairs import sentences
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.data.task_rows import read_task
 from toolkit.models.load import load_masked_lm, load_tokenizer

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tests.helpers.models import load_classifier
 from toolkit.core.errors import UserError
 from toolkit.data.corpus import load_corpus
-from toolkit.data.segment_pairs import sentences, write_pairs
+from toolkit.data.corpus.segment_pairs import sentences, write_pairs
 from toolkit.models.load import load_masked_lm, load_tokenizer, save_checkpoint
 from toolkit.models.mlm_heads import mlm_head, next_sentence_head
 from toolkit.recipe import Corpus, KDLossSettings, Train

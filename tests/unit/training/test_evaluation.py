@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.conftest import GOOD, NOUNS, sentence
+from toolkit.data.corpus.segment_pairs import PairSequences
 from toolkit.data.corpus.sequences import Sequences
-from toolkit.data.segment_pairs import PairSequences
 from toolkit.data.tasks import load_task
 from toolkit.models.load import load_masked_lm, load_task_model, load_tokenizer
 from toolkit.models.mlm_heads import mlm_head, next_sentence_head

@@ -13,13 +13,13 @@ import numpy as np
 from toolkit.core.errors import UserError
 from toolkit.core.files import file_hash, json_hash
 from toolkit.data.corpus.parts import VALID_EVERY, CorpusPart, parts_of, require_documents, rows_of, texts_of
+from toolkit.data.corpus.segment_pairs import sentences, write_pairs
 from toolkit.data.corpus.sequences import AnySequences, MixedSequences, Sequences
 from toolkit.data.corpus.writers import EncodedWriter, SentenceWriter, SequenceWriter, integers, open_sequences
 from toolkit.data.documents import as_read
 from toolkit.data.files import fetch_file
 from toolkit.data.hub import hub_split
 from toolkit.data.masking import require_word_marks
-from toolkit.data.segment_pairs import sentences, write_pairs
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.models.checkpoint import require_length
 from toolkit.models.embedding.prompts import prompts_of_tokenizer

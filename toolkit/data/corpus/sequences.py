@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.segment_pairs import PairSequences
+from toolkit.data.corpus.segment_pairs import PairSequences
 
 SPECIALS = 2  # [CLS] and [SEP]
 

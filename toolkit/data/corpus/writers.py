@@ -7,8 +7,8 @@ import numpy as np
 from typing_extensions import Self
 
 from toolkit.data.corpus.parts import CorpusPart
+from toolkit.data.corpus.segment_pairs import PairSequences
 from toolkit.data.corpus.sequences import SPECIALS, Sequences
-from toolkit.data.segment_pairs import PairSequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

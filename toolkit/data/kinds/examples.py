@@ -58,7 +58,7 @@ class Examples(Tokenised):
     Attributes:
         texts: The text of each example, or the two texts of a pair.
         inputs: Name of a model input -> one list of ids per example.
-        labels: Label of each example, [n]; with several classes [n, C].
+        labels: Label of each example, [n]; with several classes [n, C]. Empty if an example has none.
     """
 
     texts: list[tuple[str, ...]]
@@ -66,7 +66,8 @@ class Examples(Tokenised):
     labels: np.ndarray
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**{name: ids[index] for name, ids in self.inputs.items()}, "labels": self.labels[index].item()}
+        item: dict[str, Any] = {name: ids[index] for name, ids in self.inputs.items()}
+        return item | {"labels": self.labels[index].tolist()} if len(self.labels) else item
 
     @property
     def truth(self) -> Any:
@@ -87,7 +88,7 @@ class Examples(Tokenised):
         cls, rows: "Sequence[TaskRow]", labels: Sequence[str], section: Task, tokenizer: "PreTrainedTokenizerFast"
     ) -> Self:
         """Tokenises rows; texts longer than the section's `max_seq_length` are truncated."""
-        truth = cls.targets(rows, labels)
+        truth = cls.targets([] if any(row.label is None for row in rows) else rows, labels)
         texts = [row.texts for row in rows]
         if not texts:
             return cls([], {name: [] for name in tokenizer.model_input_names}, truth)

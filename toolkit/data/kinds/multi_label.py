@@ -42,9 +42,6 @@ class LabelSets(Examples):
         "average_precision": metrics.average_precision,
     }
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**{name: ids[index] for name, ids in self.inputs.items()}, "labels": self.labels[index].tolist()}
-
     @classmethod
     def targets(cls, rows: "Sequence[TaskRow]", labels: Sequence[str]) -> np.ndarray:
         found = np.zeros((len(rows), len(labels)), dtype=np.float32)

@@ -30,6 +30,7 @@ from toolkit.pipeline.estimate.step_facts import (
     teacher_of,
     tokenizer_of,
     train_of,
+    unlabelled_of,
 )
 from toolkit.pipeline.graph import Step, plan
 from toolkit.pipeline.requirements import missing_requirement
@@ -225,11 +226,14 @@ class _Costs:
         root, train = root_of(step), train_of(step)
         task = step.sections.get("task")
         count = train is not None and train.steps is None
-        key = (str(root.path), step.task, task is None and count)
+        unlabelled = unlabelled_of(step)
+        key = (str(root.path), step.task, task is None and count, unlabelled)
         if key not in self.read:
             tokenizer = tokenizer_of(root, self.inputs)
             if task is not None:
-                self.read[key] = data_volume.task_volume(task, tokenizer)
+                own = data_volume.task_volume(task, tokenizer)
+                more = data_volume.with_unlabelled
+                self.read[key] = more(own, task, unlabelled, tokenizer) if unlabelled else own
             else:
                 tasks = step.sections["corpus_tasks"]
                 self.read[key] = data_volume.corpus_volume(step.sections["corpus"], tasks, tokenizer, count=count)
@@ -262,6 +266,7 @@ class _Costs:
         return any(
             teacher_of(other) is not None
             and teacher_bf16_of(other) == teacher_bf16_of(step)
+            and unlabelled_of(other) == unlabelled_of(step)
             and self._caches_logits(other)
             for other in before
         )

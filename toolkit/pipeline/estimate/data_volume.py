@@ -7,7 +7,7 @@ row counts are used, and every example is assumed to have the maximum length.
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit.data.corpus.parts import VALID_EVERY
@@ -18,7 +18,8 @@ from toolkit.data.published import published_rows
 from toolkit.data.tables import text
 from toolkit.data.task_kinds import EXAMPLES
 from toolkit.data.task_rows import file_rows, read_train
-from toolkit.recipe import KINDS, Corpus, Source, Task
+from toolkit.data.unlabelled import MOST_PAIRED, without_labels
+from toolkit.recipe import KINDS, Corpus, Source, Task, Unlabelled
 from toolkit.recipe.references import corpus_files, train_files
 
 _SAMPLE = 512  # tokenised texts
@@ -113,6 +114,30 @@ def task_volume(section: Task, tokenizer: Any = None) -> DataVolume:
     )
 
 
+def with_unlabelled(volume: DataVolume, section: Task, unlabelled: Unlabelled, tokenizer: Any = None) -> DataVolume:
+    """Returns a task's data volume with examples without labels; of new pairs as many as there can be at most.
+
+    Args:
+        volume: The volume of the task's own splits.
+        section: The task's section of the recipe.
+        unlabelled: The examples without labels.
+        tokenizer: The model's tokenizer; None: tokens are estimated from words.
+
+    Raises:
+        UserError: A local file is missing or damaged.
+    """
+    own = _train_rows(section)
+    files = [_rows(spec, without_labels(section)) for spec in unlabelled.files]
+    if volume.examples is None or own is None or None in files:
+        return replace(volume, examples=None, exact=False, lengths=())
+    more = [texts for rows in files for texts in rows or ()]
+    count = len(more) + unlabelled.pairs * min(len({texts[0] for texts in own}), MOST_PAIRED)
+    # A sample of all, in which each example of the files counts as much as one of the task's.
+    share = max(1, round(len(volume.lengths) * len(more) / max(1, volume.examples + count - len(more)))) if more else 0
+    lengths = [n for texts in _sampled(more)[:share] for n in _row_lengths(texts, section, tokenizer)]
+    return replace(volume, examples=volume.examples + count, exact=False, lengths=(*volume.lengths, *lengths))
+
+
 def corpus_volume(
     section: Corpus, corpus_tasks: dict[str, Task], tokenizer: Any = None, *, count: bool = True
 ) -> DataVolume:
@@ -186,7 +211,7 @@ def _pairs(documents: list[list[str]], section: Corpus, tokenizer: Any) -> int:
     """Returns the number of segment pairs in documents: more than their tokens fill, as each ends in a short pair."""
     import numpy as np
 
-    from toolkit.data.segment_pairs import pairs_of, sentences
+    from toolkit.data.corpus.segment_pairs import pairs_of, sentences
 
     pieces = [[s for paragraph in document for s in sentences(paragraph)] for document in documents]
     lengths = np.array(_token_counts([s for document in pieces for s in document], tokenizer), dtype=np.int64)

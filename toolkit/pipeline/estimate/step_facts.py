@@ -11,7 +11,7 @@ from toolkit.models.config import CONFIG, read_config
 from toolkit.models.depth import shallower
 from toolkit.pipeline.cache_keys import section_values
 from toolkit.pipeline.graph import Step
-from toolkit.recipe import Criterion, DistillationTrain, Student, Train
+from toolkit.recipe import Criterion, DistillationTrain, Quantize, Student, Train, Transfer, Unlabelled
 
 
 def train_of(step: Step) -> Train | None:
@@ -121,3 +121,10 @@ def _time_settings(section: Any) -> Any:
     if not isinstance(section, dict):
         return section
     return {name: _time_settings(value) for name, value in section.items() if name not in _FREE}
+
+
+def unlabelled_of(step: Step) -> Unlabelled | None:
+    """Returns what a step adds to the examples with labels."""
+    section = step.sections[step.stage.name]
+    distillation = section.distillation if isinstance(section, Transfer | Quantize) else None
+    return distillation.unlabelled if distillation else None

@@ -45,7 +45,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     train, pruning = section.train, section.pruning
     source = inputs.student_artifact.path
     tokenizer = load_tokenizer(source)
-    task = load_task(context.task or "", inputs.task, tokenizer)
+    unlabelled = section.distillation.unlabelled if section.distillation else None
+    task = load_task(context.task or "", inputs.task, tokenizer, unlabelled)
     task = with_dense(task, inputs.task_teacher_artifact, tokenizer, context.cache)
     model = load_task_model(source, task.kind, task.labels, fitted=False, pooling=task.pooling)
     matrices = prunable_matrices(model, inputs.model.prunable)
