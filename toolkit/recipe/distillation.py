@@ -181,8 +181,8 @@ class Unlabelled(Section):
     )
     pairs: Position = Field(
         0,
-        description="tasks with two texts: number of new pairs for each first text, with the second texts of other "
-        "rows that are most similar to it (BM25)",
+        description="`transfer` of a task whose two texts are of one sort, such as two questions: number of new pairs "
+        "of each text with the most similar others, by the student's embeddings",
     )
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Inference and metrics of a torch model, on the splits of a task and on held-out pre-training text."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 
 from toolkit.data.batches import Batch, model_inputs, pad, pad_masked
 from toolkit.data.corpus.sequences import AnySequences, in_proportion
+from toolkit.data.kinds.embedding import Texts
 from toolkit.data.masking import mask_tokens
 from toolkit.data.metrics import in_order
 from toolkit.data.tasks import Split, TaskData
+from toolkit.models.load import load_task_model
 from toolkit.models.task_heads import task_logits
 from toolkit.training.datasets import TrainingData
 from toolkit.training.distillation import LossTerms, MlmLoss
@@ -62,6 +65,21 @@ def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> S
         order += chosen.tolist()
         logits += list(found)
     return in_order(logits, order, examples.lengths, examples.per_token)
+
+
+def text_embeddings(folder: Path, texts: Sequence[str], tokenizer: Any, longest: int) -> np.ndarray:
+    """Returns the embeddings of texts by a model's encoder, [n, h] float32: means of the last hidden states.
+
+    Args:
+        folder: The checkpoint folder; one of a sentence-transformers model may state another pooling.
+        texts: The texts.
+        tokenizer: The model's tokenizer.
+        longest: Number of tokens that longer texts are truncated to.
+    """
+    encoded = tokenizer(list(texts), truncation=True, max_length=longest)
+    inputs = {name: encoded[name] for name in tokenizer.model_input_names}
+    model = load_task_model(folder, "embedding", (), fitted=False)
+    return np.asarray(predict(model, Texts([(text,) for text in texts], inputs, None, 1), tokenizer.pad_token_id))
 
 
 @torch.inference_mode()

@@ -131,7 +131,7 @@ def with_unlabelled(volume: DataVolume, section: Task, unlabelled: Unlabelled, t
     if volume.examples is None or own is None or None in files:
         return replace(volume, examples=None, exact=False, lengths=())
     more = [texts for rows in files for texts in rows or ()]
-    count = len(more) + unlabelled.pairs * min(len({texts[0] for texts in own}), MOST_PAIRED)
+    count = len(more) + unlabelled.pairs * min(len({text for texts in own for text in texts}), MOST_PAIRED)
     # A sample of all, in which each example of the files counts as much as one of the task's.
     share = max(1, round(len(volume.lengths) * len(more) / max(1, volume.examples + count - len(more)))) if more else 0
     lengths = [n for texts in _sampled(more)[:share] for n in _row_lengths(texts, section, tokenizer)]
