@@ -16,7 +16,7 @@ from toolkit.data.kinds.token_classification import Tokens
 from toolkit.data.metrics import shuffled_scores
 from toolkit.data.question_answering import Windows
 from toolkit.data.task_kinds import EXAMPLES, Split, score
-from toolkit.data.unlabelled import Embed, unlabelled_rows
+from toolkit.data.unlabelled import Similar, unlabelled_rows
 from toolkit.models.checkpoint import require_length
 from toolkit.models.embedding.folder import PoolingKeys
 from toolkit.models.embedding.prompts import prompts_of_tokenizer
@@ -165,7 +165,7 @@ def load_task(
     section: Task,
     tokenizer: "PreTrainedTokenizerFast",
     unlabelled: Unlabelled | None = None,
-    embed: Embed | None = None,
+    similar: Similar | None = None,
 ) -> TaskData:
     """Reads and tokenises the splits of a task.
 
@@ -174,7 +174,7 @@ def load_task(
         section: The task's section.
         tokenizer: The model's tokenizer.
         unlabelled: Examples without labels, which follow those of the train split; the split then has no labels.
-        embed: Makes the embeddings by which new pairs are chosen; None: `unlabelled` has none.
+        similar: Finds the texts of new pairs; None: `unlabelled` has none.
 
     Raises:
         UserError: The rows are invalid (see `task_rows.read_task` and `task_rows.targets`), or `max_seq_length` exceeds
@@ -184,7 +184,7 @@ def load_task(
     read = task_rows.read_task(name, section)
     measured = [row for split in read.dev.values() for row in split]
     encode = EXAMPLES[section.kind].encode
-    more = unlabelled_rows(section, unlabelled, read, embed) if unlabelled else []
+    more = unlabelled_rows(section, unlabelled, read, similar) if unlabelled else []
     train_split, tune_split, dev_split = (
         encode(split, read.labels, own, tokenizer)
         for split, own in ((read.train + more, section), (read.tune, section), (measured, section.evaluated))

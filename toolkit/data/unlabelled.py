@@ -14,59 +14,54 @@ from toolkit.recipe import Quantize, Task, Transfer, Unlabelled
 from toolkit.recipe.references import unlabelled_files
 
 MOST_PAIRED = 40_000  # different texts; each is compared with each
-_ROWS = 512  # texts that are compared with all others at once
 _BESIDE = 8  # of the most similar texts, how many may stand beside a text already
 
-Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> their embeddings, [n, h]
+# Texts, and how many -> the numbers of the texts most similar to each, [n, how many], the most similar one first.
+Similar = Callable[[Sequence[str], int], np.ndarray]
 
 
-def unlabelled_rows(section: Task, unlabelled: Unlabelled, read: TaskRows, embed: Embed | None) -> list[TaskRow]:
+def unlabelled_rows(section: Task, unlabelled: Unlabelled, read: TaskRows, similar: Similar | None) -> list[TaskRow]:
     """Returns rows without labels: different ones, none of which has the texts of a row of any split.
 
     Args:
         section: The task's section.
         unlabelled: What to add.
         read: The task's splits.
-        embed: Makes the embeddings by which new pairs are chosen; None: files alone.
+        similar: Finds the texts of new pairs; None: files alone.
 
     Raises:
         UserError: A file is missing or damaged, lacks a column, or has an empty text.
     """
     found = [row for spec in unlabelled.files for row in _file_rows(spec, section)]
     if unlabelled.pairs:
-        assert embed is not None, "new pairs are made where there is a model that embeds texts"
-        found += pairs(read.train, unlabelled.pairs, embed)
+        assert similar is not None, "new pairs are made where there is a model that embeds texts"
+        found += pairs(read.train, unlabelled.pairs, similar)
     taken = {row.texts for split in (read.train, read.tune, *read.dev.values()) for row in split}
+    taken |= {texts[::-1] for texts in taken}
     return list({row.texts: row for row in found if row.texts not in taken}.values())
 
 
-def pairs(rows: Sequence[TaskRow], count: int, embed: Embed) -> Iterator[TaskRow]:
-    """Yields pairs of each text with the most similar other texts, by the cosine of their centred embeddings.
+def pairs(rows: Sequence[TaskRow], count: int, similar: Similar) -> Iterator[TaskRow]:
+    """Yields pairs of each text with the most similar other texts that it does not stand beside yet.
 
     A text that only occurs first, or only second, in rows stays there, unless both texts of a pair do so.
 
     Args:
         rows: Rows with two texts. Of more than 40,000 different texts, 40,000 are drawn.
         count: Number of pairs for each text; two texts that choose each other are one pair.
-        embed: Makes the embeddings.
+        similar: Finds the most similar texts.
     """
     texts = _some([text for row in rows for text in row.texts])
-    found = embed(texts)
-    found = found - found.mean(axis=0)
-    found /= np.linalg.norm(found, axis=1, keepdims=True) + 1e-9
     known = {row.texts for row in rows} | {row.texts[::-1] for row in rows}
     first, second = ({row.texts[place] for row in rows} for place in range(2))
-    rng, most = np.random.default_rng(0), min(count + _BESIDE, len(texts))
-    for start in range(0, len(texts), _ROWS):
-        cosines = found[start : start + _ROWS] @ found.T
-        nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
-        for text, places, row in zip(texts[start : start + _ROWS], nearest, cosines, strict=True):
-            best = [texts[place] for place in places[np.argsort(-row[places], kind="stable")]]
-            for other in [other for other in best if other != text and (text, other) not in known][:count]:
-                known |= {(text, other), (other, text)}
-                fits = text in first and other in second, other in first and text in second
-                swap = fits[1] if fits[0] != fits[1] else bool(rng.integers(2))
-                yield TaskRow("a new pair", (other, text) if swap else (text, other), None, None)
+    rng = np.random.default_rng(0)
+    for text, numbers in zip(texts, similar(texts, min(count + _BESIDE, len(texts))), strict=True):
+        best = [texts[number] for number in numbers]
+        for other in [other for other in best if other != text and (text, other) not in known][:count]:
+            known |= {(text, other), (other, text)}
+            stay, swapped = text in first and other in second, other in first and text in second
+            swap = swapped if stay != swapped else bool(rng.integers(2))
+            yield TaskRow("a new pair", (other, text) if swap else (text, other), None, None)
 
 
 def check_unlabelled(section: Task, stage: Transfer | Quantize | None) -> str:

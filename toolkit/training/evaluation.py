@@ -1,12 +1,16 @@
-"""Inference and metrics of a torch model, on the splits of a task and on held-out pre-training text."""
+"""Inference and metrics of a torch model, on the splits of a task and on held-out pre-training text; similar texts."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from toolkit.core.artifacts import Artifact
+from toolkit.core.files import json_hash
 from toolkit.data.batches import Batch, model_inputs, pad, pad_masked
 from toolkit.data.corpus.sequences import AnySequences, in_proportion
 from toolkit.data.kinds.embedding import Texts
@@ -15,9 +19,12 @@ from toolkit.data.metrics import in_order
 from toolkit.data.tasks import Split, TaskData
 from toolkit.models.load import load_task_model
 from toolkit.models.task_heads import task_logits
+from toolkit.training import distributed
 from toolkit.training.datasets import TrainingData
 from toolkit.training.distillation import LossTerms, MlmLoss
 from toolkit.training.hardware import device
+
+_TEXTS = 512  # texts that are compared with all others at once
 
 
 def _to_device(model: Any) -> None:
@@ -65,21 +72,6 @@ def predict(model: Any, examples: Split, pad_id: int, batch_size: int = 32) -> S
         order += chosen.tolist()
         logits += list(found)
     return in_order(logits, order, examples.lengths, examples.per_token)
-
-
-def text_embeddings(folder: Path, texts: Sequence[str], tokenizer: Any, longest: int) -> np.ndarray:
-    """Returns the embeddings of texts by a model's encoder, [n, h] float32: means of the last hidden states.
-
-    Args:
-        folder: The checkpoint folder; one of a sentence-transformers model may state another pooling.
-        texts: The texts.
-        tokenizer: The model's tokenizer.
-        longest: Number of tokens that longer texts are truncated to.
-    """
-    encoded = tokenizer(list(texts), truncation=True, max_length=longest)
-    inputs = {name: encoded[name] for name in tokenizer.model_input_names}
-    model = load_task_model(folder, "embedding", (), fitted=False)
-    return np.asarray(predict(model, Texts([(text,) for text in texts], inputs, None, 1), tokenizer.pad_token_id))
 
 
 @torch.inference_mode()
@@ -146,3 +138,57 @@ def task_metrics(model: Any, task: TaskData, tokenizer: Any, data: TrainingData 
         "rows_left_out": list(task.left_out),
         "dev": task.scores(predict(model, task.dev, tokenizer.pad_token_id)),
     }
+
+
+@dataclass(frozen=True)
+class SimilarTexts:
+    """Finds similar texts by the cosines of centred embeddings: means of the last hidden states of a model's encoder.
+
+    Attributes:
+        model: The model's checkpoint; one of a sentence-transformers model may state another pooling.
+        tokenizer: Its tokenizer.
+        longest: Number of tokens that longer texts are truncated to.
+        cache: Folder of the results. Another number of threads may choose otherwise between equally similar texts, so
+            a resumed run and other processes take the first result.
+    """
+
+    model: Artifact
+    tokenizer: Any
+    longest: int
+    cache: Path
+
+    def __call__(self, texts: Sequence[str], count: int) -> np.ndarray:
+        """Returns the numbers of the most similar texts of each text, [n, count] int32, the most similar one first.
+
+        A text is among its own.
+        """
+        key = {"model": self.model.sha256, "texts": list(texts), "count": count, "longest": self.longest}
+        file = self.cache / f"similar-{json_hash(key)[:16]}.npy"
+        with distributed.main_process_first():
+            if not file.is_file():
+                self.cache.mkdir(parents=True, exist_ok=True)
+                partial = file.with_name(f".{file.stem}-{os.getpid()}.npy")
+                np.save(partial, _nearest(self._embeddings(texts), count))
+                partial.replace(file)
+        found = np.load(file)
+        distributed.broadcast([torch.from_numpy(found)])  # other machines have caches of their own
+        return found
+
+    def _embeddings(self, texts: Sequence[str]) -> np.ndarray:
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.longest)
+        inputs = {name: encoded[name] for name in self.tokenizer.model_input_names}
+        model = load_task_model(self.model.path, "embedding", (), fitted=False)
+        split = Texts([(text,) for text in texts], inputs, None, 1)
+        return np.asarray(predict(model, split, self.tokenizer.pad_token_id))
+
+
+def _nearest(embeddings: np.ndarray, count: int) -> np.ndarray:
+    centred = embeddings - embeddings.mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-9)
+    parts = []
+    for first in range(0, len(centred), _TEXTS):
+        cosines = centred[first : first + _TEXTS] @ centred.T
+        chosen = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(cosines, chosen, axis=1), axis=1, kind="stable")
+        parts.append(np.take_along_axis(chosen, order, axis=1).astype(np.int32))
+    return np.concatenate(parts)

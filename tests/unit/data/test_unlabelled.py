@@ -39,10 +39,10 @@ def section(tmp_path):
     return Task(train=train, dev=dev, columns=("a", "b"), labels=("0", "1"), max_seq_length=24)
 
 
-def words(texts):
-    """Embeddings that count words."""
-    known = sorted({word for text in texts for word in text.split()})
-    return np.array([[text.split().count(word) for word in known] for text in texts], dtype=np.float32)
+def words(texts, count):
+    """The texts with the most common words."""
+    sets = [set(text.split()) for text in texts]
+    return np.array([sorted(range(len(sets)), key=lambda n: -len(own & sets[n]))[:count] for own in sets])
 
 
 def test_a_text_is_paired_with_the_most_similar_texts_that_it_does_not_stand_beside():

@@ -34,7 +34,7 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     from toolkit.sparsity.mask_file import MASK_FILE
     from toolkit.sparsity.pruners import PatternLock, PrunerGroup
     from toolkit.training.datasets import steps_per_epoch, task_data
-    from toolkit.training.evaluation import task_metrics, text_embeddings
+    from toolkit.training.evaluation import SimilarTexts, task_metrics
     from toolkit.training.loop import fit, seed_everything
     from toolkit.training.reconstruction import ReconstructedLock
     from toolkit.training.teacher_checks import load_same_model
@@ -46,11 +46,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     source = inputs.student_artifact.path
     tokenizer = load_tokenizer(source)
     unlabelled = section.distillation.unlabelled if section.distillation else None
-    longest = inputs.task.max_seq_length
-    task = load_task(
-        *(context.task or "", inputs.task, tokenizer, unlabelled),
-        embed=lambda texts: text_embeddings(source, texts, tokenizer, longest),
-    )
+    similar = SimilarTexts(inputs.student_artifact, tokenizer, inputs.task.max_seq_length, context.cache)
+    task = load_task(context.task or "", inputs.task, tokenizer, unlabelled, similar)
     task = with_dense(task, inputs.task_teacher_artifact, tokenizer, context.cache)
     model = load_task_model(source, task.kind, task.labels, fitted=False, pooling=task.pooling)
     matrices = prunable_matrices(model, inputs.model.prunable)
