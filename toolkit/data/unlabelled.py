@@ -14,7 +14,6 @@ from toolkit.recipe import Quantize, Task, Transfer, Unlabelled
 from toolkit.recipe.references import unlabelled_files
 
 MOST_PAIRED = 40_000  # different texts; each is compared with each
-_BESIDE = 8  # of the most similar texts, how many may stand beside a text already
 
 # Texts, and how many -> the numbers of the texts most similar to each, [n, how many], the most similar one first.
 Similar = Callable[[Sequence[str], int], np.ndarray]
@@ -42,22 +41,22 @@ def unlabelled_rows(section: Task, unlabelled: Unlabelled, read: TaskRows, simil
 
 
 def pairs(rows: Sequence[TaskRow], count: int, similar: Similar) -> Iterator[TaskRow]:
-    """Yields pairs of each text with the most similar other texts that it does not stand beside yet.
+    """Yields pairs of each text with the most similar other texts, except those that it stands beside already.
 
     A text that only occurs first, or only second, in rows stays there, unless both texts of a pair do so.
 
     Args:
         rows: Rows with two texts. Of more than 40,000 different texts, 40,000 are drawn.
-        count: Number of pairs for each text; two texts that choose each other are one pair.
+        count: Number of other texts for each text; two that choose each other are one pair.
         similar: Finds the most similar texts.
     """
     texts = _some([text for row in rows for text in row.texts])
     known = {row.texts for row in rows} | {row.texts[::-1] for row in rows}
     first, second = ({row.texts[place] for row in rows} for place in range(2))
     rng = np.random.default_rng(0)
-    for text, numbers in zip(texts, similar(texts, min(count + _BESIDE, len(texts))), strict=True):
-        best = [texts[number] for number in numbers]
-        for other in [other for other in best if other != text and (text, other) not in known][:count]:
+    for text, numbers in zip(texts, similar(texts, min(count + 1, len(texts))), strict=True):
+        others = [texts[number] for number in numbers if texts[number] != text][:count]
+        for other in [other for other in others if (text, other) not in known]:
             known |= {(text, other), (other, text)}
             stay, swapped = text in first and other in second, other in first and text in second
             swap = swapped if stay != swapped else bool(rng.integers(2))
