@@ -206,7 +206,7 @@ def test_null_in_a_column_of_rows_or_hold_out_is_an_empty_text(tmp_path, suffix)
     table = [(*row, kind) for row, kind in zip(GOOD, ("x", None, "x"), strict=True)]
     path = write(tmp_path, suffix, [*table, ("g", "h", "yes", "x")], columns=(*COLUMNS, "kind"))
     assert [r.texts[0] for r in task_rows.read_task("t", pairs(path, rows={"kind": ("x",)})).train] == ["a", "e", "g"]
-    assert [r.group for r in task_rows._read(path, pairs(path, dev=None, hold_out={"column": "kind"}), [])] == [
+    assert [r.group for r in task_rows.read_file(path, pairs(path, dev=None, hold_out={"column": "kind"}), [])] == [
         "x",
         "",
         "x",
