@@ -20,7 +20,7 @@ Similar = Callable[[Sequence[str], int], np.ndarray]
 
 
 def unlabelled_rows(section: Task, unlabelled: Unlabelled, read: TaskRows, similar: Similar | None) -> list[TaskRow]:
-    """Returns rows without labels: different ones, none of which has the texts of a row of any split.
+    """Returns rows without labels: different ones, none of which has the texts of a row of any split, in either order.
 
     Args:
         section: The task's section.

@@ -210,7 +210,7 @@ def _check_unlabelled(recipe: Recipe, name: str) -> None:
     task = recipe.tasks[name]
     for stage in ("transfer", "quantize"):
         section = recipe.section(stage, name)
-        if section is None or section.distillation is None or section.distillation.unlabelled is None:
+        if section is None or section.unlabelled is None:
             continue
         at = ("tasks", name, stage) if getattr(task, stage) is not None else (stage,)
         keys = (*at, "distillation", "unlabelled")
@@ -218,10 +218,10 @@ def _check_unlabelled(recipe: Recipe, name: str) -> None:
             kinds = ", ".join(kind for kind, rules in KINDS.items() if rules.takes_unlabelled)
             what = f"{name!r} is a task of {task.kind.replace('_', ' ')}; examples without labels are for {kinds}"
             raise wrong(what, *keys, instead="remove the key")
-        if section.distillation.unlabelled.pairs and stage == "quantize":
+        if section.unlabelled.pairs and stage == "quantize":
             what = "has no effect: new pairs are made for `transfer`"
             raise wrong(what, *keys, "pairs", instead="files: [<file>], or no `unlabelled`")
-        if section.distillation.unlabelled.pairs and len(task.columns) != 2:
+        if section.unlabelled.pairs and len(task.columns) != 2:
             raise wrong(f"{name!r} has no second text", *keys, "pairs", instead="files: [<file>], or no `unlabelled`")
 
 

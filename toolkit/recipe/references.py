@@ -102,8 +102,7 @@ def train_files(task: Task) -> list[str]:
 
 def unlabelled_files(section: Transfer | Quantize | None) -> tuple[str, ...]:
     """Returns the files of a stage's examples without labels as written in the recipe."""
-    unlabelled = section.distillation.unlabelled if section and section.distillation else None
-    return unlabelled.files if unlabelled else ()
+    return section.unlabelled.files if section and section.unlabelled else ()
 
 
 def matching_files(spec: str) -> list[str]:

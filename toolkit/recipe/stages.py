@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from toolkit.recipe.distillation import Distillation, DistillationTrain, StudentDistillation
+from toolkit.recipe.distillation import Distillation, DistillationTrain, StudentDistillation, Unlabelled
 from toolkit.recipe.fields import Count, Position, Section, wrong
 from toolkit.recipe.pruning import LOCK, SPARSE_GPT, Pruner, Pruning, TaskPruning, WeightCompression
 from toolkit.recipe.quantization import AccuracyCriterion, Quantization, Tuning
@@ -201,6 +201,11 @@ class Transfer(Section):
         assert train is not None
         return train
 
+    @property
+    def unlabelled(self) -> Unlabelled | None:
+        """Training examples without labels beside those of the task's train split."""
+        return self.distillation.unlabelled if self.distillation else None
+
 
 class Quantize(Section):
     """Quantization of the task model with its pattern locked; training can use distillation from the task teacher."""
@@ -237,6 +242,11 @@ class Quantize(Section):
     def train(self) -> Train | None:
         """Training settings, with or without a teacher; None: post-training quantization."""
         return self.distillation.train if self.distillation else self.quantization.train
+
+    @property
+    def unlabelled(self) -> Unlabelled | None:
+        """Training examples without labels beside those of the task's train split."""
+        return self.distillation.unlabelled if self.distillation else None
 
 
 def _one_of(plain: Train | None, distillation: Distillation | None, section: str) -> None:

@@ -70,7 +70,11 @@ def test_a_text_is_never_paired_with_itself():
 
 def test_rows_without_labels_are_new_and_none_is_evaluated(section, tmp_path):
     read = read_task("toy", section)
-    logs = table(tmp_path / "logs.tsv", ("b", "a"), [("y", "x"), ("new", "text"), ("new", "text"), ASKED[0][::-1]])
+    logs = table(
+        tmp_path / "logs.tsv",
+        ("b", "a"),
+        [("y", "x"), ("x", "y"), ("new", "text"), ("new", "text"), ASKED[0], ASKED[0][::-1]],
+    )
     found = unlabelled_rows(section, Unlabelled(files=(logs,)), read, None)
     assert [(row.texts, row.label) for row in found] == [(("text", "new"), None)]
     made = unlabelled_rows(section, Unlabelled(files=(logs,), pairs=3), read, words)

@@ -292,6 +292,8 @@ class _Costs:
         over_dev = volume.dev * cost.forward_seconds / batch
         if isinstance(section, Transfer) and section.reconstruction:
             over_dev += _RECONSTRUCTION * section.reconstruction.examples * cost.forward_seconds / batch
+        if (unlabelled := unlabelled_of(step)) and unlabelled.pairs:  # each text of the pairs, half an example, once
+            over_dev += (volume.examples or 0) / unlabelled.pairs / 2 * cost.forward_seconds / batch
         if stage == "quantize":
             over_tune = volume.tune * cost.forward_seconds / batch
             return _QUANTIZE + over_dev + 2 * over_tune  # FP32 and INT8; further trials take longer

@@ -126,5 +126,4 @@ def _time_settings(section: Any) -> Any:
 def unlabelled_of(step: Step) -> Unlabelled | None:
     """Returns what a step adds to the examples with labels."""
     section = step.sections[step.stage.name]
-    distillation = section.distillation if isinstance(section, Transfer | Quantize) else None
-    return distillation.unlabelled if distillation else None
+    return section.unlabelled if isinstance(section, Transfer | Quantize) else None

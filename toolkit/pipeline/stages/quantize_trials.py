@@ -41,9 +41,7 @@ class Trials:
         self._inputs, self._context = inputs, context
         self._source = inputs.transfer_artifact.path
         self.tokenizer = load_tokenizer(self._source)
-        distillation = inputs.quantize.distillation
-        unlabelled = distillation.unlabelled if distillation else None
-        task = load_task(context.task or "", inputs.task, self.tokenizer, unlabelled)
+        task = load_task(context.task or "", inputs.task, self.tokenizer, inputs.quantize.unlabelled)
         self.task = with_dense(task, inputs.task_teacher_artifact, self.tokenizer, context.cache)
         self.plain = self.fresh()
         self.mask = checkpoint_mask(self._source, self.matrices(self.plain), dense_too=True)

@@ -45,9 +45,8 @@ def run(inputs: Inputs, context: Context) -> StageResult:
     train, pruning = section.train, section.pruning
     source = inputs.student_artifact.path
     tokenizer = load_tokenizer(source)
-    unlabelled = section.distillation.unlabelled if section.distillation else None
     similar = SimilarTexts(inputs.student_artifact, tokenizer, inputs.task.max_seq_length, context.cache)
-    task = load_task(context.task or "", inputs.task, tokenizer, unlabelled, similar)
+    task = load_task(context.task or "", inputs.task, tokenizer, section.unlabelled, similar)
     task = with_dense(task, inputs.task_teacher_artifact, tokenizer, context.cache)
     model = load_task_model(source, task.kind, task.labels, fitted=False, pooling=task.pooling)
     matrices = prunable_matrices(model, inputs.model.prunable)
